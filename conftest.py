@@ -1,0 +1,5 @@
+"""The plugin comes through its entry point; naming it here again would be an error."""
+
+from __future__ import annotations
+
+pytest_plugins = ["pytester"]

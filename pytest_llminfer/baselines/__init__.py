@@ -1,0 +1,1 @@
+"""Recorded expectations: what a record is, where it came from, and where it is kept."""

@@ -1,0 +1,201 @@
+"""Parameter layouts: every tensor of a loaded model against what its configuration and quantization imply, or a record."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer.checks.offenders import first_offenders
+from pytest_llminfer.checks.storage import expected_layout
+from pytest_llminfer.models.shape import torch_dtype
+from pytest_llminfer.verdict import Measurement, Outcome, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pytest_llminfer.models.shape import ModelShape
+    from pytest_llminfer.observations import Parameter
+
+COMPARED = ("dtype", "shape", "stored_shape", "stored_bytes", "state_bytes", "packing", "block_size", "double_quantized")
+"""What must be equal of a tensor, apart from its name."""
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def check_layout(  # noqa: PLR0913 - keyword-only
+    *,
+    parameters: Sequence[Parameter],
+    shape: ModelShape,
+    dtype: str,
+    quantization: str,
+    tied: Iterable[Sequence[str]],
+    double_quantized: bool | None = None,
+) -> Verdict:
+    """Whether every tensor is there, once, with the dtype, shape, packing and bytes that the cell implies, and no other.
+
+    dtype: the model's, resolved (fp32, fp16, bf16 or torch's words). tied: the pairs of names that the engine reports as one
+    tensor; a tied output matrix is not a parameter of its own. Bytes are exact, quantization state included (``storage.py``).
+
+    Raises:
+        UnsupportedError: a quantization whose storage is not known here.
+    """
+    weights = expected_layout(shape=shape, dtype=dtype, quantization=quantization, double_quantized=double_quantized)
+    expected = {weight.parameter.name: _fields(weight.parameter) for weight in weights}
+    lines = [*_tie_differences(tied, shape), *_differences(parameters, expected), *_device_differences(parameters)]
+    elements, stored = shape.parameter_count, sum(parameter.stored_bytes for parameter in parameters)
+    cell = f"{torch_dtype(dtype)}, {'unquantized' if quantization == 'none' else quantization}"
+    return _verdict(
+        claim=f"every parameter is stored as the configuration of a {shape.architecture} model implies ({cell})",
+        key=f"{8 * stored / elements:.3f} bits/weight",
+        parameters=parameters,
+        expected=len(expected),
+        lines=lines,
+        extra=(Measurement("bits per weight", 8 * stored / elements, "bits", elements),),
+        source="the model's configuration and the quantization's storage rule",
+        advice="see which role changed: linears in the model's dtype were not quantized, norms or embeddings in another dtype "
+        "were converted, an output matrix of its own means that a tie was broken",
+    )
+
+
+def summarise_layout(parameters: Iterable[Parameter]) -> dict[str, Any]:
+    """A layout as plain JSON for a baseline: layers that are stored alike share one entry.
+
+    ``{"model.layers.*.mlp.up_proj.weight": [{"layers": [0, 1], "dtype": …, "stored_bytes": …}]}``; names without a
+    layer number have an entry without ``layers``. Nothing is lost: :func:`check_layout_unchanged` compares every tensor.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for parameter in sorted(parameters, key=lambda parameter: _sort_key(parameter.name)):
+        pattern, layer = _pattern(parameter.name)
+        stored = {name: list(value) if isinstance(value, tuple) else value for name, value in _fields(parameter).items()}
+        entries = groups.setdefault(pattern, [])
+        same = next((entry for entry in entries if {key: entry[key] for key in COMPARED} == stored), None)
+        if same is None:
+            same = stored if layer is None else {"layers": [], **stored}
+            entries.append(same)
+        if layer is not None:
+            same["layers"].append(layer)
+    return groups
+
+
+def check_layout_unchanged(*, parameters: Sequence[Parameter], expected: Mapping[str, Any]) -> Verdict:
+    """Whether every tensor is stored as in a recorded layout, and no other is there.
+
+    expected: what :func:`summarise_layout` gave. For models whose configuration is not known here, and for engines that
+    fuse or rename parameters.
+    """
+    recorded: dict[str, dict[str, Any]] = {
+        pattern.replace("*", str(layer), 1) if layer is not None else pattern: {
+            key: tuple(entry[key]) if isinstance(entry[key], list) else entry[key] for key in COMPARED
+        }
+        for pattern, entries in expected.items()
+        for entry in entries
+        for layer in entry.get("layers", (None,))
+    }
+    stored = sum(parameter.stored_bytes for parameter in parameters)
+    return _verdict(
+        claim="every parameter is stored as in the baseline",
+        key=f"{len(parameters):,} tensors",
+        parameters=parameters,
+        expected=len(recorded),
+        lines=[*_differences(parameters, recorded), *_device_differences(parameters)],
+        extra=(
+            Measurement("bytes before", sum(entry["stored_bytes"] for entry in recorded.values()), "bytes", len(recorded)),
+            Measurement("bytes now", stored, "bytes", len(parameters)),
+        ),
+        source="the baseline",
+        advice="if the new storage is meant, record a new baseline",
+    )
+
+
+def _verdict(  # noqa: PLR0913 - keyword-only
+    *,
+    claim: str,
+    key: str,
+    parameters: Sequence[Parameter],
+    expected: int,
+    lines: list[str],
+    extra: tuple[Measurement, ...],
+    source: str,
+    advice: str,
+) -> Verdict:
+    if not parameters:
+        lines, key = ["nothing was compared: the engine reported no parameters"], "no parameters"
+    histogram = Counter[str]()
+    for parameter in parameters:
+        histogram[parameter.dtype] += parameter.stored_bytes
+    return Verdict(
+        outcome=Outcome.FAIL if lines else Outcome.PASS,
+        claim=claim,
+        key=key,
+        measurements=(
+            Measurement("tensors", len(parameters), "tensors", len(parameters), f"expected {expected}"),
+            *(Measurement(f"stored in {dtype}", stored, "bytes") for dtype, stored in sorted(histogram.items())),
+            *extra,
+        ),
+        threshold="every tensor equal in " + ", ".join(COMPARED) + ", none missing, none extra",
+        threshold_source=source,
+        smallest_detectable="exact",
+        advice=advice,
+        details=first_offenders(lines),
+    )
+
+
+def _fields(parameter: Parameter) -> dict[str, Any]:
+    return {name: getattr(parameter, name) for name in COMPARED}
+
+
+def _differences(parameters: Sequence[Parameter], expected: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Missing, repeated, extra and different tensors; the same difference in several layers is one line."""
+    found = {parameter.name: _fields(parameter) for parameter in parameters}
+    names = Counter(parameter.name for parameter in parameters)
+    reasons = [(name, "missing") for name in expected if name not in found]
+    reasons += [(name, f"reported {count} times") for name, count in names.items() if count > 1]
+    for name, fields in found.items():
+        if name not in expected:
+            reasons.append((name, f"extra: {fields['dtype']} {list(fields['shape'])}, {fields['stored_bytes']:,} bytes"))
+        elif wrong := [key for key in COMPARED if fields[key] != expected[name][key]]:
+            changes = [f"{key} {_text(fields[key])} instead of {_text(expected[name][key])}" for key in wrong]
+            reasons.append((name, ", ".join(changes)))
+    layers: dict[tuple[str, str], list[str]] = {}
+    for name, reason in reasons:
+        layers.setdefault((_pattern(name)[0], reason), []).append(name)
+    return [_line(members, reason) for (_, reason), members in layers.items()]
+
+
+def _line(members: list[str], reason: str) -> str:
+    others = f" (and the same in {len(members) - 1} other layers)" if len(members) > 1 else ""
+    return f"{members[0]}{others}: {reason}"
+
+
+def _tie_differences(tied: Iterable[Sequence[str]], shape: ModelShape) -> list[str]:
+    found, expected = {tuple(sorted(pair)) for pair in tied}, {tuple(sorted(pair)) for pair in shape.tied_pairs}
+    lines = [f"{' and '.join(pair)} should be one tensor and are not" for pair in sorted(expected - found)]
+    return lines + [f"{' and '.join(pair)} are one tensor and should not be" for pair in sorted(found - expected)]
+
+
+def _device_differences(parameters: Sequence[Parameter]) -> list[str]:
+    """Weights that were left behind: on the meta device, or offloaded to another kind of device than the rest."""
+    first: dict[str, str] = {}
+    for parameter in parameters:
+        first.setdefault(parameter.device.partition(":")[0], parameter.name)
+    if set(first) <= {"cpu"} or ("meta" not in first and len(first) == 1):
+        return []
+    places = ", ".join(f"{device} (first {name})" for device, name in first.items())
+    return [f"not all parameters are on one kind of device: {places}"]
+
+
+def _pattern(name: str) -> tuple[str, int | None]:
+    number = _NUMBER.search(name)
+    return (f"{name[: number.start()]}*{name[number.end() :]}", int(number[0])) if number else (name, None)
+
+
+def _sort_key(name: str) -> tuple[str, int]:
+    pattern, layer = _pattern(name)
+    return pattern, -1 if layer is None else layer
+
+
+def _text(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(list(value)) if isinstance(value, tuple) else str(value or "none")

@@ -1,0 +1,114 @@
+"""How each role of weight is stored in each quantization, and from that the exact layout of a model.
+
+Only the linears of the layers are quantized; embeddings, norms, biases and the output matrix keep the model's dtype.
+The bytes are those of bitsandbytes 0.50 in transformers 5.23, read from loaded models (QuantState and SCB), for CPU and GPU alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.models.shape import ROLES, item_bytes, torch_dtype
+from pytest_llminfer.observations import Parameter
+
+if TYPE_CHECKING:
+    from pytest_llminfer.models.shape import ModelShape, WeightShape
+
+BLOCK = 64
+"""Weights that share one absolute maximum in nf4 and fp4."""
+NESTED_BLOCK = 256
+"""Absolute maxima that share one of their own, where they are quantized too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How a weight is held: the dtype of its tensor ("model" is the model's own), the name of its packing, and whether its
+    scales are quantized too unless a test says otherwise; None where that has no meaning."""
+
+    dtype: str
+    packing: str = ""
+    double_quantized: bool | None = None
+
+
+PLAIN = Storage("model")
+_KEPT = dict.fromkeys(ROLES, PLAIN)
+_LINEARS = ("attention", "mlp")
+
+STORAGE: dict[str, dict[str, Storage]] = {
+    "none": _KEPT,
+    "int8": _KEPT | dict.fromkeys(_LINEARS, Storage("int8", "int8")),
+    "nf4": _KEPT | dict.fromkeys(_LINEARS, Storage("uint8", "nf4", double_quantized=True)),
+    "fp4": _KEPT | dict.fromkeys(_LINEARS, Storage("uint8", "fp4", double_quantized=False)),
+}
+"""Quantization → role → storage."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """One weight as it should be found, and the bytes of each tensor that holds it: the weight, then its state."""
+
+    parameter: Parameter
+    tensors: tuple[int, ...]
+
+
+def expected_layout(*, shape: ModelShape, dtype: str, quantization: str, double_quantized: bool | None = None) -> tuple[StoredWeight, ...]:
+    """Every weight of a model as it should be stored, in the order of the model; devices are left open.
+
+    dtype: the model's, in the words of a cell or of torch. double_quantized: whether the absolute maxima of nf4 or fp4 are
+    quantized too; None for what ``STORAGE`` says.
+
+    Raises:
+        UnsupportedError: a quantization whose storage is not known here: a visible skip.
+    """
+    if quantization not in STORAGE:
+        raise UnsupportedError(f"the storage of quantization {quantization!r} is not known here (known: {', '.join(STORAGE)})")
+    roles = STORAGE[quantization]
+    return tuple(_stored(weight, roles[weight.role], torch_dtype(dtype), double_quantized=double_quantized) for weight in shape.parameters())
+
+
+def _stored(weight: WeightShape, storage: Storage, dtype: str, *, double_quantized: bool | None) -> StoredWeight:
+    plain = Parameter(
+        name=weight.name,
+        dtype=dtype,
+        shape=weight.shape,
+        stored_shape=weight.shape,
+        stored_bytes=weight.elements * item_bytes(dtype),
+    )
+    if not storage.packing:
+        return StoredWeight(plain, (plain.stored_bytes,))
+    blocks = storage.packing != "int8"
+    double = storage.double_quantized if double_quantized is None or not blocks else double_quantized
+    shape = weight.shape[::-1] if weight.transposed else weight.shape
+    if blocks:
+        stored_shape: tuple[int, ...] = (math.ceil(weight.elements / 2), 1)
+        state = _four_bit_state(weight.elements, double_quantized=bool(double))
+    else:
+        stored_shape, state = shape, (4 * shape[0],)
+    packed = math.prod(stored_shape)
+    parameter = replace(
+        plain,
+        dtype=storage.dtype,
+        shape=shape,
+        stored_shape=stored_shape,
+        stored_bytes=packed + sum(state),
+        state_bytes=sum(state),
+        packing=storage.packing,
+        block_size=BLOCK if blocks else None,
+        double_quantized=double,
+    )
+    return StoredWeight(parameter, (packed, *state))
+
+
+def _four_bit_state(elements: int, *, double_quantized: bool) -> tuple[int, ...]:
+    """Bytes of the state of ``elements`` 4-bit weights, a tensor each.
+
+    Plain: one fp32 maximum a block, a codebook of 16 fp32. Double: one uint8 a block, the same codebook, an fp32 offset, one
+    fp32 maximum for 256 blocks, a codebook of 256 fp32. Every weight has its own copy of the codebooks.
+    """
+    blocks = math.ceil(elements / BLOCK)
+    if not double_quantized:
+        return 4 * blocks, 64
+    return blocks, 64, 4, 4 * math.ceil(blocks / NESTED_BLOCK), 1024

@@ -1,0 +1,1 @@
+"""Questions with known answers, and how they are put to a model."""

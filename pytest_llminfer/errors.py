@@ -1,0 +1,78 @@
+"""What can go wrong, each as one clear line that names the thing and the way out. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class LlminferError(Exception):
+    """Base of every error that this package raises on purpose; shown to the user without a traceback."""
+
+
+class InvalidSpecError(LlminferError, ValueError):
+    """A value that names nothing: the message lists the valid ones and the closest match."""
+
+    def __init__(self, name: str, value: object, choices: Iterable[str]) -> None:
+        self.name, self.value, self.choices = name, value, tuple(choices)
+        close = difflib.get_close_matches(str(value), self.choices, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        super().__init__(f"unknown {name} {value!r}; valid: {', '.join(self.choices)}.{hint}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.name, self.value, self.choices))
+
+
+class UnsupportedError(LlminferError):
+    """The engine cannot do this: a visible skip with this reason."""
+
+
+class BadInputError(LlminferError):
+    """Something the user gave cannot be used: a path, a file, an option."""
+
+
+class EngineError(LlminferError):
+    """The engine answered with an error; the worker is still alive."""
+
+
+class EngineStartError(EngineError):
+    """The worker could not start or load: the interpreter, the engine or the model is at fault."""
+
+
+class EngineDiedError(EngineError):
+    """The worker process ended by itself; the message has its signal or exit status and its last words."""
+
+
+class EngineHungError(EngineError):
+    """The worker said nothing for longer than its time limit and was killed."""
+
+
+class OutOfMemoryError(EngineError):
+    """The engine asked for more memory than the device has."""
+
+
+class BaselineError(LlminferError):
+    """A baseline file cannot be read or written."""
+
+
+class DatasetError(LlminferError):
+    """A dataset cannot be loaded, or one of its rows is malformed."""
+
+
+WORKER_ERRORS: dict[str, type[LlminferError]] = {
+    "unsupported": UnsupportedError,
+    "bad_input": BadInputError,
+    "engine": EngineError,
+    "start": EngineStartError,
+    "out_of_memory": OutOfMemoryError,
+}
+"""How an error crosses the process boundary: its kind in the message, and the class raised in the pytest process."""
+
+
+def kind_of(error: BaseException) -> str:
+    """The message kind for an error raised in a worker."""
+    exact = {cls: kind for kind, cls in WORKER_ERRORS.items()}
+    return exact.get(type(error), "out_of_memory" if isinstance(error, MemoryError) else "engine")  # type: ignore[arg-type]

@@ -1,0 +1,114 @@
+"""The fixture chain, each link of which a project may override in its conftest.py.
+
+``engine_spec`` (session, one value a cell) → ``model``, ``engine_args`` → ``launch_engine`` → ``engine`` (session, loaded once)
+→ ``judge``, ``baseline``, ``throughput`` (function).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llminfer import judging, options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pytest_llminfer.answering import QuestionSet
+    from pytest_llminfer.datasets.load import Dataset
+    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.hardware import Hardware
+    from pytest_llminfer.measuring import Throughput
+    from pytest_llminfer.models.model import Model
+    from pytest_llminfer.recording import Baseline
+    from pytest_llminfer.spec import EngineSpec
+
+
+@pytest.fixture(scope="session")
+def engine_spec(request: pytest.FixtureRequest) -> EngineSpec:
+    """The cell under test."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def model(engine_spec: EngineSpec) -> Model:
+    """What is served: files, configuration, tokenizer, chat template, shape arithmetic."""
+    from pytest_llminfer.models.model import Model  # noqa: PLC0415 - reads files, so only when asked for
+
+    return Model(engine_spec.model, weights=engine_spec.weights)
+
+
+@pytest.fixture(scope="session")
+def engine_args(pytestconfig: pytest.Config) -> Mapping[str, Any]:
+    """Further arguments of the engine, from ``--engine-args``; override it to give a project's own."""
+    return pytestconfig.stash[options.STASH].engine_args
+
+
+@pytest.fixture(scope="session")
+def launch_engine(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+    """Start engines: called with (spec, model, engine_args, variables); all are ended with the cell."""
+    from pytest_llminfer.launching import Launcher  # noqa: PLC0415 - brings the worker's client
+
+    launcher = Launcher(pytestconfig, tmp_path_factory.mktemp("llminfer"))
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(scope="session")
+def engine(
+    engine_spec: EngineSpec, model: Model, engine_args: Mapping[str, Any], launch_engine: Callable[..., Engine]
+) -> Iterator[Engine]:
+    """The engine of this cell, loaded once for all its tests."""
+    loaded = launch_engine(engine_spec, model, engine_args)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="session")
+def hardware() -> Hardware:
+    """This machine's accelerators, or its processor."""
+    from pytest_llminfer.hardware import detect  # noqa: PLC0415 - asks the driver, so only when wanted
+
+    return detect()
+
+
+@pytest.fixture
+def judge(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> judging.Judge:
+    """Turns a verdict into this test's outcome."""
+    return judging.Judge(request.node, pytestconfig.stash[options.STASH])
+
+
+@pytest.fixture
+def baseline(
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config, engine: Engine, hardware: Hardware, judge: judging.Judge
+) -> Baseline:
+    """The recorded expectations of this test's cell."""
+    from pytest_llminfer.recording import Baseline, open_source  # noqa: PLC0415 - reads the store, so only when asked for
+
+    settings, source = pytestconfig.stash[options.STASH], open_source(pytestconfig)
+    return Baseline(item=request.node, engine=engine, source=source, hardware=hardware, settings=settings, judge=judge)
+
+
+@pytest.fixture(scope="session")
+def dataset(pytestconfig: pytest.Config) -> Dataset:
+    """The questions that ``--dataset`` names."""
+    from pytest_llminfer.datasets.load import load  # noqa: PLC0415 - reads files, so only when asked for
+
+    return load(pytestconfig.stash[options.STASH].dataset)
+
+
+@pytest.fixture(scope="session")
+def gsm8k(pytestconfig: pytest.Config, dataset: Dataset, model: Model) -> QuestionSet:
+    """The questions of this session, worded for this cell's model and ready to be asked."""
+    from pytest_llminfer.answering import QuestionSet  # noqa: PLC0415 - words the prompts, so only when asked for
+
+    return QuestionSet(dataset, model, pytestconfig.stash[options.STASH].gsm8k_questions)
+
+
+@pytest.fixture
+def throughput(engine: Engine, benchmark: Any) -> Throughput:
+    """Measures this cell's speed through pytest-benchmark."""
+    from pytest_llminfer.measuring import Throughput  # noqa: PLC0415 - brings the statistics
+
+    return Throughput(engine, benchmark)

@@ -1,0 +1,175 @@
+"""What the tests run on, found out without any framework. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import subprocess
+import unicodedata
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+QUERY = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total,driver_version", "--format=csv,noheader")
+_FIELDS_AROUND_NAME = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """One machine as the tests see it.
+
+    accelerator: the exact name of the visible GPUs, joined by " + " where they differ; empty without one. count: how many
+    are visible. cpu: the processor's model name; cores: how many of them this process may use. memory_mib: of one
+    accelerator, 0 where unknown. driver: its version.
+    """
+
+    accelerator: str
+    count: int
+    cpu: str
+    cores: int
+    memory_mib: int = 0
+    driver: str = ""
+
+    @property
+    def key(self) -> str:
+        """The folder of its baselines: ``nvidia-h100-80gb-hbm3-x1``, or ``amd-epyc-4-cores`` without an accelerator."""
+        if self.accelerator:
+            return f"{slug(self.accelerator)}-x{self.count}"
+        return f"{slug(self.cpu) or 'unknown-cpu'}-{self.cores}-cores"
+
+    def using(self, count: int) -> Hardware:
+        """The same machine with ``count`` of its accelerators: what one cell takes. Unchanged without an accelerator."""
+        return replace(self, count=count) if self.accelerator else self
+
+    def describe(self) -> str:
+        """One line for a header."""
+        host = f"{self.cpu or 'unknown processor'}, {self.cores} usable core{'s' * (self.cores != 1)}"
+        if not self.accelerator:
+            return f"no accelerator; {host}"
+        facts = [f"{self.memory_mib} MiB each"] * bool(self.memory_mib) + [f"driver {self.driver}"] * bool(self.driver)
+        return f"{self.count} x {self.accelerator}{' (' + ', '.join(facts) + ')' if facts else ''}; {host}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One line of nvidia-smi."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_mib: int
+    driver: str
+
+
+def slug(text: str) -> str:
+    """``text`` as the name of a file or folder: lower case, letters, digits, ``_``, ``.`` and ``-``, never a leading dot."""
+    text = re.sub(r"\((?:r|tm|c)\)", " ", unicodedata.normalize("NFC", text).lower())
+    return re.sub(r"[^\w.]+", "-", text).strip("-.")
+
+
+def detect(environ: Mapping[str, str] | None = None, *, timeout_seconds: float = 10.0) -> Hardware:
+    """The hardware that ``environ`` (of this process, unless given) leaves visible.
+
+    Takes as long as nvidia-smi does. Where that is missing, fails or says nothing within ``timeout_seconds``, there is no
+    accelerator. Never raises.
+    """
+    environ = os.environ if environ is None else environ
+    gpus = visible(parse_nvidia_smi(_ask_nvidia_smi(environ, timeout_seconds)), environ.get("CUDA_VISIBLE_DEVICES"))
+    return describe_machine(gpus, cpu=_cpu_name(), cores=_usable_cores())
+
+
+def describe_machine(gpus: Sequence[Gpu], *, cpu: str, cores: int) -> Hardware:
+    """The hardware made of these visible GPUs and this processor."""
+    if not gpus:
+        return Hardware("", 0, cpu, cores)
+    name = " + ".join(sorted({gpu.name for gpu in gpus}))
+    return Hardware(name, len(gpus), cpu, cores, min(gpu.memory_mib for gpu in gpus), gpus[0].driver)
+
+
+def parse_nvidia_smi(output: str) -> list[Gpu]:
+    """The GPUs that the answer to ``QUERY`` lists; lines that are something else ("No devices were found") are left out."""
+    gpus = []
+    for line in output.splitlines():
+        index, _, rest = line.partition(",")
+        parts = [part.strip() for part in rest.split(",")]
+        if not index.strip().isdecimal() or len(parts) < _FIELDS_AROUND_NAME:
+            continue
+        uuid, *name, memory, driver = parts
+        mib = re.match(r"\d+", memory)
+        gpus.append(Gpu(int(index), uuid, ", ".join(name), int(mib.group()) if mib else 0, driver))
+    return gpus
+
+
+def visible(gpus: Sequence[Gpu], devices: str | None) -> list[Gpu]:
+    """Those of ``gpus`` that ``CUDA_VISIBLE_DEVICES`` (None: not set) leaves visible, in its order.
+
+    As CUDA reads it: indices or unambiguous starts of UUIDs, and everything from the first entry that names nothing is
+    hidden. A MIG slice has no line of its own in nvidia-smi's query; it is named after the first GPU, with "MIG" added.
+    """
+    if devices is None:
+        return list(gpus)
+    chosen: list[Gpu] = []
+    for entry in (part.strip() for part in devices.split(",")):
+        if entry.startswith("MIG-") and gpus:
+            chosen.append(replace(gpus[0], uuid=entry, name=f"{gpus[0].name} MIG", memory_mib=0))
+            continue
+        matches = [gpu for gpu in gpus if _names(entry, gpu)]
+        if len(matches) != 1:
+            break
+        chosen += [gpu for gpu in matches if gpu not in chosen]
+    return chosen
+
+
+def _names(entry: str, gpu: Gpu) -> bool:
+    return gpu.index == int(entry) if entry.isdecimal() else entry.startswith("GPU-") and gpu.uuid.startswith(entry)
+
+
+def parse_cpuinfo(text: str) -> str:
+    """The model name in the text of /proc/cpuinfo; empty where it has none (many ARM kernels)."""
+    found = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", text, re.MULTILINE)
+    return " ".join(found.group(1).split()) if found else ""
+
+
+def _ask_nvidia_smi(environ: Mapping[str, str], timeout_seconds: float) -> str:
+    try:
+        process = subprocess.Popen(  # noqa: S603 - a fixed command
+            QUERY,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            env=dict(environ),
+        )
+    except OSError:
+        return ""
+    try:
+        output, _ = process.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        if process.stdout:
+            process.stdout.close()
+        # Behind a wedged driver the process cannot be killed at once: subprocess.run would wait for it without limit.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
+        return ""
+    return output if process.returncode == 0 else ""
+
+
+def _cpu_name() -> str:
+    try:
+        name = parse_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        name = ""
+    return name or platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

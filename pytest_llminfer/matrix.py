@@ -1,0 +1,95 @@
+"""From options to cells: the product of the lists, in a stable order, with nonsense refused before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llminfer.options import Options
+    from pytest_llminfer.spec import EngineSpec
+
+CELLS = pytest.StashKey["tuple[EngineSpec, ...]"]()
+FIXTURE = "engine_spec"
+
+
+def expand(options: Options) -> tuple[EngineSpec, ...]:
+    """The cells that the options name, each once, in the order given.
+
+    Raises:
+        pytest.UsageError: a name that does not exist, or parallel sizes that do not fit the GPUs.
+    """
+    from pytest_llminfer.errors import InvalidSpecError  # noqa: PLC0415 - kept out of the start of every pytest session
+    from pytest_llminfer.spec import EngineSpec  # noqa: PLC0415
+
+    cells = []
+    spreads = _spreads(options)
+    for engine, model, weights, dtype, quantization, kv_dtype in itertools.product(
+        options.engine, options.model, options.weights, options.dtype, options.quantization, options.kv_dtype
+    ):
+        name, _, environment = engine.partition("@")
+        for tp, pp, dp in spreads:
+            try:
+                cells.append(EngineSpec(name, environment, model, weights, dtype, quantization, kv_dtype, tp, pp, dp))
+            except InvalidSpecError as error:
+                flag = "--" + error.name.replace("_", "-")
+                raise pytest.UsageError(f"{flag}: {error}") from None
+    if not cells:
+        raise pytest.UsageError("no cell to test: --engine, --model, --dtype and --quantization each need a value")
+    return tuple(dict.fromkeys(cells))
+
+
+def _spreads(options: Options) -> list[tuple[int, int, int]]:
+    """(tp, pp, dp) triples: as chosen, or with ``--gpus=N`` alone one GPU, dp=N and tp=N side by side."""
+    gpus = options.gpus
+    if not (options.tp or options.pp or options.dp):
+        return [(1, 1, 1)] if gpus in (None, 1) else [(1, 1, 1), (1, 1, gpus), (gpus, 1, 1)]
+    spreads = list(itertools.product(options.tp or (1,), options.pp or (1,), options.dp or (1,)))
+    if gpus is not None:
+        for tp, pp, dp in spreads:
+            if gpus % (tp * pp * dp):
+                divisors = [str(n) for n in range(1, gpus + 1) if gpus % n == 0]
+                raise pytest.UsageError(
+                    f"tp={tp} x pp={pp} x dp={dp} does not divide --gpus={gpus}; products that do: {', '.join(divisors)}"
+                )
+    return spreads
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for an engine, directly or through its fixtures, once a cell that its markers let through."""
+    if FIXTURE not in metafunc.fixturenames:
+        return
+    cells = [cell for cell in metafunc.config.stash[CELLS] if _applies(cell, metafunc.definition)]
+    if cells:
+        metafunc.parametrize(FIXTURE, cells, ids=str, scope="session", indirect=True)
+    else:
+        reason = "its llminfer_only marker lets none of this session's cells through"
+        metafunc.parametrize(
+            FIXTURE, [pytest.param(None, id="no-cell", marks=pytest.mark.skip(reason=reason))], scope="session", indirect=True
+        )
+
+
+def _applies(cell: EngineSpec, definition: pytest.Item) -> bool:
+    """``llminfer_only(engine=..., quantization=...)``: every field named must have one of the values given."""
+    for marker in definition.iter_markers("llminfer_only"):
+        for name, allowed in marker.kwargs.items():
+            if name not in cell.__dataclass_fields__:
+                valid = ", ".join(cell.__dataclass_fields__)
+                raise pytest.UsageError(f"llminfer_only: unknown field {name!r} on {definition.nodeid}; valid: {valid}")
+            if getattr(cell, name) not in ((allowed,) if isinstance(allowed, (str, int)) else tuple(allowed)):
+                return False
+    return True
+
+
+def cell_of(item: pytest.Item) -> EngineSpec | None:
+    """The cell that a collected test belongs to."""
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get(FIXTURE)
+
+
+def group_by_cell(items: list[pytest.Item], cells: tuple[EngineSpec, ...]) -> None:
+    """One stable sort, tests without an engine first: pytest groups session parameters by index, not value, up to 9.1.1."""
+    order = {cell: position for position, cell in enumerate(cells)}
+    items.sort(key=lambda item: order.get(cell_of(item), -1))  # type: ignore[arg-type]

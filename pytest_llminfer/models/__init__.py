@@ -1,0 +1,1 @@
+"""What is known about a model before it is loaded: its files, its shape, and the bundled ones."""

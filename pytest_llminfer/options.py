@@ -1,0 +1,205 @@
+"""Command line and ini options, resolved once into plain data that remembers where each value came from."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+T = TypeVar("T")
+
+
+class _Option(NamedTuple):
+    """One option: ``--name`` on the command line, ``llminfer_name`` as ini; ``read`` turns its text into a value."""
+
+    flag: str
+    ini: str
+    default: str
+    help: str
+    metavar: str
+
+
+MATRIX = (
+    _Option(
+        "--engine",
+        "llminfer_engine",
+        "transformers",
+        "engines under test; NAME@/path/to/python runs one in another interpreter",
+        "NAME,…",
+    ),
+    _Option(
+        "--model", "llminfer_model", "reference", "what is served: a folder, a hub id, a bundled shape, or 'reference'", "MODEL,…"
+    ),
+    _Option("--weights", "llminfer_weights", "real", "real, or dummy: random weights of the model's shape", "WEIGHTS,…"),
+    _Option("--dtype", "llminfer_dtype", "auto", "auto, bf16, fp16, fp32", "DTYPE,…"),
+    _Option("--quantization", "llminfer_quantization", "none", "none, int8, nf4, fp4", "FORMAT,…"),
+    _Option("--kv-dtype", "llminfer_kv_dtype", "auto", "dtype of the KV cache", "DTYPE,…"),
+    _Option("--tp", "llminfer_tp", "", "tensor parallel sizes", "N,…"),
+    _Option("--pp", "llminfer_pp", "", "pipeline parallel sizes", "N,…"),
+    _Option("--dp", "llminfer_dp", "", "numbers of replicas", "N,…"),
+    _Option("--gpus", "llminfer_gpus", "", "GPUs to use: alone it compares one GPU, dp=N and tp=N", "N"),
+)
+OTHER = (
+    _Option("--engine-args", "llminfer_engine_args", "", "further arguments of the engine, as JSON", "JSON"),
+    _Option(
+        "--dataset",
+        "llminfer_dataset",
+        "synthetic",
+        "synthetic, openai/gsm8k, or a JSONL or Parquet file in GSM8K's format",
+        "NAME",
+    ),
+    _Option(
+        "--gsm8k-questions",
+        "llminfer_gsm8k_questions",
+        "",
+        "how many questions are asked, or 'all'; 300 on a CPU and all on a GPU unless given",
+        "N",
+    ),
+    _Option("--baselines", "llminfer_baselines", "baselines", "folder of recorded expectations, relative to the root", "DIR"),
+    _Option("--llminfer-timeout", "llminfer_timeout", "900", "seconds of silence after which an engine counts as hung", "SECONDS"),
+)
+
+
+class Options(NamedTuple):
+    """Every setting, resolved. ``sources`` says for each name whether the command line, the ini file or the default gave it."""
+
+    engine: tuple[str, ...]
+    model: tuple[str, ...]
+    weights: tuple[str, ...]
+    dtype: tuple[str, ...]
+    quantization: tuple[str, ...]
+    kv_dtype: tuple[str, ...]
+    tp: tuple[int, ...]
+    pp: tuple[int, ...]
+    dp: tuple[int, ...]
+    gpus: int | None
+    engine_args: dict[str, Any]
+    dataset: str
+    gsm8k_questions: int | None
+    baselines: Path
+    timeout: float
+    update_baselines: str
+    strict: bool
+    sources: dict[str, str]
+
+
+STASH = pytest.StashKey[Options]()
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register every option; nothing is computed here."""
+    group = parser.getgroup("llminfer", "LLM inference regression tests")
+    for option in (*MATRIX, *OTHER):
+        group.addoption(
+            option.flag, dest=option.ini, default=None, metavar=option.metavar, help=f"{option.help} (ini: {option.ini})"
+        )
+        parser.addini(option.ini, option.help, type="string", default=option.default)
+    group.addoption(
+        "--update-baselines",
+        dest="llminfer_update_baselines",
+        nargs="?",
+        const="all",
+        default=None,
+        choices=("all", "new"),
+        help="record what this run observes: all of it, or with =new only what has no baseline yet",
+    )
+    group.addoption(
+        "--llminfer-strict",
+        dest="llminfer_strict",
+        action="store_true",
+        default=None,
+        help="a missing baseline or an inconclusive verdict fails (ini: llminfer_strict)",
+    )
+    parser.addini("llminfer_strict", "a missing baseline or an inconclusive verdict fails", type="bool", default=False)
+
+
+def resolve(config: pytest.Config) -> Options:
+    """The settings of this session.
+
+    Raises:
+        pytest.UsageError: a value that cannot be read.
+    """
+    sources: dict[str, str] = {}
+
+    def text(option: _Option) -> str:
+        given = config.getoption(option.ini)
+        name = option.ini.removeprefix("llminfer_")
+        if given is not None:
+            sources[name] = "command line"
+            return str(given)
+        value = str(config.getini(option.ini))
+        sources[name] = "default" if value == option.default else "ini"
+        return value
+
+    by_name = {option.ini.removeprefix("llminfer_"): (option, text(option)) for option in (*MATRIX, *OTHER)}
+    words = {name: tuple(word.strip() for word in value.split(",") if word.strip()) for name, (_, value) in by_name.items()}
+
+    def numbers(name: str) -> tuple[int, ...]:
+        return tuple(_read(by_name[name][0].flag, word, _positive) for word in words[name])
+
+    questions = by_name["gsm8k_questions"][1]
+    gpus = numbers("gpus")
+    return Options(
+        engine=words["engine"],
+        model=words["model"],
+        weights=words["weights"],
+        dtype=words["dtype"],
+        quantization=words["quantization"],
+        kv_dtype=words["kv_dtype"],
+        tp=numbers("tp"),
+        pp=numbers("pp"),
+        dp=numbers("dp"),
+        gpus=gpus[0] if gpus else None,
+        engine_args=_read("--engine-args", by_name["engine_args"][1] or "{}", _json_object),
+        dataset=by_name["dataset"][1],
+        gsm8k_questions=_read("--gsm8k-questions", questions, _questions) if questions else None,
+        baselines=config.rootpath / by_name["baselines"][1],
+        timeout=_read("--llminfer-timeout", by_name["timeout"][1], _seconds),
+        update_baselines=config.getoption("llminfer_update_baselines") or "",
+        strict=bool(config.getoption("llminfer_strict") or config.getini("llminfer_strict")),
+        sources=sources,
+    )
+
+
+def _read(flag: str, word: str, convert: Callable[[str], T]) -> T:
+    try:
+        return convert(word)
+    except ValueError as error:
+        raise pytest.UsageError(f"{flag}: {error}") from None
+
+
+def _positive(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise ValueError(f"{word!r} is not a whole number from 1 up")
+    return int(word)
+
+
+def _questions(word: str) -> int:
+    return sys.maxsize if word == "all" else _positive(word)
+
+
+def _seconds(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise ValueError(f"{word!r} is not a number of seconds above 0")
+    return value
+
+
+def _json_object(word: str) -> dict[str, Any]:
+    import json  # noqa: PLC0415 - parsing happens once a session, not at import
+
+    try:
+        value = json.loads(word)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f'{word!r} is not a JSON object such as {{"attn_implementation": "eager"}}')  # noqa: TRY004 - a usage error
+    return value

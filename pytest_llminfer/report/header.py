@@ -1,0 +1,29 @@
+"""The one line at the top: what is tested, on what, against which baselines, and where each setting came from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llminfer.hardware import detect
+
+if TYPE_CHECKING:
+    from pytest_llminfer.options import Options
+
+_SHOWN = ("engine", "model", "quantization", "dtype", "gpus", "dataset")
+
+
+def header(options: Options, cells: int) -> str:
+    """Settings with their source in brackets, except for defaults."""
+    words = []
+    for name in _SHOWN:
+        value = getattr(options, name)
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        source = options.sources[name]
+        if source != "default" or name in ("engine", "model"):
+            words.append(f"{name}={text}" + (f" [{source}]" if source != "default" else ""))
+    baselines = os.path.relpath(options.baselines, Path.cwd())
+    return (
+        f"llminfer: {', '.join(words)}; {cells} cell{'s' * (cells != 1)}; baselines: {baselines}; hardware: {detect().describe()}"
+    )

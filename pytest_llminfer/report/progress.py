@@ -1,0 +1,44 @@
+"""Long work, shown while it runs: a bar on a terminal, nothing anywhere else."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Callable
+
+
+class ProgressBar:
+    """Called with (phase, done, total). Draws on ``stream``; ``uncaptured`` lets output through pytest's capture."""
+
+    def __init__(self, label: str, uncaptured: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        self._label, self._uncaptured = label, uncaptured
+        self._bar: Any = None
+        self._phase = ""
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """Draw the bar of this phase; a finished one is taken away."""
+        with self._uncaptured():
+            if self._bar is None or phase != self._phase:
+                self._open(phase, total)
+            self._bar.total = total
+            self._bar.n = done
+            self._bar.refresh()
+            if done >= total:
+                self._bar.close()
+                self._bar = None
+
+    def _open(self, phase: str, total: int) -> None:
+        from tqdm import tqdm  # noqa: PLC0415 - only an attended session draws
+
+        if self._bar is not None:
+            self._bar.close()
+        self._phase = phase
+        self._bar = tqdm(total=total, desc=f"{self._label} {phase}", leave=False, file=sys.stderr, dynamic_ncols=True)
+
+
+def attended() -> bool:
+    """Whether a person is watching: standard error is a terminal."""
+    return sys.stderr is not None and sys.__stderr__ is not None and sys.__stderr__.isatty()

@@ -1,0 +1,127 @@
+"""The summary table: cells down, families across, the verdict and its key number in each field. Pure; standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer.errors import InvalidSpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    Rows = Mapping[str, Mapping[str, "TableEntry"]]
+
+STATUSES = ("skip", "pass", "inconclusive", "invalid", "error", "fail")
+"""From the one that says least to the one that matters most."""
+
+_LOUD = {"invalid", "error", "fail"}
+_EMPTY = "-"
+_GAP = "  "
+_LONGEST_KEY = 28
+_ASCII = dict(zip("×µμ−–—…±≤≥─", ("x", "u", "u", "-", "-", "-", "...", "+-", "<=", ">=", "-"), strict=True))  # noqa: RUF001
+
+
+@dataclass(frozen=True, slots=True)
+class TableEntry:
+    """What one family said about one cell: a status of ``STATUSES`` and the one short number behind it.
+
+    skipped: tests of the family that did not run, beside those that the status stands for.
+
+    Raises:
+        InvalidSpecError: a status that is not one.
+    """
+
+    status: str
+    key: str = ""
+    skipped: int = 0
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise InvalidSpecError("status", self.status, STATUSES)
+
+    def __str__(self) -> str:
+        key = " ".join(self.key.split())
+        key = key if len(key) <= _LONGEST_KEY else f"{key[: _LONGEST_KEY - 1].rstrip()}…"
+        status = self.status.upper() if self.status in _LOUD else self.status
+        return " ".join(filter(None, [status, key, f"+{self.skipped} skip" if self.skipped else ""]))
+
+
+def merge(entries: Iterable[TableEntry]) -> TableEntry:
+    """One entry for several tests of a family: the worst status, with the key of the first test that has it.
+
+    A skip counts for less than a pass, so that one missing capability does not hide the number; it is counted instead.
+
+    Raises:
+        ValueError: there is no entry.
+    """
+    found = list(entries)
+    worst = max(found, key=lambda entry: STATUSES.index(entry.status))
+    if worst.status == "skip":
+        return worst
+    return replace(worst, skipped=sum(entry.skipped + (entry.status == "skip") for entry in found))
+
+
+def render_table(rows: Rows, families: Sequence[str], width: int, *, encoding: str = "utf-8") -> list[str]:
+    """The lines of the table, columns aligned, in the order of ``rows`` and ``families``.
+
+    A table wider than ``width`` continues below, with the cells' names again; only a single column that is wider by
+    itself makes longer lines, since a shortened test id is of no use. Characters that ``encoding`` (the terminal's) does
+    not have are replaced.
+    """
+    if not rows or not families:
+        return []
+    names = ["cell", *rows]
+    columns = [[family, *(_field(rows[cell], family) for cell in rows)] for family in families]
+    names, *columns = ([_writable(text, encoding) for text in column] for column in (names, *columns))
+    lines: list[str] = []
+    for block in _blocks(names, columns, width):
+        lines += [""] * bool(lines)
+        lines += _aligned([names, *block], encoding)
+    return lines
+
+
+def to_rows(rows: Rows, families: Sequence[str]) -> list[dict[str, Any]]:
+    """The same as plain data, one dictionary a cell and family that ran."""
+    return [
+        {"cell": cell, "family": family, "status": str(entry.status), "key": entry.key, "skipped": entry.skipped}
+        for cell, found in rows.items()
+        for family in families
+        if (entry := found.get(family)) is not None
+    ]
+
+
+def _field(found: Mapping[str, TableEntry], family: str) -> str:
+    return str(found[family]) if family in found else _EMPTY
+
+
+def _blocks(names: list[str], columns: list[list[str]], width: int) -> list[list[list[str]]]:
+    blocks: list[list[list[str]]] = [[]]
+    used = start = max(map(len, names))
+    for column in columns:
+        size = len(_GAP) + max(map(len, column))
+        if blocks[-1] and used + size > width:
+            blocks.append([])
+            used = start
+        blocks[-1].append(column)
+        used += size
+    return blocks
+
+
+def _aligned(columns: list[list[str]], encoding: str) -> list[str]:
+    sizes = [max(map(len, column)) for column in columns]
+    padded = [[text.ljust(size) for text in column] for column, size in zip(columns, sizes, strict=True)]
+    heading, *lines = [_GAP.join(line).rstrip() for line in zip(*padded, strict=True)]
+    rule = _writable("─", encoding)
+    return [heading, _GAP.join(rule * size for size in sizes), *lines]
+
+
+def _writable(text: str, encoding: str) -> str:
+    def letter(character: str) -> str:
+        try:
+            character.encode(encoding)
+        except (UnicodeEncodeError, LookupError):
+            return character if character.isascii() else _ASCII.get(character, "?")
+        return character
+
+    return text if text.isascii() else "".join(map(letter, text))

@@ -1,0 +1,116 @@
+"""What the whole session found, gathered by the process that the user started: the table, and the one write of baselines.
+
+Reads the properties that tests, here or in workers of pytest-xdist, put on their reports. Modules of the package are imported
+when there is something to report: every pytest session of every project pays for what stands at the top.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llminfer import judging, matrix, options
+
+if TYPE_CHECKING:
+    from pytest_llminfer.report.table import TableEntry
+
+RECORD = "llminfer_record"
+USED = "llminfer_baseline_used"
+MISSING = "llminfer_baseline_missing"
+
+
+class SessionReport:
+    """A plugin of the controller."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._rows: dict[str, dict[str, list[TableEntry]]] = {}
+        self._families: dict[str, None] = {}
+        self._loads: list[dict[str, Any]] = []
+        self._records: list[dict[str, Any]] = []
+        self._used: list[dict[str, Any]] = []
+        self._missing: list[dict[str, Any]] = []
+        self._lines: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note the outcome of a test's call, or of whatever kept it from being called."""
+        cell = next((str(value) for name, value in report.user_properties if name == judging.CELL), "")
+        if not cell or (report.when != "call" and report.passed):
+            return
+        family = PurePath(report.nodeid.partition("::")[0]).stem.removeprefix("test_")
+        self._families.setdefault(family)
+        self._rows.setdefault(cell, {}).setdefault(family, []).extend(_entries(report))
+        takers = {judging.LOADED: self._loads, RECORD: self._records, USED: self._used, MISSING: self._missing}
+        for name, value in report.user_properties:
+            if name in takers and report.when != "teardown":
+                takers[name].append(json.loads(str(value)))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write what was recorded, once; a failure to do so fails the session."""
+        if self._missing:
+            self._lines.append(
+                f"baselines: {len(self._missing)} missing; record them with the same command and --update-baselines=new"
+            )
+        if not self._records and not self._used:
+            return
+        from pytest_llminfer.baselines.record import BaselineKey, Record  # noqa: PLC0415
+        from pytest_llminfer.errors import BaselineError  # noqa: PLC0415
+        from pytest_llminfer.recording import open_store  # noqa: PLC0415
+
+        store = open_store(self._config)
+        store.used.update(BaselineKey(**key) for key in self._used)
+        only_missing = self._config.stash[options.STASH].update_baselines == "new"
+        for note in self._records:
+            record = Record(note["expected"], note["conditions"], note["provenance"])
+            store.stage(BaselineKey(**note["key"]), record, only_missing=only_missing)
+        try:
+            if paths := store.write():
+                self._lines.append(f"baselines: {len(self._records)} recorded in {', '.join(map(str, paths))}")
+        except BaselineError as error:
+            self._lines.append(f"ERROR: {error}")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if unused := store.unused():
+            self._lines.append(f"baselines: {len(unused)} recorded entries had no test in this session (-v names them)")
+            if self._config.get_verbosity() > 0:
+                self._lines += [f"    {key}" for key in unused]
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The table of cells and families, then what became of baselines."""
+        if self._rows:
+            from pytest_llminfer.report.table import merge, render_table  # noqa: PLC0415
+
+            terminalreporter.section("llminfer")
+            rows = {cell: {family: merge(found) for family, found in row.items()} for cell, row in self._rows.items()}
+            writer = self._config.get_terminal_writer()
+            encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001 - pytest has no public way
+            for line in render_table(rows, list(self._families), writer.fullwidth, encoding=encoding):
+                terminalreporter.write_line(line)
+            if self._loads:
+                loads = ", ".join(f"{load['cell']} {load['seconds']:.1f} s" for load in self._loads)
+                terminalreporter.write_line(f"engine loads: {len(self._loads)} ({loads})")
+        for line in self._lines:
+            terminalreporter.write_line(line, red=line.startswith("ERROR"))
+
+
+def header(config: pytest.Config) -> str:
+    """What is tested, on what, against which baselines, and where each setting came from."""
+    from pytest_llminfer.report.header import header as render  # noqa: PLC0415 - asks for the hardware
+
+    return render(config.stash[options.STASH], len(config.stash[matrix.CELLS]))
+
+
+def _entries(report: pytest.TestReport) -> list[TableEntry]:
+    from pytest_llminfer.report.table import TableEntry  # noqa: PLC0415
+
+    notes = judging.verdicts(report.user_properties)
+    entries = [TableEntry(note["outcome"], note["key"]) for note in notes]
+    if report.skipped:
+        recorded = any(name == RECORD for name, _ in report.user_properties)
+        entries.append(TableEntry("skip", "recorded" if recorded else ""))
+    elif report.failed and not any(note["fatal"] for note in notes):
+        entries.append(TableEntry("fail" if report.when == "call" else "error"))
+    return entries or [TableEntry("pass")]

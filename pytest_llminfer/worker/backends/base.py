@@ -1,0 +1,75 @@
+"""What every engine answers: the contract of a backend, and the shapes of its answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_llminfer.spec import EngineSpec
+
+Message = dict[str, Any]
+"""Plain data: JSON values and NumPy arrays. No tuples as keys, no NumPy scalars."""
+
+
+class Progress(Protocol):
+    """Told how far long work has come; every call also proves that the worker is alive."""
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """``phase`` in words ("loading", "generating"), ``done`` of ``total`` steps."""
+
+
+class Backend(Protocol):
+    """One engine replica, loaded once. Requests come one at a time, in keyword arguments, and are answered with a Message.
+
+    A request that the engine cannot answer raises ``UnsupportedError`` with the reason; its name is then missing from
+    ``capabilities`` too. Field names of every answer are those of the classes in ``pytest_llminfer.observations``.
+    """
+
+    capabilities: frozenset[str]
+    """Names of the requests that are answered: ``generate``, ``generate:loop``, ``generate:no_cache``, ``score``,
+    ``layout``, ``memory``, ``kv_cache``, ``settings``, ``calibrate``, ``run``."""
+
+    def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
+        """Remember the arguments. ``model_path``: a folder with config.json, or the id of a model that the engine fetches."""
+
+    def load(self) -> Message:
+        """Load the model; the fields of ``EngineInfo``."""
+
+    def generate(
+        self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine"
+    ) -> Message:
+        """``{"outputs": [fields of Generation, …]}``, one a prompt, in order.
+
+        sampling: every field of ``Sampling``. logprobs: how many top log-probabilities a step, 0 for none.
+        route: ``engine`` (the engine's own generation, batched), ``loop`` (a hand-written loop over the cache, one token a
+        step), ``no_cache`` (the whole prefix computed anew at every step).
+        """
+
+    def score(self, *, sequences: Sequence[Sequence[int]], route: str = "prefill") -> Message:
+        """``{"logprobs": [float32 (T-1,), …]}``: log-probability in nats of each token given those before it.
+
+        route: ``prefill`` (one pass) or ``decode`` (token by token through the cache).
+        """
+
+    def layout(self) -> Message:
+        """``{"parameters": [fields of Parameter, …], "tied": [[name, name], …]}``: every stored tensor once."""
+
+    def memory(self, *, reset_peak: bool = False) -> Message:
+        """The fields of ``MemoryReport``; with ``reset_peak`` the run peak starts anew after this answer."""
+
+    def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:
+        """The fields of ``CacheReport`` for one prompt and ``extend`` tokens decoded after it."""
+
+    def settings(self) -> Message:
+        """``{"resolved": {...}, "defaults": {...}}``: the configuration in force, and the engine's own defaults."""
+
+    def calibrate(self) -> Message:
+        """The fields of ``Calibration``, measured now, in about a second."""
+
+    def run(self, *, path: str, function: str, arguments: Message) -> Message:
+        """``{"result": …}``: the user's ``function`` from the file ``path``, called with the live model and ``arguments``."""
+
+    def close(self) -> None:
+        """Let go of what the process's end would not free."""

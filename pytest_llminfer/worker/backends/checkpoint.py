@@ -1,0 +1,102 @@
+"""The headers of safetensors files: what a checkpoint holds, and whether its files are whole. Standard library only.
+
+Format: 8 bytes little endian with the length of the JSON header, the header (name to dtype, shape and byte range), the data.
+https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_llminfer.errors import BadInputError
+
+_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
+_MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor lies: ``offset`` counts from the start of the file; dtype in the format's words (``BF16``)."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    stored_bytes: int
+
+
+def read_configuration(model_path: str) -> dict[str, Any]:
+    """The model's config.json: ``model_path`` is the folder that holds it, or the file itself."""
+    path = Path(model_path)
+    file = path / "config.json" if path.is_dir() else path
+    if not path.exists():
+        raise BadInputError(f"there is no model at {path}; give a folder with config.json and *.safetensors")
+    if not file.is_file():
+        raise BadInputError(f"{path} has no config.json; give the folder of a model")
+    try:
+        configuration = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInputError(f"{file} is no JSON ({error}); fetch the model again") from error
+    if not isinstance(configuration, dict):
+        raise BadInputError(f"{file} is not a model's configuration: expected an object")
+    return configuration
+
+
+def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the safetensors files in ``folder``; a truncated or corrupt file is named."""
+    tensors: dict[str, StoredTensor] = {}
+    for file in _weight_files(folder):
+        tensors.update(read_header(file))
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise BadInputError(f"{index} is damaged ({error}); fetch the model again") from error
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise BadInputError(f"{folder} lacks {', '.join(missing)}, which {index.name} names; fetch the model again")
+        return [folder / name for name in names]
+    single = folder / "model.safetensors"
+    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise BadInputError(f"{folder} has no *.safetensors weights; fetch them, or use weights=dummy for random ones")
+    return files
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file, after checking that the file is as long as its header says."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > min(size - 8, _MAX_HEADER):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        start = 8 + length
+        tensors = {name: _stored_tensor(file, start, entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise BadInputError(f"{file} is no intact safetensors file ({error}); fetch it again") from error
+    end = max((tensor.offset + tensor.stored_bytes for tensor in tensors.values()), default=start)
+    if size < end:
+        raise BadInputError(f"{file} is truncated: {size} bytes of {end}; fetch it again")
+    return tensors
+
+
+def _stored_tensor(file: Path, start: int, entry: dict[str, Any]) -> StoredTensor:
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    bits = _BITS.get(entry["dtype"])
+    if begin < 0 or end < begin or (bits is not None and math.prod(shape) * bits != (end - begin) * 8):
+        raise ValueError(f"a tensor of shape {shape} and type {entry['dtype']} in {end - begin} bytes")
+    return StoredTensor(file, entry["dtype"], shape, start + begin, end - begin)

@@ -1,0 +1,201 @@
+"""The simulated engine as a backend: needs NumPy only, answers everything, and can be told to fail."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.worker.backends import probe, requests
+from pytest_llminfer.worker.backends.checkpoint import read_configuration
+from pytest_llminfer.worker.backends.host import median_seconds, processor_name, python_loops_per_second
+from pytest_llminfer.worker.backends.simulated import generation, scoring
+from pytest_llminfer.worker.backends.simulated.faults import Faults
+from pytest_llminfer.worker.backends.simulated.ledger import Ledger
+from pytest_llminfer.worker.backends.simulated.llama import Llama
+from pytest_llminfer.worker.backends.simulated.shape import Shape
+from pytest_llminfer.worker.backends.simulated.weights import random_weights, read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_llminfer.spec import EngineSpec
+    from pytest_llminfer.worker.backends.base import Message, Progress
+
+MAX_BATCH_TOKENS = 1 << 14
+_MATMUL_SIZE, _COPY_BYTES = 512, 32 << 20
+
+
+class SimulatedBackend:
+    """A Llama in float32. ``engine_args``: ``max_batch_tokens``, and ``fault`` with its arguments (see ``faults.FAULTS``)."""
+
+    capabilities = frozenset(
+        {"generate", "generate:loop", "generate:no_cache", "score", "layout", "memory", "kv_cache", "settings", "calibrate", "run"}
+    )
+
+    _model: Llama
+    _faults: Faults
+    _load_peak_bytes: int
+    _max_batch_tokens: int
+    _limits: dict[str, int]
+
+    def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
+        self._spec, self._model_path, self._progress = spec, model_path, progress
+        self._engine_args = dict(engine_args)
+        self._ledger = Ledger()
+
+    def load(self) -> Message:
+        """Read the weights, or make random ones from a configuration."""
+        start = time.perf_counter()
+        self._check_spec()
+        self._max_batch_tokens = self._engine_args.pop("max_batch_tokens", MAX_BATCH_TOKENS)
+        self._faults = Faults.read(self._engine_args)
+        self._progress("loading", 0, 1)
+        shape = Shape.read(read_configuration(self._model_path))
+        weights = random_weights(shape) if self._spec.weights == "dummy" else read_weights(Path(self._model_path), shape)
+        self._faults.store(weights)
+        self._model = Llama(shape, weights)
+        self._limits = {"vocab_size": shape.vocab_size, "max_positions": shape.max_position_embeddings}
+        self._ledger.take(self._model.nbytes)
+        self._load_peak_bytes = self._ledger.peak_bytes
+        self._progress("loading", 1, 1)
+        return {
+            "dtype": "fp32",
+            "kv_dtype": "fp32",
+            "device": "cpu",
+            "device_name": processor_name(),
+            "device_count": 1,
+            "capabilities": sorted(self.capabilities),
+            "versions": {"engine": f"numpy {np.__version__}", "numpy": np.__version__, "python": platform.python_version()},
+            "load_seconds": {"import": 0.0, "load": time.perf_counter() - start},
+            "end_token_ids": list(shape.end_token_ids),
+        }
+
+    def generate(
+        self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine"
+    ) -> Message:
+        """Answers in the order of the prompts. Faults act on route ``engine`` alone."""
+        requests.check_sampling(sampling, route=route)
+        requests.check_tokens(prompts, extra=sampling["max_tokens"], **self._limits)
+        self._begin_request()
+        request = generation.Request(prompts, sampling, self._model.shape.end_token_ids, logprobs)
+        if route != "engine":
+            generation.one_by_one(self._model, request, cached=route == "loop", progress=self._progress)
+            return {"outputs": request.outputs()}
+        start = time.perf_counter()
+        leaked = len(self._faults.leaked)
+        self._faults.strike()
+        self._ledger.take(sum(array.nbytes for array in self._faults.leaked[leaked:]))
+        generation.by_batches(
+            self._model, request, self._faults, self._ledger, max_batch_tokens=self._max_batch_tokens, progress=self._progress
+        )
+        outputs = request.outputs()
+        self._faults.change_answers(outputs, prompts, self._model.shape.vocab_size)
+        self._faults.linger(time.perf_counter() - start)
+        return {"outputs": outputs}
+
+    def score(self, *, sequences: Sequence[Sequence[int]], route: str = "prefill") -> Message:
+        """Log-probabilities of given tokens; route ``decode`` feeds them one by one, and is where a damaged cache shows."""
+        requests.check_route(route, requests.SCORE_ROUTES)
+        requests.check_tokens(sequences, least=2, **self._limits)
+        self._begin_request()
+        scores = []
+        for number, sequence in enumerate(sequences):
+            if route == "prefill":
+                scores.append(scoring.by_prefill(self._model, sequence))
+            else:
+                scores.append(scoring.by_decode(self._model, sequence, self._faults, self._ledger))
+            self._progress("scoring", number + 1, len(sequences))
+        return {"logprobs": scores}
+
+    def layout(self) -> Message:
+        """Every array of the weights."""
+        shape = self._model.shape
+        return {
+            "parameters": [
+                {
+                    "name": name,
+                    "dtype": str(array.dtype),
+                    "shape": list(array.shape),
+                    "stored_shape": list(array.shape),
+                    "stored_bytes": array.nbytes,
+                    "device": "cpu",
+                }
+                for name, array in self._model.weights.items()
+            ],
+            "tied": [["model.embed_tokens.weight", "lm_head.weight"]] if shape.tie_word_embeddings else [],
+        }
+
+    def memory(self, *, reset_peak: bool = False) -> Message:
+        """Bytes by the engine's own books: weights, caches and what a fault has leaked."""
+        report = {
+            "device": "cpu",
+            "weights_bytes": self._model.nbytes,
+            "buffers_bytes": self._model.buffers_bytes,
+            "live_bytes": self._ledger.live_bytes,
+            "load_peak_bytes": self._load_peak_bytes,
+            "run_peak_bytes": self._ledger.peak_bytes,
+            "measured_by": "the engine's own books",
+            "resolution_bytes": 0,
+        }
+        if reset_peak:
+            self._ledger.reset_peak()
+        return report
+
+    def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:
+        """The cache after the prompt, and what decoding did to it."""
+        requests.check_tokens([prompt], extra=extend, **self._limits)
+        self._begin_request()
+        return scoring.cache_report(self._model, prompt, extend, self._faults, self._ledger)
+
+    def settings(self) -> Message:
+        """The configuration in force; the engine has no defaults of its own."""
+        resolved = {name: getattr(self._model.shape, name) for name in self._model.shape.__slots__}
+        return {
+            "resolved": {
+                **resolved,
+                "end_token_ids": list(self._model.shape.end_token_ids),
+                "dtype": "float32",
+                "max_batch_tokens": self._max_batch_tokens,
+                "fault": self._faults.name,
+            },
+            "defaults": {},
+            "versions": {"numpy": np.__version__},
+        }
+
+    def calibrate(self) -> Message:
+        """What NumPy can do right now."""
+        left, right = np.random.default_rng(0).standard_normal((2, _MATMUL_SIZE, _MATMUL_SIZE), np.float32)
+        source = np.ones(_COPY_BYTES, np.uint8)
+        target = np.empty_like(source)
+        return {
+            "matmul_flops_per_second": 2 * _MATMUL_SIZE**3 / median_seconds(lambda: left @ right),
+            "copy_bytes_per_second": 2 * _COPY_BYTES / median_seconds(lambda: np.copyto(target, source)),
+            "python_loops_per_second": python_loops_per_second(),
+        }
+
+    def run(self, *, path: str, function: str, arguments: Message) -> Message:
+        """The user's function, called with the live :class:`~pytest_llminfer.worker.backends.simulated.llama.Llama`."""
+        return probe.call_probe(path, function, self._model, arguments)
+
+    def close(self) -> None:
+        """Nothing: NumPy's arrays end with the process."""
+
+    def _begin_request(self) -> None:
+        before = self._model.nbytes
+        self._faults.begin_request()
+        self._faults.store(self._model.weights)
+        self._ledger.take(self._model.nbytes - before)
+
+    def _check_spec(self) -> None:
+        requests.check_parallelism(self._spec)
+        for name, possible in (("dtype", ("auto", "fp32")), ("quantization", ("none",)), ("kv_dtype", ("auto", "fp32"))):
+            if getattr(self._spec, name) not in possible:
+                raise UnsupportedError(
+                    f"the simulated engine computes in float32 only: {name}={getattr(self._spec, name)} is not possible; "
+                    f"use {' or '.join(possible)}"
+                )

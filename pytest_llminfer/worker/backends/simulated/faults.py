@@ -1,0 +1,156 @@
+"""What can be made to go wrong, for real: the negative control of every check."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from pytest_llminfer.errors import BadInputError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_llminfer.worker.backends.simulated.kv_cache import KVCache
+    from pytest_llminfer.worker.backends.simulated.weights import Weights
+
+FAULTS = {
+    "drop_kv_block": "16 tokens of one layer's keys and values are zeroed after the prompt",
+    "shift_positions": "positions are one too high after the prompt",
+    "overwrite_prefix": "each decoded token overwrites an earlier value in one layer's cache",
+    "change_dtype": "one layer's matrix is stored as fault_dtype",
+    "swap_answers": "a share fault_rate of the answers goes to other prompts of the request",
+    "alter_answers": "a share fault_rate of the answers has another last word",
+    "leak": "fault_bytes are kept for ever at every generate request",
+    "slow": "generation takes fault_factor times as long",
+    "crash": "the process dies of SIGSEGV in generate",
+    "exit": "the process exits with status 3 in generate",
+    "hang": "generate never answers",
+    "out_of_memory": "generate asks for more memory than there is",
+    "fat_cache": "keys and values are stored as float64",
+}
+BLOCK = 16
+EXIT_STATUS = 3
+_IMPOSSIBLE_BYTES = 1 << 62
+_DTYPES = ("float16", "float64")
+
+
+@dataclass(slots=True)
+class Faults:
+    """One fault at the most, and when it acts. Only what the engine computes for itself is hit: route ``engine``, its cache, its
+    stored weights. The routes ``loop`` and ``no_cache`` and the scores by prefill stay right, as the reference to compare with.
+
+    after: requests (generate, score, kv_cache) that are answered rightly before.
+    """
+
+    name: str = ""
+    rate: float = 0.1
+    bytes: int = 1 << 20
+    factor: float = 2.0
+    dtype: str = "float16"
+    after: int = 0
+    requests: int = 0
+    leaked: list[np.ndarray] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, engine_args: Mapping[str, Any]) -> Self:
+        """From ``fault``, ``fault_rate``, ``fault_bytes``, ``fault_factor``, ``fault_dtype`` and ``fault_after``."""
+        values = {name.removeprefix("fault_").replace("fault", "name"): value for name, value in engine_args.items()}
+        known = {name: type(getattr(cls(), name)) for name in ("name", "rate", "bytes", "factor", "dtype", "after")}
+        for name, value in values.items():
+            if name not in known:
+                names = ", ".join(f"fault_{known_name}" for known_name in known if known_name != "name")
+                raise BadInputError(f"unknown engine argument {name!r} for the simulated engine; valid: fault, {names}, max_batch_tokens")
+            if not isinstance(value, (int, float) if known[name] is float else known[name]):
+                raise BadInputError(f"fault_{name} must be a {known[name].__name__}, not {value!r}".replace("fault_name", "fault"))
+        faults = cls(**values)
+        if faults.name and faults.name not in FAULTS:
+            raise BadInputError(f"unknown fault {faults.name!r}; valid: {', '.join(FAULTS)}")
+        if faults.dtype not in _DTYPES:
+            raise BadInputError(f"unknown fault_dtype {faults.dtype!r}; valid: {', '.join(_DTYPES)}")
+        return faults
+
+    def begin_request(self) -> None:
+        """Count a request; the fault acts once ``after`` of them have begun before."""
+        self.requests += 1
+
+    def active(self, name: str) -> bool:
+        """Whether this fault acts on the request that has begun."""
+        return self.name == name and self.requests > self.after
+
+    def strike(self) -> None:
+        """In generate: end the process, never return, ask for too much, or keep memory."""
+        if self.active("crash"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.active("exit"):
+            os._exit(EXIT_STATUS)
+        while self.active("hang"):
+            time.sleep(3600)
+        if self.active("out_of_memory"):
+            try:
+                np.empty(_IMPOSSIBLE_BYTES, np.uint8)
+            except MemoryError as error:
+                raise OutOfMemoryError(f"out of memory while generating: {error}") from error
+        if self.active("leak"):
+            self.leaked.append(np.ones(self.bytes, np.uint8))
+
+    def linger(self, seconds: float) -> None:
+        """Take ``factor`` times as long as the ``seconds`` that the work took."""
+        if self.active("slow"):
+            time.sleep(max(self.factor - 1, 0) * seconds)
+
+    def after_prompt(self, cache: KVCache) -> None:
+        """Damage the cache that the prompt has left."""
+        if self.active("drop_kv_block"):
+            layer = len(cache.keys) // 2
+            start = int(cache.lengths.min()) // BLOCK // 2 * BLOCK
+            cache.keys[layer][:, :, start : start + BLOCK] = 0
+            cache.values[layer][:, :, start : start + BLOCK] = 0
+
+    def position_shift(self) -> int:
+        """What is added to the positions of decoded tokens."""
+        return int(self.active("shift_positions"))
+
+    def after_step(self, cache: KVCache) -> None:
+        """Damage the cache after one token was decoded."""
+        if self.active("overwrite_prefix"):
+            values = cache.values[len(cache.values) // 2]
+            rows = np.arange(len(cache.lengths))
+            values[rows, :, cache.lengths // 3] = values[rows, :, cache.lengths - 1]
+
+    def cache_dtype(self) -> np.dtype[Any]:
+        """How keys and values are stored."""
+        return np.dtype(np.float64 if self.active("fat_cache") else np.float32)
+
+    def store(self, weights: Weights) -> None:
+        """Change how one matrix is stored, once the fault acts; a fault without ``after`` is there from the start."""
+        name = next((name for name in weights if name.endswith(".1.mlp.down_proj.weight")), "")
+        if name and self.name == "change_dtype" and self.requests >= self.after:
+            weights[name] = weights[name].astype(self.dtype)
+
+    def change_answers(self, outputs: list[dict[str, Any]], prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+        """Alter or swap a share of the answers; which ones depends on the prompts alone."""
+        if not (self.active("alter_answers") or self.active("swap_answers")):
+            return
+        struck = [number for number, prompt in enumerate(prompts) if _uniform(prompt) < self.rate]
+        if self.active("alter_answers"):
+            for number in struck:
+                tokens = outputs[number]["token_ids"]
+                place = max(len(tokens) - 1 - (outputs[number]["finish_reason"] == "stop"), 0)
+                tokens[place] = (tokens[place] + 1) % vocab_size
+            return
+        if len(struck) == 1 and len(prompts) > 1:
+            struck.append((struck[0] + 1) % len(prompts))
+        moved = [outputs[number] for number in struck]
+        for number, output in zip(struck, moved[1:] + moved[:1], strict=True):
+            outputs[number] = output
+
+
+def _uniform(prompt: Sequence[int]) -> float:
+    """A number in [0, 1) that looks random and depends on the prompt alone."""
+    return zlib.crc32(np.asarray(prompt, np.int32).tobytes()) / 2**32

@@ -1,0 +1,45 @@
+"""What torch raises when memory runs out, as the error of this package."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_llminfer.errors import OutOfMemoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CPU_WORDS = ("can't allocate memory", "not enough memory", "cannot allocate memory")
+
+
+@contextlib.contextmanager
+def out_of_memory_named(doing: str) -> Iterator[None]:
+    """Raise OutOfMemoryError in place of torch's own, and give back to the device what the failed work held."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        message = _first_line(error)
+        if not _is_out_of_memory(error):
+            raise
+    else:
+        return
+    # Outside of the except block: its traceback would keep the tensors of the failed call alive.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise OutOfMemoryError(f"out of memory while {doing}: {message}; use a smaller model, batch or max_batch_tokens, or another quantization")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error).lower() for words in _CPU_WORDS)
+
+
+def _first_line(error: Exception) -> str:
+    """What was asked for; torch goes on with advice about its allocator."""
+    return ". ".join(" ".join(str(error).split()).split(". ")[:2])[:300] or type(error).__name__

@@ -1,0 +1,48 @@
+"""How each parameter is stored: dtype, packing, bytes with quantization state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_llminfer.worker.backends.transformers import storage
+
+if TYPE_CHECKING:
+    from pytest_llminfer.worker.backends.transformers.storage import Weight
+
+
+def report(model: Any) -> dict[str, Any]:
+    """``{"parameters": [fields of Parameter, …], "tied": [[name, name], …]}``.
+
+    bitsandbytes shares the 256-entry codebook of double quantization (1024 bytes) among all weights of a process. It is counted
+    for the first weight that uses it, so that the bytes of all parameters add up to what is stored.
+    """
+    count = storage.StorageCount()
+    return {"parameters": [_parameter(weight, count) for weight in storage.weights(model)], "tied": storage.tied(model)}
+
+
+def _parameter(weight: Weight, count: storage.StorageCount) -> dict[str, Any]:
+    tensor_bytes = count.new_bytes([weight.tensor])
+    state_bytes = count.new_bytes(weight.state)
+    quant_state = getattr(weight.tensor, "quant_state", None)
+    fields: dict[str, Any] = {
+        "name": weight.name,
+        "dtype": str(weight.tensor.dtype).removeprefix("torch."),
+        "shape": list(weight.tensor.shape),
+        "stored_shape": list(weight.tensor.shape),
+        "stored_bytes": tensor_bytes + state_bytes,
+        "state_bytes": state_bytes,
+        "device": weight.tensor.device.type,
+    }
+    if quant_state is not None:
+        nested = getattr(quant_state, "state2", None) is not None and quant_state.nested
+        fields |= {
+            "shape": list(quant_state.shape),
+            "packing": quant_state.quant_type,
+            "block_size": quant_state.blocksize,
+            "double_quantized": nested,
+        }
+    elif weight.tensor.dtype == torch.int8 and weight.state:
+        fields["packing"] = "int8"
+    return fields

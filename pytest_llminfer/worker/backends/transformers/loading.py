@@ -1,0 +1,128 @@
+"""From a cell to a live model: checks that name what is wrong, then transformers' own loading path, whatever the weights."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from pytest_llminfer.errors import BadInputError, EngineStartError, UnsupportedError
+from pytest_llminfer.worker.backends.checkpoint import read_checkpoint, read_configuration
+from pytest_llminfer.worker.backends.transformers.dummy import random_state_dict
+from pytest_llminfer.worker.backends.transformers.faults import out_of_memory_named
+from pytest_llminfer.worker.backends.transformers.quantization import keep_4bit_layout, quantization_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_llminfer.spec import EngineSpec
+    from pytest_llminfer.worker.backends.transformers.arguments import Arguments
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SPEC_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+def is_local(model_path: str) -> bool:
+    """Whether ``model_path`` can only be a path: an id of the Hub has one slash and neither starts nor ends with it."""
+    return os.path.exists(model_path) or model_path.startswith((".", "/", "~")) or model_path.count("/") != 1
+
+
+def read_config(spec: EngineSpec, model_path: str) -> Any:
+    """The model's configuration, after checking that model and cell go together."""
+    if is_local(model_path):
+        read_configuration(model_path)
+    try:
+        config = transformers.AutoConfig.from_pretrained(model_path)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInputError(f"transformers cannot read the configuration of {model_path}: {_one_line(error)}") from error
+    if spec.quantization != "none" and getattr(config, "quantization_config", None) is not None:
+        raise BadInputError(f"{model_path} is quantized already; quantization={spec.quantization} needs an unquantized model")
+    if type(config) not in transformers.AutoModelForCausalLM._model_mapping:  # noqa: SLF001 - the only way from a configuration to its class
+        raise UnsupportedError(f"{model_path} is of type {config.model_type!r}, for which transformers has no causal language model")
+    return config
+
+
+def model_class(config: Any) -> Any:
+    """The class that AutoModelForCausalLM would choose; importing its module is part of this call."""
+    chosen = transformers.AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001
+    return chosen[0] if isinstance(chosen, (tuple, list)) else chosen
+
+
+def resolve_dtype(spec: EngineSpec, config: Any) -> torch.dtype:
+    """The dtype of the cell: ``auto`` means what the configuration says, float32 where it says nothing."""
+    if spec.dtype != "auto":
+        return TORCH_DTYPES[spec.dtype]
+    named = getattr(config, "dtype", None) or torch.float32
+    dtype = getattr(torch, named) if isinstance(named, str) else named
+    if dtype not in SPEC_DTYPES:
+        raise UnsupportedError(f"the configuration's dtype {dtype} is none of {', '.join(TORCH_DTYPES)}; name one with dtype=")
+    return dtype  # type: ignore[no-any-return]
+
+
+def load_model(
+    spec: EngineSpec, model_path: str, config: Any, dtype: torch.dtype, device: torch.device, arguments: Arguments, progress: Callable[..., None]
+) -> Any:
+    """The model on ``device``, in evaluation mode, with an empty generation_config of its own.
+
+    Raises:
+        BadInputError: weights that are missing, truncated, corrupt or of another shape than the configuration's.
+        OutOfMemoryError: the device is too small. EngineStartError: transformers refuses for another reason.
+    """
+    keywords: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, **arguments.from_pretrained}
+    if (quantization := quantization_config(spec.quantization)) is not None:
+        keywords["quantization_config"] = quantization
+    if device.type == "cuda" or quantization is not None:
+        keywords.setdefault("device_map", {"": device})
+    if spec.weights == "real" and is_local(model_path):
+        read_checkpoint(Path(model_path))
+    progress("loading", 0, 1)
+    with out_of_memory_named("loading the model"):
+        try:
+            model, report = _from_pretrained(spec, model_path, config, dtype, device, keywords)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise
+            raise EngineStartError(f"transformers cannot load {model_path}: {_one_line(error)}") from error
+    _check_complete(model_path, report)
+    if not arguments.repack_4bit_for_cpu:
+        keep_4bit_layout(model)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    else:
+        _touch(model)
+    progress("loading", 1, 1)
+    return model.eval()
+
+
+def _from_pretrained(
+    spec: EngineSpec, model_path: str, config: Any, dtype: torch.dtype, device: torch.device, keywords: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    chosen = model_class(config)
+    if spec.weights == "real":
+        return chosen.from_pretrained(model_path, config=config, **keywords)  # type: ignore[no-any-return]
+    state = random_state_dict(chosen, config, dtype, shared=device.type == "cuda")
+    return chosen.from_pretrained(None, config=config, state_dict=state, **keywords)  # type: ignore[no-any-return]
+
+
+def _check_complete(model_path: str, report: dict[str, Any]) -> None:
+    """transformers fills weights that the checkpoint lacks with random values, and only logs it."""
+    if missing := sorted(report.get("missing_keys") or ()):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""  # noqa: PLR2004 - three names are enough to recognise the cause
+        raise BadInputError(f"the weights of {model_path} lack {', '.join(missing[:3])}{more}; the configuration and the files do not match")
+
+
+def _touch(model: Any) -> None:
+    """Read one byte of every page: mapped weights count as resident only once they were read."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        data = tensor.detach()
+        if data.is_contiguous() and data.numel():
+            data.view(-1).view(torch.uint8)[::4096].sum()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]

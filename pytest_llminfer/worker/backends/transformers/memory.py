@@ -1,0 +1,154 @@
+"""Memory in use: torch's allocator on a GPU, tensors and the process's resident set on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from pytest_llminfer.worker.backends.transformers import storage
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+_CUDA_RESOLUTION = 512
+# Seen over repeated loads and runs of a small model: code that is paged in at its first use adds up to 25 MB, and the C allocator
+# keeps freed pieces of a growing cache, which spreads the peak of one and the same batch by a sixth.
+_HOST_RESOLUTION = 32 << 20
+_HOST_SPREAD = 6
+
+
+class Meter(Protocol):
+    """Reads use and peaks of one device."""
+
+    measured_by: str
+
+    def start(self) -> None:
+        """Take what is in use now, before the model is loaded, as zero of the peaks."""
+
+    def live_bytes(self) -> int:
+        """Bytes that the framework holds."""
+
+    def peak_bytes(self) -> int:
+        """The highest use since the last reset, above what was in use at the start."""
+
+    def reset_peak(self) -> None:
+        """Let the peak start anew from what is in use now."""
+
+    def resolution_bytes(self) -> int:
+        """Differences of the current peak that mean nothing."""
+
+
+class CudaMeter:
+    """torch's caching allocator: exact to its rounding of 512 bytes. Not in it: the CUDA context and cuBLAS workspaces of the driver."""
+
+    measured_by = "torch allocator"
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._idle = 0
+
+    def start(self) -> None:
+        self._idle = torch.cuda.memory_allocated(self._device)
+        self.reset_peak()
+
+    def live_bytes(self) -> int:
+        return torch.cuda.memory_allocated(self._device)
+
+    def peak_bytes(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device) - self._idle
+
+    def reset_peak(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def resolution_bytes(self) -> int:
+        return _CUDA_RESOLUTION
+
+
+class HostMeter:
+    """The process's resident set, whose peak the kernel keeps (VmHWM, reset by writing 5 to /proc/self/clear_refs; proc(5)).
+
+    It holds whatever the process touches, code pages and thread stacks included, which sets the resolution. Where the kernel does
+    not reset it, the peak is that of the whole process.
+    """
+
+    measured_by = "process resident set"
+
+    def __init__(self) -> None:
+        self._idle = 0
+
+    def start(self) -> None:
+        gc.collect()
+        _release_free_memory()
+        self._idle = _status_bytes("VmRSS")
+        self.reset_peak()
+
+    def live_bytes(self) -> int:
+        return storage.StorageCount().new_bytes(
+            item for item in gc.get_objects() if issubclass(type(item), torch.Tensor) and _holds_host_memory(item)
+        )
+
+    def peak_bytes(self) -> int:
+        return max(_peak_resident() - self._idle, 0)
+
+    def reset_peak(self) -> None:
+        # Freed memory that the allocator still holds would stand in for new memory, and hide the next peak.
+        gc.collect()
+        _release_free_memory()
+        try:
+            _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
+        except OSError:
+            self.measured_by = "process resident set since its start"
+
+    def resolution_bytes(self) -> int:
+        return max(_HOST_RESOLUTION, self.peak_bytes() // _HOST_SPREAD)
+
+
+def meter_for(device: torch.device) -> Meter:
+    """The meter of the device that will hold the model."""
+    return CudaMeter(device) if device.type == "cuda" else HostMeter()
+
+
+def report(model: Any, device: torch.device, meter: Meter, *, load_peak_bytes: int) -> dict[str, Any]:
+    """The fields of ``MemoryReport``."""
+    weights = storage.StorageCount()
+    weights_bytes = weights.new_bytes(tensor for weight in storage.weights(model) for tensor in (weight.tensor, *weight.state))
+    return {
+        "device": device.type,
+        "weights_bytes": weights_bytes,
+        "buffers_bytes": weights.new_bytes(storage.other_buffers(model)),
+        "live_bytes": meter.live_bytes(),
+        "load_peak_bytes": load_peak_bytes,
+        "run_peak_bytes": meter.peak_bytes(),
+        "measured_by": meter.measured_by,
+        "resolution_bytes": meter.resolution_bytes(),
+    }
+
+
+def _holds_host_memory(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.layout == torch.strided
+
+
+def _status_bytes(field: str) -> int:
+    for line in _STATUS.read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _peak_resident() -> int:
+    try:
+        return _status_bytes("VmHWM")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _release_free_memory() -> None:
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return

@@ -1,0 +1,97 @@
+"""Which bytes a model stores: its parameters with their quantization state, and its buffers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A named tensor of the model, the tensors that its quantization adds, and the module that owns it."""
+
+    name: str
+    tensor: torch.Tensor
+    state: tuple[torch.Tensor, ...]
+    module: Any
+
+
+def weights(model: Any) -> Iterator[Weight]:
+    """Every parameter once, tied ones by their first name, and every buffer that a checkpoint would hold (packed weights)."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for name, tensor in _own_weights(module):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield Weight(f"{prefix}.{name}" if prefix else name, tensor, tuple(_quantization_state(module, tensor)), module)
+
+
+def tied(model: Any) -> list[list[str]]:
+    """Pairs of names of one parameter: the one that ``weights`` gives first."""
+    first: dict[int, str] = {}
+    pairs = []
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        if id(tensor) in first:
+            pairs.append([first[id(tensor)], name])
+        else:
+            first[id(tensor)] = name
+    return pairs
+
+
+def other_buffers(model: Any) -> list[torch.Tensor]:
+    """Buffers that no checkpoint holds: RoPE tables and masks."""
+    return [
+        tensor
+        for module in model.modules()
+        for name, tensor in module._buffers.items()  # noqa: SLF001 - named_buffers does not tell which are persistent
+        if tensor is not None and name in module._non_persistent_buffers_set  # noqa: SLF001
+    ]
+
+
+def _own_weights(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    for name, tensor in module.named_buffers(recurse=False):
+        if name not in module._non_persistent_buffers_set:  # noqa: SLF001
+            yield name, tensor
+
+
+def _quantization_state(module: Any, tensor: Any) -> Iterator[torch.Tensor]:
+    """bitsandbytes keeps what belongs to a weight beside it, in attributes.
+
+    4-bit: absmax, code, and for double quantization offset and the nested absmax and code. 8-bit: the row scales SCB, which
+    move from the weight to ``module.state`` at the first use; CB is the weight itself.
+    """
+    state = getattr(tensor, "quant_state", None)
+    if state is not None:
+        nested = getattr(state, "state2", None)
+        candidates = [state.absmax, state.code, state.offset]
+        candidates += [nested.absmax, nested.code, nested.offset] if nested is not None else []
+        yield from (entry for entry in candidates if isinstance(entry, torch.Tensor))
+    elif tensor.dtype == torch.int8:
+        for holder in (tensor, getattr(module, "state", None)):
+            if isinstance(scales := getattr(holder, "SCB", None), torch.Tensor):
+                yield scales
+                return
+
+
+class StorageCount:
+    """Bytes of tensors, each storage counted for the first tensor that uses it."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, int]] = set()
+
+    def new_bytes(self, tensors: Iterable[torch.Tensor]) -> int:
+        """Bytes of the storages among ``tensors`` that were not met before."""
+        total = 0
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key = (str(tensor.device), storage.data_ptr())
+            if storage.nbytes() and key not in self._seen:
+                self._seen.add(key)
+                total += storage.nbytes()
+        return total

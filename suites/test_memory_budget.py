@@ -1,0 +1,66 @@
+"""Memory: what the configuration implies, what was recorded, and nothing left behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llminfer.checks.memory import check_kv_bytes_per_token, check_no_growth, check_peak, check_weights, predict_weights
+
+if TYPE_CHECKING:
+    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.judging import Judge
+    from pytest_llminfer.recording import Baseline
+
+REQUESTS = 20
+
+
+def test_weights_take_the_bytes_that_the_configuration_implies(engine: Engine, judge: Judge) -> None:
+    """Two-sided: too small is as wrong as too large."""
+    predicted = predict_weights(
+        shape=engine.model.shape,
+        dtype=engine.info.dtype,
+        quantization=engine.spec.quantization,
+        double_quantized=engine.spec.quantization == "nf4",
+    )
+    judge(check_weights(report=engine.memory(), predicted=predicted))
+
+
+def test_cache_takes_the_bytes_per_token_that_the_configuration_implies(engine: Engine, judge: Judge) -> None:
+    """2 x layers x kv_heads x head_dim x bytes, for the prompt and for every token after it."""
+    report = engine.kv_cache(engine.model.prompts(1)[0], extend=8)
+    judge(check_kv_bytes_per_token(report=report, expected=engine.model.shape.kv_bytes_per_token(engine.info.kv_dtype)))
+
+
+def test_nothing_is_left_behind_after_identical_requests(engine: Engine, judge: Judge) -> None:
+    """Twenty times the same request: memory in use does not grow by a byte."""
+    prompts = engine.model.prompts(2)
+    readings = []
+    for _ in range(REQUESTS):
+        engine.generate(prompts, max_tokens=8)
+        readings.append(engine.memory().live_bytes)
+    judge(check_no_growth(live_bytes=readings))
+
+
+@pytest.mark.parametrize("peak", ["load", "run"])
+def test_peak_is_within_its_budget(engine: Engine, baseline: Baseline, judge: Judge, peak: str) -> None:
+    """The highest use while loading, and while generating, against the record; on a GPU that of this very one."""
+    if peak == "run":
+        engine.memory(reset_peak=True)
+        engine.generate(engine.model.prompts(8), max_tokens=32)
+    report = engine.memory()
+    measured = report.load_peak_bytes if peak == "load" else report.run_peak_bytes
+    expected = baseline.expected(
+        f"memory_{peak}_peak",
+        observed=lambda _: {"peak_bytes": measured},
+        conditions={"measured_by": report.measured_by},
+        n=1,
+        per_hardware=report.device != "cpu",
+    )
+    budget = int(expected["peak_bytes"])
+    judge(
+        check_peak(
+            measured=measured, budget=budget, budget_source="the record", resolution=report.resolution_bytes, what=f"{peak} peak"
+        )
+    )

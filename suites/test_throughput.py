@@ -1,0 +1,36 @@
+"""Speed: prefill and decode as fast as in the recorded sessions on this hardware, measured by the device's own rates."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llminfer.checks.throughput import check_throughput
+from pytest_llminfer.measuring import WORKLOADS, sessions
+
+if TYPE_CHECKING:
+    from pytest_llminfer.judging import Judge
+    from pytest_llminfer.measuring import Throughput
+    from pytest_llminfer.recording import Baseline
+
+
+@pytest.mark.parametrize("phase", list(WORKLOADS))
+def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Judge, phase: str) -> None:
+    """Fixed prompt and output lengths; each session that records is kept, so that the baseline knows its own noise."""
+    speed = throughput(WORKLOADS[phase])
+    expected = baseline.expected(
+        f"throughput_{phase}", observed=speed.record, conditions=asdict(speed.workload), n=len(speed.rounds), per_hardware=True
+    )
+    judge(
+        check_throughput(
+            rounds=speed.rounds,
+            before=speed.before,
+            after=speed.after,
+            sessions=sessions(expected),
+            metric=f"{phase} throughput, batch {speed.workload.batch}",
+            yardstick=speed.yardstick,
+            drift_bound=speed.drift_bound,
+        )
+    )

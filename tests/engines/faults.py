@@ -1,0 +1,68 @@
+"""Faults that a real model is given in its worker: probes that patch what is loaded."""
+
+from __future__ import annotations
+
+
+def _attention(model, layer: int):
+    return model.model.layers[layer].self_attn
+
+
+def lose_a_block(model) -> None:
+    """Every decode step forgets what one 16-token block of the prompt held in layer 1."""
+    attention = _attention(model, 1)
+    forward = attention.forward
+
+    def faulty(*args, past_key_values=None, **kwargs):
+        if past_key_values is not None and past_key_values.get_seq_length() > 0 and len(past_key_values.layers) > 1:
+            values = past_key_values.layers[1].values
+            if values is not None:
+                values[:, :, 16:32] = 0
+        return forward(*args, past_key_values=past_key_values, **kwargs)
+
+    attention.forward = faulty
+
+
+def shift_positions(model) -> None:
+    """Every decode step rotates by one position too many."""
+    rotary = model.model.rotary_emb
+    forward = rotary.forward
+
+    def faulty(hidden, position_ids):
+        return forward(hidden, position_ids + (1 if hidden.shape[1] == 1 else 0))
+
+    rotary.forward = faulty
+
+
+def keep_a_layer_in_float32(model) -> None:
+    """One linear of layer 2 is stored in fp32 without a word."""
+    linear = model.model.layers[2].mlp.down_proj
+    linear.weight.data = linear.weight.data.float()
+
+
+def untie_nothing_but_copy_the_embedding(model) -> None:
+    """The embedding is held in fp32: twice its bytes."""
+    model.model.embed_tokens.weight.data = model.model.embed_tokens.weight.data.float()
+
+
+def leak(model) -> None:
+    """Every forward pass leaves a kilobyte behind."""
+    import torch
+
+    kept = model._kept = []
+    model.register_forward_hook(lambda *_: kept.append(torch.ones(256)))
+
+
+def sleep(model) -> None:
+    """Every forward pass takes 50 ms more."""
+    import time
+
+    model.register_forward_hook(lambda *_: time.sleep(0.05))
+
+
+def round_weights(model) -> None:
+    """The linears keep four levels a row."""
+    for layer in model.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            weight = getattr(layer.self_attn, name).weight.data
+            step = weight.abs().amax(dim=1, keepdim=True) / 2
+            weight.copy_((weight / step).round() * step)

@@ -1,0 +1,83 @@
+"""The suites on the reference model with a real engine: green as they are, and red with a fault of their own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FAULTS = Path(__file__).with_name("faults.py")
+FAULTY = """
+    import pytest
+
+    @pytest.fixture(scope="session")
+    def engine(engine):
+        engine.run("{faults}::{fault}")
+        return engine
+"""
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    """Run one suite in a folder of its own, its engine with or without a fault."""
+    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
+
+    def run(name: str, *arguments: str, fault: str = "", baselines: Path = REPOSITORY / "baselines") -> pytest.RunResult:
+        shutil.copy(REPOSITORY / "suites" / f"test_{name}.py", pytester.path)
+        conftest = pytester.path / "conftest.py"
+        conftest.unlink(missing_ok=True)
+        if fault:
+            pytester.makeconftest(FAULTY.format(faults=FAULTS, fault=fault))
+        return pytester.runpytest_subprocess("-v", f"--baselines={baselines}", *arguments)
+
+    return run
+
+
+def outcomes(result: pytest.RunResult) -> dict[str, int]:
+    return {name: count for name, count in result.parseoutcomes().items() if name in ("passed", "failed", "error", "errors", "inconclusive")}
+
+
+@pytest.mark.parametrize("fault", ["lose_a_block", "shift_positions"])
+def test_kv_cache_is_red_for_a_broken_cache(suite, fault: str) -> None:
+    result = suite("kv_cache", "--dtype=fp32", fault=fault)
+    result.stdout.fnmatch_lines(["*FAIL: greedy generation gives the tokens of route 'no_cache'", "*prompt *, position *: token * instead of token *"])
+    assert outcomes(result)["failed"] >= 1
+
+
+def test_kv_cache_is_green_in_fp32(suite) -> None:
+    assert outcomes(suite("kv_cache", "--dtype=fp32")) == {"passed": 4}
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_dtype_layout_is_red_for_one_linear_in_fp32_and_names_it(suite, quantization: str) -> None:
+    result = suite("dtype_layout", f"--quantization={quantization}", fault="keep_a_layer_in_float32")
+    result.stdout.fnmatch_lines(["*model.layers.2.mlp.down_proj.weight*float32*"])
+    assert outcomes(result)["failed"] == 2
+
+
+def test_memory_budget_is_red_for_an_embedding_in_fp32(suite) -> None:
+    result = suite("memory_budget", "-k", "weights", fault="untie_nothing_but_copy_the_embedding")
+    result.stdout.fnmatch_lines(["*weights are * bytes larger than predicted*"])
+    assert outcomes(result) == {"failed": 1}
+
+
+def test_memory_budget_is_red_for_a_leak(suite) -> None:
+    result = suite("memory_budget", "-k", "left_behind", fault="leak")
+    result.stdout.fnmatch_lines(["*memory in use grew by * bytes over * identical requests*"])
+    assert outcomes(result) == {"failed": 1}
+
+
+def test_throughput_is_red_for_a_slower_model(suite, tmp_path: Path) -> None:
+    suite("throughput", "--update-baselines", "-k", "decode", baselines=tmp_path)
+    result = suite("throughput", "-k", "decode", fault="sleep", baselines=tmp_path)
+    result.stdout.fnmatch_lines(["*decode throughput, batch 8 has not dropped by more than*"])
+    assert outcomes(result) == {"failed": 1}
+
+
+def test_gsm8k_is_red_for_rounded_weights(suite) -> None:
+    result = suite("gsm8k", "--gsm8k-questions=150", fault="round_weights")
+    result.stdout.fnmatch_lines(["*FAIL: *against the baseline*", "*lost: syn-*"])
+    assert outcomes(result) == {"failed": 1}

@@ -1,0 +1,140 @@
+"""The life of a baseline: missing, recorded, met, missed, not comparable, updated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+TEST = """
+    from pytest_llminfer.verdict import Outcome, Verdict
+
+    def test_answer(engine, baseline, judge):
+        conditions = {{"prompt": "{prompt}"}}
+        expected = baseline.expected("answer", observed=lambda previous: {{"value": {value}}}, conditions=conditions, n=1)
+        outcome = Outcome.PASS if {value} >= expected["value"] else Outcome.FAIL
+        judge(Verdict(outcome, "the answer is kept", "{value}", (), "no less than recorded", "the record", "exact", "look"))
+"""
+FILE = Path("baselines/any/reference/answer.json")
+
+
+def project(pytester: pytest.Pytester, value: int, prompt: str = "p") -> None:
+    pytester.makepyfile(test_answer=TEST.format(value=value, prompt=prompt))
+
+
+def stored(pytester: pytest.Pytester) -> dict:
+    return json.loads((pytester.path / FILE).read_text())
+
+
+def test_missing_is_a_visible_skip_that_names_the_way_out(pytester: pytest.Pytester, run, mode) -> None:
+    project(pytester, 5)
+    result = run("-rs", *mode)
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(
+        ["SKIPPED*no baseline for any/reference/answer/simulated-none-fp32-kv_fp32; record it with --update-baselines=new"]
+    )
+    result.stdout.fnmatch_lines(
+        ["simulated *skip", "baselines: 1 missing; record them with the same command and --update-baselines=new"]
+    )
+    assert not (pytester.path / "baselines").exists()
+
+
+def test_missing_fails_when_strict(pytester: pytest.Pytester, run, mode) -> None:
+    project(pytester, 5)
+    result = run("--llminfer-strict", *mode)
+    result.assert_outcomes(failed=1)
+
+
+@pytest.mark.parametrize("how", ["--update-baselines", "--update-baselines=new"])
+def test_record_then_pass_then_fail(pytester: pytest.Pytester, run, mode, how: str) -> None:
+    project(pytester, 5)
+    result = run(how, *mode)
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["simulated *skip recorded", "baselines: 1 recorded in *answer.json"])
+    entry = stored(pytester)["entries"]["simulated-none-fp32-kv_fp32"]
+    assert entry["expected"] == {"value": 5}
+    assert entry["conditions"]["prompt"] == "p"
+    assert {"commit", "date", "command", "n", "hardware", "versions"} <= set(entry["provenance"])
+    assert str(pytester.path) not in (pytester.path / FILE).read_text()
+
+    run(*mode).assert_outcomes(passed=1)
+    project(pytester, 4)
+    run(*mode).assert_outcomes(failed=1)
+
+
+def test_new_keeps_what_is_recorded_and_all_replaces_it(pytester: pytest.Pytester, run, mode) -> None:
+    project(pytester, 5)
+    run("--update-baselines=new", *mode)
+    project(pytester, 4)
+    run("--update-baselines=new", *mode).assert_outcomes(failed=1)
+    assert stored(pytester)["entries"]["simulated-none-fp32-kv_fp32"]["expected"] == {"value": 5}
+    run("--update-baselines", *mode).assert_outcomes(skipped=1)
+    assert stored(pytester)["entries"]["simulated-none-fp32-kv_fp32"]["expected"] == {"value": 4}
+
+
+def test_another_condition_is_invalid_and_named(pytester: pytest.Pytester, run, mode) -> None:
+    project(pytester, 5)
+    run("--update-baselines", *mode)
+    project(pytester, 5, prompt="q")
+    result = run("-v", *mode)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*INVALID*", "*prompt: recorded 'p', now 'q'"])
+
+
+def test_the_previous_record_is_given_only_if_comparable(pytester: pytest.Pytester, run) -> None:
+    test = """
+        def test_sessions(engine, baseline):
+            def observed(previous):
+                return {{"sessions": [*(previous["sessions"] if previous else []), {value}]}}
+            baseline.expected("sessions", observed=observed, conditions={{"batch": {batch}}}, n=1)
+    """
+    path = pytester.path / "baselines/any/reference/sessions.json"
+    for value, batch, expected in ((1, 8, [1]), (2, 8, [1, 2]), (3, 16, [3])):
+        pytester.makepyfile(test_sessions=test.format(value=value, batch=batch))
+        run("--update-baselines")
+        (entry,) = json.loads(path.read_text())["entries"].values()
+        assert entry["expected"]["sessions"] == expected
+
+
+def test_entries_that_no_test_asked_for_are_reported(pytester: pytest.Pytester, run, mode) -> None:
+    project(pytester, 5)
+    run("--update-baselines", *mode)
+    document = stored(pytester)
+    document["entries"]["simulated-int8-fp32-kv_fp32"] = document["entries"]["simulated-none-fp32-kv_fp32"]
+    (pytester.path / FILE).write_text(json.dumps(document))
+    result = run("-v", *mode)
+    result.stdout.fnmatch_lines(
+        ["baselines: 1 recorded entries had no test in this session (-v names them)", "*answer/simulated-int8-fp32-kv_fp32"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{not json", "*BaselineError: baseline file *answer.json is not JSON: *restore it from version control*"),
+        ('{"schema": 2, "family": "answer", "entries": {}}', "*was written by a newer version (schema 2); upgrade pytest-llminfer"),
+    ],
+)
+@pytest.mark.parametrize("how", [(), ("--update-baselines",)])
+def test_a_broken_file_is_one_clear_line_and_stays_as_it_is(pytester: pytest.Pytester, run, mode, content, message, how) -> None:
+    project(pytester, 5)
+    path = pytester.path / FILE
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    result = run(*how, *mode)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines([message])
+    assert "Traceback" not in result.stdout.str()
+    assert path.read_text() == content
+
+
+def test_an_unwritable_directory_fails_the_session_and_keeps_the_records(pytester: pytest.Pytester, run, mode) -> None:
+    project(pytester, 5)
+    (pytester.path / "baselines").write_text("a file where a folder is needed")
+    result = run("--update-baselines", *mode)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    text = result.stdout.str()
+    assert "baselines" in text
+    result.stdout.fnmatch_lines(["*baseline*"])
+    assert (pytester.path / "baselines").read_text() == "a file where a folder is needed"

@@ -1,0 +1,93 @@
+"""Death, hang and out-of-memory of an engine are failed tests that say what happened; the run goes on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = """
+    def test_first(engine):
+        engine.generate([[5, 6, 7]], max_tokens=2)
+
+    def test_second(engine):
+        assert engine.memory().weights_bytes > 0
+"""
+
+
+def failing(pytester: pytest.Pytester, run, fault: str, *arguments: str) -> pytest.RunResult:
+    pytester.makepyfile(TESTS)
+    result = run(f'--engine-args={{"fault": "{fault}"}}', *arguments)
+    assert "Traceback" not in result.stdout.str() or fault == "out_of_memory"
+    return result
+
+
+def test_a_crash_fails_the_test_and_the_next_one_gets_a_fresh_worker(pytester: pytest.Pytester, run, mode) -> None:
+    result = failing(pytester, run, "crash", *mode)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(
+        ["*EngineDiedError: the engine's process was killed by SIGSEGV (a fault in native code) during 'generate'*"]
+    )
+
+
+def test_an_exit_fails_the_test_with_its_status(pytester: pytest.Pytester, run, mode) -> None:
+    result = failing(pytester, run, "exit", *mode)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*EngineDiedError: the engine's process exited with status * during 'generate'*"])
+
+
+def test_a_hang_ends_at_the_time_limit(pytester: pytest.Pytester, run, mode) -> None:
+    result = failing(pytester, run, "hang", "--llminfer-timeout=3", *mode)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(
+        ["*EngineHungError: the engine said nothing for 3 s during 'generate' and was killed; *--llminfer-timeout*"]
+    )
+
+
+def test_out_of_memory_is_named(pytester: pytest.Pytester, run, mode) -> None:
+    result = failing(pytester, run, "out_of_memory", *mode)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*OutOfMemoryError: *"])
+
+
+def test_an_engine_that_always_dies_is_given_up(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile("".join(f"def test_{n}(engine):\n    engine.generate([[5]], max_tokens=1)\n\n" for n in range(5)))
+    result = run('--engine-args={"fault": "crash"}')
+    result.assert_outcomes(failed=5)
+    result.stdout.fnmatch_lines(["*has died 3 times and is not started again; last: *"])
+
+
+def test_the_next_cell_runs_after_one_that_cannot_load(pytester: pytest.Pytester, run, mode) -> None:
+    pytester.makepyfile(TESTS)
+    result = run(*mode, engine=f"simulated@{pytester.path}/no/python,simulated")
+    result.assert_outcomes(errors=2, passed=2)
+    result.stdout.fnmatch_lines(["*EngineStartError: cannot start the interpreter */no/python: No such file or directory; *"])
+
+
+def test_an_interpreter_that_lacks_the_engine_is_named(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TESTS)
+    bare = pytester.path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
+    bare.chmod(0o755)
+    result = run(engine=f"transformers@{bare}")
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*EngineStartError: *"])
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_something_that_is_no_python_is_named(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TESTS)
+    result = run(engine="simulated@/bin/true")
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*EngineDiedError: the engine's process exited with status 0 during 'load'*"])
+
+
+def test_the_log_of_a_dead_worker_is_quoted(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TESTS)
+    script = pytester.path / "sick"
+    script.write_text("#!/bin/sh\necho 'libcuda.so is missing' >&2\nexit 3\n")
+    script.chmod(0o755)
+    result = run(engine=f"simulated@{script}")
+    result.stdout.fnmatch_lines(["*exited with status 3 during 'load'. Its last words:", "*libcuda.so is missing"])
+    assert Path(script).exists()

@@ -1,0 +1,102 @@
+"""From options to cells: products, narrowing, and nonsense refused before anything runs."""
+
+from __future__ import annotations
+
+import pytest
+
+TEST = "def test_cell(engine_spec): pass"
+
+
+def test_the_product_of_the_lists_in_the_order_given(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TEST)
+    result = run("--collect-only", "-q", "--dtype=bf16,fp32", "--quantization=none,nf4", engine="transformers,simulated")
+    assert [line.partition("[")[2].rstrip("]") for line in result.outlines if "::" in line] == [
+        "transformers-bf16",
+        "transformers-bf16-nf4",
+        "transformers-fp32",
+        "transformers-fp32-nf4",
+        "simulated-bf16",
+        "simulated-bf16-nf4",
+        "simulated-fp32",
+        "simulated-fp32-nf4",
+    ]
+
+
+def test_gpus_alone_means_one_dp_and_tp_side_by_side(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TEST)
+    result = run("--collect-only", "-q", "--gpus=2")
+    assert [line for line in result.outlines if "::" in line] == [
+        f"test_gpus_alone_means_one_dp_and_tp_side_by_side.py::test_cell[{cell}]"
+        for cell in ("simulated", "simulated-dp2", "simulated-tp2")
+    ]
+
+
+def test_a_marker_narrows_a_test(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.llminfer_only(dtype="fp32")
+        def test_narrow(engine_spec): pass
+
+        @pytest.mark.llminfer_only(engine="transformers")
+        def test_none(engine): pass
+        """
+    )
+    result = run("--dtype=auto,fp32", "-rs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*llminfer_only*none of this session's cells*"])
+
+
+def test_a_marker_with_an_unknown_field_is_refused(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile("import pytest\n@pytest.mark.llminfer_only(engin='x')\ndef test_narrow(engine_spec): pass")
+    result = run()
+    result.stdout.fnmatch_lines(["*llminfer_only: unknown field 'engin'*valid: engine, *"])
+    assert result.ret != 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "--engine=transformer",
+            "*--engine: unknown engine 'transformer'; valid: simulated, transformers. Did you mean 'transformers'?",
+        ),
+        ("--quantization=nf5", "*--quantization: unknown quantization 'nf5'; valid: none, int8, nf4, fp4. Did you mean 'nf4'?"),
+        ("--dtype=float", "*--dtype: unknown dtype 'float'; valid: auto, bf16, fp16, fp32*"),
+        ("--kv-dtype=fp7", "*--kv-dtype: unknown kv_dtype 'fp7'*"),
+        ("--weights=fake", "*--weights: unknown weights 'fake'; valid: real, dummy*"),
+        ("--tp=two", "*--tp: 'two' is not a whole number from 1 up"),
+        ("--gsm8k-questions=0", "*--gsm8k-questions: '0' is not a whole number from 1 up"),
+        ("--engine-args=[]", "*--engine-args: '[[][]]' is not a JSON object*"),
+        ("--llminfer-timeout=soon", "*--llminfer-timeout: 'soon' is not a number of seconds above 0"),
+        ("--engine=", "*no cell to test*"),
+    ],
+)
+def test_nonsense_is_a_usage_error(pytester: pytest.Pytester, run, argument: str, message: str) -> None:
+    pytester.makepyfile(TEST)
+    result = run(argument)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+
+
+def test_a_tp_that_does_not_divide_the_gpus_is_a_usage_error(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TEST)
+    result = run("--tp=3", "--gpus=4")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: tp=3 x pp=1 x dp=1 does not divide --gpus=4; products that do: 1, 2, 4"])
+
+
+def test_ini_options_hold_the_defaults(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nllminfer_engine = simulated\nllminfer_dtype = fp32\n")
+    pytester.makepyfile(TEST)
+    result = pytester.runpytest_subprocess("-v")
+    result.stdout.fnmatch_lines(["llminfer: engine=simulated [[]ini[]]*", "*test_cell[[]simulated-fp32[]] PASSED*"])
+
+
+@pytest.mark.parametrize("argument", ["--quantization=nf4", "--tp=2", "--dtype=bf16"])
+def test_what_the_engine_cannot_do_is_a_skip_with_the_reason(pytester: pytest.Pytester, run, mode, argument: str) -> None:
+    pytester.makepyfile("def test_cell(engine): pass")
+    result = run(argument, "-rs", *mode)
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*simulated*"])

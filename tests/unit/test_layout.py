@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pytest_llminfer.checks.layout import check_layout, check_layout_unchanged, summarise_layout
+from pytest_llminfer.checks.offenders import first_offenders
+from pytest_llminfer.checks.storage import expected_layout
+from pytest_llminfer.models.shape import ModelShape
+from pytest_llminfer.observations import Parameter
+from pytest_llminfer.verdict import Outcome
+
+SHAPE = ModelShape("llama", layers=12, hidden=64, heads=2, kv_heads=1, head_dim=32, intermediate=96, vocab=50, tied=True)
+TIED = [["model.embed_tokens.weight", "lm_head.weight"]]
+UP = "model.layers.3.mlp.up_proj.weight"
+
+
+def loaded(quantization="nf4", shape=SHAPE, **options):
+    return [weight.parameter for weight in expected_layout(shape=shape, dtype="bf16", quantization=quantization, **options)]
+
+
+def check(parameters, quantization="nf4", shape=SHAPE, tied=TIED, **options):
+    return check_layout(parameters=parameters, shape=shape, dtype="bfloat16", quantization=quantization, tied=tied, **options)
+
+
+def changed(parameters, name, **fields):
+    return [replace(parameter, **fields) if parameter.name == name else parameter for parameter in parameters]
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4", "fp4"])
+def test_the_right_layout_passes(quantization):
+    verdict = check(loaded(quantization), quantization)
+    assert verdict.outcome is Outcome.PASS
+    assert verdict.details == ()
+    assert verdict.smallest_detectable == "exact"
+
+
+@pytest.mark.parametrize(("quantization", "bits"), [("none", 16.0), ("int8", 8.6), ("fp4", 5.6)])
+def test_the_bits_of_a_weight_are_shown(quantization, bits):
+    verdict = check(loaded(quantization), quantization)
+    assert float(verdict.key.split()[0]) == pytest.approx(bits, rel=0.1)
+
+
+def test_the_histogram_adds_up():
+    parameters = loaded("int8")
+    stored = {entry.name: entry.value for entry in check(parameters, "int8").measurements if entry.name.startswith("stored in")}
+    assert set(stored) == {"stored in bfloat16", "stored in int8"}
+    assert sum(stored.values()) == sum(parameter.stored_bytes for parameter in parameters)
+
+
+@pytest.mark.parametrize("asked", ["int8", "nf4", "fp4"])
+def test_a_quantization_that_was_ignored_fails(asked):
+    verdict = check(loaded("none"), asked)
+    assert verdict.outcome is Outcome.FAIL
+    assert "model.layers.0.self_attn.q_proj.weight (and the same in 11 other layers): dtype bfloat16 instead of" in verdict.details[0]
+
+
+def test_another_quantization_than_asked_for_fails():
+    verdict = check(loaded("fp4", double_quantized=True), "nf4")
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.details[0].endswith("packing fp4 instead of nf4")
+
+
+def test_single_instead_of_double_quantization_fails():
+    verdict = check(loaded("nf4", double_quantized=False))
+    assert "double_quantized none instead of True" in verdict.details[0] or "double_quantized False instead of True" in verdict.details[0]
+    assert check(loaded("nf4", double_quantized=False), double_quantized=False).outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"dtype": "float32"}, "dtype float32 instead of uint8"),
+        ({"shape": (64, 96)}, "shape [64, 96] instead of [96, 64]"),
+        ({"stored_shape": (3072,)}, "stored_shape [3072] instead of [3072, 1]"),
+        ({"stored_bytes": 5000}, "stored_bytes 5,000 instead of "),
+        ({"state_bytes": 7}, "state_bytes 7 instead of "),
+        ({"block_size": 128}, "block_size 128 instead of 64"),
+        ({"packing": ""}, "packing none instead of nf4"),
+    ],
+)
+def test_one_wrong_tensor_is_named(fields, said):
+    verdict = check(changed(loaded(), UP, **fields))
+    assert verdict.outcome is Outcome.FAIL
+    assert len(verdict.details) == 1
+    assert verdict.details[0].startswith(f"{UP}: {said}")
+
+
+def test_a_missing_tensor_is_named():
+    verdict = check([parameter for parameter in loaded() if parameter.name != UP])
+    assert (verdict.outcome, verdict.details) == (Outcome.FAIL, (f"{UP}: missing",))
+
+
+def test_an_extra_tensor_is_named():
+    extra = Parameter("model.layers.0.mlp.gate.weight", "float32", (8, 64), (8, 64), 2048)
+    verdict = check([*loaded(), extra])
+    assert verdict.details == ("model.layers.0.mlp.gate.weight: extra: float32 [8, 64], 2,048 bytes",)
+
+
+def test_a_tensor_reported_twice_is_named():
+    verdict = check([*loaded(), next(parameter for parameter in loaded() if parameter.name == UP)])
+    assert verdict.details == (f"{UP}: reported 2 times",)
+
+
+def test_a_broken_tie_fails_even_if_the_copy_is_not_listed():
+    verdict = check(loaded(), tied=[])
+    assert verdict.details == ("lm_head.weight and model.embed_tokens.weight should be one tensor and are not",)
+
+
+def test_an_output_matrix_of_its_own_fails_where_it_should_be_tied():
+    untied = replace(SHAPE, tied=False)
+    verdict = check(loaded(shape=untied), tied=[])
+    assert any(line.startswith("lm_head.weight: extra") for line in verdict.details)
+
+
+def test_a_tie_that_should_not_be_fails():
+    untied = replace(SHAPE, tied=False)
+    assert check(loaded(shape=untied), shape=untied, tied=[]).outcome is Outcome.PASS
+    assert check(loaded(shape=untied), shape=untied).details[-1].endswith("are one tensor and should not be")
+
+
+@pytest.mark.parametrize("devices", [("cuda:0", "cpu"), ("meta", "meta"), ("cuda:0", "meta")])
+def test_offloaded_weights_fail(devices):
+    parameters = loaded()
+    parameters = [replace(parameter, device=devices[index % 2]) for index, parameter in enumerate(parameters)]
+    verdict = check(parameters)
+    assert verdict.outcome is Outcome.FAIL
+    assert "one kind of device" in verdict.details[-1]
+
+
+def test_two_devices_of_one_kind_are_fine():
+    parameters = [replace(parameter, device=f"cuda:{index % 2}") for index, parameter in enumerate(loaded())]
+    assert check(parameters).outcome is Outcome.PASS
+
+
+def test_no_parameters_is_a_failure():
+    assert check([]).outcome is Outcome.FAIL
+    assert check_layout_unchanged(parameters=[], expected={}).outcome is Outcome.FAIL
+    assert "nothing was compared" in str(check([]))
+
+
+def recorded(parameters):
+    return json.loads(json.dumps(summarise_layout(parameters)))
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_a_recorded_layout_is_unchanged(quantization):
+    parameters = loaded(quantization)
+    verdict = check_layout_unchanged(parameters=parameters[::-1], expected=recorded(parameters))
+    assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
+
+
+def test_the_record_has_one_entry_for_layers_that_are_alike():
+    record = recorded(changed(loaded(), UP, dtype="float32"))
+    assert len(record) == 11
+    entries = record["model.layers.*.mlp.up_proj.weight"]
+    assert [entry["layers"] for entry in entries] == [[0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11], [3]]
+    assert "layers" not in record["model.norm.weight"][0]
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (lambda parameters: changed(parameters, UP, dtype="float32"), f"{UP}: dtype float32 instead of uint8"),
+        (lambda parameters: changed(parameters, UP, double_quantized=False), f"{UP}: double_quantized False instead of True"),
+        (lambda parameters: [entry for entry in parameters if entry.name != UP], f"{UP}: missing"),
+        (lambda parameters: [*parameters, replace(parameters[0], name="new")], "new: extra: bfloat16 [50, 64], 6,400 bytes"),
+    ],
+)
+def test_a_change_against_the_record_is_named(now, said):
+    parameters = loaded()
+    verdict = check_layout_unchanged(parameters=now(parameters), expected=recorded(parameters))
+    assert (verdict.outcome, verdict.details) == (Outcome.FAIL, (said,))
+
+
+def test_long_lists_are_counted():
+    assert first_offenders(["a"] * 8) == ("a",) * 8
+    assert first_offenders([str(number) for number in range(20)])[-1] == "and 12 more"

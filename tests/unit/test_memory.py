@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pytest_llminfer
+from pytest_llminfer.checks.memory import (
+    check_kv_bytes_per_token,
+    check_no_growth,
+    check_peak,
+    check_weights,
+    cuda_allocation,
+    predict_allocated,
+    predict_weights,
+    weights_tolerance,
+)
+from pytest_llminfer.models.shape import ModelShape
+from pytest_llminfer.observations import CacheLayer, CacheReport, MemoryReport
+from pytest_llminfer.verdict import Outcome
+
+GIB, MIB = 2**30, 2**20
+SHAPES = Path(pytest_llminfer.__file__).parent / "models" / "shapes"
+REFERENCE = ModelShape("llama", layers=8, hidden=192, heads=3, kv_heads=1, head_dim=64, intermediate=512, vocab=1024, tied=True)
+
+
+def bundled(name):
+    return ModelShape.from_config(json.loads((SHAPES / name / "config.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization", "gib"),
+    [
+        ("llama-3-8b", "none", 14.9575),  # measured on an H100, METHODS
+        ("llama-3-8b", "int8", 8.4627),  # measured on an H100
+        ("qwen2.5-7b", "none", 14.1852),  # METHODS 4.2
+    ],
+)
+def test_weights_are_predicted_to_four_decimals(name, quantization, gib):
+    assert predict_weights(shape=bundled(name), dtype="bf16", quantization=quantization) / GIB == pytest.approx(gib, abs=5e-5)
+
+
+@pytest.mark.parametrize(("name", "quantization", "gib"), [("qwen2.5-7b", "none", 14.2272), ("llama-3-8b", "nf4", 5.3111)])
+def test_allocated_bytes_are_predicted_to_four_decimals(name, quantization, gib):
+    assert predict_allocated(shape=bundled(name), dtype="bf16", quantization=quantization) / GIB == pytest.approx(gib, abs=5e-5)
+
+
+def test_double_quantization_has_the_published_bits():
+    shape = bundled("llama-3-8b")
+    linears = 6_979_321_856
+    kept = 2 * (shape.parameter_count - linears)
+    double = predict_weights(shape=shape, dtype="bf16", quantization="nf4") - kept
+    plain = predict_weights(shape=shape, dtype="bf16", quantization="nf4", double_quantized=False) - kept
+    assert 8 * double / linears == pytest.approx(4.126953, abs=5e-4)
+    assert 8 * plain / linears == pytest.approx(4.5, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "counted"),
+    [
+        (1, 512),
+        (512, 512),
+        (513, 1024),
+        (10 * MIB - 512, 10 * MIB - 512),
+        (round(129.5 * MIB), 130 * MIB),  # Qwen2.5-7B down_proj
+        (259 * MIB, 260 * MIB),  # gate_up
+        (round(31.5 * MIB), 32 * MIB),  # qkv
+        (round(24.5 * MIB), round(24.5 * MIB)),  # o: a rest of 1.5 MiB is split off
+        (32 * MIB, 32 * MIB),
+    ],
+)
+def test_allocations_are_rounded_as_the_allocator_rounds(size, counted):
+    assert cuda_allocation(size) == counted
+
+
+@given(st.integers(0, 2**34))
+def test_an_allocation_is_never_smaller_and_hardly_larger(size):
+    assert size <= cuda_allocation(size) <= size + MIB + 512
+    assert cuda_allocation(size) % 512 == 0
+
+
+@pytest.mark.parametrize(
+    ("predicted", "tolerance"), [(7 * MIB, 0.07 * MIB), (800 * MIB, 8 * MIB), (2000 * MIB, 8 * MIB), (15000 * MIB, 45 * MIB)]
+)
+def test_the_tolerance_scales_with_the_model(predicted, tolerance):
+    assert weights_tolerance(predicted) == pytest.approx(tolerance, rel=1e-3)
+
+
+def memory(weights):
+    return MemoryReport("cpu", weights, 128, weights + 128, weights, weights, "process resident set", 16 * MIB)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4", "fp4"])
+def test_predicted_weights_pass(quantization):
+    predicted = predict_weights(shape=REFERENCE, dtype="bf16", quantization=quantization)
+    assert check_weights(report=memory(predicted), predicted=predicted).outcome is Outcome.PASS
+
+
+def test_weights_at_the_tolerance_pass_and_one_byte_beyond_fails():
+    predicted = 10_000_000
+    for sign in (1, -1):
+        assert check_weights(report=memory(predicted + sign * 100_000), predicted=predicted).outcome is Outcome.PASS
+        assert check_weights(report=memory(predicted + sign * 100_001), predicted=predicted).outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize(("asked", "loaded"), [("nf4", "fp4"), ("nf4", "int8"), ("int8", "none"), ("none", "int8"), ("fp4", "nf4")])
+def test_another_quantization_than_asked_for_fails_on_the_smallest_model(asked, loaded):
+    measured = predict_weights(shape=REFERENCE, dtype="bf16", quantization=loaded)
+    predicted = predict_weights(shape=REFERENCE, dtype="bf16", quantization=asked)
+    verdict = check_weights(report=memory(measured), predicted=predicted)
+    assert verdict.outcome is Outcome.FAIL
+    assert ("larger" if measured > predicted else "smaller") in verdict.details[0]
+
+
+def test_a_second_copy_of_the_output_matrix_fails_on_the_smallest_model():
+    predicted = predict_weights(shape=REFERENCE, dtype="bf16", quantization="none")
+    assert check_weights(report=memory(predicted + 2 * 1024 * 192), predicted=predicted).outcome is Outcome.FAIL
+
+
+def test_no_weights_is_a_failure():
+    assert check_weights(report=memory(0), predicted=0).outcome is Outcome.FAIL
+
+
+def cache(prompt=10, extended=4, per_token=256, extra=0, layers=2):
+    def stage(tokens):
+        return tuple(
+            CacheLayer((1, 1, tokens, 32), (1, 1, tokens, 32), "bfloat16", (per_token * tokens + extra) // layers) for _ in range(layers)
+        )
+
+    return CacheReport(prompt, extended, stage(prompt), stage(prompt + extended), ((0.0, 0.0),) * layers)
+
+
+def test_the_cache_takes_its_bytes_a_token():
+    verdict = check_kv_bytes_per_token(report=cache(), expected=256)
+    assert (verdict.outcome, verdict.key) == (Outcome.PASS, "256 B/token")
+
+
+@pytest.mark.parametrize(("report", "said"), [(cache(per_token=512), "512.0 bytes a token instead of 256 (+100.00 %)"), (cache(extra=64), "the prompt: 262.4")])
+def test_other_bytes_a_token_fail(report, said):
+    verdict = check_kv_bytes_per_token(report=report, expected=256)
+    assert verdict.outcome is Outcome.FAIL
+    assert said in verdict.details[0]
+
+
+@pytest.mark.parametrize("report", [cache(prompt=0), cache(extended=0)])
+def test_a_cache_without_tokens_fails(report):
+    assert check_kv_bytes_per_token(report=report, expected=256).outcome is Outcome.FAIL
+
+
+def peak(measured, budget=1000 * MIB, resolution=0):
+    return check_peak(measured=measured, budget=budget, budget_source="the baseline", resolution=resolution, what="load peak")
+
+
+@pytest.mark.parametrize(("measured", "outcome"), [(1, Outcome.PASS), (1030 * MIB, Outcome.PASS), (1030 * MIB + 1, Outcome.FAIL), (0, Outcome.FAIL)])
+def test_a_peak_may_be_three_percent_above_its_budget_and_any_amount_below(measured, outcome):
+    assert peak(measured).outcome is outcome
+
+
+def test_the_resolution_widens_the_limit_by_itself_only():
+    assert peak(1046 * MIB, resolution=16 * MIB).outcome is Outcome.PASS
+    verdict = peak(1046 * MIB + 1, resolution=16 * MIB)
+    assert verdict.outcome is Outcome.FAIL
+    assert "load peak is 48,234,497 bytes above its budget (+4.60 %)" in verdict.details
+
+
+def test_a_budget_below_the_resolution_decides_nothing():
+    assert peak(8 * MIB, budget=8 * MIB, resolution=16 * MIB).outcome is Outcome.INCONCLUSIVE
+    assert peak(80 * MIB, budget=8 * MIB, resolution=16 * MIB).outcome is Outcome.FAIL
+
+
+def test_no_budget_is_no_comparison():
+    assert peak(8 * MIB, budget=0).outcome is Outcome.INVALID
+
+
+FLAT = [500, 900, *[1000] * 18]
+
+
+def test_constant_memory_passes():
+    verdict = check_no_growth(live_bytes=FLAT)
+    assert (verdict.outcome, verdict.key) == (Outcome.PASS, "no growth")
+
+
+@given(step=st.integers(1, 10**9), n=st.integers(4, 40))
+def test_any_leak_at_every_request_fails(step, n):
+    assert check_no_growth(live_bytes=[0, 0, *(1000 + step * index for index in range(n))]).outcome is Outcome.FAIL
+
+
+def test_one_byte_left_behind_half_way_fails():
+    verdict = check_no_growth(live_bytes=[0, 0, *[1000] * 9, *[1001] * 9])
+    assert (verdict.outcome, verdict.key) == (Outcome.FAIL, "+1 B")
+
+
+def test_a_leak_under_waiting_garbage_fails():
+    assert check_no_growth(live_bytes=[0, 0, 1000, 1300, 1000, 1300, 1001, 1301, 1001, 1301]).outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize("readings", [[0, 0, 1000, 1300, 1000, 1300, 1000, 1300], [0, 0, 1000, 1000, 900, 900, 800, 700]])
+def test_garbage_that_is_collected_and_memory_that_shrinks_pass(readings):
+    assert check_no_growth(live_bytes=readings).outcome is Outcome.PASS
+
+
+def test_a_rise_in_the_last_reading_alone_is_inconclusive():
+    assert check_no_growth(live_bytes=[0, 0, *[1000] * 9, 1200]).outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("readings", "outcome"), [([], Outcome.FAIL), ([1, 2], Outcome.INCONCLUSIVE), ([1, 2, 3, 3, 3], Outcome.INCONCLUSIVE)])
+def test_too_few_readings_decide_nothing(readings, outcome):
+    assert check_no_growth(live_bytes=readings).outcome is outcome

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pytest_llminfer.checks.storage import STORAGE, expected_layout
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.models.shape import ROLES, ModelShape
+from pytest_llminfer.spec import QUANTIZATIONS
+
+LLAMA = ModelShape("llama", layers=2, hidden=128, heads=2, kv_heads=1, head_dim=64, intermediate=192, vocab=320, tied=True)
+GPT2 = ModelShape.from_config({"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 90})
+
+
+def stored(quantization, shape=LLAMA, **options):
+    layout = expected_layout(shape=shape, dtype="bf16", quantization=quantization, **options)
+    return {weight.parameter.name: weight for weight in layout}
+
+
+def test_every_quantization_of_a_cell_has_a_rule_for_every_role():
+    assert set(STORAGE) == set(QUANTIZATIONS)
+    assert all(set(roles) == set(ROLES) for roles in STORAGE.values())
+
+
+def test_unquantized_weights_are_what_their_shapes_say():
+    for weight in stored("none").values():
+        assert weight.parameter.stored_bytes == 2 * math.prod(weight.parameter.shape)
+        assert (weight.parameter.dtype, weight.parameter.packing, weight.tensors) == ("bfloat16", "", (weight.parameter.stored_bytes,))
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4", "fp4"])
+def test_only_linears_of_layers_are_quantized(quantization):
+    packed = {name for name, weight in stored(quantization).items() if weight.parameter.packing}
+    assert packed == {name for name in stored("none") if name.endswith("_proj.weight")}
+    assert len(packed) == 14
+
+
+def test_int8_keeps_a_scale_for_every_output_row():
+    weight = stored("int8")["model.layers.0.mlp.up_proj.weight"].parameter
+    assert (weight.dtype, weight.shape, weight.stored_shape) == ("int8", (192, 128), (192, 128))
+    assert (weight.state_bytes, weight.stored_bytes) == (4 * 192, 192 * 128 + 4 * 192)
+    assert (weight.block_size, weight.double_quantized) == (None, None)
+
+
+@pytest.mark.parametrize(("double", "state"), [(False, 4 * 384 + 64), (True, 384 + 64 + 4 + 2 * 4 + 1024)])
+def test_four_bit_state_has_the_bytes_that_bitsandbytes_keeps(double, state):
+    weight = stored("nf4", double_quantized=double)["model.layers.1.mlp.down_proj.weight"].parameter
+    assert (weight.dtype, weight.shape, weight.stored_shape) == ("uint8", (128, 192), (12288, 1))
+    assert (weight.state_bytes, weight.stored_bytes, weight.block_size) == (state, 12288 + state, 64)
+    assert weight.double_quantized is double
+
+
+def test_unless_told_otherwise_nf4_quantizes_its_scales_and_fp4_does_not():
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert stored("nf4")[name].parameter.double_quantized is True
+    assert stored("fp4")[name].parameter.double_quantized is False
+
+
+def test_odd_sizes_are_rounded_up_to_whole_bytes_and_blocks():
+    shape = ModelShape("llama", layers=1, hidden=7, heads=1, kv_heads=1, head_dim=9, intermediate=3, vocab=5, tied=True)
+    weight = stored("fp4", shape)["model.layers.0.self_attn.q_proj.weight"].parameter
+    assert (weight.stored_shape, weight.state_bytes) == ((32, 1), 4 + 64)
+
+
+def test_gpt2_is_turned_round_when_it_is_quantized():
+    name = "transformer.h.0.attn.c_attn.weight"
+    assert stored("none", GPT2)[name].parameter.shape == (64, 192)
+    assert stored("int8", GPT2)[name].parameter.shape == (192, 64)
+    assert stored("int8", GPT2)[name].parameter.state_bytes == 4 * 192
+
+
+def test_tensors_add_up_to_the_weight():
+    for quantization in STORAGE:
+        for weight in stored(quantization).values():
+            assert sum(weight.tensors) == weight.parameter.stored_bytes
+
+
+def test_an_unknown_quantization_is_a_visible_skip():
+    with pytest.raises(UnsupportedError, match="'gptq' is not known here"):
+        stored("gptq")
+
+
+@pytest.mark.parametrize("size", [(256, 128), (100, 48), (7, 9), (2048, 130)])
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+def test_the_state_is_that_of_the_real_library(size, double, quantization):
+    torch, functional = pytest.importorskip("torch"), pytest.importorskip("bitsandbytes.functional")
+    packed, state = functional.quantize_4bit(torch.ones(size), quant_type=quantization, blocksize=64, compress_statistics=double)
+    tensors = [state.absmax, state.code]
+    if double:
+        tensors += [state.offset, state.state2.absmax, state.state2.code]
+    shape = ModelShape("llama", layers=1, hidden=size[1], heads=1, kv_heads=1, head_dim=size[0], intermediate=1, vocab=1, tied=True)
+    expected = stored(quantization, shape, double_quantized=double)["model.layers.0.self_attn.q_proj.weight"]
+    assert expected.tensors == (packed.nbytes, *(tensor.nbytes for tensor in tensors))
+    assert expected.parameter.stored_shape == tuple(packed.shape)
