@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llminfer.checks.distributions import check_same_distributions
 from pytest_llminfer.checks.kv_cache import check_cache_prefix, check_cache_shape, check_same_greedy_tokens
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ def test_greedy_tokens_do_not_depend_on_the_cache(engine: Engine, prompts: list[
     """The engine's own generation equals one that computes every prefix anew, and a hand-written loop over the cache."""
     own = engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP)
     reference = engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP, route=route)
-    claim = f"greedy generation gives the tokens of route {route!r}"
-    judge(check_same_greedy_tokens(candidate=own, reference=reference, dtype=engine.info.dtype, claim=claim))
+    runs = {"candidate": own, "reference": reference, "dtype": engine.info.dtype}
+    judge(check_same_greedy_tokens(**runs, claim=f"greedy generation gives the tokens of route {route!r}"))
+    judge(check_same_distributions(**runs, claim=f"greedy generation gives the probabilities of route {route!r}"))
 
 
 def test_cache_has_the_shape_and_bytes_of_the_configuration(engine: Engine, prompts: list[list[int]], judge: Judge) -> None:

@@ -1,0 +1,387 @@
+"""The transformers backend on the reference model, in a worker process as tests use it; torch stays out of this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pytest_llminfer
+from pytest_llminfer.checks.storage import expected_layout
+from pytest_llminfer.engines.launch import local
+from pytest_llminfer.engines.worker_process import WorkerProcess
+from pytest_llminfer.errors import BadInputError, EngineError, EngineStartError, OutOfMemoryError, UnsupportedError
+from pytest_llminfer.models.shape import ModelShape
+from pytest_llminfer.observations import Parameter, Sampling
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.worker.backends.simulated.backend import SimulatedBackend
+
+REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
+QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
+PROBLEMS = Path(pytest_llminfer.__file__).parent / "datasets" / "synthetic.jsonl"
+
+
+class Worker:
+    """A worker that hosts the backend, and its requests by name."""
+
+    def __init__(self, log: Path, **variables: str) -> None:
+        self.process = WorkerProcess(local.start("", {"OMP_NUM_THREADS": "2", **variables}, log), log)
+        self.progress: list[tuple[str, int, int]] = []
+
+    def load(self, model_path: Path = REFERENCE, engine_args: dict | None = None, **cell: object):
+        spec = EngineSpec("transformers", **cell).to_dict()
+        return self.ask("load", spec=spec, model_path=str(model_path), engine_args=engine_args or {})
+
+    def ask(self, method: str, **params: object):
+        return self.process.request(method, params, timeout=300, progress=lambda *step: self.progress.append(step))
+
+    def generate(self, prompts, max_tokens=48, logprobs=0, route="engine", **fields):
+        sampling = Sampling(max_tokens=max_tokens, **fields).to_dict()
+        return self.ask("generate", prompts=prompts, sampling=sampling, logprobs=logprobs, route=route)["outputs"]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Token ids of chat prompts of different lengths."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer.from_file(str(REFERENCE / "tokenizer.json"))
+    questions = [json.loads(line)["question"] for line in PROBLEMS.read_text().splitlines()[:12]]
+    form = "Solve it step by step. End with a line of the form #### <number>."
+    chats = [f"<|im_start|>user\n{question}\n\n{form}<|im_end|>\n<|im_start|>assistant\n" for question in questions]
+    return [tokenizer.encode(chat).ids for chat in chats]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    workers = []
+
+    def start(**variables: str) -> Worker:
+        worker = Worker(tmp_path_factory.mktemp("worker") / "log", **variables)
+        workers.append(worker)
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.process.kill()
+
+
+@pytest.fixture(scope="module")
+def fp32(start):
+    worker = start()
+    worker.info = worker.load(dtype="fp32")
+    return worker
+
+
+@pytest.fixture(scope="module", params=QUANTIZATIONS)
+def quantized(request, start):
+    worker = start()
+    worker.quantization = request.param
+    worker.info = worker.load(quantization=request.param)
+    return worker
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    backend = SimulatedBackend(EngineSpec("simulated"), str(REFERENCE), {}, lambda *_: None)
+    backend.load()
+    return backend
+
+
+def tokens(outputs):
+    return [output["token_ids"] for output in outputs]
+
+
+def test_what_was_loaded_is_told(fp32):
+    info = fp32.info
+    assert (info["dtype"], info["kv_dtype"], info["device_count"], info["end_token_ids"]) == ("fp32", "fp32", 1, [2])
+    assert info["device_name"]
+    assert {"engine", "torch", "python"} <= set(info["versions"])
+    assert set(info["load_seconds"]) == {"import", "load"}
+
+
+def test_all_routes_give_the_same_tokens_and_log_probabilities(fp32, prompts):
+    engine, loop, no_cache = (fp32.generate(prompts[:4], logprobs=4, route=route) for route in ("engine", "loop", "no_cache"))
+    assert tokens(engine) == tokens(loop) == tokens(no_cache)
+    assert len({tuple(ids) for ids in tokens(engine)}) == 4
+    for answer, other, third in zip(engine, loop, no_cache, strict=True):
+        steps = len(answer["token_ids"])
+        assert answer["top_ids"].shape == answer["top_logprobs"].shape == (steps, 4)
+        assert answer["max_logit"].shape == (steps,)
+        assert (answer["top_ids"].dtype, answer["top_logprobs"].dtype) == (np.int32, np.float32)
+        np.testing.assert_allclose(answer["top_logprobs"], other["top_logprobs"], atol=1e-3)
+        np.testing.assert_allclose(answer["top_logprobs"], third["top_logprobs"], atol=1e-3)
+        np.testing.assert_array_equal(answer["top_ids"][:, 0], answer["token_ids"])
+
+
+def test_a_batch_gives_what_single_prompts_give_in_their_order(fp32, prompts):
+    shuffled = [prompts[number] for number in (3, 11, 0, 7, 5, 1)]
+    fp32.progress.clear()
+    batched = fp32.generate(shuffled)
+    assert tokens(batched) == [tokens(fp32.generate([prompt]))[0] for prompt in shuffled]
+    assert fp32.progress[0] == ("generating", 6, 6)
+
+
+def test_a_small_budget_makes_more_batches_and_the_same_answers(start, fp32, prompts):
+    worker = start()
+    worker.load(dtype="fp32", engine_args={"max_batch_tokens": 300})
+    worker.progress.clear()
+    assert tokens(worker.generate(prompts[:6])) == tokens(fp32.generate(prompts[:6]))
+    steps = [done for phase, done, _ in worker.progress if phase == "generating"]
+    assert len(steps) > 2
+    assert steps[-1] == 6
+
+
+def test_generation_ends_at_an_end_token_or_at_the_limit(fp32, prompts):
+    (ended,) = fp32.generate(prompts[:1], max_tokens=200)
+    assert (ended["token_ids"][-1], ended["finish_reason"]) == (2, "stop")
+    (cut,) = fp32.generate(prompts[:1], max_tokens=3)
+    assert (cut["token_ids"], cut["finish_reason"]) == (ended["token_ids"][:3], "length")
+    (forced,) = fp32.generate(prompts[:1], max_tokens=len(ended["token_ids"]) + 5, ignore_eos=True)
+    assert len(forced["token_ids"]) == len(ended["token_ids"]) + 5
+    stop = ended["token_ids"][4]
+    (stopped,) = fp32.generate(prompts[:1], max_tokens=50, stop_token_ids=(stop,), ignore_eos=True)
+    assert stopped["token_ids"] == ended["token_ids"][: ended["token_ids"].index(stop) + 1]
+
+
+def test_the_generation_defaults_of_a_model_are_shown_and_never_used(start, fp32, prompts, tmp_path):
+    model = shutil.copytree(REFERENCE, tmp_path / "model")
+    defaults = {"do_sample": True, "temperature": 2.0, "repetition_penalty": 1.9, "top_k": 3, "min_new_tokens": 40, "eos_token_id": 2}
+    (model / "generation_config.json").write_text(json.dumps(defaults))
+    worker = start()
+    worker.load(model, dtype="fp32")
+    assert tokens(worker.generate(prompts[:3])) == tokens(fp32.generate(prompts[:3]))
+    assert worker.ask("settings")["defaults"]["repetition_penalty"] == 1.9
+
+
+def test_sampling_follows_its_seed(fp32, prompts):
+    first, again, other = (tokens(fp32.generate(prompts[:3], temperature=1.5, top_p=0.9, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert tokens(fp32.generate(prompts[:1], temperature=1.0, top_k=1)) == tokens(fp32.generate(prompts[:1]))
+
+
+def test_scores_by_prefill_and_by_decode_agree_with_the_generation(fp32, prompts):
+    (answer,) = fp32.generate(prompts[:1], logprobs=1)
+    sequence = prompts[0] + answer["token_ids"]
+    (prefill,), (decode,) = (fp32.ask("score", sequences=[sequence], route=route)["logprobs"] for route in ("prefill", "decode"))
+    assert prefill.shape == decode.shape == (len(sequence) - 1,)
+    assert prefill.dtype == np.float32
+    np.testing.assert_allclose(prefill, decode, atol=2e-3)
+    np.testing.assert_allclose(prefill[len(prompts[0]) - 1 :], answer["top_logprobs"][:, 0], atol=1e-4)
+
+
+def test_an_independent_implementation_agrees(fp32, simulated, prompts):
+    sampling = Sampling(max_tokens=64).to_dict()
+    ours = simulated.generate(prompts=prompts, sampling=sampling, logprobs=5)["outputs"]
+    theirs = fp32.generate(prompts, max_tokens=64, logprobs=5)
+    assert tokens(ours) == tokens(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        likely = other["top_logprobs"] > -10
+        np.testing.assert_allclose(one["top_logprobs"][likely], other["top_logprobs"][likely], atol=1e-4)
+        np.testing.assert_allclose(one["max_logit"], other["max_logit"], rtol=1e-4)
+    sequences = [prompt + answer["token_ids"] for prompt, answer in zip(prompts, theirs, strict=True)]
+    for one, other in zip(
+        simulated.score(sequences=sequences)["logprobs"], fp32.ask("score", sequences=sequences)["logprobs"], strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def test_the_cache_grows_and_keeps_its_prefix(fp32, simulated, prompts):
+    report, other = fp32.ask("kv_cache", prompt=prompts[0], extend=7), simulated.kv_cache(prompt=prompts[0], extend=7)
+    length = len(prompts[0])
+    assert [layer["key_shape"] for layer in report["layers"]] == [[1, 2, length, 64]] * 4
+    assert report["extended_layers"][0]["value_shape"] == [1, 2, length + 7, 64]
+    assert report["layers"][0]["stored_bytes"] == 2 * 2 * length * 64 * 4
+    assert report["prefix_differences"] == [[0.0, 0.0]] * 4
+    assert report["layers"] == other["layers"]
+
+
+def test_every_parameter_is_stored_as_its_format_says(quantized):
+    shape = ModelShape.from_config(json.loads((REFERENCE / "config.json").read_text()))
+    expected = {weight.parameter.name: weight.parameter for weight in expected_layout(shape=shape, dtype="bf16", quantization=quantized.quantization)}
+    answer = quantized.ask("layout")
+    found = {entry["name"]: Parameter.from_message(entry) for entry in answer["parameters"]}
+    assert found == expected
+    assert answer["tied"] == []
+    assert found["lm_head.weight"].dtype == found["model.embed_tokens.weight"].dtype == "bfloat16"
+
+
+def test_memory_layout_and_use_agree(quantized, prompts):
+    report = quantized.ask("memory", reset_peak=True)
+    layout = quantized.ask("layout")
+    stored = sum(parameter["stored_bytes"] for parameter in layout["parameters"])
+    assert report["weights_bytes"] == stored
+    assert stored <= report["live_bytes"] <= stored + 65536
+    assert report["load_peak_bytes"] >= stored
+    for _ in range(2):
+        quantized.generate(prompts, ignore_eos=True)
+    after = quantized.ask("memory")
+    # Nothing about the weights may depend on whether they were used.
+    assert quantized.ask("layout") == layout
+    assert (after["weights_bytes"], after["buffers_bytes"]) == (stored, report["buffers_bytes"])
+    lives = []
+    for _ in range(3):
+        quantized.generate(prompts)
+        lives.append(quantized.ask("memory")["live_bytes"])
+    assert len(set(lives)) == 1
+
+
+def test_quantized_models_still_answer(quantized, prompts):
+    answers = quantized.generate(prompts, max_tokens=100)
+    assert sum(answer["finish_reason"] == "stop" for answer in answers) >= 10
+
+
+def test_settings_and_calibration_are_told(quantized):
+    settings = quantized.ask("settings")
+    assert settings["resolved"]["attn_implementation"] == "sdpa"
+    assert settings["resolved"]["max_position_embeddings"] == 2048
+    assert (settings["resolved"]["quantization_config"] is None) == (quantized.quantization == "none")
+    assert all(rate > 1e6 for rate in quantized.ask("calibrate").values())
+
+
+def test_a_probe_is_called_with_the_live_model(fp32, tmp_path):
+    file = tmp_path / "probes.py"
+    file.write_text(
+        "import numpy as np\n"
+        "def shape(model, *, name):\n    return {'shape': tuple(model.get_parameter(name).shape), 'one': np.float32(1)}\n"
+        "def fails(model):\n    raise KeyError('no such layer')\n"
+        "def returns_a_tensor(model):\n    return [next(model.parameters())]\n"
+    )
+    ask = {"path": str(file), "arguments": {}}
+    answer = fp32.ask("run", path=str(file), function="shape", arguments={"name": "lm_head.weight"})
+    assert answer == {"result": {"shape": [1024, 256], "one": 1.0}}
+    with pytest.raises(EngineError, match=r"(?s)fails in .*KeyError: 'no such layer'.*probes.py\", line 5"):
+        fp32.ask("run", function="fails", **ask)
+    with pytest.raises(BadInputError, match=r"result\[0\] is a Parameter"):
+        fp32.ask("run", function="returns_a_tensor", **ask)
+    with pytest.raises(BadInputError, match="no function 'missing'; it has: fails, returns_a_tensor, shape"):
+        fp32.ask("run", function="missing", **ask)
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_dummy_weights_need_a_configuration_only_and_are_the_same_every_time(start, tmp_path, quantization):
+    configuration = json.loads((REFERENCE / "config.json").read_text())
+    tied = {**configuration, "tie_word_embeddings": quantization == "none"}
+    (tmp_path / "config.json").write_text(json.dumps(tied))
+    scores = []
+    for path in (tmp_path, tmp_path / "config.json"):
+        worker = start()
+        worker.load(path, weights="dummy", quantization=quantization)
+        (score,) = worker.ask("score", sequences=[list(range(100, 120))])["logprobs"]
+        scores.append(score)
+        layout, memory = worker.ask("layout"), worker.ask("memory")
+        assert memory["weights_bytes"] == sum(parameter["stored_bytes"] for parameter in layout["parameters"])
+        assert memory["live_bytes"] - memory["weights_bytes"] <= 65536
+        worker.process.kill()
+    np.testing.assert_array_equal(*scores)
+    assert np.isfinite(scores[0]).all()
+    names = [parameter["name"] for parameter in layout["parameters"]]
+    assert ("lm_head.weight" in names) == (quantization != "none")
+    assert layout["tied"] == ([["model.embed_tokens.weight", "lm_head.weight"]] if quantization == "none" else [])
+
+
+@pytest.mark.parametrize(
+    ("cell", "engine_args", "error", "words"),
+    [
+        ({"tp": 2}, {}, UnsupportedError, "tp=2"),
+        ({"dtype": "fp32", "kv_dtype": "bf16"}, {}, UnsupportedError, r"kv_dtype=bf16 is not possible"),
+        ({}, {"atn_implementation": "eager"}, BadInputError, "unknown engine argument 'atn_implementation'.*Did you mean 'attn_implementation'"),
+        ({}, {"max_batch_tokens": 0}, BadInputError, "max_batch_tokens must be"),
+        ({}, {"attn_implementation": "flashy"}, EngineStartError, "cannot load .*flashy"),
+    ],
+)
+def test_a_cell_that_cannot_be_is_refused_in_words(start, cell, engine_args, error, words):
+    with pytest.raises(error, match=words):
+        start().load(engine_args=engine_args, **cell)
+
+
+def truncate(model: Path) -> None:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def corrupt(model: Path) -> None:
+    (model / "model.safetensors").write_bytes(b"\xff" * 64)
+
+
+def lose_a_tensor(model: Path) -> None:
+    file = model / "model.safetensors"
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = data[8 : 8 + length].replace(b"layers.2.mlp.up_proj", b"layers.2.mlp.XX_proj")
+    file.write_bytes(data[:8] + header + data[8 + length :])
+
+
+def lose_the_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def lose_the_configuration(model: Path) -> None:
+    (model / "config.json").unlink()
+
+
+def spoil_the_configuration(model: Path) -> None:
+    (model / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (truncate, r"model.safetensors is truncated: \d+ bytes of \d+"),
+        (corrupt, "is no intact safetensors file"),
+        (lose_a_tensor, "lack model.layers.2.mlp.up_proj.weight"),
+        (lose_the_weights, r"has no \*.safetensors weights"),
+        (lose_the_configuration, "has no config.json"),
+        (spoil_the_configuration, "config.json is no JSON"),
+        (shutil.rmtree, "there is no model at"),
+    ],
+)
+def test_a_damaged_model_is_named(start, tmp_path, damage, words):
+    model = shutil.copytree(REFERENCE, tmp_path / "model")
+    damage(model)
+    with pytest.raises(BadInputError, match=words):
+        start().load(model)
+
+
+@pytest.mark.parametrize(("package", "cell"), [("transformers", {}), ("bitsandbytes", {"quantization": "nf4"})])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(start, tmp_path, package, cell):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util\nfind = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name, *rest: None if name == {package!r} else find(name, *rest)\n"
+    )
+    with pytest.raises(EngineStartError, match=f"-m pip install {package}"):
+        start(PYTHONPATH=str(tmp_path)).load(**cell)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "route", "error", "words"),
+    [
+        ([], {}, "engine", BadInputError, "has 0 tokens"),
+        ([5, 1024], {}, "engine", BadInputError, "token id 1024; the vocabulary has the ids 0 to 1023"),
+        ([5] * 2040, {}, "engine", BadInputError, "the model has 2048 positions"),
+        ([5], {"temperature": 0.5}, "loop", UnsupportedError, "greedily only"),
+        ([5], {}, "beam", BadInputError, "unknown route 'beam'"),
+        ([5], {"max_tokens": 0}, "engine", BadInputError, "max_tokens"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_in_words(fp32, prompt, fields, route, error, words):
+    with pytest.raises(error, match=words):
+        fp32.generate([prompt], route=route, **fields)
+
+
+def test_memory_that_runs_out_is_an_answer_and_the_worker_lives_on(fp32, prompts, tmp_path):
+    file = tmp_path / "limits.py"
+    file.write_text(
+        "import resource\n"
+        "def limit(model, *, extra):\n"
+        "    used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (used + extra if extra else -1, -1))\n"
+    )
+    fp32.ask("run", path=str(file), function="limit", arguments={"extra": 32 << 20})
+    with pytest.raises(OutOfMemoryError, match="out of memory while generating for 400 prompts"):
+        fp32.generate([prompts[0]] * 400, max_tokens=4)
+    fp32.ask("run", path=str(file), function="limit", arguments={"extra": 0})
+    assert len(fp32.generate(prompts[:1])) == 1
