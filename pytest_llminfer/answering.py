@@ -12,6 +12,7 @@ from pytest_llminfer.datasets.fingerprint import prompts_sha256
 from pytest_llminfer.datasets.gsm8k import EXTRACTORS, Problem, grade
 from pytest_llminfer.datasets.load import SYNTHETIC, Dataset
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
+from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.observations import Generation, Sampling
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class QuestionSet:
 
     @cached_property
     def _prompts(self) -> list[list[int]]:
+        if not self._model.has_tokenizer:
+            raise UnsupportedError(f"{self._model.name} has no tokenizer, so it cannot be asked questions")
         texts = [ZERO_SHOT.format(question=problem.question) for problem in self._problems]
         ask = self._model.chat if self._model.chat_template else self._model.encode
         return [ask(text) for text in texts]

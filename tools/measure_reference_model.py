@@ -27,7 +27,7 @@ FORMATS = ("bf16", "fp32", "int8", "nf4", "fp4")
 
 
 def load(folder: Path, weight_format: str) -> Any:
-    """Load the model on the CPU; 4-bit formats use double quantization and compute in bfloat16."""
+    """Load the model on the CPU; 4-bit formats compute in bfloat16, nf4 with double quantization."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype = torch.float32 if weight_format == "fp32" else torch.bfloat16
@@ -38,7 +38,7 @@ def load(folder: Path, weight_format: str) -> Any:
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=weight_format,
-            bnb_4bit_use_double_quant=True,
+            bnb_4bit_use_double_quant=weight_format == "nf4",
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     extra = {} if quantization is None else {"quantization_config": quantization}

@@ -198,4 +198,6 @@ def _sort_key(name: str) -> tuple[str, int]:
 def _text(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(list(value)) if isinstance(value, tuple) else str(value or "none")
+    if isinstance(value, tuple):
+        return str(list(value))
+    return "none" if value in (None, "") else str(value)

@@ -54,7 +54,9 @@ class StoredWeight:
     tensors: tuple[int, ...]
 
 
-def expected_layout(*, shape: ModelShape, dtype: str, quantization: str, double_quantized: bool | None = None) -> tuple[StoredWeight, ...]:
+def expected_layout(
+    *, shape: ModelShape, dtype: str, quantization: str, double_quantized: bool | None = None
+) -> tuple[StoredWeight, ...]:
     """Every weight of a model as it should be stored, in the order of the model; devices are left open.
 
     dtype: the model's, in the words of a cell or of torch. double_quantized: whether the absolute maxima of nf4 or fp4 are
@@ -66,7 +68,9 @@ def expected_layout(*, shape: ModelShape, dtype: str, quantization: str, double_
     if quantization not in STORAGE:
         raise UnsupportedError(f"the storage of quantization {quantization!r} is not known here (known: {', '.join(STORAGE)})")
     roles = STORAGE[quantization]
-    return tuple(_stored(weight, roles[weight.role], torch_dtype(dtype), double_quantized=double_quantized) for weight in shape.parameters())
+    return tuple(
+        _stored(weight, roles[weight.role], torch_dtype(dtype), double_quantized=double_quantized) for weight in shape.parameters()
+    )
 
 
 def _stored(weight: WeightShape, storage: Storage, dtype: str, *, double_quantized: bool | None) -> StoredWeight:

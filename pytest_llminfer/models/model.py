@@ -142,7 +142,8 @@ def _find(name: str, weights: str) -> tuple[Path, str]:
     """The folder with the metadata, and what the engine is told to load."""
     if name == REFERENCE_MODEL:
         return HERE / REFERENCE_MODEL, str(HERE / REFERENCE_MODEL)
-    if (SHAPES / name).is_dir():
+    shapes = sorted(path.name for path in SHAPES.iterdir())
+    if name in shapes:
         if weights != "dummy":
             raise BadInputError(
                 f"{name} is a bundled shape without weights: add --weights=dummy, or give the path of a model folder"
@@ -152,10 +153,9 @@ def _find(name: str, weights: str) -> tuple[Path, str]:
     if folder.is_dir():
         return folder.resolve(), str(folder.resolve())
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        shapes = ", ".join(sorted(path.name for path in SHAPES.iterdir()))
         raise BadInputError(
             f"the model {name!r} is no folder here; give the path of a folder with config.json, "
-            f"an id such as Qwen/Qwen2.5-0.5B-Instruct, or a bundled shape ({shapes}) with --weights=dummy"
+            f"an id such as Qwen/Qwen2.5-0.5B-Instruct, or a bundled shape ({', '.join(shapes)}) with --weights=dummy"
         )
     return _fetch_metadata(name), name
 

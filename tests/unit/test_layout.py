@@ -37,10 +37,10 @@ def test_the_right_layout_passes(quantization):
     assert verdict.smallest_detectable == "exact"
 
 
-@pytest.mark.parametrize(("quantization", "bits"), [("none", 16.0), ("int8", 8.6), ("fp4", 5.6)])
+@pytest.mark.parametrize(("quantization", "bits"), [("none", 16.0), ("int8", 8.6), ("fp4", 4.75)])
 def test_the_bits_of_a_weight_are_shown(quantization, bits):
     verdict = check(loaded(quantization), quantization)
-    assert float(verdict.key.split()[0]) == pytest.approx(bits, rel=0.1)
+    assert float(verdict.key.split()[0]) == pytest.approx(bits, rel=0.02)
 
 
 def test_the_histogram_adds_up():
@@ -54,7 +54,9 @@ def test_the_histogram_adds_up():
 def test_a_quantization_that_was_ignored_fails(asked):
     verdict = check(loaded("none"), asked)
     assert verdict.outcome is Outcome.FAIL
-    assert "model.layers.0.self_attn.q_proj.weight (and the same in 11 other layers): dtype bfloat16 instead of" in verdict.details[0]
+    assert (
+        "model.layers.0.self_attn.q_proj.weight (and the same in 11 other layers): dtype bfloat16 instead of" in verdict.details[0]
+    )
 
 
 def test_another_quantization_than_asked_for_fails():
@@ -65,7 +67,7 @@ def test_another_quantization_than_asked_for_fails():
 
 def test_single_instead_of_double_quantization_fails():
     verdict = check(loaded("nf4", double_quantized=False))
-    assert "double_quantized none instead of True" in verdict.details[0] or "double_quantized False instead of True" in verdict.details[0]
+    assert verdict.details[0].endswith("double_quantized False instead of True")
     assert check(loaded("nf4", double_quantized=False), double_quantized=False).outcome is Outcome.PASS
 
 

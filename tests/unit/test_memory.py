@@ -127,7 +127,8 @@ def test_no_weights_is_a_failure():
 def cache(prompt=10, extended=4, per_token=256, extra=0, layers=2):
     def stage(tokens):
         return tuple(
-            CacheLayer((1, 1, tokens, 32), (1, 1, tokens, 32), "bfloat16", (per_token * tokens + extra) // layers) for _ in range(layers)
+            CacheLayer((1, 1, tokens, 32), (1, 1, tokens, 32), "bfloat16", (per_token * tokens + extra) // layers)
+            for _ in range(layers)
         )
 
     return CacheReport(prompt, extended, stage(prompt), stage(prompt + extended), ((0.0, 0.0),) * layers)
@@ -138,7 +139,10 @@ def test_the_cache_takes_its_bytes_a_token():
     assert (verdict.outcome, verdict.key) == (Outcome.PASS, "256 B/token")
 
 
-@pytest.mark.parametrize(("report", "said"), [(cache(per_token=512), "512.0 bytes a token instead of 256 (+100.00 %)"), (cache(extra=64), "the prompt: 262.4")])
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [(cache(per_token=512), "512.0 bytes a token instead of 256 (+100.00 %)"), (cache(extra=64), "the prompt: 262.4")],
+)
 def test_other_bytes_a_token_fail(report, said):
     verdict = check_kv_bytes_per_token(report=report, expected=256)
     assert verdict.outcome is Outcome.FAIL
@@ -154,7 +158,9 @@ def peak(measured, budget=1000 * MIB, resolution=0):
     return check_peak(measured=measured, budget=budget, budget_source="the baseline", resolution=resolution, what="load peak")
 
 
-@pytest.mark.parametrize(("measured", "outcome"), [(1, Outcome.PASS), (1030 * MIB, Outcome.PASS), (1030 * MIB + 1, Outcome.FAIL), (0, Outcome.FAIL)])
+@pytest.mark.parametrize(
+    ("measured", "outcome"), [(1, Outcome.PASS), (1030 * MIB, Outcome.PASS), (1030 * MIB + 1, Outcome.FAIL), (0, Outcome.FAIL)]
+)
 def test_a_peak_may_be_three_percent_above_its_budget_and_any_amount_below(measured, outcome):
     assert peak(measured).outcome is outcome
 
@@ -206,6 +212,8 @@ def test_a_rise_in_the_last_reading_alone_is_inconclusive():
     assert check_no_growth(live_bytes=[0, 0, *[1000] * 9, 1200]).outcome is Outcome.INCONCLUSIVE
 
 
-@pytest.mark.parametrize(("readings", "outcome"), [([], Outcome.FAIL), ([1, 2], Outcome.INCONCLUSIVE), ([1, 2, 3, 3, 3], Outcome.INCONCLUSIVE)])
+@pytest.mark.parametrize(
+    ("readings", "outcome"), [([], Outcome.FAIL), ([1, 2], Outcome.INCONCLUSIVE), ([1, 2, 3, 3, 3], Outcome.INCONCLUSIVE)]
+)
 def test_too_few_readings_decide_nothing(readings, outcome):
     assert check_no_growth(live_bytes=readings).outcome is outcome

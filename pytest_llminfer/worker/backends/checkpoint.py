@@ -30,6 +30,11 @@ class StoredTensor:
     stored_bytes: int
 
 
+def is_local(model_path: str) -> bool:
+    """Whether ``model_path`` can only be a path: an id of the Hub has one slash and neither starts nor ends with it."""
+    return Path(model_path).exists() or model_path.startswith((".", "/", "~")) or model_path.count("/") != 1
+
+
 def read_configuration(model_path: str) -> dict[str, Any]:
     """The model's config.json: ``model_path`` is the folder that holds it, or the file itself."""
     path = Path(model_path)

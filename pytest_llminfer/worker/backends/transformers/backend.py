@@ -7,10 +7,12 @@ import logging
 import os
 import platform
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.worker.backends import probe, requests
+from pytest_llminfer.worker.backends.checkpoint import is_local, read_checkpoint, read_configuration
 from pytest_llminfer.worker.backends.transformers.arguments import Arguments
 from pytest_llminfer.worker.backends.transformers.packages import require, versions
 
@@ -49,9 +51,13 @@ class TransformersBackend:
         self._engine_args = engine_args
 
     def load(self) -> Message:
-        """Import the framework, take the idle process as zero of the memory peaks, load the model."""
+        """Look at the files, import the framework, take the idle process as zero of the memory peaks, load the model."""
         requests.check_parallelism(self._spec)
         arguments = Arguments.read(self._engine_args)
+        if is_local(self._model_path):
+            read_configuration(self._model_path)
+            if self._spec.weights == "real":
+                read_checkpoint(Path(self._model_path))
         start = time.perf_counter()
         self._import_framework()
         from pytest_llminfer.worker.backends.transformers import device, ending, loading, memory, settings  # noqa: PLC0415
@@ -171,7 +177,7 @@ class TransformersBackend:
         if self._spec.quantization != "none":
             needed += ["accelerate", "bitsandbytes"]
         require(*needed, purpose=f"the engine {self._spec}")
-        if os.path.exists(self._model_path):
+        if is_local(self._model_path):
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         import torch  # noqa: PLC0415
 

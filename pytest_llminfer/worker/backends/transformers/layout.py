@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def report(model: Any) -> dict[str, Any]:
     """``{"parameters": [fields of Parameter, …], "tied": [[name, name], …]}``.
 
-    bitsandbytes shares the 256-entry codebook of double quantization (1024 bytes) among all weights of a process. It is counted
-    for the first weight that uses it, so that the bytes of all parameters add up to what is stored.
+    Each weight is given what is stored for it. bitsandbytes 0.50 keeps a copy of its codebooks with every weight; were one shared,
+    it would count for the first weight that uses it, so that the bytes of all parameters add up to what is stored.
     """
     count = storage.StorageCount()
     return {"parameters": [_parameter(weight, count) for weight in storage.weights(model)], "tied": storage.tied(model)}

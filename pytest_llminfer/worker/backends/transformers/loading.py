@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from pytest_llminfer.errors import BadInputError, EngineStartError, UnsupportedError
-from pytest_llminfer.worker.backends.checkpoint import read_checkpoint, read_configuration
 from pytest_llminfer.worker.backends.transformers.dummy import random_state_dict
 from pytest_llminfer.worker.backends.transformers.faults import out_of_memory_named
 from pytest_llminfer.worker.backends.transformers.quantization import keep_4bit_layout, quantization_config
@@ -26,15 +23,8 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 SPEC_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-def is_local(model_path: str) -> bool:
-    """Whether ``model_path`` can only be a path: an id of the Hub has one slash and neither starts nor ends with it."""
-    return os.path.exists(model_path) or model_path.startswith((".", "/", "~")) or model_path.count("/") != 1
-
-
 def read_config(spec: EngineSpec, model_path: str) -> Any:
     """The model's configuration, after checking that model and cell go together."""
-    if is_local(model_path):
-        read_configuration(model_path)
     try:
         config = transformers.AutoConfig.from_pretrained(model_path)
     except (OSError, ValueError, KeyError) as error:
@@ -77,8 +67,6 @@ def load_model(
         keywords["quantization_config"] = quantization
     if device.type == "cuda" or quantization is not None:
         keywords.setdefault("device_map", {"": device})
-    if spec.weights == "real" and is_local(model_path):
-        read_checkpoint(Path(model_path))
     progress("loading", 0, 1)
     with out_of_memory_named("loading the model"):
         try:

@@ -1,0 +1,113 @@
+"""Bad input gets one clear line that names the thing and the way out, at setup, without a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pytest_llminfer.models.model import HERE
+
+TEST = "def test_it(engine): engine.generate([[5, 6]], max_tokens=1)"
+REFERENCE = HERE / "reference"
+SUITES = Path(__file__).resolve().parents[2] / "suites"
+
+
+def refused(result: pytest.RunResult, message: str) -> None:
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([message])
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_a_model_path_that_does_not_exist(pytester: pytest.Pytester, run, mode) -> None:
+    pytester.makepyfile(TEST)
+    refused(run("--model=./no/such/model", *mode), "BadInputError: the model './no/such/model' is no folder here; give the path of *")
+
+
+@pytest.mark.parametrize("engine", ["simulated", "transformers"])
+def test_a_truncated_safetensors_file(pytester: pytest.Pytester, run, engine: str) -> None:
+    pytester.makepyfile(TEST)
+    model = pytester.path / "model"
+    shutil.copytree(REFERENCE, model)
+    weights = model / "model.safetensors"
+    content = weights.read_bytes()[:100_000]
+    weights.write_bytes(content)
+    refused(run("--model=./model", engine=engine), "BadInputError: *model.safetensors*")
+    assert weights.read_bytes() == content
+
+
+def test_safetensors_that_is_something_else(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TEST)
+    model = pytester.path / "model"
+    shutil.copytree(REFERENCE, model)
+    (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
+    refused(run("--model=./model"), "BadInputError: *model.safetensors*")
+
+
+def test_a_model_without_weights(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TEST)
+    model = pytester.path / "model"
+    shutil.copytree(REFERENCE, model)
+    (model / "model.safetensors").unlink()
+    refused(run("--model=./model"), "BadInputError: *")
+
+
+def test_an_engine_argument_that_does_not_exist(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TEST)
+    refused(run('--engine-args={"falt": "crash"}'), "BadInputError: *falt*")
+    refused(run('--engine-args={"fault": "crahs"}'), "BadInputError: *crahs*crash*")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "How many?", "answer": "Many."}, "DatasetError: *rows.jsonl, line 2: no '#### <number>' in 'answer'; *"),
+        ({"question": "How many?"}, "DatasetError: *rows.jsonl, line 2: no text in 'answer'; *"),
+    ],
+)
+def test_a_dataset_row_without_an_answer(pytester: pytest.Pytester, run, row: dict, message: str) -> None:
+    shutil.copy(SUITES / "test_gsm8k.py", pytester.path)
+    good = {"question": "What is 1 + 1?", "answer": "1 + 1 = 2\n#### 2"}
+    (pytester.path / "rows.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(row) + "\n")
+    refused(run("--dataset=rows.jsonl"), message)
+
+
+def test_a_dataset_that_does_not_exist(pytester: pytest.Pytester, run) -> None:
+    shutil.copy(SUITES / "test_gsm8k.py", pytester.path)
+    refused(run("--dataset=gsm9k"), "DatasetError: no dataset 'gsm9k'; valid: synthetic, openai/gsm8k, or the path of a .jsonl or .parquet file")
+
+
+def test_a_model_that_cannot_be_asked_questions_is_a_skip(pytester: pytest.Pytester, run) -> None:
+    shutil.copy(SUITES / "test_gsm8k.py", pytester.path)
+    model = pytester.path / "model"
+    shutil.copytree(REFERENCE, model)
+    (model / "tokenizer.json").unlink()
+    result = run("--model=./model", "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*has no tokenizer, so it cannot be asked questions"])
+
+
+def test_a_probe_that_the_worker_cannot_import(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(
+        """
+        def test_local(engine):
+            def inner(model): return 1
+            engine.run(inner)
+
+        def test_missing(engine):
+            engine.run("nowhere.py::probe")
+
+        def raises(model):
+            return 1 / 0
+
+        def test_raises(engine):
+            engine.run(raises)
+        """
+    )
+    result = run()
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(
+        ["*BadInputError: the probe *inner' must be a function at the top level of its file*", "*BadInputError: a probe is named *", "*EngineError: *ZeroDivisionError*"]
+    )

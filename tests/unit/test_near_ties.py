@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_llminfer.checks.near_ties import first_divergence, rounding_step
+from pytest_llminfer.errors import InvalidSpecError
+from pytest_llminfer.observations import Generation
+
+
+@given(st.floats(1e-30, 1e30))
+def test_the_step_of_fp32_is_numpys(value):
+    assert rounding_step(value, "fp32") == pytest.approx(float(np.spacing(np.float32(value))), rel=0.51)
+
+
+@given(st.floats(2.0**-20, 60000.0).map(lambda value: float(np.float16(value))))
+def test_the_step_of_fp16_is_numpys(value):
+    assert rounding_step(value, "fp16") == float(np.spacing(np.float16(value)))
+
+
+@given(st.floats(1e-30, 1e30).map(lambda value: float(np.float32(value))))
+def test_the_step_of_fp32_is_exactly_numpys_for_its_own_numbers(value):
+    assert rounding_step(value, "float32") == float(np.spacing(np.float32(value)))
+
+
+@pytest.mark.parametrize(
+    ("value", "step"), [(1.0, 2**-7), (15.9, 0.0625), (16.0, 0.125), (31.9, 0.125), (32.0, 0.25), (-40.0, 0.25), (75776.0, 512.0)]
+)
+def test_the_step_of_bf16(value, step):
+    assert rounding_step(value, "bf16") == step
+
+
+@pytest.mark.parametrize(("dtype", "step"), [("fp32", 2.0**-149), ("fp16", 2.0**-24), ("bf16", 2.0**-133)])
+def test_zero_has_the_step_of_subnormal_numbers(dtype, step):
+    assert rounding_step(0.0, dtype) == step
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(InvalidSpecError, match="unknown dtype"):
+        rounding_step(1.0, "fp8")
+
+
+def answer(tokens, top=None, logprobs=None, logit=20.0):
+    steps = len(tokens)
+    return Generation(
+        token_ids=tuple(tokens),
+        finish_reason="length",
+        top_ids=None if top is None else np.array([top] * steps, dtype=np.int32),
+        top_logprobs=None if logprobs is None else np.array([logprobs] * steps, dtype=np.float32),
+        max_logit=None if logit is None else np.array([logit] * steps, dtype=np.float32),
+    )
+
+
+def test_equal_answers_do_not_part():
+    assert first_divergence(answer([1, 2]), answer([1, 2]), dtype="bf16") is None
+
+
+def test_the_margins_of_both_sides_are_read():
+    found = first_divergence(answer([5, 7], [7, 5], [-0.5, -0.75]), answer([5, 5], [5, 7], [-0.5, -1.5]), dtype="bf16")
+    assert found is not None
+    assert (found.position, found.candidate_token, found.reference_token) == (1, 7, 5)
+    assert found.margins == (pytest.approx(0.25), pytest.approx(1.0))
+    assert (found.tolerance, found.is_tie, found.is_unresolved) == (0.25, False, False)
+
+
+@pytest.mark.parametrize(("dtype", "tie"), [("bf16", True), ("fp16", False), ("fp32", False)])
+def test_a_tie_in_one_format_is_none_in_a_finer_one(dtype, tie):
+    found = first_divergence(answer([7], [7, 5], [-0.5, -0.625]), answer([5], [5, 7], [-0.5, -0.75]), dtype=dtype)
+    assert found is not None
+    assert found.is_tie is tie
+
+
+def test_one_side_that_was_sure_is_no_tie():
+    found = first_divergence(answer([7], [7, 5], [0.0, -9.0]), answer([5], [5, 7], [-0.5, -0.5]), dtype="bf16")
+    assert found is not None
+    assert not found.is_tie
+
+
+def test_a_token_outside_the_list_is_at_least_as_far_as_the_list_is_long():
+    near = first_divergence(answer([7], [7, 8], [-0.5, -0.6]), answer([5], [5, 7], [-0.5, -0.5]), dtype="bf16")
+    assert near is not None
+    assert (near.margins[0], near.is_tie, near.is_unresolved) == (None, False, True)
+    assert near.at_least[0] == pytest.approx(0.1)
+    far = first_divergence(answer([7], [7, 8], [-0.5, -3.0]), answer([5], [5, 7], [-0.5, -0.5]), dtype="bf16")
+    assert far is not None
+    assert (far.is_tie, far.is_unresolved) == (False, False)
+
+
+@pytest.mark.parametrize(
+    "candidate", [answer([7]), answer([7], [7, 5]), answer([7], [8, 5], [0.0, 0.0]), answer([7], [7, 5], [math.nan, 0.0])]
+)
+def test_nothing_known_is_no_tie(candidate):
+    found = first_divergence(candidate, answer([5], [5, 7], [-0.5, -0.5]), dtype="bf16")
+    assert found is not None
+    assert not found.is_tie
+    assert not found.is_unresolved
+
+
+def test_an_answer_that_stops_early_parts_where_it_stops():
+    found = first_divergence(answer([5], [5, 7], [-0.5, -0.5]), answer([5, 6], [5, 6], [-0.5, -0.5]), dtype="bf16")
+    assert found is not None
+    assert (found.position, found.candidate_token, found.reference_token, found.is_tie) == (1, None, 6, False)
+
+
+def test_the_larger_logit_of_the_two_sets_the_tolerance():
+    found = first_divergence(answer([7], [7, 5], [0.0, 0.0], logit=3.0), answer([5], [5, 7], [0.0, 0.0], logit=-40.0), dtype="bf16")
+    assert found is not None
+    assert found.tolerance == 0.5
+
+
+def test_an_unknown_logit_is_taken_as_sixteen():
+    found = first_divergence(answer([7], [7, 5], [0.0, 0.0], logit=None), answer([5], [5, 7], [0.0, 0.0], logit=None), dtype="bf16")
+    assert found is not None
+    assert found.tolerance == 0.25

@@ -1,0 +1,76 @@
+"""Messages survive the pipe: plain values, arrays of every shape and dtype, and nothing else gets through."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as numpy_st
+
+from pytest_llminfer.worker.protocol import MAGIC, ProtocolError, read_message, write_message
+
+scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
+arrays = numpy_st.arrays(
+    dtype=st.sampled_from(["<f4", "<f8", "<f2", "<i4", "<i8", "|u1", "|b1"]),
+    shape=numpy_st.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5),
+)
+values = st.recursive(scalars | arrays, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+
+
+def equal(sent, received) -> bool:
+    if isinstance(sent, np.ndarray):
+        return sent.dtype == received.dtype and sent.shape == received.shape and sent.tobytes() == received.tobytes()
+    if isinstance(sent, dict):
+        return sent.keys() == received.keys() and all(equal(sent[key], received[key]) for key in sent)
+    if isinstance(sent, list):
+        return len(sent) == len(received) and all(map(equal, sent, received))
+    return type(sent) is type(received) and sent == received
+
+
+@given(st.lists(st.dictionaries(st.text(min_size=1).filter(lambda key: key != "__array__"), values, max_size=4), max_size=3))
+def test_what_is_written_is_read_in_order(messages: list[dict]) -> None:
+    stream = io.BytesIO()
+    for message in messages:
+        write_message(stream, message)
+    stream.seek(0)
+    for message in messages:
+        assert equal(message, read_message(stream))
+    assert read_message(stream) is None
+
+
+def test_arrays_that_are_not_contiguous_arrive_as_they_look() -> None:
+    array = np.arange(24).reshape(4, 6)[::2, ::3].T
+    stream = io.BytesIO()
+    write_message(stream, {"a": array})
+    stream.seek(0)
+    assert np.array_equal(read_message(stream)["a"], array)
+
+
+def test_received_arrays_can_be_written_to() -> None:
+    stream = io.BytesIO()
+    write_message(stream, {"a": np.zeros(3)})
+    stream.seek(0)
+    array = read_message(stream)["a"]
+    array[0] = 1
+    assert array.tolist() == [1, 0, 0]
+
+
+def test_numpy_scalars_become_plain_numbers() -> None:
+    stream = io.BytesIO()
+    write_message(stream, {"a": np.float32(0.5), "b": np.int64(3)})
+    stream.seek(0)
+    assert read_message(stream) == {"a": 0.5, "b": 3}
+
+
+def test_arrays_of_objects_are_refused() -> None:
+    with pytest.raises(TypeError, match="Python objects"):
+        write_message(io.BytesIO(), {"a": np.array([object()])})
+
+
+@pytest.mark.parametrize("junk", [b"Loading model...\n", MAGIC, MAGIC + b"\xff\x00\x00\x00{}"])
+def test_what_is_no_message_is_refused(junk: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        read_message(io.BytesIO(junk))
