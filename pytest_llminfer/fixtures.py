@@ -34,7 +34,7 @@ def engine_spec(request: pytest.FixtureRequest) -> EngineSpec:
 @pytest.fixture(scope="session")
 def model(engine_spec: EngineSpec) -> Model:
     """What is served: files, configuration, tokenizer, chat template, shape arithmetic."""
-    from pytest_llminfer.models.model import Model  # noqa: PLC0415 - reads files, so only when asked for
+    from pytest_llminfer.models.model import Model
 
     return Model(engine_spec.model, weights=engine_spec.weights)
 
@@ -48,7 +48,7 @@ def engine_args(pytestconfig: pytest.Config) -> Mapping[str, Any]:
 @pytest.fixture(scope="session")
 def launch_engine(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
     """Start engines: called with (spec, model, engine_args, variables); all are ended with the cell."""
-    from pytest_llminfer.launching import Launcher  # noqa: PLC0415 - brings the worker's client
+    from pytest_llminfer.launching import Launcher
 
     launcher = Launcher(pytestconfig, tmp_path_factory.mktemp("llminfer"))
     yield launcher
@@ -68,7 +68,7 @@ def engine(
 @pytest.fixture(scope="session")
 def hardware() -> Hardware:
     """This machine's accelerators, or its processor."""
-    from pytest_llminfer.hardware import detect  # noqa: PLC0415 - asks the driver, so only when wanted
+    from pytest_llminfer.hardware import detect
 
     return detect()
 
@@ -84,7 +84,7 @@ def baseline(
     request: pytest.FixtureRequest, pytestconfig: pytest.Config, engine: Engine, hardware: Hardware, judge: judging.Judge
 ) -> Baseline:
     """The recorded expectations of this test's cell."""
-    from pytest_llminfer.recording import Baseline, open_source  # noqa: PLC0415 - reads the store, so only when asked for
+    from pytest_llminfer.recording import Baseline, open_source
 
     settings, source = pytestconfig.stash[options.STASH], open_source(pytestconfig)
     return Baseline(item=request.node, engine=engine, source=source, hardware=hardware, settings=settings, judge=judge)
@@ -93,7 +93,7 @@ def baseline(
 @pytest.fixture(scope="session")
 def dataset(pytestconfig: pytest.Config) -> Dataset:
     """The questions that ``--dataset`` names."""
-    from pytest_llminfer.datasets.load import load  # noqa: PLC0415 - reads files, so only when asked for
+    from pytest_llminfer.datasets.load import load
 
     return load(pytestconfig.stash[options.STASH].dataset)
 
@@ -101,7 +101,7 @@ def dataset(pytestconfig: pytest.Config) -> Dataset:
 @pytest.fixture(scope="session")
 def gsm8k(pytestconfig: pytest.Config, dataset: Dataset, model: Model) -> QuestionSet:
     """The questions of this session, worded for this cell's model and ready to be asked."""
-    from pytest_llminfer.answering import QuestionSet  # noqa: PLC0415 - words the prompts, so only when asked for
+    from pytest_llminfer.answering import QuestionSet
 
     return QuestionSet(dataset, model, pytestconfig.stash[options.STASH].gsm8k_questions)
 
@@ -109,6 +109,6 @@ def gsm8k(pytestconfig: pytest.Config, dataset: Dataset, model: Model) -> Questi
 @pytest.fixture
 def throughput(engine: Engine, benchmark: Any) -> Throughput:
     """Measures this cell's speed through pytest-benchmark."""
-    from pytest_llminfer.measuring import Throughput  # noqa: PLC0415 - brings the statistics
+    from pytest_llminfer.measuring import Throughput
 
     return Throughput(engine, benchmark)

@@ -54,18 +54,17 @@ def status(report: pytest.TestReport) -> tuple[str, str, tuple[str, dict[str, bo
     return WORDS["inconclusive"] if "inconclusive" in outcomes else None
 
 
-def show_without_traceback(item: pytest.Item, call: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
+def without_traceback(call: pytest.CallInfo[Any]) -> None:
     """Our own errors carry their whole story in one message; what an engine cannot do is a skip with that reason."""
     if call.excinfo is None:
         return
-    from pytest_llminfer.errors import LlminferError, UnsupportedError  # noqa: PLC0415 - needed only after an exception
+    from pytest_llminfer.errors import LlminferError, UnsupportedError
 
-    if not isinstance(call.excinfo.value, LlminferError):
-        return
     error = call.excinfo.value
     if isinstance(error, UnsupportedError):
-        path, line, _ = item.location
-        report.outcome = "skipped"
-        report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {error}")
+        told: BaseException = pytest.skip.Exception(str(error), _use_item_location=True)
+    elif isinstance(error, LlminferError):
+        told = pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False)
     else:
-        report.longrepr = f"{type(error).__name__}: {error}"
+        return
+    call.excinfo = pytest.ExceptionInfo.from_exception(told.with_traceback(error.__traceback__))

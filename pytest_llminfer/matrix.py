@@ -21,8 +21,8 @@ def expand(options: Options) -> tuple[EngineSpec, ...]:
     Raises:
         pytest.UsageError: a name that does not exist, or parallel sizes that do not fit the GPUs.
     """
-    from pytest_llminfer.errors import InvalidSpecError  # noqa: PLC0415 - kept out of the start of every pytest session
-    from pytest_llminfer.spec import EngineSpec  # noqa: PLC0415
+    from pytest_llminfer.errors import InvalidSpecError
+    from pytest_llminfer.spec import EngineSpec
 
     cells = []
     spreads = _spreads(options)

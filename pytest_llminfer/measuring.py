@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.checks.throughput import CPU_DRIFT, CUDA_DRIFT, Session, summarise_session
-from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.checks.throughput import CPU_DRIFT, CUDA_DRIFT, Session, is_suspicious, summarise_session
+from pytest_llminfer.errors import EngineError, UnsupportedError
+from pytest_llminfer.observations import Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pytest_llminfer.checks.throughput import Yardstick
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.observations import Calibration
 
-ROUNDS, WARM_UP_ROUNDS = 5, 1
+ROUNDS, WARM_UP_ROUNDS, FRESH_STARTS = 5, 1, 4
 KEPT_SESSIONS = 40
 HOST_BOUND_BYTES = 2**30
 """Below this many bytes of weights a GPU waits for the host at every step, so the host is the yardstick."""
@@ -53,6 +56,11 @@ class Speed:
     yardstick: Yardstick
     drift_bound: float
 
+    def is_suspicious(self, recorded: Sequence[Session]) -> bool:
+        """Whether this is slower than a clean session would be, and worth fresh starts."""
+        session = summarise_session(rounds=self.rounds, before=self.before, after=self.after)
+        return is_suspicious(session=session, sessions=recorded, yardstick=self.yardstick)
+
     def record(self, previous: Mapping[str, Any] | None) -> dict[str, Any]:
         """This session appended to those recorded so far, of which the last 39 are kept."""
         session = summarise_session(rounds=self.rounds, before=self.before, after=self.after)
@@ -81,27 +89,59 @@ class Throughput:
             raise UnsupportedError(
                 "pytest-benchmark is switched off (as it is under pytest-xdist): run the throughput tests with -n0"
             )
-        engine, before = self._engine, self._engine.calibrate()
-        batches = iter(_batches(engine, workload))
+        before = self._engine.calibrate()
+        batches = iter(_batches(self._engine, workload))
 
         def fresh() -> tuple[tuple[list[list[int]]], dict[str, Any]]:
             return (next(batches),), {}
 
-        def one_round(prompts: list[list[int]]) -> None:
-            answers = engine.generate(prompts, max_tokens=workload.new_tokens, ignore_eos=True)
-            assert all(len(answer.token_ids) == workload.new_tokens for answer in answers), "the output length was not kept"  # noqa: S101
-
-        self._benchmark.extra_info.update(asdict(workload), tokens_per_round=workload.tokens, cell=str(engine.spec))
+        self._benchmark.extra_info.update(asdict(workload), tokens_per_round=workload.tokens, cell=str(self._engine.spec))
+        one_round = partial(self._one_round, workload)
         self._benchmark.pedantic(one_round, setup=fresh, rounds=ROUNDS, warmup_rounds=WARM_UP_ROUNDS)
-        seconds = self._benchmark.stats.stats.data
+        return self._speed(workload, self._benchmark.stats.stats.data, before, self._engine.calibrate())
+
+    def confirm(self, workload: Workload) -> Speed:
+        """Measure again on four fresh starts of the engine: what was one unlucky start shows itself (METHODS 2.3, stage 2).
+
+        A round of the answer is the median of one start; its calibration is the median over the starts.
+        """
+        seconds, before, after = [], [], []
+        for _ in range(FRESH_STARTS):
+            self._engine.restart()
+            warm_up, *batches = _batches(self._engine, workload)
+            self._one_round(workload, warm_up)
+            before.append(self._engine.calibrate())
+            seconds.append(median(self._one_round(workload, prompts) for prompts in batches))
+            after.append(self._engine.calibrate())
+        return self._speed(workload, seconds, _median_rates(before), _median_rates(after))
+
+    def _one_round(self, workload: Workload, prompts: list[list[int]]) -> float:
+        """Seconds of one round.
+
+        Raises:
+            EngineError: the engine did not keep the output length, so that rates mean nothing.
+        """
+        start = time.perf_counter()
+        answers = self._engine.generate(prompts, max_tokens=workload.new_tokens, ignore_eos=True)
+        seconds = time.perf_counter() - start
+        if any(len(answer.token_ids) != workload.new_tokens for answer in answers):
+            raise EngineError(f"{self._engine.spec} did not generate exactly {workload.new_tokens} tokens a prompt, though told to")
+        return seconds
+
+    def _speed(self, workload: Workload, seconds: Sequence[float], before: Calibration, after: Calibration) -> Speed:
         return Speed(
             workload=workload,
             rounds=tuple(workload.tokens / duration for duration in seconds),
             before=before,
-            after=engine.calibrate(),
-            yardstick=_yardstick(engine, workload),
-            drift_bound=CPU_DRIFT if engine.info.device == "cpu" else CUDA_DRIFT,
+            after=after,
+            yardstick=_yardstick(self._engine, workload),
+            drift_bound=CPU_DRIFT if self._engine.info.device == "cpu" else CUDA_DRIFT,
         )
+
+
+def _median_rates(calibrations: Sequence[Calibration]) -> Calibration:
+    names = asdict(calibrations[0])
+    return Calibration(**{name: median(getattr(calibration, name) for calibration in calibrations) for name in names})
 
 
 def _batches(engine: Engine, workload: Workload) -> list[list[list[int]]]:

@@ -194,12 +194,12 @@ def _seconds(word: str) -> float:
 
 
 def _json_object(word: str) -> dict[str, Any]:
-    import json  # noqa: PLC0415 - parsing happens once a session, not at import
+    import json
 
     try:
         value = json.loads(word)
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f'{word!r} is not a JSON object such as {{"attn_implementation": "eager"}}')  # noqa: TRY004 - a usage error
+        raise ValueError(f'{word!r} is not a JSON object such as {{"attn_implementation": "eager"}}')
     return value

@@ -64,9 +64,8 @@ def pytest_runtest_makereport(
     pending = item.config.stash[judging.LOADS]
     while pending:
         item.user_properties.append((judging.LOADED, json.dumps(pending.pop())))
-    report = yield
-    judging.show_without_traceback(item, call, report)
-    return report
+    judging.without_traceback(call)
+    return (yield)
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
@@ -77,7 +76,7 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, tuple
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """One process a cell under pytest-xdist."""
-    from pytest_llminfer.distribution import CellScheduling  # noqa: PLC0415 - needs pytest-xdist
+    from pytest_llminfer.distribution import CellScheduling
 
     if config.getoption("dist") == "each":
         return None

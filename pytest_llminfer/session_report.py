@@ -57,9 +57,9 @@ class SessionReport:
             )
         if not self._records and not self._used:
             return
-        from pytest_llminfer.baselines.record import BaselineKey, Record  # noqa: PLC0415
-        from pytest_llminfer.errors import BaselineError  # noqa: PLC0415
-        from pytest_llminfer.recording import open_store  # noqa: PLC0415
+        from pytest_llminfer.baselines.record import BaselineKey, Record
+        from pytest_llminfer.errors import BaselineError
+        from pytest_llminfer.recording import open_store
 
         store = open_store(self._config)
         store.used.update(BaselineKey(**key) for key in self._used)
@@ -69,7 +69,8 @@ class SessionReport:
             store.stage(BaselineKey(**note["key"]), record, only_missing=only_missing)
         try:
             if paths := store.write():
-                self._lines.append(f"baselines: {len(self._records)} recorded in {', '.join(map(str, paths))}")
+                files = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files under {store.directory}"
+                self._lines.append(f"baselines: {len(self._records)} recorded in {files}")
         except BaselineError as error:
             self._lines.append(f"ERROR: {error}")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -81,12 +82,12 @@ class SessionReport:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of cells and families, then what became of baselines."""
         if self._rows:
-            from pytest_llminfer.report.table import merge, render_table  # noqa: PLC0415
+            from pytest_llminfer.report.table import merge, render_table
 
             terminalreporter.section("llminfer")
             rows = {cell: {family: merge(found) for family, found in row.items()} for cell, row in self._rows.items()}
             writer = self._config.get_terminal_writer()
-            encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001 - pytest has no public way
+            encoding = getattr(writer._file, "encoding", None) or "utf-8"
             for line in render_table(rows, list(self._families), writer.fullwidth, encoding=encoding):
                 terminalreporter.write_line(line)
             if self._loads:
@@ -98,13 +99,13 @@ class SessionReport:
 
 def header(config: pytest.Config) -> str:
     """What is tested, on what, against which baselines, and where each setting came from."""
-    from pytest_llminfer.report.header import header as render  # noqa: PLC0415 - asks for the hardware
+    from pytest_llminfer.report.header import header as render
 
     return render(config.stash[options.STASH], len(config.stash[matrix.CELLS]))
 
 
 def _entries(report: pytest.TestReport) -> list[TableEntry]:
-    from pytest_llminfer.report.table import TableEntry  # noqa: PLC0415
+    from pytest_llminfer.report.table import TableEntry
 
     notes = judging.verdicts(report.user_properties)
     entries = [TableEntry(note["outcome"], note["key"]) for note in notes]

@@ -22,7 +22,6 @@ def test_every_parameter_is_stored_as_declared(engine: Engine, judge: Judge) -> 
             dtype=engine.info.dtype,
             quantization=engine.spec.quantization,
             tied=layout.tied,
-            double_quantized=engine.spec.quantization == "nf4",
         )
     )
 

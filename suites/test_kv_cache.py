@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.judging import Judge
 
-PROMPTS, MAX_TOKENS, TOP = 8, 32, 5
+PROMPTS, MAX_TOKENS, TOP = 6, 24, 5
 
 
 @pytest.mark.parametrize("route", ["no_cache", "loop"])
@@ -21,9 +21,9 @@ def test_greedy_tokens_do_not_depend_on_the_cache(engine: Engine, prompts: list[
     """The engine's own generation equals one that computes every prefix anew, and a hand-written loop over the cache."""
     own = engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP)
     reference = engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP, route=route)
-    runs = {"candidate": own, "reference": reference, "dtype": engine.info.dtype}
-    judge(check_same_greedy_tokens(**runs, claim=f"greedy generation gives the tokens of route {route!r}"))
-    judge(check_same_distributions(**runs, claim=f"greedy generation gives the probabilities of route {route!r}"))
+    for check, what in ((check_same_greedy_tokens, "tokens"), (check_same_distributions, "probabilities")):
+        claim = f"greedy generation gives the {what} of route {route!r}"
+        judge(check(candidate=own, reference=reference, dtype=engine.info.dtype, claim=claim))
 
 
 def test_cache_has_the_shape_and_bytes_of_the_configuration(engine: Engine, prompts: list[list[int]], judge: Judge) -> None:

@@ -18,12 +18,7 @@ REQUESTS = 20
 
 def test_weights_take_the_bytes_that_the_configuration_implies(engine: Engine, judge: Judge) -> None:
     """Two-sided: too small is as wrong as too large."""
-    predicted = predict_weights(
-        shape=engine.model.shape,
-        dtype=engine.info.dtype,
-        quantization=engine.spec.quantization,
-        double_quantized=engine.spec.quantization == "nf4",
-    )
+    predicted = predict_weights(shape=engine.model.shape, dtype=engine.info.dtype, quantization=engine.spec.quantization)
     judge(check_weights(report=engine.memory(), predicted=predicted))
 
 

@@ -58,7 +58,7 @@ class _Pairs:
     won: tuple[str, ...]
 
 
-def check_accuracy(  # noqa: PLR0913 - keyword-only
+def check_accuracy(
     *,
     answers: Mapping[str, Answer],
     baseline: Mapping[str, Answer],

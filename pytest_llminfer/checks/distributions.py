@@ -22,7 +22,9 @@ are off by one give 0.03 and a lost cache block 1.0 in either: fp32 tells a subt
 """
 
 
-def check_same_distributions(*, candidate: Sequence[Generation], reference: Sequence[Generation], dtype: str, claim: str) -> Verdict:
+def check_same_distributions(
+    *, candidate: Sequence[Generation], reference: Sequence[Generation], dtype: str, claim: str
+) -> Verdict:
     """Whether two runs of the same prompts give the same probabilities to the tokens that both report.
 
     candidate, reference: greedy, in the same order, with top-k log-probabilities. Positions are compared up to and with
@@ -62,7 +64,7 @@ def check_same_distributions(*, candidate: Sequence[Generation], reference: Sequ
 def _differences(ours: Generation, theirs: Generation) -> Iterator[float]:
     if ours.top_ids is None or theirs.top_ids is None or ours.top_logprobs is None or theirs.top_logprobs is None:
         return
-    import numpy as np  # noqa: PLC0415 - only where arrays were asked for
+    import numpy as np
 
     for position, (own, other) in enumerate(zip(ours.token_ids, theirs.token_ids, strict=False)):
         here = dict(zip(ours.top_ids[position].tolist(), np.exp(ours.top_logprobs[position]).tolist(), strict=True))

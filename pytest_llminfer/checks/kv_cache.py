@@ -102,9 +102,7 @@ def _describe(prompt: int, divergence: Divergence) -> str:
     return f"{text}, margin {margins[0]} nats here and {margins[1]} in the reference, tie up to {divergence.tolerance:.3g}"
 
 
-def check_cache_shape(  # noqa: PLR0913 - keyword-only
-    *, report: CacheReport, layers: int, kv_heads: int, head_dim: int, dtype: str, batch: int = 1
-) -> Verdict:
+def check_cache_shape(*, report: CacheReport, layers: int, kv_heads: int, head_dim: int, dtype: str, batch: int = 1) -> Verdict:
     """Whether keys and values have exactly the shape, dtype and bytes that the model's configuration implies.
 
     Shapes (batch, kv_heads, tokens, head_dim); bytes 2 x layers x kv_heads x head_dim x item x tokens x batch, after the

@@ -23,7 +23,7 @@ COMPARED = ("dtype", "shape", "stored_shape", "stored_bytes", "state_bytes", "pa
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-def check_layout(  # noqa: PLR0913 - keyword-only
+def check_layout(
     *,
     parameters: Sequence[Parameter],
     shape: ModelShape,
@@ -108,7 +108,7 @@ def check_layout_unchanged(*, parameters: Sequence[Parameter], expected: Mapping
     )
 
 
-def _verdict(  # noqa: PLR0913 - keyword-only
+def _verdict(
     *,
     claim: str,
     key: str,

@@ -25,8 +25,10 @@ NESTED_BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """How a weight is held: the dtype of its tensor ("model" is the model's own), the name of its packing, and whether its
-    scales are quantized too unless a test says otherwise; None where that has no meaning."""
+    """How a weight is held: the dtype of its tensor ("model" is the model's own), and the name of its packing.
+
+    double_quantized: whether its scales are quantized too, unless a test says otherwise; None where that has no meaning.
+    """
 
     dtype: str
     packing: str = ""

@@ -70,7 +70,7 @@ def is_suspicious(*, session: Session, sessions: Sequence[Session], yardstick: Y
     return _log_rate(session, yardstick) < _bound(sessions, yardstick, _SUSPICION)
 
 
-def check_throughput(  # noqa: PLR0913 - keyword-only
+def check_throughput(
     *,
     rounds: Sequence[float],
     before: Calibration,

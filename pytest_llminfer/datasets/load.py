@@ -114,7 +114,7 @@ def _parse(path: Path, number: int, line: bytes) -> object:
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
     try:
-        from pyarrow import ArrowException, parquet  # noqa: PLC0415 - only a .parquet file needs it
+        from pyarrow import ArrowException, parquet
     except ModuleNotFoundError:
         raise DatasetError(f"reading {path} needs pyarrow: pip install pyarrow, or give a .jsonl file") from None
     try:
@@ -126,7 +126,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
 
 def _read_hub(split: str) -> Iterator[tuple[str, object]]:
     try:
-        from datasets import load_dataset  # noqa: PLC0415 - only the hub needs it
+        from datasets import load_dataset
     except ModuleNotFoundError:
         raise DatasetError(f"reading {GSM8K} needs the package datasets: pip install datasets, or give a .jsonl file") from None
     try:

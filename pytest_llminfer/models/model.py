@@ -59,7 +59,7 @@ class Model:
         if not self.has_tokenizer:
             raise BadInputError(f"the model {self.name} has no tokenizer.json: give token ids instead of text")
         try:
-            from tokenizers import Tokenizer  # noqa: PLC0415 - only sessions that use text need it
+            from tokenizers import Tokenizer
         except ModuleNotFoundError:
             raise BadInputError("reading a tokenizer needs the package tokenizers: pip install 'pytest-llminfer[suites]'") from None
         return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
@@ -91,7 +91,7 @@ class Model:
     @cached_property
     def _compiled_template(self) -> jinja2.Template:
         try:
-            from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415 - only chats need it
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ModuleNotFoundError:
             raise BadInputError("chat templates need the package jinja2: pip install 'pytest-llminfer[suites]'") from None
         if not self.chat_template:
@@ -162,7 +162,7 @@ def _find(name: str, weights: str) -> tuple[Path, str]:
 
 def _fetch_metadata(name: str) -> Path:
     try:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415 - only models on the hub need it
+        from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
         raise BadInputError(f"reading {name} from the hub needs huggingface_hub: pip install 'pytest-llminfer[suites]'") from None
     try:

@@ -31,7 +31,7 @@ class ProgressBar:
                 self._bar = None
 
     def _open(self, phase: str, total: int) -> None:
-        from tqdm import tqdm  # noqa: PLC0415 - only an attended session draws
+        from tqdm import tqdm
 
         if self._bar is not None:
             self._bar.close()

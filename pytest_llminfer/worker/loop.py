@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pytest_llminfer.worker.backends.base import Backend
 
 
+LAST_FRAMES = 4
+"""Of an engine's own traceback: those before them are the way through the framework."""
+
+
 def main() -> None:
     """Serve requests from standard input until it ends or ``close`` is asked for."""
     requests, replies = _claim_pipes()
@@ -68,7 +72,7 @@ class Worker:
                 result = self._answer(request["method"], request["params"])
             except KeyboardInterrupt:
                 continue
-            except BaseException as error:  # noqa: BLE001 - whatever the engine raises is an answer, SystemExit included
+            except BaseException as error:
                 self._send({"id": request["id"], "error": describe(error)})
             else:
                 self._send({"id": request["id"], "result": result})
@@ -114,5 +118,5 @@ def describe(error: BaseException) -> dict[str, str]:
     if isinstance(error, LlminferError):
         return {"kind": kind_of(error), "message": str(error), "traceback": ""}
     name = type(error).__name__
-    text = "".join(traceback.format_exception(error))
+    text = "".join(traceback.format_exception(error, limit=-LAST_FRAMES))
     return {"kind": kind_of(error), "message": f"{name}: {error}" if str(error) else name, "traceback": text}

@@ -82,7 +82,7 @@ def _put_arrays(value: Any, stream: IO[bytes]) -> Any:
     if not isinstance(value, dict):
         return value
     if set(value) == {"__array__"}:
-        import numpy as np  # noqa: PLC0415 - only sessions that receive arrays pay for it
+        import numpy as np
 
         dtype, shape = np.dtype(value["__array__"]["dtype"]), value["__array__"]["shape"]
         count = int(np.prod(shape, dtype=np.int64))

@@ -58,9 +58,8 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def prompts(problems, tokenizer):
     form = "Solve it step by step. End with a line of the form #### <number>."
-    return [
-        tokenizer.encode(f"<|im_start|>user\n{problem['question']}\n\n{form}<|im_end|>\n<|im_start|>assistant\n").ids for problem in problems
-    ]
+    chats = [f"<|im_start|>user\n{problem['question']}\n\n{form}<|im_end|>\n<|im_start|>assistant\n" for problem in problems]
+    return [tokenizer.encode(chat).ids for chat in chats]
 
 
 def test_it_solves_real_problems_in_time(backend, problems, prompts, tokenizer):
@@ -322,7 +321,7 @@ def _strike(fault: str) -> None:
 def test_the_process_really_ends_or_hangs(fault, exit_code):
     process = multiprocessing.get_context("spawn").Process(target=_strike, args=(fault,))
     process.start()
-    process.join(timeout=8)
+    process.join(timeout=30 if exit_code else 4)
     try:
         assert process.exitcode == exit_code
     finally:

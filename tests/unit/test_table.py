@@ -1,5 +1,5 @@
 """The summary table, literally."""
-# ruff: noqa: RUF001 - the minus sign is what is tested
+
 
 from __future__ import annotations
 

@@ -37,9 +37,7 @@ class Backend(Protocol):
     def load(self) -> Message:
         """Load the model; the fields of ``EngineInfo``."""
 
-    def generate(
-        self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine"
-    ) -> Message:
+    def generate(self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine") -> Message:
         """``{"outputs": [fields of Generation, …]}``, one a prompt, in order.
 
         sampling: every field of ``Sampling``. logprobs: how many top log-probabilities a step, 0 for none.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def plan_batches(prompt_lengths: Sequence[int], *, max_tokens: int, max_batch_tokens: int) -> list[list[int]]:
     """Indices of the prompts of each batch, longest first, so that a batch that does not fit fails at once and not at the end.
 
-    A row counts its batch's longest prompt plus ``max_tokens``: that is what its cache will hold. A single row may exceed the budget.
+    A row counts its batch's longest prompt plus ``max_tokens``: what its cache will hold. A single row may exceed the budget.
     """
     by_length = sorted(range(len(prompt_lengths)), key=lambda index: (-prompt_lengths[index], index))
     batches: list[list[int]] = []

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LOOPS = 200_000
+_LEAST_TIMES = 3
 
 
 def processor_name() -> str:
@@ -48,7 +49,7 @@ def median_seconds(action: Callable[[], object], *, budget_seconds: float = 0.3,
     action()
     times: list[float] = []
     end = time.perf_counter() + budget_seconds
-    while len(times) < 3 or (time.perf_counter() < end and len(times) < most):  # noqa: PLR2004 - a median needs three
+    while len(times) < _LEAST_TIMES or (time.perf_counter() < end and len(times) < most):
         start = time.perf_counter()
         action()
         times.append(time.perf_counter() - start)

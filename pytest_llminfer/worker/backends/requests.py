@@ -19,7 +19,9 @@ def check_parallelism(spec: EngineSpec) -> None:
     """Refuse a cell that one process cannot hold."""
     for name in ("tp", "pp", "dp"):
         if getattr(spec, name) > 1:
-            raise UnsupportedError(f"{spec.engine} does not spread one engine over devices yet: {name}={getattr(spec, name)}; use {name}=1")
+            raise UnsupportedError(
+                f"{spec.engine} does not spread one engine over devices yet: {name}={getattr(spec, name)}; use {name}=1"
+            )
 
 
 def check_sampling(sampling: Mapping[str, Any], *, route: str) -> None:
@@ -45,7 +47,9 @@ def check_route(route: str, routes: Collection[str]) -> None:
         raise BadInputError(f"unknown route {route!r}; valid: {', '.join(routes)}")
 
 
-def check_tokens(sequences: Sequence[Sequence[int]], *, vocab_size: int, max_positions: int, extra: int = 0, least: int = 1) -> None:
+def check_tokens(
+    sequences: Sequence[Sequence[int]], *, vocab_size: int, max_positions: int, extra: int = 0, least: int = 1
+) -> None:
     """Refuse sequences that are too short, hold an id outside of the vocabulary, or leave no room for ``extra`` tokens."""
     for number, sequence in enumerate(sequences):
         if len(sequence) < least:
@@ -55,8 +59,8 @@ def check_tokens(sequences: Sequence[Sequence[int]], *, vocab_size: int, max_pos
             raise BadInputError(f"sequence {number} holds token id {wrong}; the vocabulary has the ids 0 to {vocab_size - 1}")
         if len(sequence) + extra > max_positions:
             raise BadInputError(
-                f"sequence {number} has {len(sequence)} tokens and {extra} may follow, but the model has {max_positions} positions; "
-                "ask for fewer tokens or shorten the prompt"
+                f"sequence {number} has {len(sequence)} tokens and {extra} may follow, but the model has "
+                f"{max_positions} positions; ask for fewer tokens or shorten the prompt"
             )
 
 

@@ -75,9 +75,7 @@ class SimulatedBackend:
             "end_token_ids": list(shape.end_token_ids),
         }
 
-    def generate(
-        self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine"
-    ) -> Message:
+    def generate(self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine") -> Message:
         """Answers in the order of the prompts. Faults act on route ``engine`` alone."""
         requests.check_sampling(sampling, route=route)
         requests.check_tokens(prompts, extra=sampling["max_tokens"], **self._limits)

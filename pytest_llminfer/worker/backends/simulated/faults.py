@@ -42,8 +42,10 @@ _DTYPES = ("float16", "float64")
 
 @dataclass(slots=True)
 class Faults:
-    """One fault at the most, and when it acts. Only what the engine computes for itself is hit: route ``engine``, its cache, its
-    stored weights. The routes ``loop`` and ``no_cache`` and the scores by prefill stay right, as the reference to compare with.
+    """One fault at the most, and when it acts.
+
+    Only what the engine computes for itself is hit: route ``engine``, its cache, its stored weights. The routes ``loop`` and
+    ``no_cache`` and the scores by prefill stay right, as the reference to compare with.
 
     after: requests (generate, score, kv_cache) that are answered rightly before.
     """
@@ -65,7 +67,9 @@ class Faults:
         for name, value in values.items():
             if name not in known:
                 names = ", ".join(f"fault_{known_name}" for known_name in known if known_name != "name")
-                raise BadInputError(f"unknown engine argument {name!r} for the simulated engine; valid: fault, {names}, max_batch_tokens")
+                raise BadInputError(
+                    f"unknown engine argument {name!r} for the simulated engine; valid: fault, {names}, max_batch_tokens"
+                )
             if not isinstance(value, (int, float) if known[name] is float else known[name]):
                 raise BadInputError(f"fault_{name} must be a {known[name].__name__}, not {value!r}".replace("fault_name", "fault"))
         faults = cls(**values)
@@ -130,7 +134,7 @@ class Faults:
     def store(self, weights: Weights) -> None:
         """Change how one matrix is stored, once the fault acts; a fault without ``after`` is there from the start."""
         name = next((name for name in weights if name.endswith(".1.mlp.down_proj.weight")), "")
-        if name and self.name == "change_dtype" and self.requests >= self.after:
+        if name and (self.active("change_dtype") or (self.name == "change_dtype" and self.after == 0)):
             weights[name] = weights[name].astype(self.dtype)
 
     def change_answers(self, outputs: list[dict[str, Any]], prompts: Sequence[Sequence[int]], vocab_size: int) -> None:

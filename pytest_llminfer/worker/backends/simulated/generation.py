@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ _HEARTBEAT_SECONDS = 10.0
 class Request:
     """The prompts of one request, and what was generated for them so far."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any], model_end_tokens: Sequence[int], top: int) -> None:
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any], model_end_tokens: Sequence[int], top: int
+    ) -> None:
         self.prompts = prompts
         self.max_tokens: int = sampling["max_tokens"]
         self.stops = end_tokens(sampling, model_end_tokens)
@@ -56,7 +59,13 @@ class Request:
 
 
 def by_batches(
-    model: Llama, request: Request, faults: Faults, ledger: Ledger, *, max_batch_tokens: int, progress: Callable[[str, int, int], None]
+    model: Llama,
+    request: Request,
+    faults: Faults,
+    ledger: Ledger,
+    *,
+    max_batch_tokens: int,
+    progress: Callable[[str, int, int], None],
 ) -> None:
     """Route ``engine``: prompts of like length together, padded on the right; rows leave the batch when they end."""
     lengths = [len(prompt) for prompt in request.prompts]
@@ -65,12 +74,14 @@ def by_batches(
         model.cache_dtype = faults.cache_dtype()
         cache = model.new_cache(len(batch), lengths[batch[0]] + request.max_tokens)
         with ledger.hold(cache.nbytes):
-            _run_batch(model, request, batch, cache, faults, lambda done=done: progress("generating", done, len(lengths)))
+            _run_batch(model, request, batch, cache, faults, functools.partial(progress, "generating", done, len(lengths)))
         done += len(batch)
         progress("generating", done, len(lengths))
 
 
-def _run_batch(model: Llama, request: Request, batch: Sequence[int], cache: KVCache, faults: Faults, heartbeat: Callable[[], None]) -> None:
+def _run_batch(
+    model: Llama, request: Request, batch: Sequence[int], cache: KVCache, faults: Faults, heartbeat: Callable[[], None]
+) -> None:
     lengths = np.array([len(request.prompts[number]) for number in batch])
     tokens = np.zeros((len(batch), lengths.max()), np.int64)
     for row, number in enumerate(batch):

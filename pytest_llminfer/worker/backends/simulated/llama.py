@@ -48,7 +48,7 @@ class Llama:
         lengths: how many of each row's tokens are real, the rest being padding on the right; all, if None.
         shift: added to the positions (a fault; 0 is right).
         """
-        rows, count = tokens.shape
+        count = tokens.shape[1]
         places = cache.lengths[:, None] + np.arange(count)
         positions = places + shift
         rotation = self._cosines[positions][:, None], self._sines[positions][:, None]
@@ -77,7 +77,7 @@ class Llama:
         queries = _rotate(self._heads(hidden, f"{prefix}.q_proj.weight", heads), *rotation)
         new_keys = _rotate(self._heads(hidden, f"{prefix}.k_proj.weight", kv_heads), *rotation)
         keys, values = cache.append(layer, new_keys, self._heads(hidden, f"{prefix}.v_proj.weight", kv_heads))
-        # Query heads of one group share their keys: (rows, kv_heads, group x tokens, head_dim) against (rows, kv_heads, places, head_dim).
+        # Query heads of one group share their keys: (…, group x tokens, head_dim) against (…, places, head_dim).
         grouped = (queries * _FLOAT.type(width**-0.5)).reshape(rows, kv_heads, heads // kv_heads * count, width)
         scores = np.matmul(grouped, keys.astype(_FLOAT, copy=False).swapaxes(-1, -2))
         weights = _softmax(scores.reshape(rows, kv_heads, heads // kv_heads, count, -1) + bias)
@@ -98,11 +98,11 @@ class Llama:
 
     def _norm(self, hidden: np.ndarray, name: str) -> np.ndarray:
         scale = 1 / np.sqrt(np.square(hidden).mean(axis=-1, keepdims=True) + _FLOAT.type(self.shape.rms_norm_eps))
-        return hidden * scale * self.weights[name].astype(_FLOAT, copy=False)
+        return np.asarray(hidden * scale * self.weights[name].astype(_FLOAT, copy=False))
 
     def _linear(self, inputs: np.ndarray, name: str) -> np.ndarray:
         weight = self.weights[name].astype(_FLOAT, copy=False)
-        flat = inputs.reshape(-1, inputs.shape[-1]) @ weight.T
+        flat: np.ndarray = inputs.reshape(-1, inputs.shape[-1]) @ weight.T
         return flat.reshape(*inputs.shape[:-1], weight.shape[0])
 
 
@@ -115,8 +115,8 @@ def _rotate(states: np.ndarray, cosines: np.ndarray, sines: np.ndarray) -> np.nd
 
 def _softmax(scores: np.ndarray) -> np.ndarray:
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    normalized: np.ndarray = weights / weights.sum(axis=-1, keepdims=True)
-    return normalized
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.asarray(weights)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -68,7 +68,10 @@ def cache_report(model: Llama, prompt: Sequence[int], extend: int, faults: Fault
             "layers": report,
             "extended_layers": [cache.layer_report(layer) for layer in layers],
             "prefix_differences": [
-                [float(np.abs(old - new[:, :, : len(prompt)]).max()) for old, new in zip(before[layer], cache.in_use(layer), strict=True)]
+                [
+                    float(np.abs(old - new[:, :, : len(prompt)]).max())
+                    for old, new in zip(before[layer], cache.in_use(layer), strict=True)
+                ]
                 for layer in layers
             ],
         }

@@ -37,7 +37,9 @@ class Shape:
             if configuration.get(name):
                 raise UnsupportedError(f"the simulated engine has no biases; the model sets {name}")
         if configuration.get("hidden_act", "silu") != "silu":
-            raise UnsupportedError(f"the simulated engine has SwiGLU only; the model sets hidden_act {configuration['hidden_act']!r}")
+            raise UnsupportedError(
+                f"the simulated engine has SwiGLU only; the model sets hidden_act {configuration['hidden_act']!r}"
+            )
         rope = configuration.get("rope_parameters") or configuration.get("rope_scaling") or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +11,8 @@ from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.worker.backends.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytest_llminfer.worker.backends.checkpoint import StoredTensor
     from pytest_llminfer.worker.backends.simulated.shape import Shape
 
@@ -49,7 +50,7 @@ def _read(name: str, tensor: StoredTensor) -> np.ndarray:
 
 
 def random_weights(shape: Shape) -> Weights:
-    """Matrices normal with deviation 0.02, norms 1. A tensor depends on its name and shape alone, so they are the same everywhere."""
+    """Matrices normal with deviation 0.02, norms 1. A tensor depends on its name and shape alone, so it is the same everywhere."""
     weights = {}
     for name, dimensions in shape.parameter_shapes().items():
         if name.endswith("norm.weight"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import DynamicCache
 
 from pytest_llminfer.worker.backends.transformers.loops import next_logits
@@ -12,8 +11,9 @@ from pytest_llminfer.worker.backends.transformers.loops import next_logits
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
 
-@torch.inference_mode()
+
 def report(model: Any, prompt: Sequence[int], extend: int) -> dict[str, Any]:
     """The fields of ``CacheReport``: a snapshot after the prompt, and the same positions after ``extend`` greedy tokens."""
     cache = DynamicCache(config=model.config)

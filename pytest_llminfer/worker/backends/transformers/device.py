@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +27,7 @@ def device_name(device: torch.device) -> str:
 def driver_version() -> str | None:
     """The kernel driver's version, which torch does not tell."""
     try:
-        with open("/proc/driver/nvidia/version", encoding="utf-8") as stream:
-            words = stream.readline().split()
+        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split("\n")[0].split()
     except OSError:
         return None
     return next((word for word in words if word[:1].isdigit() and "." in word), None)

@@ -31,7 +31,16 @@ def out_of_memory_named(doing: str) -> Iterator[None]:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    raise OutOfMemoryError(f"out of memory while {doing}: {message}; use a smaller model, batch or max_batch_tokens, or another quantization")
+    raise OutOfMemoryError(
+        f"out of memory while {doing}: {message}; use a smaller model, batch or max_batch_tokens, or another quantization"
+    )
+
+
+@contextlib.contextmanager
+def inference(doing: str) -> Iterator[None]:
+    """A request that computes: nothing is kept for gradients, and memory that runs out is named."""
+    with out_of_memory_named(doing), torch.inference_mode():
+        yield
 
 
 def _is_out_of_memory(error: Exception) -> bool:

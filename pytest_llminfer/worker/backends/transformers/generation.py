@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +41,6 @@ def generation_config(sampling: Mapping[str, Any], end_token_ids: Sequence[int],
     )
 
 
-@torch.inference_mode()
 def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -59,15 +59,15 @@ def generate(
     # Padding is masked out, so its id changes nothing; one that is no end token keeps the rows readable.
     pad = next(token for token in range(len(stops) + 1) if token not in stops)
     config = generation_config(sampling, stops, pad)
-    batches = plan_batches([len(prompt) for prompt in prompts], max_tokens=sampling["max_tokens"], max_batch_tokens=max_batch_tokens)
+    lengths = [len(prompt) for prompt in prompts]
+    batches = plan_batches(lengths, max_tokens=sampling["max_tokens"], max_batch_tokens=max_batch_tokens)
     outputs: list[dict[str, Any]] = [{} for _ in prompts]
     done = 0
     for number, batch in enumerate(batches):
-        reached = done
         recorder = StepRecorder(top)
         torch.manual_seed(sampling["seed"] + number)
         rows, mask = pad_left([prompts[index] for index in batch], pad, model.device)
-        with ForwardObserver(model, recorder, lambda reached=reached: progress("generating", reached, len(prompts))):
+        with ForwardObserver(model, recorder, functools.partial(progress, "generating", done, len(prompts))):
             sequences = model.generate(input_ids=rows, attention_mask=mask, generation_config=config)
         recorder.to_host()
         for row, (index, tokens) in enumerate(zip(batch, sequences[:, rows.shape[1] :].tolist(), strict=True)):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SPEC_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+_NAMED = 3
 
 
 def read_config(spec: EngineSpec, model_path: str) -> Any:
@@ -31,14 +32,16 @@ def read_config(spec: EngineSpec, model_path: str) -> Any:
         raise BadInputError(f"transformers cannot read the configuration of {model_path}: {_one_line(error)}") from error
     if spec.quantization != "none" and getattr(config, "quantization_config", None) is not None:
         raise BadInputError(f"{model_path} is quantized already; quantization={spec.quantization} needs an unquantized model")
-    if type(config) not in transformers.AutoModelForCausalLM._model_mapping:  # noqa: SLF001 - the only way from a configuration to its class
-        raise UnsupportedError(f"{model_path} is of type {config.model_type!r}, for which transformers has no causal language model")
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedError(
+            f"{model_path} is of type {config.model_type!r}, for which transformers has no causal language model"
+        )
     return config
 
 
 def model_class(config: Any) -> Any:
     """The class that AutoModelForCausalLM would choose; importing its module is part of this call."""
-    chosen = transformers.AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001
+    chosen = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return chosen[0] if isinstance(chosen, (tuple, list)) else chosen
 
 
@@ -50,11 +53,17 @@ def resolve_dtype(spec: EngineSpec, config: Any) -> torch.dtype:
     dtype = getattr(torch, named) if isinstance(named, str) else named
     if dtype not in SPEC_DTYPES:
         raise UnsupportedError(f"the configuration's dtype {dtype} is none of {', '.join(TORCH_DTYPES)}; name one with dtype=")
-    return dtype  # type: ignore[no-any-return]
+    return dtype
 
 
 def load_model(
-    spec: EngineSpec, model_path: str, config: Any, dtype: torch.dtype, device: torch.device, arguments: Arguments, progress: Callable[..., None]
+    spec: EngineSpec,
+    model_path: str,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    arguments: Arguments,
+    progress: Callable[..., None],
 ) -> Any:
     """The model on ``device``, in evaluation mode, with an empty generation_config of its own.
 
@@ -84,7 +93,7 @@ def load_model(
     else:
         _touch(model)
     progress("loading", 1, 1)
-    return model.eval()
+    return model.eval().requires_grad_(requires_grad=False)
 
 
 def _from_pretrained(
@@ -98,10 +107,12 @@ def _from_pretrained(
 
 
 def _check_complete(model_path: str, report: dict[str, Any]) -> None:
-    """transformers fills weights that the checkpoint lacks with random values, and only logs it."""
+    """Refuse a checkpoint with holes: transformers fills them with random values, and only logs it."""
     if missing := sorted(report.get("missing_keys") or ()):
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""  # noqa: PLR2004 - three names are enough to recognise the cause
-        raise BadInputError(f"the weights of {model_path} lack {', '.join(missing[:3])}{more}; the configuration and the files do not match")
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise BadInputError(
+            f"the weights of {model_path} lack {', '.join(missing[:_NAMED])}{more}; the configuration and the files do not match"
+        )
 
 
 def _touch(model: Any) -> None:

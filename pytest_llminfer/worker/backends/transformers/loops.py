@@ -20,10 +20,9 @@ _HEARTBEAT_SECONDS = 10.0
 def next_logits(model: Any, tokens: Sequence[int], cache: Any = None) -> torch.Tensor:
     """The logits (1, vocabulary) after ``tokens``, which go on from what ``cache`` holds; without one nothing is cached."""
     ids = torch.tensor([list(tokens)], device=model.device)
-    return model(input_ids=ids, past_key_values=cache, use_cache=cache is not None).logits[:, -1]  # type: ignore[no-any-return]
+    return model(input_ids=ids, past_key_values=cache, use_cache=cache is not None).logits[:, -1]
 
 
-@torch.inference_mode()
 def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],

@@ -44,7 +44,7 @@ class Meter(Protocol):
 
 
 class CudaMeter:
-    """torch's caching allocator: exact to its rounding of 512 bytes. Not in it: the CUDA context and cuBLAS workspaces of the driver."""
+    """The allocator of torch: exact to its rounding of 512 bytes. The CUDA context is not in it."""
 
     measured_by = "torch allocator"
 
@@ -53,19 +53,24 @@ class CudaMeter:
         self._idle = 0
 
     def start(self) -> None:
+        """The allocator counts from the start of the process."""
         self._idle = torch.cuda.memory_allocated(self._device)
         self.reset_peak()
 
     def live_bytes(self) -> int:
-        return torch.cuda.memory_allocated(self._device)
+        """Blocks in use, as rounded."""
+        return int(torch.cuda.memory_allocated(self._device))
 
     def peak_bytes(self) -> int:
-        return torch.cuda.max_memory_allocated(self._device) - self._idle
+        """The most that was in use, cuBLAS workspaces taken before the start left out."""
+        return int(torch.cuda.max_memory_allocated(self._device)) - self._idle
 
     def reset_peak(self) -> None:
+        """The allocator keeps the peak."""
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def resolution_bytes(self) -> int:
+        """A block is a multiple of this."""
         return _CUDA_RESOLUTION
 
 
@@ -82,21 +87,24 @@ class HostMeter:
         self._idle = 0
 
     def start(self) -> None:
+        """Collect garbage and give back what is free, then read the resident set."""
         gc.collect()
         _release_free_memory()
         self._idle = _status_bytes("VmRSS")
         self.reset_peak()
 
     def live_bytes(self) -> int:
+        """Storages of all live tensors, each once, views of one counted together."""
         return storage.StorageCount().new_bytes(
             item for item in gc.get_objects() if issubclass(type(item), torch.Tensor) and _holds_host_memory(item)
         )
 
     def peak_bytes(self) -> int:
+        """The kernel's peak of the resident set."""
         return max(_peak_resident() - self._idle, 0)
 
     def reset_peak(self) -> None:
-        # Freed memory that the allocator still holds would stand in for new memory, and hide the next peak.
+        """Freed memory that the allocator holds would stand in for new memory and hide the next peak: give it back first."""
         gc.collect()
         _release_free_memory()
         try:
@@ -105,6 +113,7 @@ class HostMeter:
             self.measured_by = "process resident set since its start"
 
     def resolution_bytes(self) -> int:
+        """A fixed part and a share of the peak."""
         return max(_HOST_RESOLUTION, self.peak_bytes() // _HOST_SPREAD)
 
 
@@ -130,7 +139,7 @@ def report(model: Any, device: torch.device, meter: Meter, *, load_peak_bytes: i
 
 
 def _holds_host_memory(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.layout == torch.strided
+    return bool(tensor.device.type == "cpu" and tensor.layout == torch.strided)
 
 
 def _status_bytes(field: str) -> int:

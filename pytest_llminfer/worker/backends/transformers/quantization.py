@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import BitsAndBytesConfig
 
 
 def quantization_config(quantization: str) -> Any:
@@ -15,8 +16,6 @@ def quantization_config(quantization: str) -> Any:
     """
     if quantization == "none":
         return None
-    from transformers import BitsAndBytesConfig  # noqa: PLC0415
-
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 _CHUNK = 256
 
 
-@torch.inference_mode()
-def score(model: Any, sequences: Sequence[Sequence[int]], *, decode: bool, progress: Callable[[str, int, int], None]) -> list[np.ndarray]:
+def score(
+    model: Any, sequences: Sequence[Sequence[int]], *, decode: bool, progress: Callable[[str, int, int], None]
+) -> list[np.ndarray]:
     """Per sequence float32 (T-1,): the log-probability in nats of each token given those before it."""
     one = _by_decode if decode else _by_prefill
     scores = []
@@ -36,18 +38,23 @@ def _by_prefill(model: Any, sequence: Sequence[int]) -> np.ndarray:
     chunks = [
         _token_logprobs(logits[start : start + _CHUNK], targets[start : start + _CHUNK]) for start in range(0, len(targets), _CHUNK)
     ]
-    return torch.cat(chunks).cpu().numpy()
+    return _to_array(chunks)
 
 
 def _by_decode(model: Any, sequence: Sequence[int]) -> np.ndarray:
     cache = DynamicCache(config=model.config)
     steps = []
-    for token, target in zip(sequence[:-1], sequence[1:], strict=True):
+    for token, target in itertools.pairwise(sequence):
         logits = next_logits(model, [token], cache)
         steps.append(_token_logprobs(logits, torch.tensor([target], device=logits.device)))
-    return torch.cat(steps).cpu().numpy()
+    return _to_array(steps)
 
 
 def _token_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     logprobs: torch.Tensor = logits.float().log_softmax(dim=-1).gather(-1, targets[:, None])[:, 0]
     return logprobs
+
+
+def _to_array(pieces: list[torch.Tensor]) -> np.ndarray:
+    array: np.ndarray = torch.cat(pieces).cpu().numpy()
+    return array

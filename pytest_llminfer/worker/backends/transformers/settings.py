@@ -18,12 +18,12 @@ def report(model: Any, model_defaults: dict[str, Any], **resolved: Any) -> dict[
         "resolved": {
             "model_type": config.model_type,
             "dtype": str(model.dtype).removeprefix("torch."),
-            "attn_implementation": config._attn_implementation,  # noqa: SLF001 - has no public name
+            "attn_implementation": getattr(config, "_attn_implementation", None),
             "max_position_embeddings": getattr(config, "max_position_embeddings", None),
             "sliding_window": getattr(config, "sliding_window", None),
             "tie_word_embeddings": bool(getattr(config, "tie_word_embeddings", False)),
             "device_map": _plain(getattr(model, "hf_device_map", {"": str(model.device)})),
-            "quantization_config": _plain(quantization.to_dict()) if hasattr(quantization, "to_dict") else _plain(quantization),
+            "quantization_config": _plain(getattr(quantization, "to_dict", lambda: quantization)()),
             "threads": torch.get_num_threads(),
             **resolved,
         },

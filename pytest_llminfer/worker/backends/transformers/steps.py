@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -55,7 +55,8 @@ class StepRecorder:
 
 
 def _stack(steps: list[torch.Tensor], row: int, dtype: torch.dtype) -> np.ndarray:
-    return torch.stack([step[row] for step in steps]).to(dtype).numpy()
+    array: np.ndarray = torch.stack([step[row] for step in steps]).to(dtype).numpy()
+    return array
 
 
 class ForwardObserver:
@@ -65,7 +66,7 @@ class ForwardObserver:
         self._model, self._recorder, self._heartbeat = model, recorder, heartbeat
         self._last = time.monotonic()
 
-    def __enter__(self) -> ForwardObserver:
+    def __enter__(self) -> Self:
         self._handle = self._model.register_forward_hook(self._after_forward)
         return self
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +48,25 @@ def other_buffers(model: Any) -> list[torch.Tensor]:
     return [
         tensor
         for module in model.modules()
-        for name, tensor in module._buffers.items()  # noqa: SLF001 - named_buffers does not tell which are persistent
-        if tensor is not None and name in module._non_persistent_buffers_set  # noqa: SLF001
+        for name, tensor in module.named_buffers(recurse=False)
+        if name in _not_in_checkpoint(module)
     ]
 
 
 def _own_weights(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_parameters(recurse=False)
     for name, tensor in module.named_buffers(recurse=False):
-        if name not in module._non_persistent_buffers_set:  # noqa: SLF001
+        if name not in _not_in_checkpoint(module):
             yield name, tensor
 
 
+def _not_in_checkpoint(module: Any) -> Collection[str]:
+    names: Collection[str] = getattr(module, "_non_persistent_buffers_set", ())
+    return names
+
+
 def _quantization_state(module: Any, tensor: Any) -> Iterator[torch.Tensor]:
-    """bitsandbytes keeps what belongs to a weight beside it, in attributes.
+    """What bitsandbytes keeps beside a weight, in attributes.
 
     4-bit: absmax, code, and for double quantization offset and the nested absmax and code. 8-bit: the row scales SCB, which
     move from the weight to ``module.state`` at the first use; CB is the weight itself.

@@ -1,0 +1,155 @@
+"""A loaded model and what belongs to it: where it lies, what it may be asked, and the memory measured around its loading."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.worker.backends.transformers import (
+    cache,
+    calibration,
+    device,
+    ending,
+    generation,
+    layout,
+    loading,
+    loops,
+    memory,
+    scoring,
+    settings,
+)
+from pytest_llminfer.worker.backends.transformers.faults import inference
+from pytest_llminfer.worker.backends.transformers.packages import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
+
+    from pytest_llminfer.spec import EngineSpec
+    from pytest_llminfer.worker.backends.transformers.arguments import Arguments
+
+    Progress = Callable[[str, int, int], None]
+
+_NO_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class LiveModel:
+    """Every request in the words of torch. limits: vocabulary and positions, as ``requests.check_tokens`` takes them."""
+
+    model: Any
+    device: torch.device
+    dtype: torch.dtype
+    meter: memory.Meter
+    load_peak_bytes: int
+    load_seconds: dict[str, float]
+    end_token_ids: list[int]
+    generation_defaults: dict[str, Any]
+    max_batch_tokens: int
+    limits: dict[str, int]
+    progress: Progress
+
+    @classmethod
+    def load(cls, spec: EngineSpec, model_path: str, arguments: Arguments, progress: Progress, *, started: float) -> Self:
+        """Take the idle process as zero of the memory peaks, then load. started: ``time.perf_counter`` when the import began."""
+        device.limit_threads()
+        config = loading.read_config(spec, model_path)
+        dtype = loading.resolve_dtype(spec, config)
+        if spec.kv_dtype not in {"auto", loading.SPEC_DTYPES[dtype]}:
+            raise UnsupportedError(
+                f"transformers keeps keys and values in the dtype of the model ({loading.SPEC_DTYPES[dtype]}); "
+                f"kv_dtype={spec.kv_dtype} is not possible"
+            )
+        place = device.choose_device()
+        loading.model_class(config)
+        device.warm_up(place, dtype)
+        # What the imports have made stays: later collections, and the count of live tensors, need not walk through it.
+        gc.collect()
+        gc.freeze()
+        imported = time.perf_counter()
+        meter = memory.meter_for(place)
+        meter.start()
+        model = loading.load_model(spec, model_path, config, dtype, place, arguments, progress)
+        load_peak_bytes = meter.peak_bytes()
+        meter.reset_peak()
+        loaded = time.perf_counter()
+        end_token_ids, defaults = ending.end_token_ids(model), settings.generation_defaults(model)
+        ending.forget_generation_defaults(model)
+        text = config.get_text_config()
+        return cls(
+            model=model,
+            device=place,
+            dtype=dtype,
+            meter=meter,
+            load_peak_bytes=load_peak_bytes,
+            load_seconds={"import": imported - started, "load": loaded - imported},
+            end_token_ids=end_token_ids,
+            generation_defaults=defaults,
+            max_batch_tokens=arguments.max_batch_tokens
+            or device.default_batch_tokens(place, device.cache_bytes_per_token(config, dtype)),
+            limits={"vocab_size": text.vocab_size, "max_positions": getattr(text, "max_position_embeddings", None) or _NO_LIMIT},
+            progress=progress,
+        )
+
+    def information(self, *packages: str) -> dict[str, Any]:
+        """The fields of ``EngineInfo`` but the capabilities, with the versions of ``packages``."""
+        found = versions("transformers", *packages)
+        driver = device.driver_version() if self.device.type == "cuda" else None
+        return {
+            "dtype": loading.SPEC_DTYPES[self.dtype],
+            "kv_dtype": loading.SPEC_DTYPES[self.dtype],
+            "device": self.device.type,
+            "device_name": device.device_name(self.device),
+            "device_count": 1,
+            "versions": {
+                "engine": found["transformers"],
+                **found,
+                "python": platform.python_version(),
+                **({"driver": driver} if driver else {}),
+            },
+            "load_seconds": self.load_seconds,
+            "end_token_ids": self.end_token_ids,
+        }
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any], top: int, route: str) -> list[dict[str, Any]]:
+        """One answer a prompt, in order."""
+        asked: dict[str, Any] = {"model_end_tokens": self.end_token_ids, "top": top, "progress": self.progress}
+        with inference(f"generating for {len(prompts)} prompts"):
+            if route == "engine":
+                return generation.generate(self.model, prompts, sampling, max_batch_tokens=self.max_batch_tokens, **asked)
+            return loops.generate(self.model, prompts, sampling, cached=route == "loop", **asked)
+
+    def score(self, sequences: Sequence[Sequence[int]], route: str) -> list[Any]:
+        """Log-probabilities (T-1,) of each sequence."""
+        with inference(f"scoring {len(sequences)} sequences"):
+            return scoring.score(self.model, sequences, decode=route == "decode", progress=self.progress)
+
+    def cache_report(self, prompt: Sequence[int], extend: int) -> dict[str, Any]:
+        """The fields of ``CacheReport``."""
+        with inference("filling the KV cache"):
+            return cache.report(self.model, prompt, extend)
+
+    def layout(self) -> dict[str, Any]:
+        """Every stored tensor, as it is stored now."""
+        return dict(layout.report(self.model))
+
+    def memory(self, *, reset_peak: bool) -> dict[str, Any]:
+        """The fields of ``MemoryReport``."""
+        report = memory.report(self.model, self.device, self.meter, load_peak_bytes=self.load_peak_bytes)
+        if reset_peak:
+            self.meter.reset_peak()
+        return report
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration in force, and the model's own defaults."""
+        return settings.report(self.model, self.generation_defaults, max_batch_tokens=self.max_batch_tokens)
+
+    def calibrate(self) -> dict[str, float]:
+        """The fields of ``Calibration``."""
+        with inference("calibrating"):
+            return calibration.measure(self.device, self.dtype)
