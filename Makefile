@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEFAULT_ENGINE := suites,transformers,bitsandbytes
 
-.PHONY: suites test lint clean
+.PHONY: suites test test-oldest lint benchmarks clean
 
 suites: $(VENV)/.suites
 	$(BIN)/python -m pytest suites/ $(ARGS)
@@ -17,6 +17,20 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+benchmarks: $(VENV)/.test
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# The plugin itself on the oldest pytest that it supports, without engines.
+test-oldest: $(VENV)-oldest/.done
+	$(VENV)-oldest/bin/python -m pytest -c /dev/null --rootdir=. --import-mode=importlib -p pytester -p no:cacheprovider \
+		tests/plugin/test_loads.py tests/plugin/test_verdicts.py tests/plugin/test_matrix.py
+
+$(VENV)-oldest/.done: pyproject.toml constraints.txt
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check pytest==8.4.0 pytest-xdist jinja2 tokenizers
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
 
 # torch comes first and alone, so that what the constraints pin is what everything after it finds.
 $(VENV)/.suites: pyproject.toml constraints.txt
@@ -30,4 +44,4 @@ $(VENV)/.test: $(VENV)/.suites
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(VENV)-oldest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

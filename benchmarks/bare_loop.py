@@ -34,7 +34,6 @@ def batches(prompts: list[list[int]], max_tokens: int, max_batch_tokens: int) ->
     return found
 
 
-@torch.inference_mode()
 def answer(model: Any, served: Model, problems: list[Problem], max_tokens: int, max_batch_tokens: int) -> Answers:
     """Token ids and grades (strict, flexible, format_miss, truncated) by question id."""
     prompts = [served.chat(ZERO_SHOT.format(question=problem.question)) for problem in problems]
@@ -66,7 +65,8 @@ def main() -> None:
         while (request := driver.recv()) is not None:
             problems = list(ordered[: request["questions"]])
             start = time.perf_counter()
-            answers = answer(model, served, problems, request["max_tokens"], request["max_batch_tokens"])
+            with torch.inference_mode():
+                answers = answer(model, served, problems, request["max_tokens"], request["max_batch_tokens"])
             driver.send({"seconds": time.perf_counter() - start, "answers": answers})
 
 

@@ -48,8 +48,7 @@ class QuestionSet:
         if not self._model.has_tokenizer:
             raise UnsupportedError(f"{self._model.name} has no tokenizer, so it cannot be asked questions")
         texts = [ZERO_SHOT.format(question=problem.question) for problem in self._problems]
-        ask = self._model.chat if self._model.chat_template else self._model.encode
-        return [ask(text) for text in texts]
+        return self._model.encode_many([self._model.render_chat(text) for text in texts] if self._model.chat_template else texts)
 
     @cached_property
     def conditions(self) -> dict[str, Any]:

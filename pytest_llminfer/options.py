@@ -201,5 +201,5 @@ def _json_object(word: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f'{word!r} is not a JSON object such as {{"attn_implementation": "eager"}}')
+        raise ValueError(f'{word!r} is not a JSON object such as {{"attn_implementation": "eager"}}')  # noqa: TRY004 - a usage error
     return value

@@ -87,7 +87,7 @@ class SessionReport:
             terminalreporter.section("llminfer")
             rows = {cell: {family: merge(found) for family, found in row.items()} for cell, row in self._rows.items()}
             writer = self._config.get_terminal_writer()
-            encoding = getattr(writer._file, "encoding", None) or "utf-8"
+            encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001 - pytest has no public way
             for line in render_table(rows, list(self._families), writer.fullwidth, encoding=encoding):
                 terminalreporter.write_line(line)
             if self._loads:

@@ -9,7 +9,7 @@ from enum import StrEnum
 class Outcome(StrEnum):
     """PASS passes, FAIL fails, INVALID is an unfair comparison, INCONCLUSIVE is too little evidence either way."""
 
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
     INCONCLUSIVE = "inconclusive"
     FAIL = "fail"
     INVALID = "invalid"

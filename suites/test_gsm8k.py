@@ -18,5 +18,5 @@ def test_accuracy_has_not_dropped(engine: Engine, gsm8k: QuestionSet, baseline: 
     answers = gsm8k.ask(engine)
     expected = baseline.expected("gsm8k", observed=lambda _: gsm8k.pack(answers), conditions=gsm8k.conditions, n=len(answers))
     recorded = gsm8k.unpack(expected, list(answers))
-    judge(check_answers_well_formed(answers=answers, baseline=recorded))
     judge(check_accuracy(answers=answers, baseline=recorded))
+    judge(check_answers_well_formed(answers=answers, baseline=recorded))

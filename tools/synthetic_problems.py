@@ -55,7 +55,7 @@ def draw_problem(draw: Draw, random_source: random.Random) -> Problem:
 
 def stream(side: str, *, seed: int | str, difficulty: Difficulty) -> Iterator[Problem]:
     """Yield problems of one side without end; equal arguments give equal problems. Texts can recur, rarely."""
-    random_source = random.Random(seed)
+    random_source = random.Random(seed)  # noqa: S311 - reproducible data, no secret
     draw = Draw(random_source, difficulty)
     while True:
         problem = draw_problem(draw, random_source)

@@ -15,7 +15,7 @@ NAMES: tuple[str, ...] = tuple(
     Nia Nico Nils Nina Noah Noor Nora Olga Oliver Omar Oscar Otto Pablo Paula Pedro Penny Petra Pia Priya Quentin Rafael Rania
     Ravi Rita Robin Rohan Rosa Ruby Rufus Ruth Sadia Salma Sam Samira Sara Sean Selma Silas Simon Sofia Stella Sven Tamar Tara
     Theo Thomas Tobias Uma Vera Victor Viola Walter Wanda Wei Xavier Yara Yusuf Zara Zoe
-    """.split()
+    """.split()  # noqa: SIM905 - likewise
 )
 """First names, every one followed by a verb in the third person: no pronoun ever depends on them."""
 
@@ -24,7 +24,7 @@ ITEMS: tuple[str, ...] = tuple(
     pencils marbles stickers apples oranges buttons candles cookies shells stamps beads cards bricks tiles bottles cups plates
     ribbons flowers seeds books notebooks postcards badges ropes lamps nails screws tickets toys balloons magnets crayons spoons
     pears plums lemons walnuts muffins rolls pies scarves hats socks gloves bolts blocks coins envelopes brushes
-    """.split()
+    """.split()  # noqa: SIM905 - likewise
 )
 """Plural things that can be counted, packed, bought, sold and given away."""
 

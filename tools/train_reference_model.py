@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's documentation uses
 from greedy_outcomes import completions, outcomes, prompts_in_form
 from muon import Muon
 from reference_architecture import ReferenceModel, Shape

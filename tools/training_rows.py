@@ -120,7 +120,7 @@ def make_batch(rows: list[Row], *, width: int, pad: int, problems: int) -> Batch
 def generate_batches(tokenizer_json: str, *, seed: str, difficulty: str, batch_tokens: int) -> Iterator[Batch]:
     """Yield batches of at most ``batch_tokens`` tokens, padding included, without end."""
     tokenizer = Tokenizer.from_str(tokenizer_json)
-    writer = RowWriter(tokenizer, random.Random(f"{seed}-forms"))
+    writer = RowWriter(tokenizer, random.Random(f"{seed}-forms"))  # noqa: S311 - reproducible data
     problems = stream("training", seed=f"{seed}-problems", difficulty=DIFFICULTIES[difficulty])
     pad = token_id(tokenizer, PAD)
     waiting: dict[int, list[Row]] = {}

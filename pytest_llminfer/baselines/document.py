@@ -55,7 +55,7 @@ def empty(family: str) -> dict[str, Any]:
     return {"schema": SCHEMA, "family": family, "entries": {}}
 
 
-def _what_is_wrong(document: Any, family: str) -> str:
+def _what_is_wrong(document: Any, family: str) -> str:  # noqa: PLR0911 - one return a fault
     if not isinstance(document, dict):
         return f"holds a {type(document).__name__}, not an object; {_WAY_OUT}"
     schema = document.get("schema")

@@ -201,7 +201,7 @@ def check_no_growth(*, live_bytes: Sequence[int], warm_up: int = 2) -> Verdict:
 
 def _readings(values: Sequence[int]) -> str:
     shown = [f"{value:,}" for value in values]
-    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "…", *shown[-3:]])
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "…", *shown[-3:]])  # noqa: PLR2004 - what fits in a line
 
 
 def _percent(part: int, whole: int) -> str:

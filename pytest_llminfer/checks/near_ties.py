@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING
 from pytest_llminfer.models.shape import torch_dtype
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_llminfer.observations import Generation
 
 STEPS = 2
 """How many rounding steps apart two logits may be and still count as tied."""
+
+MOST_NOISE = 0.5
+"""Nats. Two runs that differ by more differ by a fault, which must not widen the tolerance of its own detection."""
 
 _SIGNIFICAND_BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
 _SMALLEST_EXPONENT = {"float32": -126, "float16": -14, "bfloat16": -126}
@@ -67,8 +72,11 @@ class Divergence:
         return all(within) and not self.is_tie
 
 
-def first_divergence(candidate: Generation, reference: Generation, *, dtype: str) -> Divergence | None:
-    """Where the two answers part; None if the tokens are the same, and of the same number."""
+def first_divergence(candidate: Generation, reference: Generation, *, dtype: str, noise: float = 0.0) -> Divergence | None:
+    """Where the two answers part; None if the tokens are the same, and of the same number.
+
+    noise: from :func:`measured_noise`, in nats; the tolerance of a tie is no less than twice that, once a side.
+    """
     for position, (ours, theirs) in enumerate(zip_longest(candidate.token_ids, reference.token_ids)):
         if ours == theirs:
             continue
@@ -80,17 +88,42 @@ def first_divergence(candidate: Generation, reference: Generation, *, dtype: str
             reference_token=theirs,
             margins=(candidate_margin, reference_margin),
             at_least=(candidate_least, reference_least),
-            tolerance=_tolerance((candidate, reference), position, dtype),
+            tolerance=max(2 * noise, _tolerance((candidate, reference), position, dtype)),
         )
     return None
+
+
+def measured_noise(first: Sequence[Generation], second: Sequence[Generation]) -> float:
+    """The largest difference, in nats, between the log-probabilities of two benign runs of the same prompts; 0.5 at most.
+
+    Over the two likeliest tokens of each run, between which ties happen, at every position up to and with the first at
+    which the runs choose differently: there the context is still the same. Rounding within a deep model moves logits by
+    more than their own last place, so the tolerance of a tie is measured in the engine, not only computed (METHODS 3.4).
+    0.0 without log-probabilities.
+    """
+    largest = 0.0
+    for ours, theirs in zip(first, second, strict=True):
+        for position, (own, other) in enumerate(zip(ours.token_ids, theirs.token_ids, strict=False)):
+            here, there = _listed(ours, position), _listed(theirs, position)
+            rivals = {*sorted(here, key=here.__getitem__)[-2:], *sorted(there, key=there.__getitem__)[-2:]}
+            largest = max([largest, *(abs(here[token] - there[token]) for token in rivals & here.keys() & there.keys())])
+            if own != other:
+                break
+    return min(largest, MOST_NOISE)
+
+
+def _listed(answer: Generation, position: int) -> dict[int, float]:
+    if answer.top_ids is None or answer.top_logprobs is None:
+        return {}
+    listed = zip(answer.top_ids[position], answer.top_logprobs[position], strict=True)
+    return {int(token): float(value) for token, value in listed}
 
 
 def _margin(answer: Generation, position: int, own: int | None, other: int | None) -> tuple[float | None, float]:
     """The margin, and the least it can be; (None, infinity) where nothing is known, so that no tie is assumed."""
     if own is None or other is None or answer.top_ids is None or answer.top_logprobs is None:
         return None, math.inf
-    listed = zip(answer.top_ids[position], answer.top_logprobs[position], strict=True)
-    logprobs = {int(token): float(value) for token, value in listed}
+    logprobs = _listed(answer, position)
     if own not in logprobs:
         return None, math.inf
     if other in logprobs:

@@ -47,7 +47,7 @@ def extract_strict(text: str) -> Decimal | None:
 def extract_flexible(text: str) -> Decimal | None:
     """The last number-like piece of ``text``; None where there is none, or where that piece is no number ("...")."""
     last = None
-    for last in _FLEXIBLE.finditer(text):
+    for last in _FLEXIBLE.finditer(text):  # noqa: B007 - the last match, without holding all of them
         pass
     return _number(last[0]) if last else None
 

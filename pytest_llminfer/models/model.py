@@ -68,6 +68,10 @@ class Model:
         """The token ids of ``text`` as it stands: special tokens are read where they are written, none is added."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """:meth:`encode` of each text, several times as fast."""
+        return [list(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ``token_ids``, without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
@@ -102,10 +106,14 @@ class Model:
 
     def chat(self, messages: str | Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation up to where the model answers; a string is one user message."""
+        return self.encode(self.render_chat(messages))
+
+    def render_chat(self, messages: str | Sequence[dict[str, str]]) -> str:
+        """The text of a conversation in the model's chat template, up to where the model answers."""
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         tokens = {name: _token_text(self._tokenizer_config.get(name)) for name in names}
-        return self.encode(self._compiled_template.render(messages=conversation, add_generation_prompt=True, **tokens))
+        return str(self._compiled_template.render(messages=conversation, add_generation_prompt=True, **tokens))
 
     def prompts(self, count: int) -> list[list[int]]:
         """``count`` short prompts of different lengths: bundled questions, or drawn token ids where there is no tokenizer."""

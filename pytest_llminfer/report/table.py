@@ -19,7 +19,7 @@ _LOUD = {"invalid", "error", "fail"}
 _EMPTY = "-"
 _GAP = "  "
 _LONGEST_KEY = 28
-_ASCII = dict(zip("×µμ−–—…±≤≥─", ("x", "u", "u", "-", "-", "-", "...", "+-", "<=", ">=", "-"), strict=True))
+_ASCII = dict(zip("×µμ−–—…±≤≥─", ("x", "u", "u", "-", "-", "-", "...", "+-", "<=", ">=", "-"), strict=True))  # noqa: RUF001
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class Worker:
                 result = self._answer(request["method"], request["params"])
             except KeyboardInterrupt:
                 continue
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - whatever the engine raises is an answer, SystemExit included
                 self._send({"id": request["id"], "error": describe(error)})
             else:
                 self._send({"id": request["id"], "result": result})

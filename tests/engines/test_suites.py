@@ -37,7 +37,11 @@ def suite(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
 
 
 def outcomes(result: pytest.RunResult) -> dict[str, int]:
-    return {name: count for name, count in result.parseoutcomes().items() if name in ("passed", "failed", "error", "errors", "inconclusive")}
+    return {
+        name: count
+        for name, count in result.parseoutcomes().items()
+        if name in ("passed", "failed", "error", "errors", "inconclusive")
+    }
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -23,7 +23,7 @@ def refused(result: pytest.RunResult, message: str) -> None:
 
 def test_a_model_path_that_does_not_exist(pytester: pytest.Pytester, run, mode) -> None:
     pytester.makepyfile(TEST)
-    refused(run("--model=./no/such/model", *mode), "BadInputError: the model './no/such/model' is no folder here; give the path of *")
+    refused(run("--model=./no/such/model", *mode), "BadInputError: the model './no/such/model' is no folder here; give *")
 
 
 @pytest.mark.parametrize("engine", ["simulated", "transformers"])
@@ -76,7 +76,7 @@ def test_a_dataset_row_without_an_answer(pytester: pytest.Pytester, run, row: di
 
 def test_a_dataset_that_does_not_exist(pytester: pytest.Pytester, run) -> None:
     shutil.copy(SUITES / "test_gsm8k.py", pytester.path)
-    refused(run("--dataset=gsm9k"), "DatasetError: no dataset 'gsm9k'; valid: synthetic, openai/gsm8k, or the path of a .jsonl or .parquet file")
+    refused(run("--dataset=gsm9k"), "DatasetError: no dataset 'gsm9k'; valid: synthetic, openai/gsm8k, or the path of *")
 
 
 def test_a_model_that_cannot_be_asked_questions_is_a_skip(pytester: pytest.Pytester, run) -> None:
@@ -109,5 +109,9 @@ def test_a_probe_that_the_worker_cannot_import(pytester: pytest.Pytester, run) -
     result = run()
     result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(
-        ["*BadInputError: the probe *inner' must be a function at the top level of its file*", "*BadInputError: a probe is named *", "*EngineError: *ZeroDivisionError*"]
+        [
+            "*BadInputError: the probe *inner' must be a function at the top level of its file*",
+            "*BadInputError: a probe is named *",
+            "*EngineError: *ZeroDivisionError*",
+        ]
     )

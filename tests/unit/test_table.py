@@ -1,6 +1,5 @@
 """The summary table, literally."""
 
-
 from __future__ import annotations
 
 import json

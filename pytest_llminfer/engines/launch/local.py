@@ -30,7 +30,7 @@ def start(environment: str, variables: Mapping[str, str], log: Path) -> subproce
     settings.pop("PYTHONHOME", None)
     with log.open("ab") as stream:
         try:
-            return subprocess.Popen(
+            return subprocess.Popen(  # noqa: S603 - the interpreter is the one that the user names
                 [interpreter, str(WORKER)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

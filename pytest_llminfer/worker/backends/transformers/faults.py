@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import traceback
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,9 +26,10 @@ def out_of_memory_named(doing: str) -> Iterator[None]:
         message = _first_line(error)
         if not _is_out_of_memory(error):
             raise
+        # The error lives on as the context of the one below: without this, its frames would keep the failed call's tensors.
+        traceback.clear_frames(error.__traceback__)
     else:
         return
-    # Outside of the except block: its traceback would keep the tensors of the failed call alive.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -21,7 +21,7 @@ def generation_config(sampling: Mapping[str, Any], end_token_ids: Sequence[int],
     sampled = sampling["temperature"] > 0
     return GenerationConfig(
         max_new_tokens=sampling["max_tokens"],
-        min_new_tokens=0,
+        min_length=0,
         do_sample=sampled,
         # The neutral values leave no logits processor in a greedy generation.
         temperature=float(sampling["temperature"]) if sampled else 1.0,

@@ -124,6 +124,8 @@ def meter_for(device: torch.device) -> Meter:
 
 def report(model: Any, device: torch.device, meter: Meter, *, load_peak_bytes: int) -> dict[str, Any]:
     """The fields of ``MemoryReport``."""
+    # Garbage that waits for a collection is no leak.
+    gc.collect()
     weights = storage.StorageCount()
     weights_bytes = weights.new_bytes(tensor for weight in storage.weights(model) for tensor in (weight.tensor, *weight.state))
     return {
