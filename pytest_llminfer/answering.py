@@ -68,11 +68,18 @@ class QuestionSet:
         default = CPU_QUESTIONS if engine.info.device == "cpu" else len(self._problems)
         return min(self._limit or default, len(self._problems))
 
-    def ask(self, engine: Engine) -> dict[str, Answer]:
-        """The graded answers by question id, in the fixed order."""
-        count = self.count(engine)
+    def record(self, engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What a baseline holds of this run: as many questions as are asked, and no fewer than it held before."""
+        count = max(self.count(engine), previous["questions"] if previous else 0)
+        return self.pack(self.ask(engine, count))
+
+    def ask(self, engine: Engine, count: int | None = None) -> dict[str, Answer]:
+        """The graded answers by question id, in the fixed order; ``count`` of them, or as many as the session asks."""
+        count = self.count(engine) if count is None else count
         generations = engine.generate(self._prompts[:count], self.sampling)
-        return {problem.id: _grade(problem, generation) for problem, generation in zip(self._problems, generations, strict=False)}
+        return {
+            problem.id: _grade(problem, generation) for problem, generation in zip(self._problems[:count], generations, strict=True)
+        }
 
     def pack(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
         """Outcomes as a record holds them: one digit a question, in the fixed order."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class CellScheduling(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types here
-    """Scopes are cells; tests without an engine go by file.
+    """Scopes are cells; tests without an engine are spread one by one, or by file where that was asked for.
 
     The controller sees node ids only, so a cell is found by its id between the brackets. ``--dist=loadgroup`` would do, were it
     not without effect on pytest 9.2 (pytest-xdist issue 1386).
@@ -20,17 +20,18 @@ class CellScheduling(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist
     def __init__(self, config: pytest.Config, log: Any, cells: tuple[str, ...]) -> None:
         super().__init__(config, log)
         self._cells = sorted(cells, key=len, reverse=True)
+        self._by_file = config.getoption("dist") in ("loadfile", "loadscope", "loadgroup")
 
     def _split_scope(self, nodeid: str) -> str:
-        return scope_of(nodeid, self._cells)
+        return scope_of(nodeid, self._cells) or (nodeid.partition("::")[0] if self._by_file else nodeid)
 
 
 def scope_of(nodeid: str, cells: list[str]) -> str:
-    """The cell in a node id, the longest that fits; the file where there is none."""
-    file, bracket, parameters = nodeid.partition("[")
+    """The cell in a node id, the longest that fits; empty where there is none."""
+    _, bracket, parameters = nodeid.partition("[")
     if bracket:
         inside = f"-{parameters.rstrip(']')}-"
         for cell in cells:
             if f"-{cell}-" in inside:
                 return cell
-    return file.partition("::")[0]
+    return ""

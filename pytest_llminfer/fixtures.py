@@ -46,11 +46,13 @@ def engine_args(pytestconfig: pytest.Config) -> Mapping[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def launch_engine(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+def launch_engine(
+    engine_spec: EngineSpec, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Engine]]:
     """Start engines: called with (spec, model, engine_args, variables); all are ended with the cell."""
     from pytest_llminfer.launching import Launcher
 
-    launcher = Launcher(pytestconfig, tmp_path_factory.mktemp("llminfer"))
+    launcher = Launcher(pytestconfig, tmp_path_factory.mktemp(f"llminfer-{engine_spec.engine}"))
     yield launcher
     launcher.close()
 

@@ -46,6 +46,10 @@ class Hardware:
         """The same machine with ``count`` of its accelerators: what one cell takes. Unchanged without an accelerator."""
         return replace(self, count=count) if self.accelerator else self
 
+    def without_accelerators(self) -> Hardware:
+        """The same machine as an engine on its processor uses it."""
+        return replace(self, accelerator="", count=0, memory_mib=0, driver="")
+
     def describe(self) -> str:
         """One line for a header."""
         host = f"{self.cpu or 'unknown processor'}, {self.cores} usable core{'s' * (self.cores != 1)}"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer import options
 from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.errors import EngineStartError
+from pytest_llminfer.hardware import detect
 from pytest_llminfer.judging import LOADS
 from pytest_llminfer.report.progress import ProgressBar, attended
 
@@ -45,16 +47,31 @@ class Launcher:
         )
         engine = Engine(launch)
         self._engines.append(engine)
+        self._refuse_fallback(engine)
         self._config.stash[LOADS].append({"cell": str(spec), "seconds": sum(engine.info.load_seconds.values())})
         return engine
 
+    def _refuse_fallback(self, engine: Engine) -> None:
+        """An engine that fell back to the processor is the classic broken upgrade: a build without CUDA, a driver too old."""
+        if engine.info.device != "cpu" or engine.spec.engine == "simulated":
+            return
+        found = detect()
+        if found.accelerator:
+            engine.close()
+            raise EngineStartError(
+                f"{engine.spec} runs on the CPU although there is {found.describe()}: its build has no CUDA, or driver and CUDA "
+                "do not match; to test on the CPU on purpose, hide the GPUs: CUDA_VISIBLE_DEVICES= pytest …"
+            )
+
     def close(self) -> None:
         """End every engine started here."""
-        for engine in self._engines:
-            engine.close()
+        while self._engines:
+            self._engines.pop().close()
 
     def _progress(self, spec: EngineSpec) -> ProgressBar | None:
         capture = self._config.pluginmanager.getplugin("capturemanager")
-        if capture is None or hasattr(self._config, "workerinput") or not attended():
+        if capture is None or hasattr(self._config, "workerinput"):
             return None
-        return ProgressBar(str(spec), capture.global_and_fixture_disabled)
+        uncaptured = capture.global_and_fixture_disabled
+        with uncaptured():
+            return ProgressBar(str(spec), uncaptured) if attended() else None

@@ -8,7 +8,17 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.checks.throughput import CPU_DRIFT, CUDA_DRIFT, Session, is_suspicious, summarise_session
+from pytest_llminfer.checks.throughput import (
+    CPU_DRIFT,
+    CPU_SHORTFALL,
+    CUDA_DRIFT,
+    CUDA_SHORTFALL,
+    Session,
+    drift,
+    is_suspicious,
+    summarise_session,
+)
+from pytest_llminfer.engines.launch.local import default_threads
 from pytest_llminfer.errors import EngineError, UnsupportedError
 from pytest_llminfer.observations import Calibration
 
@@ -55,6 +65,7 @@ class Speed:
     after: Calibration
     yardstick: Yardstick
     drift_bound: float
+    shortfall_bound: float
 
     def is_suspicious(self, recorded: Sequence[Session]) -> bool:
         """Whether this is slower than a clean session would be, and worth fresh starts."""
@@ -62,7 +73,17 @@ class Speed:
         return is_suspicious(session=session, sessions=recorded, yardstick=self.yardstick)
 
     def record(self, previous: Mapping[str, Any] | None) -> dict[str, Any]:
-        """This session appended to those recorded so far, of which the last 39 are kept."""
+        """This session appended to those recorded so far, of which the last 39 are kept.
+
+        Raises:
+            EngineError: the device's own rate moved too far meanwhile: such a session would spoil the record.
+        """
+        moved = drift(before=self.before, after=self.after, yardstick=self.yardstick)
+        if moved > self.drift_bound:
+            raise EngineError(
+                f"the device's own rate moved by {moved:.0%} during the measurement (at most {self.drift_bound:.0%}): "
+                "nothing is recorded; free the device of other work and run again"
+            )
         session = summarise_session(rounds=self.rounds, before=self.before, after=self.after)
         earlier = list(previous["sessions"]) if previous else []
         return {"sessions": [*earlier[-KEPT_SESSIONS + 1 :], session.to_dict()]}
@@ -78,6 +99,12 @@ class Throughput:
 
     def __init__(self, engine: Engine, benchmark: Any) -> None:
         self._engine, self._benchmark = engine, benchmark
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What else must be equal for two speeds to be compared: how the engine was started, and on a CPU its threads."""
+        threads = {"threads": default_threads()} if self._engine.info.device == "cpu" else {}
+        return {"engine_args": dict(self._engine.engine_args), **threads}
 
     def __call__(self, workload: Workload) -> Speed:
         """Warm up, then measure five rounds of distinct prompts, so that no prefix cache can help.
@@ -129,13 +156,15 @@ class Throughput:
         return seconds
 
     def _speed(self, workload: Workload, seconds: Sequence[float], before: Calibration, after: Calibration) -> Speed:
+        on_cpu = self._engine.info.device == "cpu"
         return Speed(
             workload=workload,
             rounds=tuple(workload.tokens / duration for duration in seconds),
             before=before,
             after=after,
             yardstick=_yardstick(self._engine, workload),
-            drift_bound=CPU_DRIFT if self._engine.info.device == "cpu" else CUDA_DRIFT,
+            drift_bound=CPU_DRIFT if on_cpu else CUDA_DRIFT,
+            shortfall_bound=CPU_SHORTFALL if on_cpu else CUDA_SHORTFALL,
         )
 
 

@@ -32,11 +32,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(session_report.SessionReport(config), "llminfer-session-report")
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
-    """The session's one line, where pytest-xdist hides from this process what is collected."""
-    return session_report.header(config) if config.getoption("numprocesses", None) else None
-
-
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
     """The session's one line, if any test asks for an engine: only then is the hardware asked for."""
     return session_report.header(config) if any(map(matrix.cell_of, items)) else None

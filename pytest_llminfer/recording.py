@@ -65,19 +65,21 @@ class Baseline:
         *,
         observed: Callable[[Mapping[str, Any] | None], Mapping[str, Any]],
         conditions: Mapping[str, Any],
-        n: int,
+        n: int | Callable[[Mapping[str, Any]], int],
         per_hardware: bool = False,
     ) -> Mapping[str, Any]:
         """What is recorded for this cell, to be judged against.
 
         observed: what this run would record, given what is recorded so far (None: nothing); called only to record.
         conditions: what must be equal for the comparison to be fair; a difference makes the test INVALID and names the field.
-        n: how many things the record stands for. per_hardware: whether the expectation holds on this hardware only.
+        n: how many things the record stands for, or how to read that from it.
+        per_hardware: whether the expectation holds on this hardware only.
 
         Ends the test as a skip where a record was made or none exists; with ``--llminfer-strict`` a missing one fails.
         """
         spec, info, model = self._engine.spec, self._engine.info, self._engine.model
-        hardware = self._hardware.using(spec.num_gpus).key if per_hardware else ANY
+        machine = self._hardware.without_accelerators() if info.device == "cpu" else self._hardware.using(spec.num_gpus)
+        hardware = machine.key if per_hardware else ANY
         key = BaselineKey(hardware, model.id, family, entry_name(spec.engine, spec.quantization, info.dtype, info.kv_dtype))
         conditions = {**conditions, "model_sha256": model.sha256}
         record = self._source.load(key)
@@ -85,10 +87,12 @@ class Baseline:
         mode = self._settings.update_baselines if spec.num_gpus == 1 else ""
         if mode == "all" or (mode == "new" and record is None):
             comparable = record is not None and not differing(record.conditions, conditions)
-            expected = observed(record.expected if record is not None and comparable else None)
+            expected = Record(dict(observed(record.expected if record is not None and comparable else None)), {}, {}).expected
             versions = {**info.versions, "pytest": pytest.__version__}
             commit = working_commit(self._item.config.rootpath, baselines=self._settings.baselines)
-            facts = provenance(n=n, hardware=self._hardware.describe(), versions=versions, commit=commit, argv=sys.argv)
+            facts = provenance(
+                n=n(expected) if callable(n) else n, hardware=machine.describe(), versions=versions, commit=commit, argv=sys.argv
+            )
             self._note(RECORD, {"key": asdict(key), "expected": expected, "conditions": conditions, "provenance": facts})
             raise pytest.skip.Exception(f"baseline recorded: {key}", _use_item_location=True)
         if record is None:

@@ -51,6 +51,9 @@ class SessionReport:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write what was recorded, once; a failure to do so fails the session."""
+        for cell in self._cells_without_verdict() if self._config.stash[options.STASH].strict else ():
+            self._lines.append(f"ERROR: nothing was compared in the cell {cell}")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._missing:
             self._lines.append(
                 f"baselines: {len(self._missing)} missing; record them with the same command and --update-baselines=new"
@@ -79,12 +82,20 @@ class SessionReport:
             if self._config.get_verbosity() > 0:
                 self._lines += [f"    {key}" for key in unused]
 
+    def _cells_without_verdict(self) -> list[str]:
+        return [
+            cell for cell, row in self._rows.items() if all(entry.status == "skip" for found in row.values() for entry in found)
+        ]
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of cells and families, then what became of baselines."""
         if self._rows:
             from pytest_llminfer.report.table import merge, render_table
 
             terminalreporter.section("llminfer")
+            if self._config.getoption("numprocesses", None):
+                # Under pytest-xdist this process does not see what is collected, so the line could not come first.
+                terminalreporter.write_line(header(self._config))
             rows = {cell: {family: merge(found) for family, found in row.items()} for cell, row in self._rows.items()}
             writer = self._config.get_terminal_writer()
             encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001 - pytest has no public way

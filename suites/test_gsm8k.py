@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
 def test_accuracy_has_not_dropped(engine: Engine, gsm8k: QuestionSet, baseline: Baseline, judge: Judge) -> None:
     """The flexible reading (last number) gates; strict (``####``), format misses and cut-off answers are shown beside it."""
+    expected = baseline.expected(
+        "gsm8k",
+        observed=lambda previous: gsm8k.record(engine, previous),
+        conditions=gsm8k.conditions,
+        n=lambda record: record["questions"],
+    )
     answers = gsm8k.ask(engine)
-    expected = baseline.expected("gsm8k", observed=lambda _: gsm8k.pack(answers), conditions=gsm8k.conditions, n=len(answers))
     recorded = gsm8k.unpack(expected, list(answers))
     judge(check_accuracy(answers=answers, baseline=recorded))
     judge(check_answers_well_formed(answers=answers, baseline=recorded))

@@ -60,7 +60,7 @@ def own(engine: Engine, prompts: list[list[int]]) -> Own:
     """Two benign schedules of the same engine: their difference is its noise."""
     batched = engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP)
     single = [engine.generate([prompt], max_tokens=MAX_TOKENS, logprobs=TOP)[0] for prompt in prompts]
-    return Own(batched, measured_noise(batched, single))
+    return Own(batched, measured_noise(batched, single, dtype=engine.info.dtype))
 
 
 @pytest.fixture(scope="session")

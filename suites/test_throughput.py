@@ -24,7 +24,11 @@ def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Ju
     """
     speed = throughput(WORKLOADS[phase])
     expected = baseline.expected(
-        f"throughput_{phase}", observed=speed.record, conditions=asdict(speed.workload), n=len(speed.rounds), per_hardware=True
+        f"throughput_{phase}",
+        observed=speed.record,
+        conditions=asdict(speed.workload) | throughput.conditions,
+        n=len(speed.rounds),
+        per_hardware=True,
     )
     recorded = sessions(expected)
     if speed.is_suspicious(recorded):
@@ -38,5 +42,6 @@ def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Ju
             metric=f"{phase} throughput, batch {speed.workload.batch}",
             yardstick=speed.yardstick,
             drift_bound=speed.drift_bound,
+            shortfall_bound=speed.shortfall_bound,
         )
     )

@@ -66,7 +66,7 @@ def check_same_greedy_tokens(
         f"{COMPARED:.0%} of positions compared",
         threshold_source="floating-point format"
         + (" and twice the noise measured between batched and single prompts" if noise else ""),
-        smallest_detectable="one other token whose margin exceeds two rounding steps",
+        smallest_detectable="one other token whose margin exceeds that",
         advice=advice,
         details=first_offenders([*([reason] if reason else []), *failures, *unresolved, *(f"near tie, {line}" for line in ties)]),
     )
@@ -169,7 +169,10 @@ def check_cache_prefix(*, report: CacheReport) -> Verdict:
     lines = [
         f"layer {number}: keys differ by up to {pair[0]:.3g}, values by up to {pair[1]:.3g}" for number, pair in changed.items()
     ]
-    if changed:
+    incomparable = [number for number, pair in changed.items() if any(map(math.isnan, pair))]
+    if incomparable:
+        lines.insert(0, f"no position in common before and after decoding in layers {', '.join(map(str, incomparable))}")
+    elif changed:
         keys_only = all(values == 0.0 for _, values in changed.values())
         lines.insert(0, f"{'only keys' if keys_only else 'values'} changed: {'positions' if keys_only else 'slots'} are wrong")
     if len(report.prefix_differences) != len(report.layers):

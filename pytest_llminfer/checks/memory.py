@@ -23,6 +23,7 @@ _SEGMENT = 2 * MIB
 _LARGE = 10 * MIB
 _NOT_SPLIT = MIB
 _LEAST_READINGS = 4
+_COARSEST = 16
 
 
 def predict_weights(*, shape: ModelShape, dtype: str, quantization: str, double_quantized: bool | None = None) -> int:
@@ -127,8 +128,13 @@ def check_kv_bytes_per_token(*, report: CacheReport, expected: int) -> Verdict:
 def check_peak(*, measured: int, budget: int, budget_source: str, resolution: int, what: str = "peak memory") -> Verdict:
     """Whether a peak is within its budget: at most 1.03 x budget + resolution (METHODS 4.4). A lower one always passes.
 
-    All in bytes. resolution: how finely the peak could be read (``MemoryReport.resolution_bytes``). Where it is as large
-    as the budget nothing could be seen, and the verdict is INCONCLUSIVE.
+    All in bytes. resolution: how finely the peak could be read (``MemoryReport.resolution_bytes``).
+
+    A coarse reading lowers the power of the check and does not void it. A process's resident set is read to tens of MiB, more
+    than a small model takes, yet its peaks repeat within a few MiB, and a rise by more than the limit is a finding. So PASS
+    stands and claims no more than that limit: ``smallest_detectable`` says which rise it would have seen. A smaller one, such
+    as a second copy of a small model, goes unseen here; the weights check is exact for it. Only a resolution above 16 x the
+    budget is INCONCLUSIVE: a peak of 17 times the budget would pass, so passing says nothing.
     """
     limit = int(PEAK_FACTOR * budget) + resolution
     lines: list[str] = []
@@ -142,9 +148,9 @@ def check_peak(*, measured: int, budget: int, budget_source: str, resolution: in
     elif measured > limit:
         outcome, advice = Outcome.FAIL, "look for temporaries and copies; if more memory is meant, record a new baseline"
         lines.append(f"{what} is {measured - budget:,} bytes above its budget ({_percent(measured - budget, budget)})")
-    elif resolution >= budget:
+    elif resolution > _COARSEST * budget:
         outcome, advice = Outcome.INCONCLUSIVE, "measure on a device with an allocator of its own, or a larger model"
-        lines.append(f"the peak can only be read to {resolution:,} bytes, which is as much as the whole budget")
+        lines.append(f"the peak can only be read to {resolution:,} bytes, more than {_COARSEST} x the whole budget")
     return Verdict(
         outcome=outcome,
         claim=f"{what} stays within {limit:,} bytes",
@@ -155,7 +161,10 @@ def check_peak(*, measured: int, budget: int, budget_source: str, resolution: in
         ),
         threshold=f"at most {limit:,} bytes: 1.03 x budget + {resolution:,} bytes of resolution",
         threshold_source=budget_source,
-        smallest_detectable=f"{max(limit - budget + 1, 1):,} bytes above the budget",
+        smallest_detectable=f"{limit - budget + 1:,} bytes above the budget ({_percent(limit - budget + 1, budget)}): "
+        "3 % of it, and the resolution"
+        if budget > 0
+        else "none: no budget",
         advice=advice,
         details=tuple(lines),
     )

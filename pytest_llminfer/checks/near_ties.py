@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STEPS = 2
 """How many rounding steps apart two logits may be and still count as tied."""
 
-MOST_NOISE = 0.5
+MOST_NOISE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 """Nats. Two runs that differ by more differ by a fault, which must not widen the tolerance of its own detection."""
 
 _SIGNIFICAND_BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
@@ -93,8 +93,8 @@ def first_divergence(candidate: Generation, reference: Generation, *, dtype: str
     return None
 
 
-def measured_noise(first: Sequence[Generation], second: Sequence[Generation]) -> float:
-    """The largest difference, in nats, between the log-probabilities of two benign runs of the same prompts; 0.5 at most.
+def measured_noise(first: Sequence[Generation], second: Sequence[Generation], *, dtype: str) -> float:
+    """The largest difference, in nats, between the log-probabilities of two benign runs of the same prompts, capped by dtype.
 
     Over the two likeliest tokens of each run, between which ties happen, at every position up to and with the first at
     which the runs choose differently: there the context is still the same. Rounding within a deep model moves logits by
@@ -109,7 +109,7 @@ def measured_noise(first: Sequence[Generation], second: Sequence[Generation]) ->
             largest = max([largest, *(abs(here[token] - there[token]) for token in rivals & here.keys() & there.keys())])
             if own != other:
                 break
-    return min(largest, MOST_NOISE)
+    return min(largest, MOST_NOISE[torch_dtype(dtype)])
 
 
 def _listed(answer: Generation, position: int) -> dict[int, float]:

@@ -18,6 +18,10 @@ Yardstick = Literal["matmul_flops_per_second", "copy_bytes_per_second", "python_
 
 CUDA_DRIFT = 0.03
 CPU_DRIFT = 0.25
+CUDA_SHORTFALL = 0.10
+CPU_SHORTFALL = 0.50
+"""How far the device's own rate may lie below that of the slowest recorded session: beyond it, dividing by the rate would
+excuse a slowdown of the engine's own (a slower matrix product in a new build, fewer threads), and nothing can be said."""
 ENOUGH_SESSIONS = 5
 _FEW_DROP = 0.20
 _FEW_SLACK = 0.05
@@ -60,6 +64,12 @@ def drift(*, before: Calibration, after: Calibration, yardstick: Yardstick) -> f
     return abs(math.expm1(math.log(getattr(after, yardstick) / getattr(before, yardstick))))
 
 
+def _shortfall(session: Session, sessions: Sequence[Session], yardstick: Yardstick) -> float:
+    """How far the device's own rate lies below the slowest recorded one, as a share; 0 where it does not."""
+    slowest = min((getattr(entry.calibration, yardstick) for entry in sessions), default=0.0)
+    return max(0.0, 1 - getattr(session.calibration, yardstick) / slowest) if slowest else 0.0
+
+
 def is_suspicious(*, session: Session, sessions: Sequence[Session], yardstick: Yardstick) -> bool:
     """Stage 1 of METHODS 2.3: slower than 19 of 20 clean sessions would be, so worth at least four fresh starts.
 
@@ -79,26 +89,36 @@ def check_throughput(
     metric: str,
     yardstick: Yardstick,
     drift_bound: float = CUDA_DRIFT,
+    shortfall_bound: float = CUDA_SHORTFALL,
 ) -> Verdict:
     """Whether a rate is what the recorded sessions lead one to expect of this device, as fast as it is right now.
 
     rounds: tokens per second of each round, after warm-up. before, after: the device's own rates around them. sessions: the
     record, same hardware. metric: what was measured, in words ("decode throughput, batch 8"). yardstick: the rate of
-    the device that bounds the metric; both sides are divided by it. drift_bound: CUDA_DRIFT or CPU_DRIFT.
+    the device that bounds the metric; both sides are divided by it. drift_bound: CUDA_DRIFT or CPU_DRIFT; shortfall_bound:
+    CUDA_SHORTFALL or CPU_SHORTFALL.
 
-    INVALID if the yardstick drifted more than that. At or above the recorded median: PASS whatever the number of sessions. With
-    five sessions or more: FAIL below the 1 % prediction bound (at least 2 % off the mean), INCONCLUSIVE below the 5 % one
-    (at least 1 %): start afresh, measure again. With fewer, only more than 20 % below the median can FAIL, more
-    than 5 % below the slowest session is INCONCLUSIVE, and PASS claims no more than 20 %.
+    INVALID if the yardstick drifted more than that, or lies that far below its slowest record. At or above the recorded
+    median: PASS whatever the number of sessions. With five sessions or more: FAIL below the 1 % prediction bound (at least
+    2 % off the mean), INCONCLUSIVE below the 5 % one (at least 1 %): start afresh, measure again. With fewer, only more
+    than 20 % below the median can FAIL, more than 5 % below the slowest session is INCONCLUSIVE, and PASS claims no
+    more than 20 %.
     """
     if not rounds or min(rounds) <= 0:
         return _nothing(metric, rounds)
     session = summarise_session(rounds=rounds, before=before, after=after)
     moved = drift(before=before, after=after, yardstick=yardstick)
     relative = _relative(session, sessions, yardstick) if sessions else None
+    slower = _shortfall(session, sessions, yardstick)
     if moved > drift_bound:
         outcome, advice = Outcome.INVALID, "free the device of other work, let it cool, and measure again"
         reason = f"the device's own rate moved by {moved:.1%} during the measurement ({yardstick}, at most {drift_bound:.0%})"
+    elif slower > shortfall_bound:
+        outcome = Outcome.INVALID
+        advice = "look at threads, clocks, throttling and the framework's build; on another machine record a baseline of its own"
+        reason = (
+            f"the device's own rate is {slower:.0%} below the slowest recorded one ({yardstick}, at most {shortfall_bound:.0%})"
+        )
     elif relative is None:
         outcome, reason, advice = Outcome.INCONCLUSIVE, "no recorded session to compare with", "record a baseline"
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.engines.launch import local
 from pytest_llminfer.engines.worker_process import WorkerProcess
-from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineHungError, EngineStartError, UnsupportedError
+from pytest_llminfer.errors import BadInputError, EngineError, EngineStartError, UnsupportedError
 from pytest_llminfer.observations import (
     CacheReport,
     Calibration,
@@ -22,7 +22,7 @@ from pytest_llminfer.observations import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence, Sized
 
     import numpy as np
 
@@ -38,6 +38,7 @@ class Launch:
 
     timeout: seconds of silence after which the worker counts as hung. variables: for the worker's environment.
     progress: called with (phase, done, total). log: where the worker's output goes.
+    on_load: called with the engine after every load: the first, a restart, and the one after a death.
     """
 
     spec: EngineSpec
@@ -47,12 +48,14 @@ class Launch:
     timeout: float
     log: Path
     progress: Callable[[str, int, int], None] | None = None
+    on_load: Callable[[Engine], None] | None = None
 
 
 class Engine:
     """One loaded engine. Every method asks the worker; none imports a framework here.
 
-    A worker that dies or hangs fails the request that saw it; the next request starts a fresh one, twice at the most.
+    A worker that dies or hangs fails the request that saw it; the next request starts a fresh one, twice at the most,
+    whether that one loads or not.
     """
 
     def __init__(self, launch: Launch) -> None:
@@ -61,9 +64,27 @@ class Engine:
         self._launch = launch
         self._deaths = 0
         self._end: str | None = None
-        self._worker = self._start()
+        self._closed = False
+        self._start()
 
-    def _start(self) -> WorkerProcess:
+    def _start(self) -> None:
+        if self._deaths > MAX_DEATHS:
+            raise EngineStartError(
+                f"{self.spec} has died or failed to load {self._deaths} times and is not started again; last: {self._end}"
+            )
+        try:
+            self._worker, answer = self._load()
+        except Exception as error:
+            self._count_death(error)
+            raise
+        self.loads += 1
+        self.info = EngineInfo.from_message(answer)
+        self._end = None
+        self._closed = False
+        if self._launch.on_load is not None:
+            self._launch.on_load(self)
+
+    def _load(self) -> tuple[WorkerProcess, dict[str, Any]]:
         launch = self._launch
         worker = WorkerProcess(local.start(launch.spec.environment, launch.variables, launch.log), launch.log)
         params = {
@@ -72,28 +93,28 @@ class Engine:
             "engine_args": dict(launch.engine_args),
         }
         try:
-            answer = worker.request("load", params, timeout=launch.timeout, progress=launch.progress)
+            return worker, worker.request("load", params, timeout=launch.timeout, progress=launch.progress)
         except BaseException:
             worker.kill()
             raise
-        self.loads += 1
-        self.info = EngineInfo.from_message(answer)
-        return worker
+
+    def _count_death(self, error: Exception) -> None:
+        self._deaths += 1
+        self._end = (str(error).splitlines() or [type(error).__name__])[0]
 
     def _ask(self, method: str, *, capability: str = "", **params: Any) -> Any:
         capability = capability or method
         if capability not in self.info.capabilities:
             raise UnsupportedError(f"{self.spec.engine} cannot answer {capability!r}")
+        if self._closed:
+            raise EngineError(f"{self.spec} was closed and cannot answer {method!r}; restart() loads it anew")
         if self._end is not None:
-            if self._deaths > MAX_DEATHS:
-                raise EngineStartError(f"{self.spec} has died {self._deaths} times and is not started again; last: {self._end}")
-            self._worker = self._start()
-            self._end = None
+            self._start()
         try:
             return self._worker.request(method, params, timeout=self._launch.timeout, progress=self._launch.progress)
-        except (EngineDiedError, EngineHungError) as error:
-            self._deaths += 1
-            self._end = str(error).splitlines()[0]
+        except EngineError as error:
+            if self._worker.ended:
+                self._count_death(error)
             raise
 
     def supports(self, capability: str) -> bool:
@@ -121,7 +142,13 @@ class Engine:
         answer = self._ask(
             "generate", capability=capability, prompts=ids, sampling=chosen.to_dict(), logprobs=logprobs, route=route
         )
+        self._check_count(ids, answer["outputs"])
         return [self._with_text(Generation.from_message(output)) for output in answer["outputs"]]
+
+    def _check_count(self, asked: Sized, answers: Sized) -> None:
+        """An answer that is missing cannot be told from one that is in another's place: none of them is used."""
+        if len(asked) != len(answers):
+            raise EngineError(f"{self.spec}: asked {len(asked)} prompts, {len(answers)} answers came back")
 
     def _with_text(self, generation: Generation) -> Generation:
         if generation.text is not None or not self.model.has_tokenizer:
@@ -131,6 +158,7 @@ class Engine:
     def score(self, sequences: Sequence[Sequence[int]], *, route: str = "prefill") -> list[np.ndarray]:
         """Per sequence the log-probabilities (T-1,) in nats of its tokens, each given those before it."""
         answer = self._ask("score", sequences=[list(ids) for ids in sequences], route=route)
+        self._check_count(sequences, answer["logprobs"])
         return list(answer["logprobs"])
 
     def layout(self) -> Layout:
@@ -165,11 +193,12 @@ class Engine:
     def restart(self) -> None:
         """End the worker and load the engine anew, with everything as it was first given."""
         self._worker.close()
-        self._worker = self._start()
-        self._end = None
+        self._end = self._end or "ended for a restart"
+        self._start()
 
     def close(self) -> None:
         """End the worker and all its processes, which frees the device."""
+        self._closed = True
         self._worker.close()
 
 

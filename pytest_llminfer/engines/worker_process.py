@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import os
 import queue
 import signal
+import subprocess
 import threading
 import time
+import warnings
 import weakref
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from pytest_llminfer.errors import WORKER_ERRORS, EngineDiedError, EngineError, EngineHungError
-from pytest_llminfer.worker.protocol import ProtocolError, read_message, write_message
+from pytest_llminfer.errors import WORKER_ERRORS, BadInputError, EngineDiedError, EngineError, EngineHungError, EngineStartError
+from pytest_llminfer.worker.protocol import MAGIC, ProtocolError, read_message, write_message
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     Progress = Callable[[str, int, int], None]
 
+    Inbox = queue.Queue[dict[str, Any] | Exception | None]
+
 CLOSE_SECONDS = 10.0
+KILL_SECONDS = 30.0
+LOOK_SECONDS = 1.0
+"""How often a silent process is looked at, and how long an ended one's last message may take to be read."""
 LAST_LINES = 15
+_FOREIGN_BYTES = 100
 
 
 class WorkerProcess:
@@ -31,11 +39,11 @@ class WorkerProcess:
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process, self.log = process, log
-        self._inbox: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._inbox: Inbox = queue.Queue()
         self._request_id = 0
         self._busy = False
-        reader = threading.Thread(target=_receive, args=(process.stdout, self._inbox), name="llminfer-answers", daemon=True)
-        reader.start()
+        self._ended = False
+        threading.Thread(target=_receive, args=(process.stdout, self._inbox), name="llminfer-answers", daemon=True).start()
         _live.add(self)
 
     @property
@@ -43,20 +51,31 @@ class WorkerProcess:
         """Whether the process still runs."""
         return self.process.poll() is None
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was killed, or found dead: nothing can be asked any more."""
+        return self._ended
+
     def request(self, method: str, params: Mapping[str, Any], *, timeout: float, progress: Progress | None = None) -> Any:
         """The worker's answer.
 
         ``timeout``: seconds of silence that are too many; every message about progress starts the count anew.
 
         Raises:
+            BadInputError: something in ``params`` cannot be sent; the worker was not asked.
             EngineDiedError: the process ended. EngineHungError: it was silent for too long, and was killed.
             EngineError, UnsupportedError, BadInputError, OutOfMemoryError: what the worker answered.
         """
+        if self._ended:
+            raise EngineError(f"the engine's process has been ended and cannot answer {method!r}")
+        frame = _encode(self._request_id + 1, method, params)
         self._request_id += 1
         self._busy = True
+        stdin = cast("IO[bytes]", self.process.stdin)
         try:
-            write_message(cast("IO[bytes]", self.process.stdin), {"id": self._request_id, "method": method, "params": dict(params)})
-        except OSError:
+            stdin.write(frame)
+            stdin.flush()
+        except (OSError, ValueError):
             raise self._died(method) from None
         while True:
             message = self._next(method, timeout)
@@ -79,28 +98,56 @@ class WorkerProcess:
         self.kill()
 
     def kill(self) -> None:
-        """End the worker and every process that it started."""
+        """End the worker and every process that it started; once, because its id may then belong to another process."""
+        if self._ended:
+            return
+        self._ended = True
+        _live.discard(self)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    stream.close()
-        _live.discard(self)
+        try:
+            self.process.wait(timeout=KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            warnings.warn(
+                f"the engine's process {self.process.pid} was killed {KILL_SECONDS:g} s ago and is still there: "
+                "it waits in the kernel, often for a device's driver, and may hold the device's memory",
+                ResourceWarning,
+                stacklevel=2,
+            )
+        with contextlib.suppress(OSError, ValueError):
+            cast("IO[bytes]", self.process.stdin).close()
 
     def _next(self, method: str, timeout: float) -> dict[str, Any]:
-        try:
-            message = self._inbox.get(timeout=timeout)
-        except queue.Empty:
-            self.kill()
-            raise EngineHungError(
-                f"the engine said nothing for {timeout:g} s during {method!r} and was killed; "
-                f"allow more with --llminfer-timeout, or look for a deadlock. Its last words:\n{self._last_words()}"
-            ) from None
+        deadline = time.monotonic() + timeout
+        while True:
+            # The end of the pipe alone does not tell a death: a process that the worker forked may still hold it.
+            dead = not self.alive
+            left = LOOK_SECONDS if dead else min(LOOK_SECONDS, deadline - time.monotonic())
+            try:
+                message = self._inbox.get(timeout=max(left, 0))
+                break
+            except queue.Empty:
+                if dead:
+                    raise self._died(method) from None
+                if time.monotonic() >= deadline:
+                    raise self._hung(method, timeout) from None
         if message is None:
             raise self._died(method)
+        if isinstance(message, Exception):
+            raise self._garbled(method, message)
         return message
+
+    def _hung(self, method: str, timeout: float) -> EngineHungError:
+        self.kill()
+        return EngineHungError(
+            f"the engine said nothing for {timeout:g} s during {method!r} and was killed; "
+            f"allow more with --llminfer-timeout, or look for a deadlock. Its last words:\n{self._last_words()}"
+        )
+
+    def _garbled(self, method: str, error: Exception) -> EngineError:
+        self.kill()
+        cls = EngineStartError if method == "load" else EngineError
+        return cls(f"{error}, which was met during {method!r}; the process was killed. Its last words:\n{self._last_words()}")
 
     def _died(self, method: str) -> EngineDiedError:
         deadline = time.monotonic() + CLOSE_SECONDS
@@ -131,13 +178,61 @@ def how_it_ended(status: int | None) -> str:
     return f"was killed by {name}{reason}"
 
 
-def _receive(answers: IO[bytes], inbox: queue.Queue[dict[str, Any] | None]) -> None:
-    try:
-        while (message := read_message(answers)) is not None:
+def _receive(answers: io.BufferedReader, inbox: Inbox) -> None:
+    """Pass answers on, then None at their end, or the error that makes the rest unreadable."""
+    with answers:
+        first = True
+        while True:
+            try:
+                _refuse_foreign(answers.peek(len(MAGIC)), "before the worker took over" if first else "between two answers")
+                message = read_message(answers)
+            except OSError:
+                message = None
+            except Exception as error:  # noqa: BLE001 - a thread's error is heard by nobody, and the request would wait in vain
+                # A message that was cut short is a death in the middle of an answer: the end of the pipe follows.
+                inbox.put(None if "cut short" in str(error) else error)
+                return
             inbox.put(message)
-    except (ProtocolError, OSError, ValueError):
-        pass  # the end of the stream is what the reader is told, whatever came before it
-    inbox.put(None)
+            if message is None:
+                return
+            first = False
+
+
+def _refuse_foreign(start: bytes, when: str) -> None:
+    if not start.startswith(MAGIC[: len(start)]):
+        raise ProtocolError(
+            f"the interpreter wrote something else than messages to its standard output {when}: {start[:_FOREIGN_BYTES]!r}"
+        )
+
+
+def _encode(number: int, method: str, params: Mapping[str, Any]) -> bytes:
+    """The whole frame, before any of it is sent: half a request would be the worker's end."""
+    frame = io.BytesIO()
+    try:
+        write_message(frame, {"id": number, "method": method, "params": dict(params)})
+    except RecursionError:
+        raise BadInputError(f"{method!r} was given something that holds itself, which cannot be sent to the worker") from None
+    except (TypeError, ValueError) as error:
+        what = next(filter(None, (_unsendable(value, name) for name, value in params.items())), str(error))
+        raise BadInputError(
+            f"{method!r} cannot be sent to the worker: {what}; what crosses over is numbers, strings, lists, dictionaries "
+            "and NumPy arrays"
+        ) from None
+    return frame.getvalue()
+
+
+def _unsendable(value: Any, where: str) -> str:
+    """Where the first thing lies that is no plain data, and what it is; empty when there is none."""
+    items: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        items = [(f"{where}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        items = [(f"{where}[{number}]", item) for number, item in enumerate(value)]
+    elif value is not None and not isinstance(value, (bool, int, float, str)):
+        dtype = getattr(value, "dtype", None)
+        if dtype is None or getattr(dtype, "hasobject", True):
+            return f"{where} is a {type(value).__name__}" + (f" of {dtype}" if dtype is not None else "")
+    return next(filter(None, (_unsendable(item, place) for place, item in items)), "")
 
 
 def _to_exception(error: Mapping[str, str]) -> Exception:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,19 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pytest_llminfer.datasets.load import SYNTHETIC, load
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
 from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.models.files import find, fingerprint, first_line, read_object
 from pytest_llminfer.models.shape import ModelShape
-from pytest_llminfer.spec import REFERENCE_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import jinja2
-
-HERE = Path(__file__).resolve().parent
-SHAPES = HERE / "shapes"
-_WHOLE_FILE_BYTES = 64 * 2**20
-_HEAD_BYTES = 2**20
-_METADATA = ("*.json", "*.jinja", "tokenizer*")
+    from pytest_llminfer.models.chat import ChatTemplate
 
 
 class Model:
@@ -35,8 +27,8 @@ class Model:
     def __init__(self, name: str, *, weights: str = "real") -> None:
         self.name = name
         self.weights = weights
-        self.folder, self.path = _find(name, weights)
-        self.config = _read_config(self.folder)
+        self.folder, self.path = find(name, weights)
+        self.config = read_object(self.folder / "config.json")
 
     @property
     def id(self) -> str:
@@ -62,7 +54,13 @@ class Model:
             from tokenizers import Tokenizer
         except ModuleNotFoundError:
             raise BadInputError("reading a tokenizer needs the package tokenizers: pip install 'pytest-llminfer[suites]'") from None
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        path = self.folder / "tokenizer.json"
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises nothing narrower
+            raise BadInputError(
+                f"{path} is no intact tokenizer ({first_line(error)}); fetch the file again, or use a newer package tokenizers"
+            ) from error
 
     def encode(self, text: str) -> list[int]:
         """The token ids of ``text`` as it stands: special tokens are read where they are written, none is added."""
@@ -79,30 +77,32 @@ class Model:
     @cached_property
     def chat_template(self) -> str:
         """The Jinja source of the chat template; empty where the model has none."""
+        if self._template_file.name == "tokenizer_config.json":
+            return _default_template(self._tokenizer_config.get("chat_template"), self._template_file)
+        try:
+            return self._template_file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise BadInputError(f"{self._template_file} cannot be read ({first_line(error)}); fetch the file again") from error
+
+    @property
+    def _template_file(self) -> Path:
         separate = self.folder / "chat_template.jinja"
-        if separate.is_file():
-            return separate.read_text()
-        template = self._tokenizer_config.get("chat_template") or ""
-        if isinstance(template, list):
-            template = next((entry["template"] for entry in template if entry["name"] == "default"), "")
-        return str(template)
+        return separate if separate.is_file() else self.folder / "tokenizer_config.json"
 
     @cached_property
     def _tokenizer_config(self) -> dict[str, Any]:
         path = self.folder / "tokenizer_config.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+        return read_object(path) if path.is_file() else {}
 
     @cached_property
-    def _compiled_template(self) -> jinja2.Template:
+    def _compiled_template(self) -> ChatTemplate:
         try:
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
+            from pytest_llminfer.models.chat import ChatTemplate
         except ModuleNotFoundError:
             raise BadInputError("chat templates need the package jinja2: pip install 'pytest-llminfer[suites]'") from None
         if not self.chat_template:
             raise BadInputError(f"the model {self.name} has no chat template: use completion prompts")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.globals["raise_exception"] = _raise_from_template
-        return environment.from_string(self.chat_template)
+        return ChatTemplate(self.chat_template, file=self._template_file)
 
     def chat(self, messages: str | Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation up to where the model answers; a string is one user message."""
@@ -113,7 +113,7 @@ class Model:
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         tokens = {name: _token_text(self._tokenizer_config.get(name)) for name in names}
-        return str(self._compiled_template.render(messages=conversation, add_generation_prompt=True, **tokens))
+        return self._compiled_template.render(conversation, tokens)
 
     def prompts(self, count: int) -> list[list[int]]:
         """``count`` short prompts of different lengths: bundled questions, or drawn token ids where there is no tokenizer."""
@@ -124,7 +124,7 @@ class Model:
 
     def sample_prompts(self, count: int, length: int) -> list[list[int]]:
         """``count`` distinct prompts of ``length`` token ids, drawn evenly from the vocabulary; the same on every machine."""
-        vocabulary, state, prompts = int(self.config["vocab_size"]), 1, []
+        vocabulary, state, prompts = self._vocabulary, 1, []
         for _ in range(count):
             ids = []
             for _ in range(length):
@@ -133,67 +133,34 @@ class Model:
             prompts.append(ids)
         return prompts
 
+    @property
+    def _vocabulary(self) -> int:
+        """Token ids that the embedding has; a model of text and images keeps its language model's sizes apart."""
+        nested = self.config.get("text_config")
+        holders = (self.config, nested if isinstance(nested, dict) else {})
+        size = next((holder["vocab_size"] for holder in holders if holder.get("vocab_size") is not None), None)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise BadInputError(
+                f"{self.folder / 'config.json'} has no vocab_size as a positive whole number, "
+                f"neither at the top nor in text_config (got {size!r}): add it, or give prompts instead of drawn ones"
+            )
+        return size
+
     @cached_property
     def sha256(self) -> str:
-        """A fingerprint of configuration and weights: whole files up to 64 MiB, name, size and first MiB of larger ones."""
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        if self.weights == "real":
-            for path in sorted(self.folder.glob("*.safetensors")):
-                size = path.stat().st_size
-                digest.update(f"{path.name}:{size}".encode())
-                with path.open("rb") as stream:
-                    digest.update(stream.read() if size <= _WHOLE_FILE_BYTES else stream.read(_HEAD_BYTES))
-        return digest.hexdigest()
+        """A fingerprint of configuration and weights; :func:`fingerprint` tells what of large files goes in."""
+        return fingerprint(self.config, self.folder, weights=self.weights, from_hub=self.path != str(self.folder))
 
 
-def _find(name: str, weights: str) -> tuple[Path, str]:
-    """The folder with the metadata, and what the engine is told to load."""
-    if name == REFERENCE_MODEL:
-        return HERE / REFERENCE_MODEL, str(HERE / REFERENCE_MODEL)
-    shapes = sorted(path.name for path in SHAPES.iterdir())
-    if name in shapes:
-        if weights != "dummy":
-            raise BadInputError(
-                f"{name} is a bundled shape without weights: add --weights=dummy, or give the path of a model folder"
-            )
-        return SHAPES / name, str(SHAPES / name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.resolve(), str(folder.resolve())
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise BadInputError(
-            f"the model {name!r} is no folder here; give the path of a folder with config.json, "
-            f"an id such as Qwen/Qwen2.5-0.5B-Instruct, or a bundled shape ({', '.join(shapes)}) with --weights=dummy"
-        )
-    return _fetch_metadata(name), name
-
-
-def _fetch_metadata(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError:
-        raise BadInputError(f"reading {name} from the hub needs huggingface_hub: pip install 'pytest-llminfer[suites]'") from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_METADATA)))
-    except Exception as error:
-        first = str(error).strip().splitlines()[0]
-        raise BadInputError(f"the model {name!r} is no folder here and cannot be read from the hub: {first}") from error
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise BadInputError(f"the model folder {folder} has no readable config.json ({error.strerror})") from error
-    except ValueError as error:
-        raise BadInputError(f"{path} is not JSON: {error}") from error
-    return dict(config)
+def _default_template(template: object, file: Path) -> str:
+    """One template as text, or the one named ``default`` of a list."""
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
+    if template is not None and not isinstance(template, str):
+        raise BadInputError(f"chat_template in {file} is a {type(template).__name__} instead of text; fetch the file again")
+    return template or ""
 
 
 def _token_text(token: object) -> str:
-    return str(token["content"]) if isinstance(token, dict) else str(token or "")
-
-
-def _raise_from_template(message: str) -> None:
-    raise BadInputError(f"the chat template refuses the conversation: {message}")
+    return str((token.get("content") if isinstance(token, dict) else token) or "")

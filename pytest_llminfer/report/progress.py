@@ -40,5 +40,5 @@ class ProgressBar:
 
 
 def attended() -> bool:
-    """Whether a person is watching: standard error is a terminal."""
-    return sys.stderr is not None and sys.__stderr__ is not None and sys.__stderr__.isatty()
+    """Whether a person is watching: standard error, outside of pytest's capture, is a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()

@@ -8,6 +8,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+TOO_OLD_STATUS = 3
+
 
 def _load_package() -> None:
     package = Path(__file__).resolve().parent.parent
@@ -24,6 +26,9 @@ def _load_package() -> None:
 
 
 if __name__ == "__main__":
+    if sys.version_info < (3, 10):  # noqa: UP036 - the interpreter is the engine's, not the one that pytest needs
+        sys.stderr.write(f"a worker needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}\n")
+        sys.exit(TOO_OLD_STATUS)
     _load_package()
     from pytest_llminfer.worker.loop import main
 

@@ -70,9 +70,7 @@ class Worker:
             self._request_id = request["id"]
             try:
                 result = self._answer(request["method"], request["params"])
-            except KeyboardInterrupt:
-                continue
-            except BaseException as error:  # noqa: BLE001 - whatever the engine raises is an answer, SystemExit included
+            except BaseException as error:  # noqa: BLE001 - whatever stops the engine is an answer, SystemExit and KeyboardInterrupt too
                 self._send({"id": request["id"], "error": describe(error)})
             else:
                 self._send({"id": request["id"], "result": result})

@@ -52,6 +52,18 @@ def leak(model) -> None:
     model.register_forward_hook(lambda *_: kept.append(torch.ones(256)))
 
 
+def unmask_padding(model) -> None:
+    """Attention sees the left padding of a batch as if it were text."""
+    forward = model.model.forward
+
+    def faulty(*args, attention_mask=None, **kwargs):
+        import torch
+
+        return forward(*args, attention_mask=None if attention_mask is None else torch.ones_like(attention_mask), **kwargs)
+
+    model.model.forward = faulty
+
+
 def sleep(model) -> None:
     """Every forward pass takes 50 ms more."""
     import time

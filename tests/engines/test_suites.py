@@ -15,7 +15,7 @@ FAULTY = """
 
     @pytest.fixture(scope="session")
     def engine(engine):
-        engine.run("{faults}::{fault}")
+        engine.prepare("{faults}::{fault}")
         return engine
 """
 
@@ -58,6 +58,12 @@ def test_kv_cache_is_red_for_shifted_positions_although_no_token_changes(suite) 
     result.stdout.fnmatch_lines(
         ["*FAIL: greedy generation gives the probabilities of route 'no_cache'", "*prompt *, position *: probabilities differ by *"]
     )
+    assert outcomes(result)["failed"] >= 1
+
+
+def test_kv_cache_is_red_for_padding_that_is_not_masked(suite) -> None:
+    result = suite("kv_cache", "--dtype=fp32", fault="unmask_padding")
+    result.stdout.fnmatch_lines(["*FAIL: greedy generation gives the * of route 'no_cache'"])
     assert outcomes(result)["failed"] >= 1
 
 

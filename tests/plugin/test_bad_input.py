@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.models.model import HERE
+from pytest_llminfer.models.files import HERE
 
 TEST = "def test_it(engine): engine.generate([[5, 6]], max_tokens=1)"
 REFERENCE = HERE / "reference"
@@ -52,6 +52,50 @@ def test_a_model_without_weights(pytester: pytest.Pytester, run) -> None:
     shutil.copytree(REFERENCE, model)
     (model / "model.safetensors").unlink()
     refused(run("--model=./model"), "BadInputError: *")
+
+
+PROMPTS = """
+import pytest
+
+@pytest.fixture
+def prompts(model): return model.{call}
+
+def test_it(engine, prompts): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", '{"version": "1.0", "mod', "*tokenizer.json is no intact tokenizer (*); fetch the file again, *"),
+        ("tokenizer.json", "version https://git-lfs", "*tokenizer.json is no intact tokenizer (*); fetch the file again, *"),
+        ("tokenizer_config.json", "{", "*tokenizer_config.json is not JSON (*); fetch the file again"),
+        ("tokenizer_config.json", "[]", "*tokenizer_config.json holds a list instead of a JSON object; *"),
+        ("chat_template.jinja", "{% for %}", "the chat template in *chat_template.jinja does not compile at line 1 (*); *"),
+        ("chat_template.jinja", "{% audio %}", "the chat template in *chat_template.jinja does not compile*'audio'*; *"),
+        ("chat_template.jinja", "{{ 1 + 'a' }}", "the chat template in *chat_template.jinja fails (TypeError: *); fetch *"),
+    ],
+)
+def test_a_damaged_file_of_the_tokenizer(pytester: pytest.Pytester, run, file: str, content: str, message: str) -> None:
+    pytester.makepyfile(PROMPTS.format(call="prompts(1)"))
+    model = pytester.path / "model"
+    shutil.copytree(REFERENCE, model)
+    (model / file).write_text(content)
+    result = run("--model=./model")
+    refused(result, f"BadInputError: {message}")
+    assert "Error" not in result.stdout.str().partition("BadInputError: ")[0]
+
+
+def test_a_configuration_without_the_size_of_the_vocabulary(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(PROMPTS.replace("engine, ", "").format(call="sample_prompts(1, 8)"))
+    model = pytester.path / "model"
+    shutil.copytree(REFERENCE, model)
+    config = json.loads((model / "config.json").read_text())
+    del config["vocab_size"]
+    (model / "config.json").write_text(json.dumps(config))
+    refused(
+        run("--model=./model"), "BadInputError: *config.json has no vocab_size as a positive whole number, *: add it, or give *"
+    )
 
 
 def test_an_engine_argument_that_does_not_exist(pytester: pytest.Pytester, run) -> None:

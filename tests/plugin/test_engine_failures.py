@@ -55,7 +55,113 @@ def test_an_engine_that_always_dies_is_given_up(pytester: pytest.Pytester, run) 
     pytester.makepyfile("".join(f"def test_{n}(engine):\n    engine.generate([[5]], max_tokens=1)\n\n" for n in range(5)))
     result = run('--engine-args={"fault": "crash"}')
     result.assert_outcomes(failed=5)
-    result.stdout.fnmatch_lines(["*has died 3 times and is not started again; last: *"])
+    result.stdout.fnmatch_lines(["*has died or failed to load 3 times and is not started again; last: *"])
+
+
+def wrapper(folder: Path, name: str, lines: str) -> Path:
+    """An interpreter that is a shell script; the lines come before the real one is started."""
+    script = folder / name
+    script.write_text(f'#!/bin/sh\n{lines}\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+@pytest.mark.parametrize(
+    ("second_start", "what"), [("exit 7", "EngineDiedError*exited with status 7"), ("sleep 600", "EngineHungError*said nothing")]
+)
+def test_loads_that_fail_after_a_death_are_given_up(pytester: pytest.Pytester, run, second_start: str, what: str) -> None:
+    pytester.makepyfile("".join(f"def test_{n}(engine):\n    engine.generate([[5]], max_tokens=1)\n\n" for n in range(5)))
+    script = wrapper(pytester.path, "once", f"echo start >> starts\ntest $(wc -l < starts) -gt 1 && {second_start}")
+    result = run('--engine-args={"fault": "crash"}', "--llminfer-timeout=5", engine=f"simulated@{script}")
+    result.assert_outcomes(failed=5)
+    result.stdout.fnmatch_lines(
+        [
+            "*EngineDiedError*SIGSEGV*during 'generate'*",
+            f"*{what}*during 'load'*",
+            f"*{what}*during 'load'*",
+            "*EngineStartError*has died or failed to load 3 times and is not started again; last: *during 'load'*",
+        ]
+    )
+    assert (pytester.path / "starts").read_text().count("start") == 3
+    assert "write to closed file" not in result.stdout.str()
+
+
+def test_a_load_that_fails_in_restart_is_told_and_tried_again(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        from pytest_llminfer.errors import EngineDiedError
+
+        def test_restart(engine):
+            with pytest.raises(EngineDiedError, match="status 7 during 'load'"):
+                engine.restart()
+            assert engine.generate([[5]], max_tokens=1)
+            assert engine.loads == 2
+            engine.close()
+            with pytest.raises(Exception, match="was closed and cannot answer 'memory'"):
+                engine.memory()
+            engine.restart()
+            assert engine.memory().weights_bytes > 0
+        """
+    )
+    script = wrapper(pytester.path, "twice", "echo start >> starts\ntest $(wc -l < starts) -eq 2 && exit 7")
+    run(engine=f"simulated@{script}").assert_outcomes(passed=1)
+
+
+def test_an_answer_that_is_missing_is_an_error(pytester: pytest.Pytester, run, mode) -> None:
+    pytester.makepyfile(
+        """
+        def test_first(engine):
+            engine.generate([[5, 6], [7, 8], [9]], max_tokens=2)
+
+        def test_second(engine):
+            assert engine.memory().weights_bytes > 0
+        """
+    )
+    result = run('--engine-args={"fault": "drop_answer"}', *mode)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*EngineError: simulated: asked 3 prompts, 2 answers came back*"])
+
+
+def test_what_cannot_be_sent_is_named_and_the_worker_lives(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(
+        """
+        from pathlib import Path
+
+        def probe(model, x):
+            return 1
+
+        def test_path(engine):
+            engine.run(probe, x=[1, Path()])
+
+        def test_next(engine):
+            assert engine.memory().weights_bytes > 0
+            assert engine.loads == 1
+        """
+    )
+    result = run()
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*BadInputError: 'run' cannot be sent to the worker: arguments?'x'??1? is a PosixPath; *"])
+
+
+def test_an_interpreter_that_prints_is_named(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TESTS)
+    script = wrapper(pytester.path, "chatty", "echo 'activating the environment'")
+    result = run(engine=f"simulated@{script}")
+    result.assert_outcomes(errors=2)
+    expected = "standard output before the worker took over: b'activating the environment"
+    result.stdout.fnmatch_lines([f"*EngineStartError: the interpreter wrote something else than messages to its {expected}*"])
+
+
+def test_a_python_that_is_too_old_is_named(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TESTS)
+    code = "import runpy, sys; sys.version_info = (3, 9, 1); runpy.run_path(sys.argv[1], run_name='__main__')"
+    script = pytester.path / "old"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+    script.chmod(0o755)
+    result = run(engine=f"simulated@{script}")
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*exited with status 3 during 'load'. Its last words:", "*a worker needs Python 3.10 or newer; *"])
 
 
 def test_the_next_cell_runs_after_one_that_cannot_load(pytester: pytest.Pytester, run, mode) -> None:

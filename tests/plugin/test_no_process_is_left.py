@@ -1,30 +1,46 @@
-"""Ctrl-C and a killed pytest leave no worker behind."""
+"""Ctrl-C and a killed pytest leave no worker behind, nor anything that it started."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-TEST = """
+PROBES = """
+    import pathlib
+    import subprocess
     import time
 
+    def spawn(model):
+        return subprocess.Popen(["sleep", "600"]).pid
+
+    def spawn_and_hang(model):
+        pathlib.Path("pid.part").write_text(str(spawn(model)))
+        pathlib.Path("pid.part").rename("pid")
+        time.sleep(600)
+"""
+TEST = """
+    import pathlib, time
+    from probes import spawn, spawn_and_hang
+
     def test_long(engine):
-        print("ready", flush=True)
         {body}
 """
-BODIES = {"in a request": "engine.generate([[5]], max_tokens=1)", "between requests": "time.sleep(60)"}
+SPAWNED = 'pathlib.Path("pid.part").write_text(str(engine.run(spawn))); pathlib.Path("pid.part").rename("pid"); time.sleep(600)'
+BODIES = {"in a request": "engine.run(spawn_and_hang)", "between requests": SPAWNED, "while loading": "pass"}
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
     return [child for child in psutil.Process(pid).children(recursive=True) if "worker" in " ".join(child.cmdline())]
 
 
-def wait_until(condition, seconds: float = 20) -> bool:
+def wait_until(condition, seconds: float = 30) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():
@@ -33,38 +49,46 @@ def wait_until(condition, seconds: float = 20) -> bool:
     return False
 
 
+def gone(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+def under_way(folder: Path, body: str) -> bool:
+    """Told by the worker itself: it has spawned its child and is in the request, or its log says that it loads."""
+    if body == "while loading":
+        return any("loading hangs" in log.read_text() for log in folder.rglob("worker-*.log"))
+    return (folder / "pid").exists()
+
+
 @pytest.mark.parametrize("body", list(BODIES))
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_to_pytest_ends_the_worker(pytester: pytest.Pytester, how: signal.Signals, body: str) -> None:
-    pytester.makepyfile(TEST.format(body=BODIES[body]))
-    fault = ["--engine-args", '{"fault": "hang"}'] if body == "in a request" else []
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-s", "-q", "-p", "no:cacheprovider", "--engine=simulated", *fault],
-        cwd=pytester.path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def test_a_signal_to_pytest_ends_the_worker_and_its_children(pytester: pytest.Pytester, how: signal.Signals, body: str) -> None:
+    pytester.makepyfile(probes=PROBES, test_long=TEST.format(body=BODIES[body]))
+    fault = ["--engine-args", '{"fault": "hang_in_load"}'] if body == "while loading" else []
+    options = ["-q", "-p", "no:cacheprovider", "--engine=simulated", "--import-mode=prepend", f"--basetemp={pytester.path}/logs"]
+    process = subprocess.Popen([sys.executable, "-m", "pytest", *options, *fault], cwd=pytester.path)
     try:
-        assert any("ready" in line for line in process.stdout)
-        workers = workers_of(process.pid)
-        assert len(workers) == 1
+        assert wait_until(lambda: process.poll() is not None or under_way(pytester.path, body))
+        assert process.poll() is None
+        left = workers_of(process.pid)
+        assert len(left) == 1
+        if body != "while loading":
+            child = psutil.Process(int((pytester.path / "pid").read_text()))
+            assert child.ppid() == left[0].pid
+            left.append(child)
         process.send_signal(how)
         process.wait(timeout=20)
-        assert wait_until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers))
+        assert wait_until(lambda: all(map(gone, left)))
     finally:
         process.kill()
-        process.stdout.close()
         process.wait()
 
 
 def test_children_of_the_worker_end_with_it(pytester: pytest.Pytester, run) -> None:
     pytester.makepyfile(
-        probes="""
-        import subprocess
-
-        def spawn(model):
-            return subprocess.Popen(["sleep", "600"]).pid
-        """,
+        probes=PROBES,
         test_children="""
         import os, pathlib
         from probes import spawn
@@ -75,4 +99,4 @@ def test_children_of_the_worker_end_with_it(pytester: pytest.Pytester, run) -> N
     )
     run("-p", "no:cacheprovider", "--import-mode=prepend").assert_outcomes(passed=1)
     pid = int((pytester.path / "pid").read_text())
-    assert wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    assert wait_until(lambda: not psutil.pid_exists(pid) or gone(psutil.Process(pid)))

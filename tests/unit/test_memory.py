@@ -172,13 +172,37 @@ def test_the_resolution_widens_the_limit_by_itself_only():
     assert "load peak is 48,234,497 bytes above its budget (+4.60 %)" in verdict.details
 
 
-def test_a_budget_below_the_resolution_decides_nothing():
-    assert peak(8 * MIB, budget=8 * MIB, resolution=16 * MIB).outcome is Outcome.INCONCLUSIVE
-    assert peak(80 * MIB, budget=8 * MIB, resolution=16 * MIB).outcome is Outcome.FAIL
+def test_a_resolution_above_the_budget_lowers_the_power_and_says_so():
+    verdict = peak(12 * MIB, budget=10 * MIB, resolution=32 * MIB)
+    assert verdict.outcome is Outcome.PASS
+    assert verdict.smallest_detectable == "33,869,005 bytes above the budget (+323.00 %): 3 % of it, and the resolution"
+    assert peak(10 * MIB + 33_869_004, budget=10 * MIB, resolution=32 * MIB).outcome is Outcome.PASS
+    assert peak(10 * MIB + 33_869_005, budget=10 * MIB, resolution=32 * MIB).outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize(
+    ("measured", "resolution", "outcome"),
+    [
+        (8 * MIB, 128 * MIB, Outcome.PASS),
+        (8 * MIB, 128 * MIB + 1, Outcome.INCONCLUSIVE),
+        (800 * MIB, 128 * MIB + 1, Outcome.FAIL),
+        (0, 128 * MIB + 1, Outcome.FAIL),
+    ],
+)
+def test_only_a_resolution_above_sixteen_budgets_decides_nothing(measured, resolution, outcome):
+    assert peak(measured, budget=8 * MIB, resolution=resolution).outcome is outcome
+
+
+@given(budget=st.integers(1, 2**36), resolution=st.integers(0, 2**30))
+def test_the_smallest_detectable_rise_is_where_it_fails(budget, resolution):
+    said = int(peak(budget, budget=budget, resolution=resolution).smallest_detectable.split()[0].replace(",", ""))
+    assert peak(budget + said, budget=budget, resolution=resolution).outcome is Outcome.FAIL
+    assert peak(budget + said - 1, budget=budget, resolution=resolution).outcome is not Outcome.FAIL
 
 
 def test_no_budget_is_no_comparison():
-    assert peak(8 * MIB, budget=0).outcome is Outcome.INVALID
+    verdict = peak(8 * MIB, budget=0)
+    assert (verdict.outcome, verdict.smallest_detectable) == (Outcome.INVALID, "none: no budget")
 
 
 FLAT = [500, 900, *[1000] * 18]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.models import files
 from pytest_llminfer.models.model import Model
 
 
@@ -51,6 +52,70 @@ def test_the_fingerprint_changes_with_the_weights(reference: Model, tmp_path: Pa
     assert Model(str(tmp_path)).sha256 != reference.sha256
 
 
+def test_recorded_baselines_keep_their_fingerprints(reference: Model) -> None:
+    assert reference.sha256 == "1b699ac84f174dfaf314d8841dee780d072570839acc918e34961d8335497b31"
+    dummy = Model("llama-3-8b", weights="dummy")
+    assert dummy.sha256 == "350b9126d6ef4aae44c6f63599ab9495906804098926039a89321af49606047e"
+
+
+MIB = 2**20
+
+
+def large_model(folder: Path, name: str, changes: dict[int, bytes], size: int = 130 * MIB) -> str:
+    """The fingerprint of a folder whose one weight file is zeros but for ``changes``, bytes by their offset."""
+    (folder / "config.json").write_text("{}")
+    with (folder / name).open("wb") as stream:
+        stream.truncate(size)
+        for offset, content in changes.items():
+            stream.seek(offset)
+            stream.write(content)
+    return Model(str(folder)).sha256
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.gguf"])
+def test_a_fine_tune_of_the_same_shape_has_another_fingerprint(tmp_path: Path, name: str) -> None:
+    same = large_model(tmp_path, name, {})
+    assert large_model(tmp_path, name, {}) == same
+    assert large_model(tmp_path, name, {}, 130 * MIB + 1) != same
+    for changed in (0, 130 * MIB - 1):
+        assert large_model(tmp_path, name, {changed: b"1"}) != same, f"byte {changed}"
+    for start in range(0, 127, 7):
+        assert large_model(tmp_path, name, {start * MIB + 12345: bytes([1]) * (130 * MIB // 63)}) != same, f"from MiB {start}"
+
+
+def test_the_whole_header_of_a_large_safetensors_file_counts(tmp_path: Path) -> None:
+    length = {0: (2 * MIB).to_bytes(8, "little")}
+    between_slices = MIB
+    same = large_model(tmp_path, "model.safetensors", length)
+    assert large_model(tmp_path, "model.safetensors", {**length, between_slices: b"1"}) != same
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf"])
+def test_weights_in_other_formats_count(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    seen = {Model(str(tmp_path)).sha256}
+    for content in ("one", "two"):
+        (tmp_path / name).write_text(content)
+        seen.add(Model(str(tmp_path)).sha256)
+    assert len(seen) == 3
+
+
+def test_the_commit_stands_for_the_weights_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for commit in ("0a1b", "2c3d"):
+        folder = tmp_path / "models--org--name" / "snapshots" / commit
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        monkeypatch.setattr(files, "_fetch_metadata", lambda _, folder=folder: folder)
+        seen.append(Model("org/name").sha256)
+        (folder / "model.safetensors").write_text("fetched by the engine meanwhile")
+        assert Model("org/name").sha256 == seen[-1]
+        seen.append(Model(str(folder)).sha256)
+    by_id, by_path, other_commit, same_files = seen
+    assert len({by_id, by_path, other_commit}) == 3
+    assert same_files == by_path
+
+
 def test_a_bundled_shape_is_served_with_dummy_weights_only() -> None:
     assert Model("llama-3-8b", weights="dummy").id == "llama-3-8b-dummy"
     with pytest.raises(BadInputError, match="add --weights=dummy"):
@@ -83,6 +148,62 @@ def test_a_chat_template_may_refuse(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ raise_exception('no system role') }}"}))
     with pytest.raises(BadInputError, match="the chat template refuses the conversation: no system role"):
         Model(str(tmp_path)).chat("hi")
+
+
+def chat_model(folder: Path, template: object) -> Model:
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return Model(str(folder))
+
+
+def test_a_template_may_mark_the_words_of_the_model(tmp_path: Path) -> None:
+    template = (
+        "{% set seen = 1 %}{% for m in messages %}[{% generation %}{% set seen = 2 %}{{ m.content }}"
+        "{% endgeneration %}]{% endfor %}{{ seen }}"
+    )
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    assert chat_model(tmp_path, template).render_chat(messages) == "[hi][ho]1"
+
+
+def test_the_default_of_several_templates_is_taken(tmp_path: Path) -> None:
+    several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    assert chat_model(tmp_path, several).render_chat("hi") == "plain"
+    assert not chat_model(tmp_path, [{"template": "nameless"}]).chat_template
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("\n{% if %}", r"tokenizer_config\.json does not compile at line 2 \("),
+        ("{% generation %}hi", r"does not compile at line 1 \("),
+        ("{{ nothing.at.all }}", r"tokenizer_config\.json fails \(UndefinedError: 'nothing' is undefined\); fetch the file again"),
+        ({"a": "b"}, "is a dict instead of text"),
+    ],
+)
+def test_a_template_that_is_no_jinja_is_one_line(tmp_path: Path, template: object, said: str) -> None:
+    with pytest.raises(BadInputError, match=said) as caught:
+        chat_model(tmp_path, template).render_chat("hi")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(BadInputError, match=r"chat_template\.jinja cannot be read \(.*; fetch the file again"):
+        Model(str(tmp_path)).render_chat("hi")
+
+
+@pytest.mark.parametrize("config", [{"text_config": {"vocab_size": 9}}, {"vocab_size": None, "text_config": {"vocab_size": 9}}])
+def test_the_vocabulary_may_stand_in_the_language_model_of_a_multimodal_one(tmp_path: Path, config: dict[str, object]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert max(max(prompt) for prompt in Model(str(tmp_path)).sample_prompts(4, 32)) == 8
+
+
+@pytest.mark.parametrize("config", [{}, {"vocab_size": "9"}, {"vocab_size": 0}, {"text_config": []}, {"vocab_size": True}])
+def test_a_configuration_without_vocabulary_is_named(tmp_path: Path, config: dict[str, object]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInputError, match=r"config\.json has no vocab_size as a positive whole number, .*: add it, or"):
+        Model(str(tmp_path)).sample_prompts(1, 1)
 
 
 def test_nothing_of_this_brings_a_framework() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llminfer.checks.near_ties import MOST_NOISE, first_divergence, measured_noise, rounding_step
+from pytest_llminfer.checks.near_ties import first_divergence, measured_noise, rounding_step
 from pytest_llminfer.errors import InvalidSpecError
 from pytest_llminfer.observations import Generation
 
@@ -132,7 +132,7 @@ def test_noise_is_the_largest_difference_of_rivals_up_to_the_divergence() -> Non
     first = noisy([1, 2, 3], [[-1.0, -1.1, -9.0], [-1.0, -1.1, -9.0], [-1.0, -9.0, -9.5]], [[1, 2, 7], [2, 1, 7], [3, 4, 7]])
     second = noisy([1, 1, 9], [[-1.05, -1.1, -5.0], [-1.0, -1.2, -9.0], [-4.0, -4.5, -5.0]], [[1, 2, 7], [1, 2, 7], [9, 3, 4]])
     # Position 0: 0.05 (the third token, far from winning, does not count); position 1: 0.2; position 2 has another context.
-    assert measured_noise([first], [second]) == pytest.approx(0.2, abs=1e-6)
+    assert measured_noise([first], [second], dtype="bf16") == pytest.approx(0.2, abs=1e-6)
 
 
 def test_noise_widens_a_tie_to_twice_itself_and_no_further() -> None:
@@ -146,5 +146,6 @@ def test_noise_widens_a_tie_to_twice_itself_and_no_further() -> None:
 def test_noise_of_a_fault_is_capped() -> None:
     ours = noisy([1], [[-0.1, -19.0]], [[1, 2]])
     theirs = noisy([2], [[-0.1, -19.0]], [[2, 1]])
-    assert measured_noise([ours], [theirs]) == MOST_NOISE
-    assert not first_divergence(ours, theirs, dtype="bf16", noise=MOST_NOISE).is_tie
+    for dtype, most in (("bf16", 0.5), ("fp16", 0.1), ("fp32", 0.001)):
+        assert measured_noise([ours], [theirs], dtype=dtype) == most
+        assert not first_divergence(ours, theirs, dtype=dtype, noise=most).is_tie

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_llminfer.checks.throughput import (
     CPU_DRIFT,
+    CPU_SHORTFALL,
     Session,
     check_throughput,
     drift,
@@ -87,8 +88,8 @@ def test_a_noisy_record_widens_the_bound():
     assert float(noisy.smallest_detectable.removeprefix("a drop of ").rstrip("%")) > 10
 
 
-@given(speed=st.floats(0.2, 5.0))
-def test_a_slower_device_is_no_regression(speed):
+@given(speed=st.floats(0.91, 5.0))
+def test_a_slower_device_is_no_regression_within_its_bound(speed):
     assert check(1001 * speed, recorded(10), speed=speed).outcome is Outcome.PASS
     assert check(900 * speed, recorded(10), speed=speed).outcome is Outcome.FAIL
 
@@ -107,8 +108,9 @@ def test_a_device_that_changed_meanwhile_is_an_unfair_comparison():
 
 def test_a_cpu_may_drift_more():
     assert check(1000, recorded(10), after=0.8).outcome is Outcome.INVALID
-    assert check(1000, recorded(10), after=0.8, drift_bound=CPU_DRIFT).outcome is Outcome.PASS
-    assert check(1000, recorded(10), after=0.7, drift_bound=CPU_DRIFT).outcome is Outcome.INVALID
+    bounds = {"drift_bound": CPU_DRIFT, "shortfall_bound": CPU_SHORTFALL}
+    assert check(1000, recorded(10), after=0.8, **bounds).outcome is Outcome.PASS
+    assert check(1000, recorded(10), after=0.7, **bounds).outcome is Outcome.INVALID
 
 
 def test_only_the_yardstick_of_the_metric_counts():
@@ -179,3 +181,16 @@ def test_a_record_survives_json():
 def test_drift_is_a_share_either_way():
     assert drift(before=device(), after=device(1.1), yardstick=COPY) == pytest.approx(0.1)
     assert drift(before=device(), after=device(0.9), yardstick=COPY) == pytest.approx(0.1)
+
+
+def test_a_device_far_below_its_record_excuses_nothing():
+    """Everything is 100 times slower, the device's own rate too: that is no PASS."""
+    verdict = check(10, [session(1000)] * 6, speed=0.01)
+    assert verdict.outcome is Outcome.INVALID
+    assert "the device's own rate is 99% below the slowest recorded one" in str(verdict)
+
+
+def test_a_device_a_little_below_its_record_is_allowed_for():
+    assert check(930, [session(1000)] * 6, speed=0.93).outcome is Outcome.PASS
+    assert check(600, [session(1000)] * 6, speed=0.6, drift_bound=CPU_DRIFT, shortfall_bound=CPU_SHORTFALL).outcome is Outcome.PASS
+    assert check(850, [session(1000)] * 6, speed=0.85).outcome is Outcome.INVALID

@@ -19,6 +19,7 @@ WORKER = Path(__file__).resolve().parents[2] / "worker"
 def start(environment: str, variables: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     """A worker in the interpreter ``environment`` (empty: this one), with ``variables`` added to its environment.
 
+    Another interpreter gets no PYTHONPATH of ours: what it names is built for this one.
     It leads a process group of its own, so that one signal ends it with all its children, and Ctrl-C reaches only pytest.
     Its standard output and error go to ``log``.
 
@@ -26,8 +27,9 @@ def start(environment: str, variables: Mapping[str, str], log: Path) -> subproce
         EngineStartError: no such interpreter, or it cannot be executed.
     """
     interpreter = environment or sys.executable
-    settings = {**os.environ, "OMP_NUM_THREADS": default_threads(), "PYTHONUNBUFFERED": "1", **variables}
-    settings.pop("PYTHONHOME", None)
+    dropped = {"PYTHONHOME"} if _is_own(interpreter) else {"PYTHONHOME", "PYTHONPATH"}
+    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
+    settings = {**inherited, "OMP_NUM_THREADS": default_threads(), "PYTHONUNBUFFERED": "1", **variables}
     with log.open("ab") as stream:
         try:
             return subprocess.Popen(  # noqa: S603 - the interpreter is the one that the user names
@@ -45,9 +47,19 @@ def start(environment: str, variables: Mapping[str, str], log: Path) -> subproce
             ) from error
 
 
+def _is_own(interpreter: str) -> bool:
+    """By path, not by file: the Pythons of two virtual environments may be links to one file."""
+    return os.path.abspath(interpreter) == os.path.abspath(sys.executable)
+
+
 def default_threads() -> str:
     """Threads for one worker: one core is left free, because OpenMP threads that outnumber the cores spin and crawl."""
     if given := os.environ.get("OMP_NUM_THREADS"):
         return given
     sessions = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    return str(max(1, len(os.sched_getaffinity(0)) // sessions - 1))
+    return str(max(1, _cores() // sessions - 1))
+
+
+def _cores() -> int:
+    """Those that this process may use; macOS cannot tell and says how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

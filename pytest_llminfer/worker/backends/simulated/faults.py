@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from pytest_llminfer.errors import BadInputError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Self
 
     from pytest_llminfer.worker.backends.simulated.kv_cache import KVCache
     from pytest_llminfer.worker.backends.simulated.weights import Weights
@@ -26,11 +28,13 @@ FAULTS = {
     "change_dtype": "one layer's matrix is stored as fault_dtype",
     "swap_answers": "a share fault_rate of the answers goes to other prompts of the request",
     "alter_answers": "a share fault_rate of the answers has another last word",
+    "drop_answer": "the last answer of the request is missing",
     "leak": "fault_bytes are kept for ever at every generate request",
     "slow": "generation takes fault_factor times as long",
     "crash": "the process dies of SIGSEGV in generate",
     "exit": "the process exits with status 3 in generate",
     "hang": "generate never answers",
+    "hang_in_load": "loading never ends",
     "out_of_memory": "generate asks for more memory than there is",
     "fat_cache": "keys and values are stored as float64",
 }
@@ -77,7 +81,15 @@ class Faults:
             raise BadInputError(f"unknown fault {faults.name!r}; valid: {', '.join(FAULTS)}")
         if faults.dtype not in _DTYPES:
             raise BadInputError(f"unknown fault_dtype {faults.dtype!r}; valid: {', '.join(_DTYPES)}")
+        faults.strike_in_load()
         return faults
+
+    def strike_in_load(self) -> None:
+        """Never return, and say so in the log first."""
+        if self.name == "hang_in_load":
+            sys.stderr.write("loading hangs\n")
+        while self.name == "hang_in_load":
+            time.sleep(3600)
 
     def begin_request(self) -> None:
         """Count a request; the fault acts once ``after`` of them have begun before."""
@@ -138,7 +150,9 @@ class Faults:
             weights[name] = weights[name].astype(self.dtype)
 
     def change_answers(self, outputs: list[dict[str, Any]], prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
-        """Alter or swap a share of the answers; which ones depends on the prompts alone."""
+        """Drop the last answer, or alter or swap a share of them; which ones depends on the prompts alone."""
+        if self.active("drop_answer"):
+            outputs.pop()
         if not (self.active("alter_answers") or self.active("swap_answers")):
             return
         struck = [number for number, prompt in enumerate(prompts) if _uniform(prompt) < self.rate]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from transformers import DynamicCache
@@ -44,9 +45,12 @@ def _layer(keys: torch.Tensor, values: torch.Tensor) -> dict[str, Any]:
 
 
 def _prefix_difference(old: torch.Tensor, new: torch.Tensor, extend: int) -> float:
-    """Largest absolute difference at the positions that both hold; a sliding layer has dropped its oldest ones."""
+    """Largest absolute difference at the positions that both hold; a sliding layer has dropped its oldest ones.
+
+    NaN where no position is known to be in both, so that nothing compared is not taken for nothing changed.
+    """
     dropped = old.shape[-2] + extend - new.shape[-2]
     kept = old.shape[-2] - dropped
-    if kept <= 0:
-        return 0.0
+    if dropped < 0 or kept <= 0:
+        return math.nan
     return float((old[..., dropped:, :].float() - new[..., :kept, :].float()).abs().max())

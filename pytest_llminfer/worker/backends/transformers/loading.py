@@ -33,8 +33,9 @@ def read_config(spec: EngineSpec, model_path: str) -> Any:
     if spec.quantization != "none" and getattr(config, "quantization_config", None) is not None:
         raise BadInputError(f"{model_path} is quantized already; quantization={spec.quantization} needs an unquantized model")
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedError(
-            f"{model_path} is of type {config.model_type!r}, for which transformers has no causal language model"
+        raise EngineStartError(
+            f"transformers {transformers.__version__} has no causal language model of type {config.model_type!r}, "
+            f"which {model_path} is"
         )
     return config
 

@@ -1,0 +1,245 @@
+"""The client's side of a worker: every way in which the process can end, and what the request is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pytest_llminfer.engines import engine as engine_module
+from pytest_llminfer.engines import worker_process
+from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.engines.launch import local
+from pytest_llminfer.engines.worker_process import WorkerProcess
+from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineError, EngineHungError, EngineStartError
+from pytest_llminfer.models.model import Model
+from pytest_llminfer.spec import EngineSpec
+
+ANSWERING = """
+import sys
+from pytest_llminfer.worker.protocol import read_message, write_message
+while (message := read_message(sys.stdin.buffer)) is not None:
+    write_message(sys.stdout.buffer, {"id": message["id"], "result": message["params"]})
+"""
+PROBES = """
+import sys
+
+def interrupt(model):
+    raise KeyboardInterrupt
+
+def leave(model):
+    sys.exit(5)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a Python program as a worker; all are ended with the test."""
+    started = []
+
+    def start(program: str) -> WorkerProcess:
+        log = tmp_path / "log"
+        with log.open("ab") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-c", program],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                start_new_session=True,
+            )
+        started.append(WorkerProcess(process, log))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.kill()
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Load the simulated engine; all are ended with the test."""
+    engines = []
+
+    def launch(**fields) -> Engine:
+        spec = EngineSpec("simulated")
+        settings = {"engine_args": {}, "variables": {}, "timeout": 60.0, "log": tmp_path / "log", **fields}
+        engines.append(Engine(Launch(spec, Model("reference"), **settings)))
+        return engines[-1]
+
+    yield launch
+    for engine in engines:
+        engine.close()
+
+
+def test_a_worker_is_killed_once(start, monkeypatch):
+    worker = start(ANSWERING)
+    killed = []
+    real = os.killpg
+    monkeypatch.setattr(os, "killpg", lambda *call: (killed.append(call), real(*call)))
+    worker.kill()
+    worker.kill()
+    worker.close()
+    assert len(killed) == 1
+    assert worker.ended
+    assert not worker.alive
+
+
+def test_a_process_that_cannot_be_ended_is_told(start, monkeypatch):
+    worker = start(ANSWERING)
+    monkeypatch.setattr(worker_process, "KILL_SECONDS", 0.2)
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
+    process, pid = worker.process, worker.process.pid
+    wait = process.wait
+
+    def never(timeout):
+        raise subprocess.TimeoutExpired("worker", timeout)
+
+    monkeypatch.setattr(process, "wait", never)
+    with pytest.warns(ResourceWarning, match=f"process {pid} was killed 0.2 s ago and is still there"):
+        worker.kill()
+    process.kill()
+    wait(timeout=10)
+
+
+def test_an_ended_worker_says_so(start):
+    worker = start(ANSWERING)
+    worker.kill()
+    with pytest.raises(EngineError, match="has been ended and cannot answer 'layout'"):
+        worker.request("layout", {}, timeout=5)
+
+
+def test_a_death_between_requests_is_told(start):
+    worker = start("raise SystemExit(4)")
+    worker.process.wait()
+    with pytest.raises(EngineDiedError, match="exited with status 4 during 'layout'"):
+        worker.request("layout", {"many": list(range(100_000))}, timeout=5)
+    assert worker.ended
+
+
+@pytest.mark.parametrize(
+    ("params", "what"),
+    [
+        ({"arguments": {"x": [1, Path()]}}, r"arguments\['x'\]\[1\] is a PosixPath"),
+        ({"x": np.array([None])}, "x is a ndarray of object"),
+        ({"x": {1, 2}}, "x is a set"),
+    ],
+)
+def test_what_cannot_be_sent_is_named(start, params, what):
+    worker = start(ANSWERING)
+    with pytest.raises(BadInputError, match=f"^'run' cannot be sent to the worker: {what}; "):
+        worker.request("run", params, timeout=5)
+    assert not worker._busy
+    assert worker.request("run", {"x": 1}, timeout=20) == {"x": 1}
+
+
+def test_what_holds_itself_is_refused(start):
+    endless: list = []
+    endless.append(endless)
+    with pytest.raises(BadInputError, match="'run' was given something that holds itself"):
+        start(ANSWERING).request("run", {"x": endless}, timeout=5)
+
+
+def test_a_death_is_seen_though_a_child_holds_the_pipe(start):
+    worker = start("import os, sys, time\nsys.stdin.buffer.read(1)\nif os.fork() == 0: time.sleep(100)\nos._exit(6)")
+    begin = time.monotonic()
+    with pytest.raises(EngineDiedError, match="exited with status 6 during 'layout'"):
+        worker.request("layout", {}, timeout=60)
+    assert time.monotonic() - begin < 20
+
+
+def test_a_child_that_left_the_group_does_not_block_the_end(start):
+    worker = start("import os, sys, time\nsys.stdin.buffer.read(1)\nif os.fork() == 0: os.setsid(); time.sleep(8)\nos._exit(6)")
+    begin = time.monotonic()
+    with pytest.raises(EngineDiedError, match="exited with status 6"):
+        worker.request("layout", {}, timeout=60)
+    assert time.monotonic() - begin < 7
+
+
+def test_silence_ends_at_the_limit(start):
+    worker = start("import time; time.sleep(100)")
+    begin = time.monotonic()
+    with pytest.raises(EngineHungError, match=r"said nothing for 1\.5 s during 'layout'"):
+        worker.request("layout", {}, timeout=1.5)
+    assert 1.4 < time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize(("method", "error"), [("load", EngineStartError), ("layout", EngineError)])
+@pytest.mark.parametrize("then", ["", "; import time; time.sleep(100)"])
+def test_foreign_output_is_quoted(start, method, error, then):
+    worker = start(f"print('hello', flush=True){then}")
+    with pytest.raises(error, match=r"standard output before the worker took over: b'hello\\n', which was met") as caught:
+        worker.request(method, {}, timeout=20)
+    assert type(caught.value) is error
+    assert worker.ended
+
+
+def test_an_answer_cut_short_is_a_death(start):
+    worker = start("import os; os.write(1, b'LLM1' + (1000).to_bytes(4, 'little') + b'{'); os._exit(7)")
+    with pytest.raises(EngineDiedError, match="exited with status 7"):
+        worker.request("layout", {}, timeout=20)
+
+
+def test_an_answer_that_is_no_message_is_told(start):
+    worker = start("import os, time; os.write(1, b'LLM1' + (1).to_bytes(4, 'little') + b'{'); time.sleep(100)")
+    with pytest.raises(EngineError, match="'layout'; the process was killed"):
+        worker.request("layout", {}, timeout=20)
+
+
+@pytest.mark.parametrize(("function", "what"), [("interrupt", "KeyboardInterrupt"), ("leave", "SystemExit: 5")])
+def test_an_interrupt_in_the_worker_is_an_answer(launch, tmp_path, function, what):
+    (tmp_path / "probes.py").write_text(PROBES)
+    engine = launch()
+    with pytest.raises(EngineError, match=f"^{what}"):
+        engine.run(f"{tmp_path / 'probes.py'}::{function}")
+    assert engine.memory().weights_bytes > 0
+    assert engine.loads == 1
+
+
+def test_every_load_is_told(launch):
+    loads = []
+    engine = launch(engine_args={"fault": "exit"}, on_load=lambda engine: loads.append(engine.info.load_seconds))
+    engine.restart()
+    with pytest.raises(EngineDiedError):
+        engine.generate([[5]], max_tokens=1)
+    assert len(engine.score([[5, 6]])) == 1
+    assert len(loads) == engine.loads == 3
+
+
+@pytest.mark.parametrize(("ask", "answer"), [("generate", {"outputs": []}), ("score", {"logprobs": [1, 2]})])
+def test_a_wrong_number_of_answers_is_an_error(launch, monkeypatch, ask, answer):
+    engine = launch()
+    monkeypatch.setattr(engine_module.Engine, "_ask", lambda *_, **__: answer)
+    count = len(next(iter(answer.values())))
+    with pytest.raises(EngineError, match=f"asked 1 prompts, {count} answers came back"):
+        getattr(engine, ask)([[5, 6]])
+
+
+def environment_of(program: str, variables: dict[str, str], log: Path) -> str:
+    """What a worker started with this interpreter has as PYTHONPATH."""
+    with local.start(program, variables, log) as process:
+        return process.communicate()[0].decode().strip()
+
+
+def test_our_import_path_reaches_our_own_interpreter_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/ours")
+    other = tmp_path / "python"
+    other.write_text('#!/bin/sh\necho "path=$PYTHONPATH"\n')
+    other.chmod(0o755)
+    assert environment_of(str(other), {}, tmp_path / "log") == "path="
+    assert environment_of(str(other), {"PYTHONPATH": "/given"}, tmp_path / "log") == "path=/given"
+    monkeypatch.setattr(sys, "executable", str(other))
+    assert environment_of("", {}, tmp_path / "log") == "path=/ours"
+    assert environment_of(str(other), {}, tmp_path / "log") == "path=/ours"
+
+
+def test_threads_where_affinity_is_unknown(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    assert local.default_threads() == "8"
