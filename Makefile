@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Half the cores: engine workers bring threads of their own.
+PROCESSES ?= $(shell expr \( $$(nproc 2>/dev/null || echo 2) + 1 \) / 2)
 DEFAULT_ENGINE := suites,transformers,bitsandbytes
 
 .PHONY: suites test test-oldest lint benchmarks clean
@@ -11,7 +13,7 @@ suites: $(VENV)/.suites
 	$(BIN)/python -m pytest suites/ $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest tests/ $(ARGS)
+	$(BIN)/python -m pytest tests/ -n $(PROCESSES) $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -44,12 +44,15 @@ class Launcher:
             timeout=self._config.stash[options.STASH].timeout,
             log=self._logs / f"worker-{len(self._engines)}.log",
             progress=self._progress(spec),
+            on_load=self._count,
         )
         engine = Engine(launch)
         self._engines.append(engine)
         self._refuse_fallback(engine)
-        self._config.stash[LOADS].append({"cell": str(spec), "seconds": sum(engine.info.load_seconds.values())})
         return engine
+
+    def _count(self, engine: Engine) -> None:
+        self._config.stash[LOADS].append({"cell": str(engine.spec), "seconds": sum(engine.info.load_seconds.values())})
 
     def _refuse_fallback(self, engine: Engine) -> None:
         """An engine that fell back to the processor is the classic broken upgrade: a build without CUDA, a driver too old."""

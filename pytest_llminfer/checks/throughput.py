@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Yardstick = Literal["matmul_flops_per_second", "copy_bytes_per_second", "python_loops_per_second"]
 
 CUDA_DRIFT = 0.03
-CPU_DRIFT = 0.25
+CPU_DRIFT = 0.50
 CUDA_SHORTFALL = 0.10
 CPU_SHORTFALL = 0.50
 """How far the device's own rate may lie below that of the slowest recorded session: beyond it, dividing by the rate would

@@ -65,6 +65,7 @@ class Engine:
         self._deaths = 0
         self._end: str | None = None
         self._closed = False
+        self._preparations: list[tuple[Callable[..., Any] | str, dict[str, Any]]] = []
         self._start()
 
     def _start(self) -> None:
@@ -83,6 +84,8 @@ class Engine:
         self._closed = False
         if self._launch.on_load is not None:
             self._launch.on_load(self)
+        for probe, arguments in self._preparations:
+            self.run(probe, **arguments)
 
     def _load(self) -> tuple[WorkerProcess, dict[str, Any]]:
         launch = self._launch
@@ -116,6 +119,11 @@ class Engine:
             if self._worker.ended:
                 self._count_death(error)
             raise
+
+    @property
+    def engine_args(self) -> Mapping[str, Any]:
+        """What the engine was given beside its cell and model."""
+        return self._launch.engine_args
 
     def supports(self, capability: str) -> bool:
         """Whether the engine answers this request, by its name in ``EngineInfo.capabilities``."""
@@ -190,8 +198,13 @@ class Engine:
         path, function = _locate(probe)
         return self._ask("run", path=path, function=function, arguments=arguments)["result"]
 
+    def prepare(self, probe: Callable[..., Any] | str, /, **arguments: Any) -> None:
+        """:meth:`run` a set-up of the live model now, and again whenever the engine is loaded anew."""
+        self.run(probe, **arguments)
+        self._preparations.append((probe, arguments))
+
     def restart(self) -> None:
-        """End the worker and load the engine anew, with everything as it was first given."""
+        """End the worker and load the engine anew, with everything as it was first given or prepared."""
         self._worker.close()
         self._end = self._end or "ended for a restart"
         self._start()

@@ -21,7 +21,7 @@ from pytest_llminfer.worker.backends.simulated.faults import FAULTS
 
 REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
 PROBLEMS = Path(pytest_llminfer.__file__).parent / "datasets" / "synthetic.jsonl"
-PROCESS_FAULTS = {"crash", "exit", "hang", "out_of_memory"}
+PROCESS_FAULTS = {"crash", "exit", "hang", "hang_in_load", "out_of_memory", "drop_answer"}
 
 
 def load(model_path: Path = REFERENCE, progress=lambda *_: None, cell: dict | None = None, **engine_args) -> SimulatedBackend:

@@ -6,7 +6,7 @@ import gc
 import platform
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.worker.backends.transformers import (
@@ -27,6 +27,7 @@ from pytest_llminfer.worker.backends.transformers.packages import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Self
 
     import torch
 
