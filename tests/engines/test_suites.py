@@ -90,6 +90,13 @@ def test_memory_budget_is_red_for_a_leak(suite) -> None:
     assert outcomes(result) == {"failed": 1}
 
 
+def test_memory_budget_is_red_for_a_peak(suite) -> None:
+    assert outcomes(suite("memory_budget", "-k", "peak and run")) == {"passed": 1}
+    result = suite("memory_budget", "-k", "peak and run", fault="hog")
+    result.stdout.fnmatch_lines(["*run peak is * bytes above its budget*"])
+    assert outcomes(result) == {"failed": 1}
+
+
 def test_throughput_is_red_for_a_slower_model(suite, tmp_path: Path) -> None:
     suite("throughput", "--update-baselines", "-k", "decode", baselines=tmp_path)
     result = suite("throughput", "-k", "decode", fault="sleep", baselines=tmp_path)
