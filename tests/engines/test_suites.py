@@ -21,8 +21,10 @@ FAULTY = """
 
 
 @pytest.fixture
-def suite(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
     """Run one suite in a folder of its own, its engine with or without a fault."""
+    # pytest-benchmark switches itself off where it sees a worker of pytest-xdist, which may be what runs this test.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
 
     def run(name: str, *arguments: str, fault: str = "", baselines: Path = REPOSITORY / "baselines") -> pytest.RunResult:

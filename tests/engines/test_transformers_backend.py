@@ -435,5 +435,6 @@ def test_memory_that_runs_out_is_an_answer_and_the_worker_lives_on(fp32, prompts
     with pytest.raises(OutOfMemoryError, match="out of memory while generating for 400 prompts"):
         fp32.generate([prompts[0]] * 400, max_tokens=4)
     fp32.ask("run", path=str(file), function="limit", arguments={"extra": 0})
-    assert fp32.ask("memory")["live_bytes"] == before
+    # Less is possible: what an earlier test left for the garbage collector is gone by now.
+    assert fp32.ask("memory")["live_bytes"] <= before
     assert len(fp32.generate(prompts[:1])) == 1

@@ -292,18 +292,19 @@ def test_the_share_of_altered_answers_is_as_told(backend, prompts):
 
 
 def test_a_slow_engine_takes_its_factor(backend, prompts):
-    slow = load(fault="slow", fault_factor=3.0)
+    # Far apart, since the machine may be busy with other tests.
+    slow = load(fault="slow", fault_factor=20.0)
     for engine in (backend, slow):
         generate(engine, prompts)
     seconds = []
     for engine in (backend, slow):
         runs = []
-        for _ in range(3):
+        for _ in range(2):
             start = time.perf_counter()
             generate(engine, prompts)
             runs.append(time.perf_counter() - start)
         seconds.append(min(runs))
-    assert seconds[1] > 1.5 * seconds[0]
+    assert seconds[1] > 3 * seconds[0]
 
 
 def test_memory_really_runs_out(prompts):
