@@ -84,13 +84,10 @@ class HostMeter:
     measured_by = "process resident set"
 
     def __init__(self) -> None:
-        self._idle = 0
+        self._floor = 0
 
     def start(self) -> None:
-        """Collect garbage and give back what is free, then read the resident set."""
-        gc.collect()
-        _release_free_memory()
-        self._idle = _status_bytes("VmRSS")
+        """Nothing of the model is there yet: what is resident now is the zero of the load peak."""
         self.reset_peak()
 
     def live_bytes(self) -> int:
@@ -101,12 +98,17 @@ class HostMeter:
 
     def peak_bytes(self) -> int:
         """The kernel's peak of the resident set."""
-        return max(_peak_resident() - self._idle, 0)
+        return max(_peak_resident() - self._floor, 0)
 
     def reset_peak(self) -> None:
-        """Freed memory that the allocator holds would stand in for new memory and hide the next peak: give it back first."""
+        """Freed memory that the allocator holds would stand in for new memory and hide the next peak: give it back first.
+
+        What stays resident beside live tensors (pages that the allocator cannot give back, kernels loaded meanwhile) is no part
+        of the next peak: it depends on what ran before. Live tensors are.
+        """
         gc.collect()
         _release_free_memory()
+        self._floor = _status_bytes("VmRSS") - self.live_bytes()
         try:
             _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
         except OSError:
