@@ -100,9 +100,17 @@ def test_memory_budget_is_red_for_a_peak(suite) -> None:
 
 
 def test_throughput_is_red_for_a_slower_model(suite, tmp_path: Path) -> None:
-    suite("throughput", "--update-baselines", "-k", "decode", baselines=tmp_path)
-    result = suite("throughput", "-k", "decode", fault="sleep", baselines=tmp_path)
-    result.stdout.fnmatch_lines(["*decode throughput, batch 8 has not dropped by more than*"])
+    def fair(*arguments: str, fault: str = "") -> pytest.RunResult:
+        """A run in which the machine's own rate did not move meanwhile, as it may where other tests run beside this one."""
+        for _ in range(5):
+            result = suite("throughput", "-k", "decode", *arguments, fault=fault, baselines=tmp_path)
+            if "the device's own rate" not in result.stdout.str():
+                return result
+        pytest.fail("the machine was never steady enough to measure a speed")
+
+    fair("--update-baselines")
+    result = fair(fault="sleep")
+    result.stdout.fnmatch_lines(["*FAIL: decode throughput, batch 8 has not dropped by more than*"])
     assert outcomes(result) == {"failed": 1}
 
 
