@@ -84,7 +84,7 @@ def detect(environ: Mapping[str, str] | None = None, *, timeout_seconds: float =
     """
     environ = os.environ if environ is None else environ
     gpus = visible(parse_nvidia_smi(_ask_nvidia_smi(environ, timeout_seconds)), environ.get("CUDA_VISIBLE_DEVICES"))
-    return describe_machine(gpus, cpu=_cpu_name(), cores=_usable_cores())
+    return describe_machine(gpus, cpu=_cpu_name(), cores=usable_cores())
 
 
 def describe_machine(gpus: Sequence[Gpu], *, cpu: str, cores: int) -> Hardware:
@@ -173,7 +173,8 @@ def _cpu_name() -> str:
     return name or platform.processor() or platform.machine()
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Processor cores that this process may use; macOS cannot tell and says how many there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llminfer import options
 from pytest_llminfer.baselines.provenance import provenance, working_commit
-from pytest_llminfer.baselines.record import BaselineKey, Difference, Record, differing, entry_name
+from pytest_llminfer.baselines.record import BaselineKey, Difference, Record, differing, entry_name, plain
 from pytest_llminfer.baselines.store import BaselineSource, LayeredSource, Store
 from pytest_llminfer.session_report import MISSING, RECORD, USED
 from pytest_llminfer.verdict import Outcome, Verdict
@@ -87,7 +87,7 @@ class Baseline:
         mode = self._settings.update_baselines if spec.num_gpus == 1 else ""
         if mode == "all" or (mode == "new" and record is None):
             comparable = record is not None and not differing(record.conditions, conditions)
-            expected = Record(dict(observed(record.expected if record is not None and comparable else None)), {}, {}).expected
+            expected = plain(observed(record.expected if record is not None and comparable else None), "expected")
             versions = {**info.versions, "pytest": pytest.__version__}
             commit = working_commit(self._item.config.rootpath, baselines=self._settings.baselines)
             facts = provenance(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.errors import EngineStartError
+from pytest_llminfer.hardware import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,9 +58,4 @@ def default_threads() -> str:
     if given := os.environ.get("OMP_NUM_THREADS"):
         return given
     sessions = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    return str(max(1, _cores() // sessions - 1))
-
-
-def _cores() -> int:
-    """Those that this process may use; macOS cannot tell and says how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return str(max(1, usable_cores() // sessions - 1))
