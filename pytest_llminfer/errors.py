@@ -43,7 +43,7 @@ class EngineStartError(EngineError):
 
 
 class EngineDiedError(EngineError):
-    """The worker process ended by itself; the message has its signal or exit status and its last words."""
+    """The worker or a process of its engine ended by itself; the message has its signal or exit status and its last words."""
 
 
 class EngineHungError(EngineError):
@@ -67,6 +67,7 @@ WORKER_ERRORS: dict[str, type[LlminferError]] = {
     "bad_input": BadInputError,
     "engine": EngineError,
     "start": EngineStartError,
+    "died": EngineDiedError,
     "out_of_memory": OutOfMemoryError,
 }
 """How an error crosses the process boundary: its kind in the message, and the class raised in the pytest process."""

@@ -118,6 +118,9 @@ class MemoryReport(_FromMessage):
     live_bytes: everything that the framework holds right now (CUDA: the allocator; CPU: all live tensors).
     load_peak_bytes, run_peak_bytes: the highest use while loading, and since the last reset, above what was in use
     before loading. measured_by: how the peaks were read ("torch allocator", "process resident set"), with what resolution_bytes.
+    Where an engine keeps books of its own, in bytes of one device, None where it does not: kv_pool_bytes (keys and values, taken
+    in advance), activation_peak_bytes (of its profiling run), graphs_bytes (captured graphs), non_torch_bytes (what the device
+    holds beside the framework's allocator). Over several ranks every figure is that of the rank with the most.
     """
 
     device: str
@@ -128,6 +131,45 @@ class MemoryReport(_FromMessage):
     run_peak_bytes: int
     measured_by: str
     resolution_bytes: int
+    kv_pool_bytes: int | None = None
+    activation_peak_bytes: int | None = None
+    graphs_bytes: int | None = None
+    non_torch_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KVPool(_FromMessage):
+    """The paged KV cache that an engine takes in advance.
+
+    num_blocks blocks of block_size tokens hold capacity_tokens at once (a reserved block is not counted). dtype: in torch's
+    words. stored_bytes: of the pool's tensors over all layers and all ranks of one replica; bytes_per_token: the same, of one token.
+    max_model_len: the longest sequence.
+    """
+
+    num_blocks: int
+    block_size: int
+    capacity_tokens: int
+    dtype: str
+    stored_bytes: int
+    bytes_per_token: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rank(_FromMessage):
+    """One process that holds a part of the model.
+
+    name: as the engine or the operating system calls the process. device: "cpu", or the exact id of its accelerator.
+    weights_bytes: what it holds of the parameters.
+    """
+
+    pid: int
+    name: str
+    device: str
+    weights_bytes: int
+    tp_rank: int = 0
+    pp_rank: int = 0
+    dp_rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)

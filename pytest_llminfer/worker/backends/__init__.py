@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+_HERE = "pytest_llminfer.worker.backends"
+SERVED = f"{_HERE}.serving.backend:ServedBackend"
+"""For every cell whose engine is asked through its own server."""
+
 BACKENDS: dict[str, str] = {
-    "simulated": "pytest_llminfer.worker.backends.simulated.backend:SimulatedBackend",
-    "transformers": "pytest_llminfer.worker.backends.transformers.backend:TransformersBackend",
+    "llamacpp": f"{_HERE}.llamacpp.backend:LlamacppBackend",
+    "openai": f"{_HERE}.openai.backend:OpenaiBackend",
+    "sglang": f"{_HERE}.sglang.backend:SglangBackend",
+    "simulated": f"{_HERE}.simulated.backend:SimulatedBackend",
+    "transformers": f"{_HERE}.transformers.backend:TransformersBackend",
+    "vllm": f"{_HERE}.vllm.backend:VllmBackend",
 }
 """Engine name to ``module:Class``."""

@@ -21,15 +21,19 @@ class Progress(Protocol):
 
 
 class Backend(Protocol):
-    """One engine replica, loaded once. Requests come one at a time, in keyword arguments, and are answered with a Message.
+    """One engine replica (``spec.replica``), loaded once. Requests come one at a time, in keyword arguments, and are answered with
+    a Message.
 
     A request that the engine cannot answer raises ``UnsupportedError`` with the reason; its name is then missing from
     ``capabilities`` too. Field names of every answer are those of the classes in ``pytest_llminfer.observations``.
+    When a process of the engine has died, whatever was asked raises ``EngineDiedError`` that names it; memory that does not
+    suffice raises ``OutOfMemoryError``. Processes that the engine starts stay in the worker's process group, which is killed as one.
     """
 
     capabilities: frozenset[str]
-    """Names of the requests that are answered: ``generate``, ``generate:loop``, ``generate:no_cache``, ``score``,
-    ``layout``, ``memory``, ``kv_cache``, ``settings``, ``calibrate``, ``run``."""
+    """Names of the requests that are answered: ``generate``, ``generate:loop``, ``generate:no_cache``, ``generate:messages``,
+    ``generate:logprobs``, ``score``, ``score:decode``, ``layout``, ``memory``, ``kv_cache``, ``kv_pool``, ``ranks``, ``settings``,
+    ``calibrate``, ``run``. Known after ``load``."""
 
     def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
         """Remember the arguments. ``model_path``: a folder with config.json, or the id of a model that the engine fetches."""
@@ -43,6 +47,8 @@ class Backend(Protocol):
         sampling: every field of ``Sampling``. logprobs: how many top log-probabilities a step, 0 for none.
         route: ``engine`` (the engine's own generation, batched), ``loop`` (a hand-written loop over the cache, one token a
         step), ``no_cache`` (the whole prefix computed anew at every step).
+        A prompt is a list of token ids; with the capability ``generate:messages`` it is a conversation, a list of
+        ``{"role", "content"}``, to which the server applies its chat template.
         """
 
     def score(self, *, sequences: Sequence[Sequence[int]], route: str = "prefill") -> Message:
@@ -59,6 +65,12 @@ class Backend(Protocol):
 
     def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:
         """The fields of ``CacheReport`` for one prompt and ``extend`` tokens decoded after it."""
+
+    def kv_pool(self) -> Message:
+        """The fields of ``KVPool``."""
+
+    def ranks(self) -> Message:
+        """``{"ranks": [fields of Rank, …]}``: every process that holds a part of the model, alive now."""
 
     def settings(self) -> Message:
         """``{"resolved": {...}, "defaults": {...}}``: the configuration in force, and the engine's own defaults."""
