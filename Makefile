@@ -1,16 +1,19 @@
 # `make suites`: the suites on the bundled reference model. `make test`: the tests of the harness. Both set up .venv first.
 PYTHON ?= python3
+comma := ,
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Half the cores: engine workers bring threads of their own.
 PROCESSES ?= $(shell expr \( $$(nproc 2>/dev/null || echo 2) + 1 \) / 2)
+# What `make suites` tests unless ARGS says otherwise.
+ARGS_OF_SUITES := $(or $(ARGS),--quantization=none$(comma)int8$(comma)nf4$(comma)fp4)
 DEFAULT_ENGINE := suites,transformers,bitsandbytes
 
 .PHONY: suites test test-oldest lint benchmarks clean
 
 suites: $(VENV)/.suites
-	$(BIN)/python -m pytest suites/ $(ARGS)
+	$(BIN)/python -m pytest suites/ $(ARGS_OF_SUITES)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest tests/ -n $(PROCESSES) $(ARGS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields
+import time
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,25 @@ MAX_TOKENS = {SYNTHETIC: 256}
 DEFAULT_MAX_TOKENS = 512
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The graded answers of one engine by question id, the seconds that all of them took, and the tokens generated."""
+
+    answers: dict[str, Answer]
+    seconds: float
+    tokens: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers, by the flexible reading."""
+        return sum(answer.flexible for answer in self.answers.values()) / len(self.answers)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens over the time of the whole set, prefill included."""
+        return self.tokens / self.seconds
+
+
 class QuestionSet:
     """The questions of a dataset in their fixed order, worded for one model.
 
@@ -37,6 +57,7 @@ class QuestionSet:
 
     def __init__(self, dataset: Dataset, model: Model, limit: int | None) -> None:
         self.dataset, self._model, self._limit = dataset, model, limit
+        self._answered: dict[Engine, Answered] = {}
         self.sampling = Sampling(max_tokens=MAX_TOKENS.get(dataset.name, DEFAULT_MAX_TOKENS))
 
     @cached_property
@@ -44,28 +65,43 @@ class QuestionSet:
         return self.dataset.ordered(ORDER_SEED)
 
     @cached_property
+    def _texts(self) -> list[str]:
+        return [ZERO_SHOT.format(question=problem.question) for problem in self._problems]
+
+    @cached_property
     def _prompts(self) -> list[list[int]]:
         if not self._model.has_tokenizer:
             raise UnsupportedError(f"{self._model.name} has no tokenizer, so it cannot be asked questions")
-        texts = [ZERO_SHOT.format(question=problem.question) for problem in self._problems]
+        texts = self._texts
         return self._model.encode_many([self._model.render_chat(text) for text in texts] if self._model.chat_template else texts)
 
-    @cached_property
-    def conditions(self) -> dict[str, Any]:
+    def prompts(self, engine: Engine, count: int | None = None) -> list[Any]:
+        """The first ``count`` prompts: token ids, or conversations for a server that applies a chat template of its own."""
+        if engine.supports("generate:messages"):
+            return [[{"role": "user", "content": text}] for text in self._texts[:count]]
+        return self._prompts[:count]
+
+    def conditions(self, engine: Engine) -> dict[str, Any]:
         """What must be equal for two runs to be compared; the number of questions need not be."""
+        if engine.supports("generate:messages"):
+            text = "\n".join(self._texts)
+            prompts, template = hashlib.sha256(text.encode()).hexdigest(), "the server's"
+        else:
+            prompts = prompts_sha256(self._prompts)
+            template = hashlib.sha256(self._model.chat_template.encode()).hexdigest()
         return {
             "dataset": self.dataset.name,
             "dataset_sha256": self.dataset.sha256,
             "order_seed": ORDER_SEED,
-            "prompts_sha256": prompts_sha256(self._prompts),
-            "chat_template_sha256": hashlib.sha256(self._model.chat_template.encode()).hexdigest(),
+            "prompts_sha256": prompts,
+            "chat_template_sha256": template,
             "extractors": EXTRACTORS,
             "sampling": self.sampling.to_dict(),
         }
 
     def count(self, engine: Engine) -> int:
         """How many questions this engine is asked."""
-        default = CPU_QUESTIONS if engine.info.device == "cpu" else len(self._problems)
+        default = len(self._problems) if engine.info.device not in ("cpu", "remote") else CPU_QUESTIONS
         return min(self._limit or default, len(self._problems))
 
     def record(self, engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -73,12 +109,27 @@ class QuestionSet:
         count = max(self.count(engine), previous["questions"] if previous else 0)
         return self.pack(self.ask(engine, count))
 
+    def answered(self, engine: Engine) -> Answered:
+        """As many questions as the session asks, put to an engine once however often they are asked for."""
+        if engine not in self._answered:
+            started = time.perf_counter()
+            generations = engine.generate(self.prompts(engine, self.count(engine)), self.sampling)
+            seconds = time.perf_counter() - started
+            tokens = sum(len(generation.token_ids) for generation in generations)
+            self._answered[engine] = Answered(self._graded(generations), seconds, tokens)
+        return self._answered[engine]
+
     def ask(self, engine: Engine, count: int | None = None) -> dict[str, Answer]:
         """The graded answers by question id, in the fixed order; ``count`` of them, or as many as the session asks."""
-        count = self.count(engine) if count is None else count
-        generations = engine.generate(self._prompts[:count], self.sampling)
+        answered = self.answered(engine)
+        if count is None or count == len(answered.answers):
+            return answered.answers
+        return self._graded(engine.generate(self.prompts(engine, count), self.sampling))
+
+    def _graded(self, generations: Sequence[Generation]) -> dict[str, Answer]:
         return {
-            problem.id: _grade(problem, generation) for problem, generation in zip(self._problems[:count], generations, strict=True)
+            problem.id: _grade(problem, generation)
+            for problem, generation in zip(self._problems[: len(generations)], generations, strict=True)
         }
 
     def pack(self, answers: Mapping[str, Answer]) -> dict[str, Any]:

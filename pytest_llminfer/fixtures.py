@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer import judging, options
+from pytest_llminfer import judging, options, spreading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from pytest_llminfer.answering import QuestionSet
+    from pytest_llminfer.answering import Answered, QuestionSet
     from pytest_llminfer.datasets.load import Dataset
     from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.greedy import Greedy
     from pytest_llminfer.hardware import Hardware
     from pytest_llminfer.measuring import Throughput
     from pytest_llminfer.models.model import Model
@@ -68,6 +69,26 @@ def engine(
 
 
 @pytest.fixture(scope="session")
+def greedy(engine: Engine, pytestconfig: pytest.Config) -> Greedy:
+    """The engine's own greedy answers to fixed prompts, in one batch and one by one."""
+    from pytest_llminfer.greedy import Greedy
+
+    return spreading.remember_greedy(pytestconfig, engine.spec, Greedy.ask(engine))
+
+
+@pytest.fixture(scope="session")
+def answered(engine: Engine, gsm8k: QuestionSet, pytestconfig: pytest.Config) -> Answered:
+    """The graded answers of this cell to the session's questions, and how long they took."""
+    return spreading.remember_answers(pytestconfig, engine.spec, gsm8k.answered(engine))
+
+
+@pytest.fixture
+def one_gpu(engine: Engine, pytestconfig: pytest.Config) -> spreading.OneGpu:
+    """What the same cell answered on one GPU, earlier in this session."""
+    return spreading.OneGpu(pytestconfig, engine.spec)
+
+
+@pytest.fixture(scope="session")
 def hardware() -> Hardware:
     """This machine's accelerators, or its processor."""
     from pytest_llminfer.hardware import detect
@@ -90,6 +111,12 @@ def baseline(
 
     settings, source = pytestconfig.stash[options.STASH], open_source(pytestconfig)
     return Baseline(item=request.node, engine=engine, source=source, hardware=hardware, settings=settings, judge=judge)
+
+
+@pytest.fixture
+def spread_table(request: pytest.FixtureRequest, engine: Engine, baseline: Baseline) -> spreading.SpreadTable:
+    """Time and accuracy of this cell, beside those of the others."""
+    return spreading.SpreadTable(request.node, engine.spec, baseline)
 
 
 @pytest.fixture(scope="session")

@@ -82,9 +82,13 @@ def detect(environ: Mapping[str, str] | None = None, *, timeout_seconds: float =
     Takes as long as nvidia-smi does. Where that is missing, fails or says nothing within ``timeout_seconds``, there is no
     accelerator. Never raises.
     """
+    return describe_machine(visible_gpus(environ, timeout_seconds=timeout_seconds), cpu=_cpu_name(), cores=usable_cores())
+
+
+def visible_gpus(environ: Mapping[str, str] | None = None, *, timeout_seconds: float = 10.0) -> list[Gpu]:
+    """The GPUs that ``environ`` (of this process, unless given) leaves visible; none where nvidia-smi does not answer."""
     environ = os.environ if environ is None else environ
-    gpus = visible(parse_nvidia_smi(_ask_nvidia_smi(environ, timeout_seconds)), environ.get("CUDA_VISIBLE_DEVICES"))
-    return describe_machine(gpus, cpu=_cpu_name(), cores=usable_cores())
+    return visible(parse_nvidia_smi(_ask_nvidia_smi(environ, timeout_seconds)), environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def describe_machine(gpus: Sequence[Gpu], *, cpu: str, cores: int) -> Hardware:

@@ -15,7 +15,7 @@ CELL = "llminfer_cell"
 VERDICT = "llminfer_verdict"
 LOADED = "llminfer_loaded"
 LOADS = pytest.StashKey[list[dict[str, Any]]]()
-"""Engine loads that no report has carried to the controller yet: ``{"cell": id, "seconds": float}``."""
+"""Engine loads that no report has carried to the controller yet: ``{"cell": id, "phases": {name: seconds}}``."""
 
 WORDS = {
     "inconclusive": ("inconclusive", "i", ("INCONCLUSIVE", {"yellow": True})),

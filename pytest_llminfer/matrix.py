@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_llminfer.options import Options
     from pytest_llminfer.spec import EngineSpec
 
@@ -22,27 +24,43 @@ def expand(options: Options) -> tuple[EngineSpec, ...]:
         pytest.UsageError: a name that does not exist, or parallel sizes that do not fit the GPUs.
     """
     from pytest_llminfer.errors import InvalidSpecError
-    from pytest_llminfer.spec import EngineSpec
+    from pytest_llminfer.spec import EngineSpec, read_engine
 
     cells = []
     spreads = _spreads(options)
     for engine, model, weights, dtype, quantization, kv_dtype in itertools.product(
         options.engine, options.model, options.weights, options.dtype, options.quantization, options.kv_dtype
     ):
-        name, _, environment = engine.partition("@")
-        for tp, pp, dp in spreads:
+        for tp, pp, dp, replication in spreads:
             try:
-                cells.append(EngineSpec(name, environment, model, weights, dtype, quantization, kv_dtype, tp, pp, dp))
+                name, environment = read_engine(engine)
+                place = (name, environment, model, weights, dtype, quantization, kv_dtype, tp, pp, dp, replication)
+                cells.append(EngineSpec(*place, serve=options.serve))
             except InvalidSpecError as error:
-                flag = "--" + error.name.replace("_", "-")
+                flag = "--" + error.name.replace("distribution", "engine").replace("_", "-")
                 raise pytest.UsageError(f"{flag}: {error}") from None
+    _check_addresses(cells)
     if not cells:
         raise pytest.UsageError("no cell to test: --engine, --model, --dtype and --quantization each need a value")
     return tuple(dict.fromkeys(cells))
 
 
-def _spreads(options: Options) -> list[tuple[int, int, int]]:
-    """(tp, pp, dp) triples: as chosen, or with ``--gpus=N`` alone one GPU, dp=N and tp=N side by side."""
+def _check_addresses(cells: Iterable[EngineSpec]) -> None:
+    for cell in cells:
+        if cell.engine == "openai" and not cell.is_remote:
+            raise pytest.UsageError("--engine=openai needs an address: openai@http://host:port/v1")
+        if cell.is_remote and cell.engine != "openai":
+            raise pytest.UsageError(f"--engine: a server at an address is the engine openai: openai@{cell.environment}")
+
+
+def _spreads(options: Options) -> list[tuple[int, int, int, str]]:
+    """(tp, pp, dp, replication): as chosen, or with ``--gpus=N`` alone one GPU, dp=N and tp=N side by side."""
+    sizes = _sizes(options)
+    # How replicas are made is a question only where there are any.
+    return list(dict.fromkeys((tp, pp, dp, kind if dp > 1 else "workers") for tp, pp, dp in sizes for kind in options.replication))
+
+
+def _sizes(options: Options) -> list[tuple[int, int, int]]:
     gpus = options.gpus
     if not (options.tp or options.pp or options.dp):
         return [(1, 1, 1)] if gpus in (None, 1) else [(1, 1, 1), (1, 1, gpus), (gpus, 1, 1)]
@@ -72,11 +90,11 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
 
 
 def _applies(cell: EngineSpec, definition: pytest.Item) -> bool:
-    """``llminfer_only(engine=..., quantization=...)``: every field named must have one of the values given."""
+    """``llminfer_only(engine=..., parallel=True)``: every field named must have one of the values given."""
     for marker in definition.iter_markers("llminfer_only"):
         for name, allowed in marker.kwargs.items():
-            if name not in cell.__dataclass_fields__:
-                valid = ", ".join(cell.__dataclass_fields__)
+            if name not in cell.__dataclass_fields__ and name != "parallel":
+                valid = ", ".join([*cell.__dataclass_fields__, "parallel"])
                 raise pytest.UsageError(f"llminfer_only: unknown field {name!r} on {definition.nodeid}; valid: {valid}")
             if getattr(cell, name) not in ((allowed,) if isinstance(allowed, (str, int)) else tuple(allowed)):
                 return False

@@ -29,7 +29,7 @@ MATRIX = (
         "--engine",
         "llminfer_engine",
         "transformers",
-        "engines under test; NAME@/path/to/python runs one in another interpreter",
+        "engines under test: NAME here, NAME@/path/to/python there, NAME==VERSION in an environment made for it, openai@URL",
         "NAME,…",
     ),
     _Option(
@@ -37,11 +37,18 @@ MATRIX = (
     ),
     _Option("--weights", "llminfer_weights", "real", "real, or dummy: random weights of the model's shape", "WEIGHTS,…"),
     _Option("--dtype", "llminfer_dtype", "auto", "auto, bf16, fp16, fp32", "DTYPE,…"),
-    _Option("--quantization", "llminfer_quantization", "none", "none, int8, nf4, fp4", "FORMAT,…"),
+    _Option(
+        "--quantization",
+        "llminfer_quantization",
+        "none",
+        "how weights are stored: none, int8, nf4, gptq, w8a8, q8_0, …",
+        "FORMAT,…",
+    ),
     _Option("--kv-dtype", "llminfer_kv_dtype", "auto", "dtype of the KV cache", "DTYPE,…"),
     _Option("--tp", "llminfer_tp", "", "tensor parallel sizes", "N,…"),
     _Option("--pp", "llminfer_pp", "", "pipeline parallel sizes", "N,…"),
     _Option("--dp", "llminfer_dp", "", "numbers of replicas", "N,…"),
+    _Option("--replication", "llminfer_replication", "workers", "dp as workers of ours, or native: the engine's own", "KIND,…"),
     _Option("--gpus", "llminfer_gpus", "", "GPUs to use: alone it compares one GPU, dp=N and tp=N", "N"),
 )
 OTHER = (
@@ -77,6 +84,8 @@ class Options(NamedTuple):
     tp: tuple[int, ...]
     pp: tuple[int, ...]
     dp: tuple[int, ...]
+    replication: tuple[str, ...]
+    serve: bool
     gpus: int | None
     engine_args: dict[str, Any]
     dataset: str
@@ -108,6 +117,14 @@ def add_options(parser: pytest.Parser) -> None:
         choices=("all", "new"),
         help="record what this run observes: all of it, or with =new only what has no baseline yet",
     )
+    group.addoption(
+        "--serve",
+        dest="llminfer_serve",
+        action="store_true",
+        default=None,
+        help="start each engine's own server and ask it over HTTP (ini: llminfer_serve)",
+    )
+    parser.addini("llminfer_serve", "start each engine's own server and ask it over HTTP", type="bool", default=False)
     group.addoption(
         "--llminfer-strict",
         dest="llminfer_strict",
@@ -154,6 +171,8 @@ def resolve(config: pytest.Config) -> Options:
         tp=numbers("tp"),
         pp=numbers("pp"),
         dp=numbers("dp"),
+        replication=words["replication"],
+        serve=bool(config.getoption("llminfer_serve") or config.getini("llminfer_serve")),
         gpus=gpus[0] if gpus else None,
         engine_args=_read("--engine-args", by_name["engine_args"][1] or "{}", _json_object),
         dataset=by_name["dataset"][1],

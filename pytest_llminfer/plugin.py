@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer import judging, matrix, options, session_report
+from pytest_llminfer import ahead, judging, matrix, options, session_report
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -46,9 +46,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """All tests of a cell together, so that its engine is loaded once."""
     matrix.group_by_cell(items, config.stash[matrix.CELLS])
+    cells = (matrix.cell_of(item) for item in items)
+    config.stash[ahead.ORDER] = tuple(dict.fromkeys(cell for cell in cells if cell is not None))
     for item in items:
         if cell := matrix.cell_of(item):
             item.user_properties.append((judging.CELL, str(cell)))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """No process is left behind, not even one that nobody came to use."""
+    ahead.close(config)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -75,4 +82,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     if config.getoption("dist") == "each":
         return None
-    return CellScheduling(config, log, tuple(str(cell) for cell in config.stash[matrix.CELLS]))
+    return CellScheduling(config, log, {str(cell): str(cell.single) for cell in config.stash[matrix.CELLS]})

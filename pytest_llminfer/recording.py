@@ -67,46 +67,68 @@ class Baseline:
         conditions: Mapping[str, Any],
         n: int | Callable[[Mapping[str, Any]], int],
         per_hardware: bool = False,
+        per_spread: bool = False,
+        by: str = "",
     ) -> Mapping[str, Any]:
         """What is recorded for this cell, to be judged against.
 
         observed: what this run would record, given what is recorded so far (None: nothing); called only to record.
         conditions: what must be equal for the comparison to be fair; a difference makes the test INVALID and names the field.
         n: how many things the record stands for, or how to read that from it.
-        per_hardware: whether the expectation holds on this hardware only.
+        per_hardware: whether the expectation holds on this hardware only. per_spread: whether it depends on how the cell is
+        spread over accelerators, and on whether it is served; otherwise parallel and served cells are judged by the record of
+        the plain one, and never write it. by: another engine whose record is the reference; only that engine writes it.
 
         Ends the test as a skip where a record was made or none exists; with ``--llminfer-strict`` a missing one fails.
         """
-        spec, info, model = self._engine.spec, self._engine.info, self._engine.model
-        machine = self._hardware.without_accelerators() if info.device == "cpu" else self._hardware.using(spec.num_gpus)
-        hardware = machine.key if per_hardware else ANY
-        key = BaselineKey(hardware, model.id, family, entry_name(spec.engine, spec.quantization, info.dtype, info.kv_dtype))
+        spec, model = self._engine.spec, self._engine.model
+        hardware = self._machine.key if per_hardware else ANY
+        key = BaselineKey(hardware, model.id, family, self._entry(by, per_spread=per_spread))
         conditions = {**conditions, "model_sha256": model.sha256}
         record = self._source.load(key)
-        # Parallel cells share the single-GPU entry: they are judged by it and never write it.
-        mode = self._settings.update_baselines if spec.num_gpus == 1 else ""
+        writes = by in ("", spec.engine) and (per_spread or not (spec.parallel or spec.serve))
+        mode = self._settings.update_baselines if writes else ""
         if mode == "all" or (mode == "new" and record is None):
             comparable = record is not None and not differing(record.conditions, conditions)
             expected = plain(observed(record.expected if record is not None and comparable else None), "expected")
-            versions = {**info.versions, "pytest": pytest.__version__}
-            commit = working_commit(self._item.config.rootpath, baselines=self._settings.baselines)
-            facts = provenance(
-                n=n(expected) if callable(n) else n, hardware=machine.describe(), versions=versions, commit=commit, argv=sys.argv
-            )
-            self._note(RECORD, {"key": asdict(key), "expected": expected, "conditions": conditions, "provenance": facts})
+            self._record(key, expected, conditions, n(expected) if callable(n) else n)
             raise pytest.skip.Exception(f"baseline recorded: {key}", _use_item_location=True)
         if record is None:
-            raise self._missing(key)
+            raise self._missing(key, by)
         self._note(USED, asdict(key))
         if different := differing(record.conditions, conditions):
             self._judge(_unfair(key, record, different))
         return record.expected
 
+    def keep(self, family: str, *, observed: Mapping[str, Any], n: int) -> None:
+        """Store what this cell showed on this hardware where baselines are being recorded; nothing is judged by it."""
+        if self._settings.update_baselines:
+            key = BaselineKey(self._machine.key, self._engine.model.id, family, self._entry("", per_spread=True))
+            self._record(key, plain(observed, "observed"), {"model_sha256": self._engine.model.sha256}, n)
+
+    @property
+    def _machine(self) -> Hardware:
+        if self._engine.info.device == "cpu":
+            return self._hardware.without_accelerators()
+        return self._hardware.using(self._engine.spec.num_gpus)
+
+    def _record(self, key: BaselineKey, expected: Any, conditions: Mapping[str, Any], n: int) -> None:
+        versions = {**self._engine.info.versions, "pytest": pytest.__version__}
+        commit = working_commit(self._item.config.rootpath, baselines=self._settings.baselines)
+        facts = provenance(n=n, hardware=self._machine.describe(), versions=versions, commit=commit, argv=sys.argv)
+        self._note(RECORD, {"key": asdict(key), "expected": expected, "conditions": conditions, "provenance": facts})
+
+    def _entry(self, by: str, *, per_spread: bool) -> str:
+        spec, info = self._engine.spec, self._engine.info
+        name = entry_name(by or spec.engine, spec.quantization, info.dtype, info.kv_dtype)
+        words = (["serve"] * spec.serve + spec.spread_words) if per_spread else []
+        return "-".join([name, *words])
+
     def _note(self, name: str, value: Mapping[str, Any]) -> None:
         self._item.user_properties.append((name, json.dumps(value)))
 
-    def _missing(self, key: BaselineKey) -> BaseException:
-        message = f"no baseline for {key}; record it with --update-baselines=new"
+    def _missing(self, key: BaselineKey, by: str) -> BaseException:
+        message = f"no baseline for {key}; record it with {f'--engine={by} and ' * bool(by)}--update-baselines=new"
         self._note(MISSING, asdict(key))
         if self._settings.strict:
             return pytest.fail.Exception(message, pytrace=False)

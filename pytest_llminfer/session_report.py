@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer import judging, matrix, options
+from pytest_llminfer import judging, matrix, options, spreading
 
 if TYPE_CHECKING:
     from pytest_llminfer.report.table import TableEntry
@@ -33,6 +33,7 @@ class SessionReport:
         self._records: list[dict[str, Any]] = []
         self._used: list[dict[str, Any]] = []
         self._missing: list[dict[str, Any]] = []
+        self._spreads: list[dict[str, Any]] = []
         self._lines: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -44,6 +45,7 @@ class SessionReport:
         self._families.setdefault(family)
         self._rows.setdefault(cell, {}).setdefault(family, []).extend(_entries(report))
         takers = {judging.LOADED: self._loads, RECORD: self._records, USED: self._used, MISSING: self._missing}
+        takers[spreading.SPREAD] = self._spreads
         for name, value in report.user_properties:
             if name in takers and report.when != "teardown":
                 takers[name].append(json.loads(str(value)))
@@ -101,9 +103,15 @@ class SessionReport:
             encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001 - pytest has no public way
             for line in render_table(rows, list(self._families), writer.fullwidth, encoding=encoding):
                 terminalreporter.write_line(line)
+            if any(line["spread"] != "single" for line in self._spreads):
+                terminalreporter.write_line("")
+                for line in spreading.render(self._spreads):
+                    terminalreporter.write_line(line)
             if self._loads:
-                loads = ", ".join(f"{load['cell']} {load['seconds']:.1f} s" for load in self._loads)
-                terminalreporter.write_line(f"engine loads: {len(self._loads)} ({loads})")
+                terminalreporter.write_line(f"engine loads: {len(self._loads)}")
+                for load in self._loads:
+                    phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in load["phases"].items())
+                    terminalreporter.write_line(f"    {load['cell']}: {sum(load['phases'].values()):.1f} s ({phases})")
         for line in self._lines:
             terminalreporter.write_line(line, red=line.startswith("ERROR"))
 

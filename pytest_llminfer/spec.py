@@ -98,6 +98,12 @@ class EngineSpec:
         return replace(self, dp=self.dp // self.workers)
 
     @property
+    def spread_words(self) -> list[str]:
+        """How it is spread, in the words of its id: ``["tp2"]``; empty on one accelerator."""
+        words = [f"{name}{getattr(self, name)}" for name in ("tp", "pp", "dp") if getattr(self, name) > 1]
+        return words + ([self.replication] if self.replication != "workers" else [])
+
+    @property
     def is_remote(self) -> bool:
         """Whether the engine is a server that somebody else runs."""
         return self.environment.startswith(("http://", "https://"))
@@ -114,9 +120,7 @@ class EngineSpec:
             parts.append(self.quantization)
         if self.kv_dtype != "auto":
             parts.append(f"kv_{self.kv_dtype}")
-        parts += [f"{name}{getattr(self, name)}" for name in ("tp", "pp", "dp") if getattr(self, name) > 1]
-        if self.replication != "workers":
-            parts.append(self.replication)
+        parts += self.spread_words
         text = "-".join(parts)
         if self.model != REFERENCE_MODEL:
             text += f":{self.model}"

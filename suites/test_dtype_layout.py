@@ -22,6 +22,7 @@ def test_every_parameter_is_stored_as_declared(engine: Engine, judge: Judge) -> 
             dtype=engine.info.dtype,
             quantization=engine.spec.quantization,
             tied=layout.tied,
+            engine=engine.spec.engine,
         )
     )
 

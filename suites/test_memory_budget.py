@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_llminfer.checks.memory import check_kv_bytes_per_token, check_no_growth, check_peak, check_weights, predict_weights
+from pytest_llminfer.checks.parallelism import expected_rank_weights
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
@@ -17,8 +18,13 @@ REQUESTS = 20
 
 
 def test_weights_take_the_bytes_that_the_configuration_implies(engine: Engine, judge: Judge) -> None:
-    """Two-sided: too small is as wrong as too large."""
-    predicted = predict_weights(shape=engine.model.shape, dtype=engine.info.dtype, quantization=engine.spec.quantization)
+    """Two-sided: too small is as wrong as too large. Of a model that is spread, the fullest rank is meant."""
+    spec = engine.spec
+    of: Any = {"shape": engine.model.shape, "dtype": engine.info.dtype, "quantization": engine.spec.quantization}
+    if spec.tp * spec.pp > 1:
+        predicted = max(expected_rank_weights(**of, engine=spec.engine, tp=spec.tp, pp=spec.pp).values())
+    else:
+        predicted = predict_weights(**of, engine=spec.engine)
     judge(check_weights(report=engine.memory(), predicted=predicted))
 
 
@@ -52,6 +58,7 @@ def test_peak_is_within_its_budget(engine: Engine, baseline: Baseline, judge: Ju
         conditions={"measured_by": report.measured_by},
         n=1,
         per_hardware=report.device != "cpu",
+        per_spread=True,
     )
     budget = int(expected["peak_bytes"])
     judge(

@@ -29,6 +29,7 @@ def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Ju
         conditions=asdict(speed.workload) | throughput.conditions,
         n=len(speed.rounds),
         per_hardware=True,
+        per_spread=True,
     )
     recorded = sessions(expected)
     if speed.is_suspicious(recorded):

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 COMPARED = ("dtype", "shape", "stored_shape", "stored_bytes", "state_bytes", "packing", "block_size", "double_quantized")
 """What must be equal of a tensor, apart from its name."""
 
+REORDERED = {"onednn"}
+"""Packings that put the same values into another order: of no account here."""
+
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -31,16 +34,18 @@ def check_layout(
     quantization: str,
     tied: Iterable[Sequence[str]],
     double_quantized: bool | None = None,
+    engine: str = "transformers",
 ) -> Verdict:
     """Whether every tensor is there, once, with the dtype, shape, packing and bytes that the cell implies, and no other.
 
     dtype: the model's, resolved (fp32, fp16, bf16 or torch's words). tied: the pairs of names that the engine reports as one
-    tensor; a tied output matrix is not a parameter of its own. Bytes are exact, quantization state included (``storage.py``).
+    tensor; a tied output matrix is not a parameter of its own. engine: whose names are meant. Bytes are exact, quantization
+    state included (``storage.py``).
 
     Raises:
         UnsupportedError: a quantization whose storage is not known here.
     """
-    weights = expected_layout(shape=shape, dtype=dtype, quantization=quantization, double_quantized=double_quantized)
+    weights = expected_layout(shape=shape, dtype=dtype, quantization=quantization, double_quantized=double_quantized, engine=engine)
     expected = {weight.parameter.name: _fields(weight.parameter) for weight in weights}
     lines = [*_tie_differences(tied, shape), *_differences(parameters, expected), *_device_differences(parameters)]
     elements, stored = shape.parameter_count, sum(parameter.stored_bytes for parameter in parameters)
@@ -142,7 +147,8 @@ def _verdict(
 
 
 def _fields(parameter: Parameter) -> dict[str, Any]:
-    return {name: getattr(parameter, name) for name in COMPARED}
+    fields = {name: getattr(parameter, name) for name in COMPARED}
+    return fields | ({"packing": ""} if parameter.packing in REORDERED else {})
 
 
 def _differences(parameters: Sequence[Parameter], expected: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -26,13 +26,15 @@ _LEAST_READINGS = 4
 _COARSEST = 16
 
 
-def predict_weights(*, shape: ModelShape, dtype: str, quantization: str, double_quantized: bool | None = None) -> int:
+def predict_weights(
+    *, shape: ModelShape, dtype: str, quantization: str, double_quantized: bool | None = None, engine: str = "transformers"
+) -> int:
     """Bytes of all weights with their quantization state, each tensor once: what their tensors hold, without rounding.
 
     Raises:
         UnsupportedError: a quantization whose storage is not known here.
     """
-    weights = expected_layout(shape=shape, dtype=dtype, quantization=quantization, double_quantized=double_quantized)
+    weights = expected_layout(shape=shape, dtype=dtype, quantization=quantization, double_quantized=double_quantized, engine=engine)
     return sum(weight.parameter.stored_bytes for weight in weights)
 
 

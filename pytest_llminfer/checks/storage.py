@@ -48,6 +48,13 @@ STORAGE: dict[str, dict[str, Storage]] = {
 """Quantization → role → storage."""
 
 
+FUSING = ("vllm", "sglang")
+"""Engines that hold q, k and v of a layer as one matrix, gate and up as another, and fill the vocabulary up to whole blocks."""
+VOCABULARY_BLOCK = 64
+
+_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
     """One weight as it should be found, and the bytes of each tensor that holds it: the weight, then its state."""
@@ -57,22 +64,48 @@ class StoredWeight:
 
 
 def expected_layout(
-    *, shape: ModelShape, dtype: str, quantization: str, double_quantized: bool | None = None
+    *, shape: ModelShape, dtype: str, quantization: str, double_quantized: bool | None = None, engine: str = "transformers"
 ) -> tuple[StoredWeight, ...]:
     """Every weight of a model as it should be stored, in the order of the model; devices are left open.
 
     dtype: the model's, in the words of a cell or of torch. double_quantized: whether the absolute maxima of nf4 or fp4 are
-    quantized too; None for what ``STORAGE`` says.
+    quantized too; None for what ``STORAGE`` says. engine: whose names and fusing are meant.
 
     Raises:
         UnsupportedError: a quantization whose storage is not known here: a visible skip.
     """
+    if engine in FUSING and quantization != "none":
+        raise UnsupportedError(f"how {engine} stores quantization {quantization!r} is not known here")
     if quantization not in STORAGE:
         raise UnsupportedError(f"the storage of quantization {quantization!r} is not known here (known: {', '.join(STORAGE)})")
     roles = STORAGE[quantization]
     return tuple(
-        _stored(weight, roles[weight.role], torch_dtype(dtype), double_quantized=double_quantized) for weight in shape.parameters()
+        _stored(weight, roles[weight.role], torch_dtype(dtype), double_quantized=double_quantized)
+        for weight in held_weights(shape, engine)
     )
+
+
+def held_weights(shape: ModelShape, engine: str) -> tuple[WeightShape, ...]:
+    """The weights of a model as an engine holds them: one by one, or with those that it multiplies together in one matrix."""
+    weights = shape.parameters()
+    if engine not in FUSING or shape.architecture == "gpt2":
+        return weights
+    held: dict[str, WeightShape] = {}
+    for weight in weights:
+        name = _fused_name(weight.name)
+        rows, *columns = weight.shape
+        if weight.role in ("embedding", "lm_head"):
+            rows = -(-rows // VOCABULARY_BLOCK) * VOCABULARY_BLOCK
+        before = held[name].shape[0] if name in held else 0
+        held[name] = replace(weight, name=name, shape=(before + rows, *columns))
+    return tuple(held.values())
+
+
+def _fused_name(name: str) -> str:
+    module, _, rest = name.rpartition(".")
+    prefix, _, part = module.rpartition(".")
+    fused = next((whole for whole, parts in _FUSED.items() if part in parts), part)
+    return f"{prefix}.{fused}.{rest}" if prefix else name
 
 
 def _stored(weight: WeightShape, storage: Storage, dtype: str, *, double_quantized: bool | None) -> StoredWeight:

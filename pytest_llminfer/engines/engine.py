@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import inspect
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.engines.launch import local
-from pytest_llminfer.engines.worker_process import WorkerProcess
-from pytest_llminfer.errors import BadInputError, EngineError, EngineStartError, UnsupportedError
+from pytest_llminfer.engines.replica import MAX_DEATHS, Launch, Replica
+from pytest_llminfer.engines.replicas import SharedProgress, at_once, collect, deal, first_of_equal
+from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
 from pytest_llminfer.observations import (
     CacheReport,
     Calibration,
     EngineInfo,
     Generation,
+    KVPool,
     Layout,
     MemoryReport,
+    Rank,
     Sampling,
 )
 
@@ -26,112 +29,105 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from pytest_llminfer.models.model import Model
-    from pytest_llminfer.spec import EngineSpec
+    Prompt = Sequence[int] | str | Sequence[Mapping[str, str]]
 
-MAX_DEATHS = 2
+__all__ = ["MAX_DEATHS", "Engine", "Launch"]
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What it takes to start an engine, once and again after it died.
-
-    timeout: seconds of silence after which the worker counts as hung. variables: for the worker's environment.
-    progress: called with (phase, done, total). log: where the worker's output goes.
-    on_load: called with the engine after every load: the first, a restart, and the one after a death.
-    """
-
-    spec: EngineSpec
-    model: Model
-    engine_args: Mapping[str, Any]
-    variables: Mapping[str, str]
-    timeout: float
-    log: Path
-    progress: Callable[[str, int, int], None] | None = None
-    on_load: Callable[[Engine], None] | None = None
+_ON_ALL = ("run", "layout", "memory", "ranks", "kv_pool")
+"""Asked of every replica: what one of them says need not be true of the others."""
 
 
 class Engine:
-    """One loaded engine. Every method asks the worker; none imports a framework here.
+    """One loaded cell. Every method asks its workers; none imports a framework here.
 
-    A worker that dies or hangs fails the request that saw it; the next request starts a fresh one, twice at the most,
-    whether that one loads or not.
+    With several replicas prompts are dealt out to all of them at once, and come back in order. ``launches``: one a replica.
+    on_load: called with the engine after every load of a replica: the first, a restart, and the one after a death.
     """
 
-    def __init__(self, launch: Launch) -> None:
-        self.spec, self.model = launch.spec, launch.model
-        self.loads = 0
-        self._launch = launch
-        self._deaths = 0
-        self._end: str | None = None
-        self._closed = False
+    def __init__(self, *launches: Launch, on_load: Callable[[Engine, EngineInfo], None] | None = None) -> None:
+        self.spec, self.model = launches[0].spec, launches[0].model
+        self._launch, self._on_load = launches[0], on_load
         self._preparations: list[tuple[Callable[..., Any] | str, dict[str, Any]]] = []
-        self._start()
-
-    def _start(self) -> None:
-        if self._deaths > MAX_DEATHS:
-            raise EngineStartError(
-                f"{self.spec} has died or failed to load {self._deaths} times and is not started again; last: {self._end}"
-            )
+        self._replicas = [Replica(launch, self._loaded(number)) for number, launch in enumerate(launches)]
         try:
-            self._worker, answer = self._load()
-        except Exception as error:
-            self._count_death(error)
-            raise
-        self.loads += 1
-        self.info = EngineInfo.from_message(answer)
-        self._end = None
-        self._closed = False
-        if self._launch.on_load is not None:
-            self._launch.on_load(self)
-        for probe, arguments in self._preparations:
-            self.run(probe, **arguments)
-
-    def _load(self) -> tuple[WorkerProcess, dict[str, Any]]:
-        launch = self._launch
-        worker = WorkerProcess(local.start(launch.spec.environment, launch.variables, launch.log), launch.log)
-        params = {
-            "spec": {**launch.spec.to_dict(), "environment": ""},
-            "model_path": launch.model.path,
-            "engine_args": dict(launch.engine_args),
-        }
-        try:
-            return worker, worker.request("load", params, timeout=launch.timeout, progress=launch.progress)
+            at_once([replica.start for replica in self._replicas])
         except BaseException:
-            worker.kill()
+            self.close()
             raise
 
-    def _count_death(self, error: Exception) -> None:
-        self._deaths += 1
-        self._end = (str(error).splitlines() or [type(error).__name__])[0]
+    def _loaded(self, number: int) -> Callable[[], None]:
+        def loaded() -> None:
+            replica = self._replicas[number]
+            if self._on_load is not None:
+                self._on_load(self, replica.info)
+            for probe, arguments in self._preparations:
+                path, function = _locate(probe)
+                replica.ask("run", {"path": path, "function": function, "arguments": arguments})
+
+        return loaded
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was loaded, of the first replica; the devices of all."""
+        count = sum(replica.info.device_count for replica in self._replicas)
+        return replace(self._replicas[0].info, device_count=count)
+
+    @property
+    def loads(self) -> int:
+        """How often a replica was loaded."""
+        return sum(replica.loads for replica in self._replicas)
+
+    def _need(self, capability: str) -> None:
+        if capability not in self._replicas[0].info.capabilities:
+            raise UnsupportedError(f"{self.spec.engine} cannot answer {capability!r}")
 
     def _ask(self, method: str, *, capability: str = "", **params: Any) -> Any:
-        capability = capability or method
-        if capability not in self.info.capabilities:
-            raise UnsupportedError(f"{self.spec.engine} cannot answer {capability!r}")
-        if self._closed:
-            raise EngineError(f"{self.spec} was closed and cannot answer {method!r}; restart() loads it anew")
-        if self._end is not None:
-            self._start()
-        try:
-            return self._worker.request(method, params, timeout=self._launch.timeout, progress=self._launch.progress)
-        except EngineError as error:
-            if self._worker.ended:
-                self._count_death(error)
-            raise
+        """The first replica's answer; a list of all answers where every replica is asked."""
+        self._need(capability or method)
+        if method in _ON_ALL:
+            return at_once([partial(replica.ask, method, params) for replica in self._replicas])
+        return self._replicas[0].ask(method, params)
+
+    def _deal(
+        self, method: str, items: Sequence[Any], *, field: str, answer: str, capability: str = "", **params: Any
+    ) -> list[Any]:
+        """One answer an item, in order, each replica having done its share."""
+        self._need(capability or method)
+        shares = deal(len(items), len(self._replicas))
+        progress = self._launch.progress
+        shared = SharedProgress(progress, len(shares)) if progress is not None and len(shares) > 1 else None
+        actions = [
+            partial(
+                replica.ask, method, {field: [items[index] for index in share], **params}, shared.of(number) if shared else None
+            )
+            for number, (replica, share) in enumerate(zip(self._replicas, shares, strict=True))
+            if share or number == 0
+        ]
+        answers = [reply[answer] for reply in at_once(actions)]
+        dealt = shares[: len(answers)]
+        for number, (share, given) in enumerate(zip(dealt, answers, strict=True)):
+            self._check_count(number, share, given)
+        return collect(dealt, answers)
 
     @property
     def engine_args(self) -> Mapping[str, Any]:
         """What the engine was given beside its cell and model."""
         return self._launch.engine_args
 
+    @property
+    def has_plain_weights(self) -> bool:
+        """Whether weights and KV cache have the cell's dtype, so that another engine's record may be the reference."""
+        spec, info = self.spec, self.info
+        return spec.weights == "real" and spec.quantization == "none" and info.kv_dtype == info.dtype and not spec.is_remote
+
     def supports(self, capability: str) -> bool:
         """Whether the engine answers this request, by its name in ``EngineInfo.capabilities``."""
-        return capability in self.info.capabilities
+        return capability in self._replicas[0].info.capabilities
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int] | str],
+        prompts: Sequence[Prompt],
         sampling: Sampling | None = None,
         *,
         max_tokens: int = 64,
@@ -139,24 +135,41 @@ class Engine:
         logprobs: int = 0,
         route: str = "engine",
     ) -> list[Generation]:
-        """One answer a prompt, in order; prompts are token ids or text.
+        """One answer a prompt, in order; prompts are token ids, text, or conversations (lists of ``{"role", "content"}``).
 
         ``sampling`` says everything at once; without it decoding is greedy with ``max_tokens`` and ``ignore_eos``.
-        ``route``: ``engine``, ``loop`` (a hand-written loop over the cache) or ``no_cache``.
+        ``route``: ``engine``, ``loop`` (a hand-written loop over the cache) or ``no_cache``. ``logprobs``: how many of the
+        likeliest tokens of each step come with their log-probabilities.
         """
         chosen = sampling or Sampling(max_tokens=max_tokens, ignore_eos=ignore_eos)
-        ids = [self.model.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
-        capability = "generate" if route == "engine" else f"generate:{route}"
-        answer = self._ask(
-            "generate", capability=capability, prompts=ids, sampling=chosen.to_dict(), logprobs=logprobs, route=route
+        if logprobs:
+            self._need("generate:logprobs")
+        outputs = self._deal(
+            "generate",
+            [self._prepared(prompt) for prompt in prompts],
+            field="prompts",
+            answer="outputs",
+            capability="generate" if route == "engine" else f"generate:{route}",
+            sampling=chosen.to_dict(),
+            logprobs=logprobs,
+            route=route,
         )
-        self._check_count(ids, answer["outputs"])
-        return [self._with_text(Generation.from_message(output)) for output in answer["outputs"]]
+        return [self._with_text(Generation.from_message(output)) for output in outputs]
 
-    def _check_count(self, asked: Sized, answers: Sized) -> None:
+    def _prepared(self, prompt: Prompt) -> list[Any]:
+        """Token ids; a conversation as it is where the engine applies its own chat template."""
+        if isinstance(prompt, str):
+            return self.model.encode(prompt)
+        prepared: list[Any] = list(prompt)
+        if prepared and isinstance(prepared[0], dict):
+            return prepared if self.supports("generate:messages") else self.model.chat(prepared)
+        return prepared
+
+    def _check_count(self, replica: int, asked: Sized, answers: Sized) -> None:
         """An answer that is missing cannot be told from one that is in another's place: none of them is used."""
         if len(asked) != len(answers):
-            raise EngineError(f"{self.spec}: asked {len(asked)} prompts, {len(answers)} answers came back")
+            whose = f" of replica {replica}" if len(self._replicas) > 1 else ""
+            raise EngineError(f"{self.spec}: asked {len(asked)} prompts, {len(answers)} answers{whose} came back")
 
     def _with_text(self, generation: Generation) -> Generation:
         if generation.text is not None or not self.model.has_tokenizer:
@@ -165,21 +178,51 @@ class Engine:
 
     def score(self, sequences: Sequence[Sequence[int]], *, route: str = "prefill") -> list[np.ndarray]:
         """Per sequence the log-probabilities (T-1,) in nats of its tokens, each given those before it."""
-        answer = self._ask("score", sequences=[list(ids) for ids in sequences], route=route)
-        self._check_count(sequences, answer["logprobs"])
-        return list(answer["logprobs"])
+        capability = "score" if route == "prefill" else f"score:{route}"
+        items = [list(ids) for ids in sequences]
+        return self._deal("score", items, field="sequences", answer="logprobs", capability=capability, route=route)
 
     def layout(self) -> Layout:
-        """Every stored tensor of the model, tied ones once, and which names are tied."""
-        return Layout.from_message(self._ask("layout"))
+        """Every stored tensor of the model, tied ones once, and which names are tied; the same in every replica.
+
+        Raises:
+            UnsupportedError: the model is spread over ranks, none of which holds all of it.
+            EngineError: the replicas hold different tensors.
+        """
+        if self.spec.tp * self.spec.pp > 1:
+            raise UnsupportedError(f"{self.spec}: no rank holds the whole model; what each holds is judged by test_parallelism")
+        answer, other = first_of_equal(self._ask("layout"))
+        if other is not None:
+            raise EngineError(f"{self.spec}: replica {other} stores its parameters otherwise than replica 0")
+        return Layout.from_message(answer)
 
     def memory(self, *, reset_peak: bool = False) -> MemoryReport:
-        """Bytes by category; ``reset_peak`` starts the run peak anew after this reading."""
-        return MemoryReport.from_message(self._ask("memory", reset_peak=reset_peak))
+        """Bytes by category, of the replica with the most; ``reset_peak`` starts the run peak anew after this reading."""
+        answers = self._ask("memory", reset_peak=reset_peak)
+        largest = {
+            name: max(answer[name] for answer in answers)
+            for name, value in answers[0].items()
+            if isinstance(value, int) and all(isinstance(answer.get(name), int) for answer in answers)
+        }
+        return MemoryReport.from_message(answers[0] | largest)
 
     def kv_cache(self, prompt: Sequence[int], *, extend: int) -> CacheReport:
         """The KV cache after a prompt, and after ``extend`` more tokens."""
         return CacheReport.from_message(self._ask("kv_cache", prompt=list(prompt), extend=extend))
+
+    def kv_pool(self) -> KVPool:
+        """The paged KV cache of a replica: that with the fewest blocks, which is the one that fills first."""
+        return KVPool.from_message(min(self._ask("kv_pool"), key=lambda answer: int(answer["num_blocks"])))
+
+    def ranks(self) -> tuple[Rank, ...]:
+        """Every process that holds a part of the model, in all replicas."""
+        answers = self._ask("ranks")
+        own = len(answers) > 1
+        return tuple(
+            Rank.from_message(rank | ({"dp_rank": number} if own else {}))
+            for number, answer in enumerate(answers)
+            for rank in answer["ranks"]
+        )
 
     def settings(self) -> dict[str, Any]:
         """The resolved configuration and the engine's own defaults."""
@@ -189,14 +232,23 @@ class Engine:
         """What the device can do right now."""
         return Calibration.from_message(self._ask("calibrate"))
 
+    def talk(self, requests: Sequence[Mapping[str, Any]], *, concurrency: int = 1) -> list[dict[str, Any]]:
+        """What a served engine answers over HTTP, one answer a request, ``concurrency`` of them under way at a time."""
+        answer = self._ask("talk", requests=[dict(request) for request in requests], concurrency=concurrency)
+        return list(answer["answers"])
+
+    def stop_server(self) -> dict[str, Any]:
+        """How the engine's own server ended when it was told to; the next request starts it again."""
+        return dict(self._ask("stop", capability="serving:stop"))
+
     def run(self, probe: Callable[..., Any] | str, /, **arguments: Any) -> Any:
-        """What ``probe`` returns, called in the worker with the live model and ``arguments``.
+        """What ``probe`` returns, called in the worker with the live model and ``arguments``; in every replica, the first answers.
 
         ``probe``: a function at the top level of a file that the engine's interpreter can import, or ``"path.py::function"``.
         Arguments and result are plain data and arrays.
         """
         path, function = _locate(probe)
-        return self._ask("run", path=path, function=function, arguments=arguments)["result"]
+        return self._ask("run", path=path, function=function, arguments=arguments)[0]["result"]
 
     def prepare(self, probe: Callable[..., Any] | str, /, **arguments: Any) -> None:
         """:meth:`run` a set-up of the live model now, and again whenever the engine is loaded anew."""
@@ -204,15 +256,15 @@ class Engine:
         self._preparations.append((probe, arguments))
 
     def restart(self) -> None:
-        """End the worker and load the engine anew, with everything as it was first given or prepared."""
-        self._worker.close()
-        self._end = self._end or "ended for a restart"
-        self._start()
+        """End the workers and load the engine anew, with everything as it was first given or prepared."""
+        at_once([replica.restart for replica in self._replicas])
 
     def close(self) -> None:
-        """End the worker and all its processes, which frees the device."""
-        self._closed = True
-        self._worker.close()
+        """End the workers and all their processes, which frees the devices."""
+        for replica in self._replicas:
+            replica.close()
+        if self._launch.lease is not None:
+            self._launch.lease.release()
 
 
 def _locate(probe: Callable[..., Any] | str) -> tuple[str, str]:

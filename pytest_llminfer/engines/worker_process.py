@@ -90,6 +90,14 @@ class WorkerProcess:
                 raise _to_exception(message["error"])
             return message["result"]
 
+    def begin(self, method: str, params: Mapping[str, Any]) -> None:
+        """Ask without waiting; the answer is passed over. A worker that is gone is told by the next request."""
+        self._request_id += 1
+        with contextlib.suppress(OSError, ValueError):
+            stdin = cast("IO[bytes]", self.process.stdin)
+            stdin.write(_encode(self._request_id, method, params))
+            stdin.flush()
+
     def close(self) -> None:
         """Ask the worker to end if it is idle, then end its whole process group whatever it answered."""
         if self.alive and not self._busy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import queue
@@ -78,6 +79,8 @@ class Worker:
                     return
 
     def _answer(self, method: str, params: dict[str, Any]) -> Any:
+        if method == "warm":
+            return self._warm(**params)
         if method == "load":
             return self._load(**params)
         if method == "close":
@@ -88,12 +91,23 @@ class Worker:
             raise EngineStartError(f"{method} was asked for before the engine was loaded")
         return getattr(self._backend, method)(**params)
 
-    def _load(self, spec: dict[str, Any], model_path: str, engine_args: dict[str, Any]) -> Any:
+    def _make(self, spec: dict[str, Any], model_path: str, engine_args: dict[str, Any]) -> Backend:
         cell = EngineSpec(**spec)
         module_name, _, class_name = (SERVED if cell.serve else BACKENDS[cell.engine]).partition(":")
+        backend_class = getattr(importlib.import_module(module_name), class_name)
+        made: Backend = backend_class(cell, model_path, engine_args, self._progress)
+        return made
+
+    def _warm(self, **params: Any) -> Any:
+        """Import the engine ahead of its load; whatever is wrong with it is told by the load."""
+        with contextlib.suppress(Exception):
+            self._make(**params).warm()
+        return {}
+
+    def _load(self, **params: Any) -> Any:
+        cell = EngineSpec(**params["spec"])
         try:
-            backend_class = getattr(importlib.import_module(module_name), class_name)
-            backend: Backend = backend_class(cell, model_path, engine_args, self._progress)
+            backend = self._make(**params)
             info = backend.load()
         except ModuleNotFoundError as error:
             raise EngineStartError(

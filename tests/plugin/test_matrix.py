@@ -60,9 +60,12 @@ def test_a_marker_with_an_unknown_field_is_refused(pytester: pytest.Pytester, ru
     [
         (
             "--engine=transformer",
-            "*--engine: unknown engine 'transformer'; valid: simulated, transformers. Did you mean 'transformers'?",
+            "*--engine: unknown engine 'transformer'; valid: *. Did you mean 'transformers'?",
         ),
-        ("--quantization=nf5", "*--quantization: unknown quantization 'nf5'; valid: none, int8, nf4, fp4. Did you mean 'nf4'?"),
+        ("--engine=vlm==0.33.0", "*--engine: unknown distribution 'vlm'; valid: *. Did you mean 'vllm'?"),
+        ("--engine=openai", "*--engine=openai needs an address: openai@http://host:port/v1"),
+        ("--engine=vllm@http://host/v1", "*--engine: a server at an address is the engine openai: openai@http://host/v1"),
+        ("--quantization=nf5", "*--quantization: unknown quantization 'nf5'; valid: none, int8, nf4, *. Did you mean 'nf4'?"),
         ("--dtype=float", "*--dtype: unknown dtype 'float'; valid: auto, bf16, fp16, fp32*"),
         ("--kv-dtype=fp7", "*--kv-dtype: unknown kv_dtype 'fp7'*"),
         ("--weights=fake", "*--weights: unknown weights 'fake'; valid: real, dummy*"),

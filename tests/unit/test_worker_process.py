@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.engines import engine as engine_module
+from pytest_llminfer.engines.replica import Replica
 from pytest_llminfer.engines import worker_process
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.engines.launch import local
@@ -65,10 +65,10 @@ def launch(tmp_path):
     """Load the simulated engine; all are ended with the test."""
     engines = []
 
-    def launch(**fields) -> Engine:
+    def launch(on_load=None, **fields) -> Engine:
         spec = EngineSpec("simulated")
         settings = {"engine_args": {}, "variables": {}, "timeout": 60.0, "log": tmp_path / "log", **fields}
-        engines.append(Engine(Launch(spec, Model("reference"), **settings)))
+        engines.append(Engine(Launch(spec, Model("reference"), **settings), on_load=on_load))
         return engines[-1]
 
     yield launch
@@ -202,7 +202,7 @@ def test_an_interrupt_in_the_worker_is_an_answer(launch, tmp_path, function, wha
 
 def test_every_load_is_told(launch):
     loads = []
-    engine = launch(engine_args={"fault": "exit"}, on_load=lambda engine: loads.append(engine.info.load_seconds))
+    engine = launch(engine_args={"fault": "exit"}, on_load=lambda _, info: loads.append(info.load_seconds))
     engine.restart()
     with pytest.raises(EngineDiedError):
         engine.generate([[5]], max_tokens=1)
@@ -213,7 +213,7 @@ def test_every_load_is_told(launch):
 @pytest.mark.parametrize(("ask", "answer"), [("generate", {"outputs": []}), ("score", {"logprobs": [1, 2]})])
 def test_a_wrong_number_of_answers_is_an_error(launch, monkeypatch, ask, answer):
     engine = launch()
-    monkeypatch.setattr(engine_module.Engine, "_ask", lambda *_, **__: answer)
+    monkeypatch.setattr(Replica, "ask", lambda *_, **__: answer)
     count = len(next(iter(answer.values())))
     with pytest.raises(EngineError, match=f"asked 1 prompts, {count} answers came back"):
         getattr(engine, ask)([[5, 6]])

@@ -27,7 +27,7 @@ class Backend(Protocol):
     A request that the engine cannot answer raises ``UnsupportedError`` with the reason; its name is then missing from
     ``capabilities`` too. Field names of every answer are those of the classes in ``pytest_llminfer.observations``.
     When a process of the engine has died, whatever was asked raises ``EngineDiedError`` that names it; memory that does not
-    suffice raises ``OutOfMemoryError``. Processes that the engine starts stay in the worker's process group, which is killed as one.
+    suffice raises ``OutOfMemoryError``. Processes that the engine starts stay in the worker's process group, killed as one.
     """
 
     capabilities: frozenset[str]
@@ -37,6 +37,9 @@ class Backend(Protocol):
 
     def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
         """Remember the arguments. ``model_path``: a folder with config.json, or the id of a model that the engine fetches."""
+
+    def warm(self) -> None:
+        """Import the engine, and touch no device: asked of a worker that was started ahead, before its ``load``."""
 
     def load(self) -> Message:
         """Load the model; the fields of ``EngineInfo``."""

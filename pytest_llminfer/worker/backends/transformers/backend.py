@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.worker.backends import probe, requests
 from pytest_llminfer.worker.backends.checkpoint import is_local, read_checkpoint, read_configuration
+from pytest_llminfer.worker.backends.transformers import combine
 from pytest_llminfer.worker.backends.transformers.arguments import Arguments
+from pytest_llminfer.worker.backends.transformers.group import RankGroup, own_rank
 from pytest_llminfer.worker.backends.transformers.packages import require
+from pytest_llminfer.worker.backends.transformers.parallelism import check_heads, check_parallelism
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pytest_llminfer.spec import EngineSpec
     from pytest_llminfer.worker.backends.base import Message, Progress
@@ -23,16 +27,21 @@ if TYPE_CHECKING:
 
 
 class TransformersBackend:
-    """One model of Hugging Face transformers, on the first visible GPU or on the CPU.
+    """One model of Hugging Face transformers, on the first visible GPU or on the CPU; with tp=N on the first N, or in N processes.
 
     torch and transformers are imported by ``load``, so that what is missing is named before anything heavy happens.
+    With tp=N this worker is rank 0: it starts the others as workers like itself, and every request that computes is done by all.
     """
 
     capabilities = frozenset(
-        {"generate", "generate:loop", "generate:no_cache", "score", "layout", "memory", "kv_cache", "settings", "calibrate", "run"}
+        {
+            *("generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode"),
+            *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "run"),
+        }
     )
 
     _live: LiveModel
+    _group: RankGroup | None = None
 
     def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
         self._spec, self._model_path, self._progress = spec, model_path, progress
@@ -40,43 +49,63 @@ class TransformersBackend:
 
     def load(self) -> Message:
         """Look at the arguments and files, import the framework, load the model."""
-        requests.check_parallelism(self._spec)
+        check_parallelism(self._spec)
         arguments = Arguments.read(self._engine_args)
         if is_local(self._model_path):
-            read_configuration(self._model_path)
+            check_heads(read_configuration(self._model_path), self._spec.tp)
             if self._spec.weights == "real":
                 read_checkpoint(Path(self._model_path))
         started = time.perf_counter()
         packages = ["torch", *(("accelerate", "bitsandbytes") if self._spec.quantization != "none" else ())]
-        self._import_framework(packages)
-        live = importlib.import_module("pytest_llminfer.worker.backends.transformers.live")
-        self._live = live.LiveModel.load(self._spec, self._model_path, arguments, self._progress, started=started)
-        return {**self._live.information(*packages), "capabilities": sorted(self.capabilities)}
+        purpose = f"the engine {self._spec}"
+        require("transformers", *packages, *(("accelerate",) if self._spec.tp > 1 else ()), purpose=purpose)
+        if self._spec.tp > 1 and own_rank() == 0:
+            self._group = RankGroup(self._spec.tp)
+
+        def own() -> Message:
+            self._import_framework(packages)
+            live = importlib.import_module("pytest_llminfer.worker.backends.transformers.live")
+            self._live = live.LiveModel.load(self._spec, self._model_path, arguments, self._progress, started=started)
+            return {**self._live.information(*packages), "capabilities": sorted(self.capabilities)}
+
+        params = {"spec": self._spec.to_dict(), "model_path": self._model_path, "engine_args": dict(self._engine_args)}
+        return self._by_all("load", params, own)[0]
 
     def generate(self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine") -> Message:
         """Answers in the order of the prompts; route ``engine`` works in batches, the others prompt by prompt."""
         requests.check_sampling(sampling, route=route)
         requests.check_tokens(prompts, extra=sampling["max_tokens"], **self._live.limits)
-        return {"outputs": self._live.generate(prompts, sampling, logprobs, route)}
+        params = {"prompts": prompts, "sampling": sampling, "logprobs": logprobs, "route": route}
+        return self._by_all("generate", params, lambda: {"outputs": self._live.generate(prompts, sampling, logprobs, route)})[0]
 
     def score(self, *, sequences: Sequence[Sequence[int]], route: str = "prefill") -> Message:
         """Log-probabilities of given tokens; route ``decode`` feeds them one by one."""
         requests.check_route(route, requests.SCORE_ROUTES)
         requests.check_tokens(sequences, least=2, **self._live.limits)
-        return {"logprobs": self._live.score(sequences, route)}
+        params = {"sequences": sequences, "route": route}
+        return self._by_all("score", params, lambda: {"logprobs": self._live.score(sequences, route)})[0]
 
     def layout(self) -> Message:
-        """Every stored tensor, as it is stored now."""
-        return self._live.layout()
+        """Every stored tensor, as it is stored now; of a spread model the whole, its shards put together."""
+        answers = self._by_all("layout", {}, self._live.layout, keep=True)
+        return combine.layout(answers, self._live.whole_shapes()) if len(answers) > 1 else answers[0]
 
     def memory(self, *, reset_peak: bool = False) -> Message:
-        """What is in use now, and the peaks."""
-        return self._live.memory(reset_peak=reset_peak)
+        """What is in use now, and the peaks: of the rank with the most."""
+        own = functools.partial(self._live.memory, reset_peak=reset_peak)
+        return combine.memory(self._by_all("memory", {"reset_peak": reset_peak}, own, keep=True))
 
     def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:
         """The cache after the prompt, and what decoding did to it."""
         requests.check_tokens([prompt], extra=extend, **self._live.limits)
-        return self._live.cache_report(prompt, extend)
+        params = {"prompt": prompt, "extend": extend}
+        answers = self._by_all("kv_cache", params, lambda: self._live.cache_report(prompt, extend), keep=True)
+        return combine.kv_cache(answers, self._live.kv_heads) if len(answers) > 1 else answers[0]
+
+    def ranks(self) -> Message:
+        """This process, and the others that hold a part of the model."""
+        answers = self._by_all("ranks", {}, lambda: {"ranks": [self._live.rank()]}, keep=True)
+        return {"ranks": [entry for answer in answers for entry in answer["ranks"]]}
 
     def settings(self) -> Message:
         """The configuration in force, and the model's own generation defaults, which no request uses."""
@@ -87,14 +116,27 @@ class TransformersBackend:
         return dict(self._live.calibrate())
 
     def run(self, *, path: str, function: str, arguments: Message) -> Message:
-        """The user's function, called with the live model (a ``torch.nn.Module``) whose parameters need no gradient."""
-        return probe.call_probe(path, function, self._live.model, arguments)
+        """The user's function, called with the live model (a ``torch.nn.Module``) whose parameters need no gradient.
+
+        Over several ranks it is called in each of them with its part of the model (the variable RANK tells which one it is), and
+        what it returns in rank 0 is the result.
+        """
+        params = {"path": path, "function": function, "arguments": arguments}
+        return self._by_all("run", params, lambda: probe.call_probe(path, function, self._live.model, arguments))[0]
 
     def close(self) -> None:
-        """Nothing: the end of the process frees the device."""
+        """End the other ranks; the end of a process frees its device."""
+        if self._group is not None:
+            self._group.close()
+
+    def _by_all(self, method: str, params: Message, own: Callable[[], Message], *, keep: bool = False) -> list[Message]:
+        """This process's answer, then those of the ranks that it leads. keep: what another rank answers is needed."""
+        if self._group is not None:
+            return self._group.run(method, params, own)
+        answer = own()
+        return [answer if keep or own_rank() == 0 else {}]
 
     def _import_framework(self, packages: Sequence[str]) -> None:
-        require("transformers", *packages, purpose=f"the engine {self._spec}")
         if is_local(self._model_path):
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         # It repeats one warning at every layer of every step, and asks for a package that would fetch kernels from the network.

@@ -14,9 +14,17 @@ _CUDA_BATCH_TOKENS, _CPU_BATCH_TOKENS = 1 << 17, 1 << 15
 _CACHE_SHARE = 0.4
 
 
-def choose_device() -> torch.device:
-    """The first GPU that this process may see, otherwise the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+def choose_device(rank: int) -> torch.device:
+    """Of the GPUs that this process may see, the one of its rank; otherwise the CPU."""
+    return torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def device_id(device: torch.device) -> str:
+    """The accelerator's id, which holds for every process of the machine; ``cpu`` for the processor."""
+    if device.type != "cuda":
+        return "cpu"
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return f"GPU-{uuid}" if uuid else str(device)
 
 
 def device_name(device: torch.device) -> str:

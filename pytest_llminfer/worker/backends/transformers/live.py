@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import time
 from dataclasses import dataclass
@@ -21,9 +22,13 @@ from pytest_llminfer.worker.backends.transformers import (
     memory,
     scoring,
     settings,
+    sharding,
+    storage,
 )
 from pytest_llminfer.worker.backends.transformers.faults import inference
+from pytest_llminfer.worker.backends.transformers.group import own_rank
 from pytest_llminfer.worker.backends.transformers.packages import versions
+from pytest_llminfer.worker.backends.transformers.parallelism import check_heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -41,8 +46,12 @@ _NO_LIMIT = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class LiveModel:
-    """Every request in the words of torch. limits: vocabulary and positions, as ``requests.check_tokens`` takes them."""
+    """Every request in the words of torch. limits: vocabulary and positions, as ``requests.check_tokens`` takes them.
 
+    Of a model that is spread over ranks this is one rank's part: all of them must be asked the same, in the same order.
+    """
+
+    spec: EngineSpec
     model: Any
     device: torch.device
     dtype: torch.dtype
@@ -66,7 +75,11 @@ class LiveModel:
                 f"transformers keeps keys and values in the dtype of the model ({loading.SPEC_DTYPES[dtype]}); "
                 f"kv_dtype={spec.kv_dtype} is not possible"
             )
-        place = device.choose_device()
+        if spec.tp > 1:
+            check_heads(config.to_dict(), spec.tp)
+            sharding.check_plan(config)
+            sharding.join(spec)
+        place = device.choose_device(own_rank())
         loading.model_class(config)
         device.warm_up(place, dtype)
         # What the imports have made stays: later collections, and the count of live tensors, need not walk through it.
@@ -82,7 +95,9 @@ class LiveModel:
         end_token_ids, defaults = ending.end_token_ids(model), settings.generation_defaults(model)
         ending.forget_generation_defaults(model)
         text = config.get_text_config()
+        batch_tokens = arguments.max_batch_tokens or device.default_batch_tokens(place, device.cache_bytes_per_token(config, dtype))
         return cls(
+            spec=spec,
             model=model,
             device=place,
             dtype=dtype,
@@ -91,8 +106,7 @@ class LiveModel:
             load_seconds={"import": imported - started, "load": loaded - imported},
             end_token_ids=end_token_ids,
             generation_defaults=defaults,
-            max_batch_tokens=arguments.max_batch_tokens
-            or device.default_batch_tokens(place, device.cache_bytes_per_token(config, dtype)),
+            max_batch_tokens=sharding.agree_on_least(batch_tokens, place) if spec.tp > 1 else batch_tokens,
             limits={"vocab_size": text.vocab_size, "max_positions": getattr(text, "max_position_embeddings", None) or _NO_LIMIT},
             progress=progress,
         )
@@ -106,7 +120,7 @@ class LiveModel:
             "kv_dtype": loading.SPEC_DTYPES[self.dtype],
             "device": self.device.type,
             "device_name": device.device_name(self.device),
-            "device_count": 1,
+            "device_count": self.spec.tp,
             "versions": {
                 "engine": found["transformers"],
                 **found,
@@ -148,7 +162,35 @@ class LiveModel:
 
     def settings(self) -> dict[str, Any]:
         """The configuration in force, and the model's own defaults."""
-        return settings.report(self.model, self.generation_defaults, max_batch_tokens=self.max_batch_tokens)
+        return settings.report(
+            self.model,
+            self.generation_defaults,
+            max_batch_tokens=self.max_batch_tokens,
+            tp_size=self.spec.tp,
+            tp_plan=sharding.plan(self.model) if self.spec.tp > 1 else {},
+        )
+
+    def rank(self) -> dict[str, Any]:
+        """The fields of ``Rank`` for this process."""
+        number = own_rank()
+        tensors = (tensor for weight in storage.weights(self.model) for tensor in (weight.tensor, *weight.state))
+        return {
+            "pid": os.getpid(),
+            "name": f"transformers rank {number}",
+            "device": device.device_id(self.device),
+            "weights_bytes": storage.StorageCount().new_bytes(tensors),
+            "tp_rank": number,
+        }
+
+    def whole_shapes(self) -> Mapping[str, Sequence[int]]:
+        """Shapes of the whole model's parameters, by name."""
+        return sharding.whole_shapes(type(self.model), self.model.config)
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads of a layer of the whole model."""
+        text = self.model.config.get_text_config()
+        return getattr(text, "num_key_value_heads", None) or int(text.num_attention_heads)
 
     def calibrate(self) -> dict[str, float]:
         """The fields of ``Calibration``."""

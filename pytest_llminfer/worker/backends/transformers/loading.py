@@ -9,9 +9,11 @@ import torch
 import transformers
 
 from pytest_llminfer.errors import BadInputError, EngineStartError, UnsupportedError
+from pytest_llminfer.worker.backends.transformers import sharding
 from pytest_llminfer.worker.backends.transformers.dummy import random_state_dict
 from pytest_llminfer.worker.backends.transformers.faults import out_of_memory_named
 from pytest_llminfer.worker.backends.transformers.quantization import keep_4bit_layout, quantization_config
+from pytest_llminfer.worker.backends.transformers.storage import own_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +77,9 @@ def load_model(
     keywords: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, **arguments.from_pretrained}
     if (quantization := quantization_config(spec.quantization)) is not None:
         keywords["quantization_config"] = quantization
-    if device.type == "cuda" or quantization is not None:
+    if spec.tp > 1:
+        keywords |= sharding.from_pretrained_keywords(spec.tp)
+    elif device.type == "cuda" or quantization is not None:
         keywords.setdefault("device_map", {"": device})
     progress("loading", 0, 1)
     with out_of_memory_named("loading the model"):
@@ -86,6 +90,8 @@ def load_model(
                 raise
             raise EngineStartError(f"transformers cannot load {model_path}: {_one_line(error)}") from error
     _check_complete(model_path, report)
+    if spec.tp > 1:
+        sharding.free_the_rest(model)
     if not arguments.repack_4bit_for_cpu:
         keep_4bit_layout(model)
     gc.collect()
@@ -103,7 +109,8 @@ def _from_pretrained(
     chosen = model_class(config)
     if spec.weights == "real":
         return chosen.from_pretrained(model_path, config=config, **keywords)  # type: ignore[no-any-return]
-    state = random_state_dict(chosen, config, dtype, shared=device.type == "cuda")
+    # Of a spread model each rank keeps copies of its shards, so that here too one buffer is enough.
+    state = random_state_dict(chosen, config, dtype, shared=device.type == "cuda" or spec.tp > 1)
     return chosen.from_pretrained(None, config=config, state_dict=state, **keywords)  # type: ignore[no-any-return]
 
 
@@ -119,7 +126,7 @@ def _check_complete(model_path: str, report: dict[str, Any]) -> None:
 def _touch(model: Any) -> None:
     """Read one byte of every page: mapped weights count as resident only once they were read."""
     for tensor in [*model.parameters(), *model.buffers()]:
-        data = tensor.detach()
+        data = own_part(tensor.detach())
         if data.is_contiguous() and data.numel():
             data.view(-1).view(torch.uint8)[::4096].sum()
 

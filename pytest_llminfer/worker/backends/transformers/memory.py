@@ -143,7 +143,8 @@ def report(model: Any, device: torch.device, meter: Meter, *, load_peak_bytes: i
 
 
 def _holds_host_memory(tensor: torch.Tensor) -> bool:
-    return bool(tensor.device.type == "cpu" and tensor.layout == torch.strided)
+    """Not the handle of a tensor that is spread over ranks: this rank's part of it is a tensor of its own."""
+    return bool(tensor.device.type == "cpu" and tensor.layout == torch.strided and not hasattr(type(tensor), "to_local"))
 
 
 def _status_bytes(field: str) -> int:

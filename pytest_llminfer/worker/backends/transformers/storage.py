@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A named tensor of the model, the tensors that its quantization adds, and the module that owns it."""
+    """A named tensor of the model, the tensors that its quantization adds, and the module that owns it.
+
+    Of a model that is spread over ranks, tensor is this rank's part.
+    """
 
     name: str
     tensor: torch.Tensor
@@ -28,7 +31,17 @@ def weights(model: Any) -> Iterator[Weight]:
         for name, tensor in _own_weights(module):
             if id(tensor) not in seen:
                 seen.add(id(tensor))
-                yield Weight(f"{prefix}.{name}" if prefix else name, tensor, tuple(_quantization_state(module, tensor)), module)
+                state = tuple(_quantization_state(module, tensor))
+                yield Weight(f"{prefix}.{name}" if prefix else name, own_part(tensor), state, module)
+
+
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor that may be spread over ranks."""
+    if not hasattr(tensor, "to_local"):
+        return tensor
+    with torch.no_grad():
+        part: torch.Tensor = tensor.to_local()
+    return part
 
 
 def tied(model: Any) -> list[list[str]]:

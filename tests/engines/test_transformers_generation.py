@@ -1,76 +1,22 @@
-"""The transformers backend on the reference model, in a worker process as tests use it; torch stays out of this process."""
+"""Generation, scores and the cache of the transformers backend, in a worker process as tests use it."""
 
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import pytest_llminfer
-from pytest_llminfer.checks.storage import expected_layout
-from pytest_llminfer.engines.launch import local
-from pytest_llminfer.engines.worker_process import WorkerProcess
-from pytest_llminfer.errors import BadInputError, EngineError, EngineStartError, OutOfMemoryError, UnsupportedError
-from pytest_llminfer.models.shape import ModelShape
-from pytest_llminfer.observations import Parameter, Sampling
+from pytest_llminfer.errors import BadInputError, EngineError, OutOfMemoryError, UnsupportedError
+from pytest_llminfer.observations import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.simulated.backend import SimulatedBackend
 
-REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
-QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
-PROBLEMS = Path(pytest_llminfer.__file__).parent / "datasets" / "synthetic.jsonl"
-
-
-# What the framework holds beside the weights: small buffers on a CPU, the workspace of cuBLAS on a GPU.
-BESIDE_WEIGHTS = {"cpu": 1 << 16, "cuda": 1 << 26}
-
-
-class Worker:
-    """A worker that hosts the backend, and its requests by name."""
-
-    def __init__(self, log: Path, **variables: str) -> None:
-        self.process = WorkerProcess(local.start("", {"OMP_NUM_THREADS": "2", **variables}, log), log)
-        self.progress: list[tuple[str, int, int]] = []
-
-    def load(self, model_path: Path = REFERENCE, engine_args: dict | None = None, **cell: object):
-        spec = EngineSpec("transformers", **cell).to_dict()
-        return self.ask("load", spec=spec, model_path=str(model_path), engine_args=engine_args or {})
-
-    def ask(self, method: str, **params: object):
-        return self.process.request(method, params, timeout=300, progress=lambda *step: self.progress.append(step))
-
-    def generate(self, prompts, max_tokens=48, logprobs=0, route="engine", **fields):
-        sampling = Sampling(max_tokens=max_tokens, **fields).to_dict()
-        return self.ask("generate", prompts=prompts, sampling=sampling, logprobs=logprobs, route=route)["outputs"]
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    """Token ids of chat prompts of different lengths."""
-    tokenizers = pytest.importorskip("tokenizers")
-    tokenizer = tokenizers.Tokenizer.from_file(str(REFERENCE / "tokenizer.json"))
-    questions = [json.loads(line)["question"] for line in PROBLEMS.read_text().splitlines()[:12]]
-    form = "Solve it step by step. End with a line of the form #### <number>."
-    chats = [f"<|im_start|>user\n{question}\n\n{form}<|im_end|>\n<|im_start|>assistant\n" for question in questions]
-    return [tokenizer.encode(chat).ids for chat in chats]
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    workers = []
-
-    def start(**variables: str) -> Worker:
-        worker = Worker(tmp_path_factory.mktemp("worker") / "log", **variables)
-        workers.append(worker)
-        return worker
-
-    yield start
-    for worker in workers:
-        worker.process.kill()
+WORKERS = runpy.run_path(str(Path(__file__).with_name("transformers_workers.py")))
+REFERENCE, tokens, prompts, start = (WORKERS[name] for name in ("REFERENCE", "tokens", "prompts", "start"))
 
 
 @pytest.fixture(scope="module")
@@ -80,23 +26,11 @@ def fp32(start):
     return worker
 
 
-@pytest.fixture(scope="module", params=QUANTIZATIONS)
-def quantized(request, start):
-    worker = start()
-    worker.quantization = request.param
-    worker.info = worker.load(quantization=request.param)
-    return worker
-
-
 @pytest.fixture(scope="module")
 def simulated():
     backend = SimulatedBackend(EngineSpec("simulated"), str(REFERENCE), {}, lambda *_: None)
     backend.load()
     return backend
-
-
-def tokens(outputs):
-    return [output["token_ids"] for output in outputs]
 
 
 def test_what_was_loaded_is_told(fp32):
@@ -229,50 +163,6 @@ def test_the_cache_grows_and_keeps_its_prefix(fp32, simulated, prompts):
     assert report["layers"] == other["layers"]
 
 
-def test_every_parameter_is_stored_as_its_format_says(quantized):
-    shape = ModelShape.from_config(json.loads((REFERENCE / "config.json").read_text()))
-    weights = expected_layout(shape=shape, dtype="bf16", quantization=quantized.quantization)
-    expected = {weight.parameter.name: weight.parameter for weight in weights}
-    answer = quantized.ask("layout")
-    found = {entry["name"]: Parameter.from_message({**entry, "device": "cpu"}) for entry in answer["parameters"]}
-    assert found == expected
-    assert answer["tied"] == []
-    assert found["lm_head.weight"].dtype == found["model.embed_tokens.weight"].dtype == "bfloat16"
-
-
-def test_memory_layout_and_use_agree(quantized, prompts):
-    report = quantized.ask("memory", reset_peak=True)
-    layout = quantized.ask("layout")
-    stored = sum(parameter["stored_bytes"] for parameter in layout["parameters"])
-    assert report["weights_bytes"] == stored
-    assert stored <= report["live_bytes"] <= stored + BESIDE_WEIGHTS[report["device"]]
-    assert report["load_peak_bytes"] >= stored
-    for _ in range(2):
-        quantized.generate(prompts, ignore_eos=True)
-    after = quantized.ask("memory")
-    # Nothing about the weights may depend on whether they were used.
-    assert quantized.ask("layout") == layout
-    assert (after["weights_bytes"], after["buffers_bytes"]) == (stored, report["buffers_bytes"])
-    lives = []
-    for _ in range(3):
-        quantized.generate(prompts)
-        lives.append(quantized.ask("memory")["live_bytes"])
-    assert len(set(lives)) == 1
-
-
-def test_quantized_models_still_answer(quantized, prompts):
-    answers = quantized.generate(prompts, max_tokens=100)
-    assert sum(answer["finish_reason"] == "stop" for answer in answers) >= 10
-
-
-def test_settings_and_calibration_are_told(quantized):
-    settings = quantized.ask("settings")
-    assert settings["resolved"]["attn_implementation"] == "sdpa"
-    assert settings["resolved"]["max_position_embeddings"] == 2048
-    assert (settings["resolved"]["quantization_config"] is None) == (quantized.quantization == "none")
-    assert all(rate > 1e6 for rate in quantized.ask("calibrate").values())
-
-
 def test_a_probe_is_called_with_the_live_model(fp32, tmp_path):
     file = tmp_path / "probes.py"
     file.write_text(
@@ -290,118 +180,6 @@ def test_a_probe_is_called_with_the_live_model(fp32, tmp_path):
         fp32.ask("run", function="returns_a_tensor", **ask)
     with pytest.raises(BadInputError, match="no function 'missing'; it has: fails, returns_a_tensor, shape"):
         fp32.ask("run", function="missing", **ask)
-
-
-@pytest.fixture
-def configuration(tmp_path):
-    """A folder with the reference model's config.json, tied, and nothing else."""
-    configuration = json.loads((REFERENCE / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**configuration, "tie_word_embeddings": True}))
-    return tmp_path
-
-
-@pytest.mark.parametrize("quantization", QUANTIZATIONS)
-def test_dummy_weights_need_a_configuration_only(start, configuration, quantization):
-    worker = start()
-    worker.load(configuration, weights="dummy", quantization=quantization)
-    layout, memory = worker.ask("layout"), worker.ask("memory")
-    assert memory["weights_bytes"] == sum(parameter["stored_bytes"] for parameter in layout["parameters"])
-    assert memory["live_bytes"] - memory["weights_bytes"] <= BESIDE_WEIGHTS[memory["device"]]
-    assert layout["tied"] == [["model.embed_tokens.weight", "lm_head.weight"]]
-    packings = {Parameter.from_message(entry).packing for entry in layout["parameters"] if "q_proj" in entry["name"]}
-    assert packings == {"" if quantization == "none" else quantization}
-    (scores,) = worker.ask("score", sequences=[list(range(100, 120))])["logprobs"]
-    assert np.isfinite(scores).all()
-    norm = "def norm(model):\n    return model.get_parameter('model.layers.1.input_layernorm.weight').float().cpu().numpy()\n"
-    (configuration / "norm.py").write_text(norm)
-    assert (worker.ask("run", path=str(configuration / "norm.py"), function="norm", arguments={})["result"] == 1).all()
-
-
-def test_dummy_weights_are_the_same_every_time(start, configuration):
-    scores = []
-    for path in (configuration, configuration / "config.json"):
-        worker = start()
-        worker.load(path, weights="dummy")
-        scores += worker.ask("score", sequences=[list(range(100, 120))])["logprobs"]
-    np.testing.assert_array_equal(*scores)
-
-
-@pytest.mark.parametrize(
-    ("cell", "engine_args", "error", "words"),
-    [
-        ({"tp": 2}, {}, UnsupportedError, "tp=2"),
-        ({"dtype": "fp32", "kv_dtype": "bf16"}, {}, UnsupportedError, r"kv_dtype=bf16 is not possible"),
-        (
-            {},
-            {"atn_implementation": "eager"},
-            BadInputError,
-            "'atn_implementation'.*Did you mean 'attn_implementation'",
-        ),
-        ({}, {"max_batch_tokens": 0}, BadInputError, "max_batch_tokens must be"),
-        ({}, {"attn_implementation": "flashy"}, EngineStartError, "cannot load .*flashy"),
-    ],
-)
-def test_a_cell_that_cannot_be_is_refused_in_words(start, cell, engine_args, error, words):
-    with pytest.raises(error, match=words):
-        start().load(engine_args=engine_args, **cell)
-
-
-def truncate(model: Path) -> None:
-    file = model / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
-
-
-def corrupt(model: Path) -> None:
-    (model / "model.safetensors").write_bytes(b"\xff" * 64)
-
-
-def lose_a_tensor(model: Path) -> None:
-    file = model / "model.safetensors"
-    data = file.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = data[8 : 8 + length].replace(b"layers.2.mlp.up_proj", b"layers.2.mlp.XX_proj")
-    file.write_bytes(data[:8] + header + data[8 + length :])
-
-
-def lose_the_weights(model: Path) -> None:
-    (model / "model.safetensors").unlink()
-
-
-def lose_the_configuration(model: Path) -> None:
-    (model / "config.json").unlink()
-
-
-def spoil_the_configuration(model: Path) -> None:
-    (model / "config.json").write_text("{")
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (truncate, r"model.safetensors is truncated: \d+ bytes of \d+"),
-        (corrupt, "is no intact safetensors file"),
-        (lose_a_tensor, "lack model.layers.2.mlp.up_proj.weight"),
-        (lose_the_weights, r"has no \*.safetensors weights"),
-        (lose_the_configuration, "has no config.json"),
-        (spoil_the_configuration, "config.json is no JSON"),
-        (shutil.rmtree, "there is no model at"),
-    ],
-)
-def test_a_damaged_model_is_named(start, tmp_path, damage, words):
-    model = shutil.copytree(REFERENCE, tmp_path / "model")
-    damage(model)
-    with pytest.raises(BadInputError, match=words):
-        start().load(model)
-
-
-@pytest.mark.parametrize(("package", "cell"), [("transformers", {}), ("bitsandbytes", {"quantization": "nf4"})])
-def test_a_missing_package_is_named_with_the_command_that_installs_it(start, tmp_path, package, cell):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.util\nfind = importlib.util.find_spec\n"
-        f"importlib.util.find_spec = lambda name, *rest: None if name == {package!r} else find(name, *rest)\n"
-    )
-    with pytest.raises(EngineStartError, match=f"-m pip install {package}"):
-        start(PYTHONPATH=str(tmp_path)).load(**cell)
 
 
 @pytest.mark.parametrize(

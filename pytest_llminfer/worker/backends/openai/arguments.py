@@ -1,0 +1,92 @@
+"""What ``engine_args`` may hold for a server."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer.errors import BadInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+APIS = ("completions", "chat")
+NAMES = ("api", "concurrency", "extra_body", "extra_headers", "max_retries", "model", "timeout")
+_SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "cookie")
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """``engine_args`` by name.
+
+    model: the name on the server; empty for the only one there. api: ``completions`` or ``chat``; empty to find out.
+    concurrency: requests under way at once. max_retries: of one request, with back-off, on 429, 5xx and lost connections.
+    timeout: seconds that one request may take. extra_body, extra_headers: sent with every request, such as OpenRouter's
+    ``{"provider": {...}}``.
+    """
+
+    model: str
+    api: str
+    concurrency: int
+    max_retries: int
+    timeout: float
+    extra_body: dict[str, Any]
+    extra_headers: dict[str, str]
+
+    @classmethod
+    def read(cls, engine_args: Mapping[str, Any]) -> Arguments:
+        """Refuse names that nothing would read, and values of another kind."""
+        for name in engine_args:
+            if name not in NAMES:
+                raise BadInputError(
+                    f"unknown engine argument {name!r} for openai; valid: {', '.join(NAMES)}.{closest(name, NAMES)}"
+                )
+        api = _of(engine_args, "api", str, "")
+        if api and api not in APIS:
+            raise BadInputError(f"unknown api {api!r}; valid: {', '.join(APIS)}.{closest(api, APIS)}")
+        headers = _of(engine_args, "extra_headers", dict, {})
+        for name, value in headers.items():
+            if name.lower() in _SECRET_HEADERS:
+                raise BadInputError(
+                    f"extra_headers holds {name!r}: arguments are recorded with baselines, so give the key as OPENAI_API_KEY in "
+                    "the environment or in .env"
+                )
+            if not isinstance(value, str):
+                raise BadInputError(f"extra_headers must hold text, not {name!r}: {value!r}")
+        return cls(
+            model=_of(engine_args, "model", str, ""),
+            api=api,
+            concurrency=_count(engine_args, "concurrency", 16, least=1),
+            max_retries=_count(engine_args, "max_retries", 5, least=0),
+            timeout=_seconds(engine_args, "timeout", 600.0),
+            extra_body=_of(engine_args, "extra_body", dict, {}),
+            extra_headers=headers,
+        )
+
+
+def closest(name: str, choices: Any) -> str:
+    """A hint at the most alike of ``choices``, or nothing."""
+    close = difflib.get_close_matches(name, list(choices), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _of(engine_args: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    value = engine_args.get(name, default)
+    if not isinstance(value, kind):
+        raise BadInputError(f"{name} must be {'text' if kind is str else 'an object'}, not {value!r}")
+    return value
+
+
+def _count(engine_args: Mapping[str, Any], name: str, default: int, *, least: int) -> int:
+    value = engine_args.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise BadInputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return value
+
+
+def _seconds(engine_args: Mapping[str, Any], name: str, default: float) -> float:
+    value = engine_args.get(name, default)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+        raise BadInputError(f"{name} must be a number of seconds above 0, not {value!r}")
+    return float(value)

@@ -1,0 +1,162 @@
+"""Requests to one server: bounded in number, retried with back-off, and told apart from wrong answers when they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import openai
+
+from pytest_llminfer.errors import EngineError
+from pytest_llminfer.worker.backends.openai.keys import is_loopback, redact
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+
+    from pytest_llminfer.worker.backends.openai.arguments import Arguments
+
+NO_KEY = "none"
+MOST_FAILURES = 16
+"""Failed requests after which the rest of a batch is not asked any more: the server is broken, and retries take time."""
+_SHOWN = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that has no answer: the kind of error, the status (0 where no reply came), and the server's words."""
+
+    kind: str
+    status: int
+    message: str
+
+    def __str__(self) -> str:
+        status = f" {self.status}" if self.status and str(self.status) not in self.message else ""
+        return f"{self.kind}{status}: {self.message}"
+
+
+class Transport:
+    """One server under one key. Everything runs in one event loop, so that connections can be kept between requests."""
+
+    def __init__(self, address: str, key: str, arguments: Arguments) -> None:
+        self._key, self._arguments = key, arguments
+        self._loop = asyncio.new_event_loop()
+        # At its finer levels the library writes whole requests into the log.
+        logging.getLogger("openai").setLevel(logging.WARNING)
+        # A proxy that the environment names is for other machines.
+        local = is_loopback(urlsplit(address).hostname or "")
+        # Its own types know OpenAI's fields only.
+        self._client: Any = openai.AsyncOpenAI(
+            base_url=address,
+            api_key=key or NO_KEY,
+            max_retries=arguments.max_retries,
+            timeout=arguments.timeout,
+            default_headers=arguments.extra_headers or None,
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=not local),
+        )
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The result of ``work`` in the loop of this server."""
+        return self._loop.run_until_complete(work)
+
+    def get(self, path: str, **options: Any) -> Any:
+        """What GET answers; ``Failure`` where it does not."""
+        return self.run(self.fetch(path, **options))
+
+    async def fetch(self, path: str, **options: Any) -> Any:
+        """:meth:`get`, from within the loop."""
+        return await self._guarded(lambda: self._client.get(path, cast_to=object, options=options))
+
+    async def post(self, path: str, body: Mapping[str, Any], **options: Any) -> Any:
+        """What POST answers; ``Failure`` where it does not."""
+        return await self._guarded(lambda: self._client.post(path, cast_to=object, body=self._whole(body), options=options))
+
+    async def stream(self, path: str, body: Mapping[str, Any], **options: Any) -> AsyncIterator[Any]:
+        """The chunks of a streamed answer; a ``Failure`` ends them."""
+        try:
+            chunks = await self._client.post(
+                path,
+                cast_to=object,
+                body={**self._whole(body), "stream": True},
+                stream=True,
+                stream_cls=openai.AsyncStream[object],
+                options=options,
+            )
+            async with chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except Exception as error:  # noqa: BLE001 - as below
+            yield self._failure(error)
+
+    async def all(
+        self, jobs: Sequence[Callable[[], Awaitable[Any]]], *, concurrency: int, done: Callable[[int], None]
+    ) -> list[Any]:
+        """The result of every job, in order, ``concurrency`` of them at a time; ``done`` is told how many have ended.
+
+        After ``MOST_FAILURES`` failed ones the rest is left unasked: None.
+        """
+        results: list[Any] = [None] * len(jobs)
+        waiting = iter(enumerate(jobs))
+        ended = failed = 0
+
+        async def work() -> None:
+            nonlocal ended, failed
+            for number, job in waiting:
+                if failed >= MOST_FAILURES:
+                    return
+                results[number] = await job()
+                ended += 1
+                failed += isinstance(results[number], Failure)
+                done(ended)
+
+        await asyncio.gather(*(work() for _ in range(min(concurrency, len(jobs)))))
+        return results
+
+    def close(self) -> None:
+        """Close the connections."""
+        if not self._loop.is_closed():
+            self.run(self._client.close())
+            self._loop.close()
+
+    def redact(self, text: str) -> str:
+        """``text`` without the key."""
+        return redact(text, self._key)
+
+    def _whole(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """``body`` with the user's own fields; one that is null there is left out."""
+        return {name: value for name, value in {**body, **self._arguments.extra_body}.items() if value is not None}
+
+    async def _guarded(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            return await ask()
+        except Exception as error:  # noqa: BLE001 - what the library raises is no one class, and each ends one request alone
+            return self._failure(error)
+
+    def _failure(self, error: Exception) -> Failure:
+        status = getattr(error, "status_code", 0)
+        cause = error.__cause__
+        text = str(error) or type(error).__name__
+        body = getattr(error, "body", None)
+        if status and isinstance(body, str) and body not in text:
+            text = f"{text} - {body}"
+        elif status and isinstance(body, dict) and " - " not in text:
+            text = f"{text} - {body.get('detail') or body.get('error') or body}"
+        elif isinstance(error, openai.APIConnectionError) and cause is not None and str(cause):
+            text = f"{text} ({type(cause).__name__}: {cause})"
+        return Failure(type(error).__name__, int(status or 0), " ".join(self.redact(text).split())[:_SHOWN])
+
+
+def refuse_failures(results: Sequence[Any], *, server: str, what: str) -> None:
+    """A request without an answer is no wrong answer: nothing of the batch is used.
+
+    Raises:
+        EngineError: how many of the requests failed, and the first reason.
+    """
+    failures = [result for result in results if isinstance(result, Failure)]
+    if not failures:
+        return
+    unasked = sum(result is None for result in results)
+    rest = f" ({unasked} more were not asked)" if unasked else ""
+    raise EngineError(f"{len(failures)} of {len(results)} requests to {server} failed while {what}{rest}; first: {failures[0]}")

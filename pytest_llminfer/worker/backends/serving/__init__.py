@@ -1,0 +1,1 @@
+"""Engines asked through their own server, which is started and stopped here."""

@@ -1,0 +1,58 @@
+"""The server of llama-cpp-python, on the GGUF file that the engine itself would load."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from pytest_llminfer.worker.backends.requests import check_parallelism
+from pytest_llminfer.worker.backends.serving.command import Command, Order, ask_interpreter, private_file, refuse_taken
+
+_KV_TYPES = {"fp32": 0, "fp16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
+_CONTEXT = 2048
+_TAKEN = ("model", "model_alias", "host", "port", "api_key", "seed")
+_CONVERT = """
+import json, sys
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.worker.backends.llamacpp.files import model_file
+file = model_file(EngineSpec(**json.loads(sys.argv[1])), sys.argv[2], lambda *_: None)
+print(json.dumps([str(file.path), file.dtype]))
+"""
+
+
+def command(order: Order) -> Command:
+    """Settings and key stand in a file that only this user can read; converting runs in the engine's own interpreter."""
+    refuse_taken(order.arguments, *_TAKEN)
+    check_parallelism(order.spec)
+    cell = json.dumps(order.spec.to_dict())
+    printed = ask_interpreter(
+        order.interpreter, _CONVERT, cell, order.model_path, heartbeat=lambda: order.progress("converting", 0, 1)
+    )
+    path, dtype = json.loads(printed.strip().splitlines()[-1])
+    kv_dtype = order.spec.kv_dtype if order.spec.kv_dtype != "auto" else dtype
+    threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
+    model: dict[str, Any] = {
+        "model": path,
+        "model_alias": order.name,
+        "n_ctx": _CONTEXT,
+        "n_threads": threads,
+        "n_threads_batch": threads,
+        "type_k": _KV_TYPES.get(kv_dtype),
+        "type_v": _KV_TYPES.get(kv_dtype),
+        "seed": 0,
+        "n_gpu_layers": -1 if order.gpu else 0,
+        "verbose": False,
+        **order.arguments,
+    }
+    # By its own default a new request cuts off the one that is being streamed.
+    settings = {"host": "127.0.0.1", "port": order.port, "api_key": order.key, "interrupt_requests": False, "models": [model]}
+    file = private_file(order.folder, "server.json", json.dumps(settings))
+    return Command(
+        argv=(order.interpreter, "-m", "llama_cpp.server", "--config_file", str(file)),
+        # These two of the user's environment would win over the file.
+        variables={"HOST": "127.0.0.1", "PORT": str(order.port)},
+        api="completions",
+        dtype=dtype,
+        device="cuda" if order.gpu else "cpu",
+    )

@@ -1,0 +1,47 @@
+"""SGLang's own server: ``sglang.launch_server``."""
+
+from __future__ import annotations
+
+import json
+
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.worker.backends.serving.command import Command, Order, private_file, refuse_taken
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_KV_DTYPES = {"bf16": "bf16", "fp8": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
+_QUANTIZATIONS = {"nf4": {"quantization": "bitsandbytes", "load_format": "bitsandbytes"}, "fp8": {"quantization": "fp8"}}
+_STORED = ("none", "gptq", "awq", "w8a8", "w4a16")
+_TAKEN = ("model_path", "host", "port", "api_key", "served_model_name", "tp_size", "pp_size", "dp_size", "config")
+
+
+def command(order: Order) -> Command:
+    """Everything stands in a configuration file that only this user can read: it holds the key, which a command line would show."""
+    refuse_taken(order.arguments, *_TAKEN)
+    spec = order.spec
+    if spec.quantization not in (*_STORED, *_QUANTIZATIONS):
+        raise UnsupportedError(f"SGLang cannot serve quantization={spec.quantization}")
+    kv_dtype = spec.kv_dtype if spec.kv_dtype != spec.dtype else "auto"
+    if kv_dtype not in ("auto", *_KV_DTYPES):
+        raise UnsupportedError(f"SGLang has no KV cache of {kv_dtype}; it has: {', '.join(_KV_DTYPES)}")
+    chosen = {
+        "model_path": order.model_path,
+        "host": "127.0.0.1",
+        "port": order.port,
+        "served_model_name": order.name,
+        "api_key": order.key,
+        **({"dtype": DTYPES[spec.dtype]} if spec.dtype != "auto" else {}),
+        **({"kv_cache_dtype": _KV_DTYPES[kv_dtype]} if kv_dtype != "auto" else {}),
+        **({"load_format": "dummy"} if spec.weights == "dummy" else {}),
+        **_QUANTIZATIONS.get(spec.quantization, {}),
+        **({"tp_size": spec.tp} if spec.tp > 1 else {}),
+        **({"pp_size": spec.pp} if spec.pp > 1 else {}),
+        **({"dp_size": spec.dp} if spec.dp > 1 else {}),
+        **({} if order.gpu else {"device": "cpu"}),
+        **order.arguments,
+    }
+    # JSON is YAML, which is what the server reads; its own reader knows how each of its flags is written.
+    written = {name.replace("_", "-"): value for name, value in chosen.items() if value is not None}
+    file = private_file(order.folder, "server.yaml", json.dumps(written))
+    return Command(
+        argv=(order.interpreter, "-m", "sglang.launch_server", "--config", str(file)), device="cuda" if order.gpu else "cpu"
+    )

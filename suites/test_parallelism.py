@@ -1,0 +1,68 @@
+"""Parallelism: several GPUs answer as one does, each holding its part; time and accuracy side by side.
+
+A cell on one GPU is asked first and is the reference of those that are spread: `--gpus=2`, or `--tp=1,2`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llminfer.checks.accuracy import check_accuracy
+from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
+from pytest_llminfer.checks.parallelism import check_rank_weights, check_ranks, check_reference_answers, expected_rank_weights
+
+if TYPE_CHECKING:
+    from pytest_llminfer.answering import Answered
+    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.greedy import Greedy
+    from pytest_llminfer.judging import Judge
+    from pytest_llminfer.spreading import OneGpu, SpreadTable
+
+
+def test_greedy_tokens_are_those_of_one_gpu(engine: Engine, greedy: Greedy, one_gpu: OneGpu, judge: Judge) -> None:
+    """Ties within rounding aside. On one GPU: those of each prompt alone, since a reference must repeat itself."""
+    parallel = engine.spec.parallel
+    reference = one_gpu.greedy.batched if parallel else greedy.one_by_one
+    judge(
+        check_same_greedy_tokens(
+            candidate=greedy.batched,
+            reference=reference,
+            dtype=greedy.dtype,
+            noise=max(greedy.noise, one_gpu.greedy.noise),
+            claim=f"{' '.join(engine.spec.spread_words)} gives the tokens of one GPU" if parallel else "one GPU repeats its tokens",
+        )
+    )
+
+
+def test_accuracy_is_that_of_one_gpu(
+    engine: Engine, answered: Answered, one_gpu: OneGpu, spread_table: SpreadTable, judge: Judge
+) -> None:
+    """The same questions, paired. Time and accuracy go into the table at the end of the session."""
+    spread_table.add(answered)
+    if engine.spec.parallel:
+        judge(check_accuracy(answers=answered.answers, baseline=one_gpu.answers))
+    else:
+        judge(check_reference_answers(answers=answered.answers))
+
+
+def test_every_rank_is_there(engine: Engine, judge: Judge) -> None:
+    """As many processes as dp x pp x tp, each on a GPU of its own."""
+    spec = engine.spec
+    judge(check_ranks(ranks=engine.ranks(), tp=spec.tp, pp=spec.pp, dp=spec.dp))
+
+
+@pytest.mark.llminfer_only(parallel=True)
+def test_every_rank_holds_its_share_of_the_weights(engine: Engine, judge: Judge) -> None:
+    """A rank that held all of them would give the right tokens too."""
+    spec = engine.spec
+    expected = expected_rank_weights(
+        shape=engine.model.shape,
+        dtype=engine.info.dtype,
+        quantization=spec.quantization,
+        engine=spec.engine,
+        tp=spec.tp,
+        pp=spec.pp,
+    )
+    judge(check_rank_weights(ranks=engine.ranks(), expected=expected, engine=spec.engine))

@@ -1,0 +1,30 @@
+"""Settings: an upgrade that moves a default is shown field by field, before anybody wonders about speed or memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llminfer.checks.settings import check_settings
+
+if TYPE_CHECKING:
+    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.judging import Judge
+    from pytest_llminfer.recording import Baseline
+
+
+@pytest.mark.parametrize("part", ["resolved", "defaults"])
+def test_settings_are_as_recorded(engine: Engine, baseline: Baseline, judge: Judge, part: str) -> None:
+    """``resolved``: the configuration in force, on this hardware. ``defaults``: what the engine does where nobody says anything."""
+    found = engine.settings()[part]
+    resolved = part == "resolved"
+    expected = baseline.expected(
+        f"settings_{part}",
+        observed=lambda _: found,
+        conditions={"engine_args": dict(engine.engine_args)} if resolved else {},
+        n=len(found),
+        per_hardware=True,
+        per_spread=resolved,
+    )
+    judge(check_settings(found=found, expected=expected, what="resolved settings" if resolved else "defaults"))

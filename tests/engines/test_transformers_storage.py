@@ -1,0 +1,125 @@
+"""How the transformers backend stores weights, whatever their format, and what memory it says that they take."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from pytest_llminfer.checks.storage import expected_layout
+from pytest_llminfer.models.shape import ModelShape
+from pytest_llminfer.observations import Parameter
+
+WORKERS = runpy.run_path(str(Path(__file__).with_name("transformers_workers.py")))
+REFERENCE, QUANTIZATIONS, prompts, start = (WORKERS[name] for name in ("REFERENCE", "QUANTIZATIONS", "prompts", "start"))
+
+# What the framework holds beside the weights: small buffers on a CPU, the workspace of cuBLAS on a GPU.
+BESIDE_WEIGHTS = {"cpu": 1 << 16, "cuda": 1 << 26}
+
+
+@pytest.fixture(scope="module", params=QUANTIZATIONS)
+def quantized(request, start):
+    worker = start()
+    worker.quantization = request.param
+    worker.info = worker.load(quantization=request.param)
+    return worker
+
+
+def test_every_parameter_is_stored_as_its_format_says(quantized):
+    shape = ModelShape.from_config(json.loads((REFERENCE / "config.json").read_text()))
+    weights = expected_layout(shape=shape, dtype="bf16", quantization=quantized.quantization)
+    expected = {weight.parameter.name: weight.parameter for weight in weights}
+    answer = quantized.ask("layout")
+    found = {entry["name"]: Parameter.from_message({**entry, "device": "cpu"}) for entry in answer["parameters"]}
+    assert found == expected
+    assert answer["tied"] == []
+    assert found["lm_head.weight"].dtype == found["model.embed_tokens.weight"].dtype == "bfloat16"
+
+
+def test_memory_layout_and_use_agree(quantized, prompts):
+    report = quantized.ask("memory", reset_peak=True)
+    layout = quantized.ask("layout")
+    stored = sum(parameter["stored_bytes"] for parameter in layout["parameters"])
+    assert report["weights_bytes"] == stored
+    assert stored <= report["live_bytes"] <= stored + BESIDE_WEIGHTS[report["device"]]
+    assert report["load_peak_bytes"] >= stored
+    for _ in range(2):
+        quantized.generate(prompts, ignore_eos=True)
+    after = quantized.ask("memory")
+    # Nothing about the weights may depend on whether they were used.
+    assert quantized.ask("layout") == layout
+    assert (after["weights_bytes"], after["buffers_bytes"]) == (stored, report["buffers_bytes"])
+    lives = []
+    for _ in range(3):
+        quantized.generate(prompts)
+        lives.append(quantized.ask("memory")["live_bytes"])
+    assert len(set(lives)) == 1
+
+
+def test_quantized_models_still_answer(quantized, prompts):
+    answers = quantized.generate(prompts, max_tokens=100)
+    assert sum(answer["finish_reason"] == "stop" for answer in answers) >= 10
+
+
+def test_settings_and_calibration_are_told(quantized):
+    settings = quantized.ask("settings")
+    assert settings["resolved"]["attn_implementation"] == "sdpa"
+    assert settings["resolved"]["max_position_embeddings"] == 2048
+    assert (settings["resolved"]["quantization_config"] is None) == (quantized.quantization == "none")
+    assert all(rate > 1e6 for rate in quantized.ask("calibrate").values())
+
+
+@pytest.fixture
+def configuration(tmp_path):
+    """A folder with the reference model's config.json, tied, and nothing else."""
+    configuration = json.loads((REFERENCE / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**configuration, "tie_word_embeddings": True}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_dummy_weights_need_a_configuration_only(start, configuration, quantization):
+    worker = start()
+    worker.load(configuration, weights="dummy", quantization=quantization)
+    layout, memory = worker.ask("layout"), worker.ask("memory")
+    assert memory["weights_bytes"] == sum(parameter["stored_bytes"] for parameter in layout["parameters"])
+    assert memory["live_bytes"] - memory["weights_bytes"] <= BESIDE_WEIGHTS[memory["device"]]
+    assert layout["tied"] == [["model.embed_tokens.weight", "lm_head.weight"]]
+    packings = {Parameter.from_message(entry).packing for entry in layout["parameters"] if "q_proj" in entry["name"]}
+    assert packings == {"" if quantization == "none" else quantization}
+    (scores,) = worker.ask("score", sequences=[list(range(100, 120))])["logprobs"]
+    assert np.isfinite(scores).all()
+    norm = "def norm(model):\n    return model.get_parameter('model.layers.1.input_layernorm.weight').float().cpu().numpy()\n"
+    (configuration / "norm.py").write_text(norm)
+    assert (worker.ask("run", path=str(configuration / "norm.py"), function="norm", arguments={})["result"] == 1).all()
+
+
+def test_dummy_weights_are_the_same_every_time_and_on_two_ranks(start, configuration):
+    scores, held = [], []
+    for path, tp in ((configuration, 1), (configuration / "config.json", 1), (configuration, 2)):
+        worker = start()
+        worker.load(path, weights="dummy", dtype="fp32", tp=tp)
+        scores += worker.ask("score", sequences=[list(range(100, 120))])["logprobs"]
+        held.append([rank["weights_bytes"] for rank in worker.ask("ranks")["ranks"]])
+        assert worker.ask("layout")["tied"] == [["model.embed_tokens.weight", "lm_head.weight"]]
+    np.testing.assert_array_equal(*scores[:2])
+    np.testing.assert_allclose(*scores[1:], atol=1e-4)
+    # Nine norms of 256 values are whole on both ranks, and nothing that a shard was cut from is kept.
+    assert held[2][0] == held[2][1] == (held[1][0] + 4 * 9 * 256) // 2
+    group = [process for process in psutil.process_iter() if _group(process.pid) == worker.process.process.pid]
+    assert len(group) == 2
+    worker.process.close()
+    _, alive = psutil.wait_procs(group, timeout=10)
+    assert not alive
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None

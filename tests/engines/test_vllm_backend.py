@@ -1,0 +1,294 @@
+"""The vLLM backend on the reference model: one engine, then one spread over two ranks, both against transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
+from pytest_llminfer.checks.layout import check_layout
+from pytest_llminfer.checks.memory import check_no_growth, check_weights, predict_weights
+from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
+from pytest_llminfer.models.model import Model
+from pytest_llminfer.observations import Sampling
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.verdict import Outcome
+
+MODEL = Model("reference")
+SHAPE = MODEL.shape
+POOL = 64 << 20
+PROBES = """\
+import numpy as np
+
+def scale(model, *, name, factor):
+    model.get_parameter(name).data.mul_(factor)
+    return name
+
+def row(model, *, name, number):
+    return model.get_parameter(name).data[number].float().numpy()
+
+def fails(model):
+    raise KeyError("no such layer")
+"""
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+def start(folder: Path, python: str, progress=None, engine_args=None, **cell) -> Engine:
+    spec = EngineSpec("vllm", environment=python, **cell)
+    arguments = {"kv_cache_memory_bytes": POOL, **(engine_args or {})}
+    variables = {"OMP_NUM_THREADS": "2"}
+    return Engine(Launch(spec, MODEL, arguments, variables, timeout=240, log=folder / f"{spec.tp}.log", progress=progress))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vllm")
+    (folder / "probes.py").write_text(PROBES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return MODEL.prompts(8)
+
+
+@pytest.fixture(scope="module")
+def reference(folder, prompts):
+    """What transformers answers in the same dtype: generations, and scores of the prompts with their answers."""
+    engine = Engine(Launch(EngineSpec("transformers"), MODEL, {}, {"OMP_NUM_THREADS": "2"}, 240, folder / "transformers.log"))
+    generations = engine.generate(prompts, max_tokens=120, logprobs=8)
+    scores = engine.score(whole(prompts, generations))
+    engine.close()
+    return generations, scores
+
+
+@pytest.fixture(scope="module")
+def told():
+    return []
+
+
+@pytest.fixture(scope="module")
+def engine(folder, vllm_python, told):
+    engine = start(folder, vllm_python, progress=lambda *step: told.append(step))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def answers(engine, prompts):
+    return engine.generate(prompts, max_tokens=120, logprobs=8)
+
+
+def whole(prompts, generations):
+    return [[*prompt, *answer.token_ids] for prompt, answer in zip(prompts, generations, strict=True)]
+
+
+def tokens(generations):
+    return [generation.token_ids for generation in generations]
+
+
+def outcome(candidate, reference) -> Outcome:
+    return check_same_greedy_tokens(candidate=candidate, reference=reference, dtype="bf16", claim="").outcome
+
+
+def test_tokens_are_those_of_transformers(answers, reference):
+    assert outcome(answers, reference[0]) is Outcome.PASS
+    assert {answer.finish_reason for answer in answers} == {"stop"}
+    assert all(answer.token_ids[-1] == 2 for answer in answers)
+
+
+def test_log_probabilities_are_sorted_and_those_of_transformers(answers, reference):
+    for answer, other in zip(answers, reference[0], strict=True):
+        assert answer.top_ids.shape == answer.top_logprobs.shape == (len(answer.token_ids), 8)
+        assert (answer.top_ids.dtype, answer.top_logprobs.dtype) == (np.int32, np.float32)
+        assert (np.diff(answer.top_logprobs) <= 0).all()
+        np.testing.assert_array_equal(answer.top_ids[:, 0], answer.token_ids)
+        if answer.token_ids == other.token_ids:
+            np.testing.assert_allclose(answer.top_logprobs[:, 0], other.top_logprobs[:, 0], atol=0.1)
+
+
+def test_without_the_cache_the_tokens_are_the_same_and_nothing_was_cached(engine, prompts, answers):
+    for _ in range(2):
+        anew = engine.generate(prompts[:4], max_tokens=24, logprobs=8, route="no_cache")
+        assert [answer.cached_tokens for answer in anew] == [0] * 4
+    cut = engine.generate(prompts[:4], max_tokens=24, logprobs=8)
+    assert outcome(anew, cut) is Outcome.PASS
+    assert [answer.top_ids.shape for answer in anew] == [answer.top_ids.shape for answer in cut]
+
+
+def test_cached_tokens_are_told(engine, prompts):
+    prompt = (prompts[0] * 4)[:300]
+    first, second = (engine.generate([prompt], max_tokens=2)[0].cached_tokens for _ in range(2))
+    assert (first, second) == (0, 256)
+
+
+def test_answers_come_back_in_the_order_of_their_prompts(engine, prompts, told):
+    shuffled = [prompts[number] for number in (5, 1, 7, 0, 3)]
+    told.clear()
+    together = engine.generate(shuffled, max_tokens=32)
+    assert told[-1] == ("generating", 5, 5)
+    assert tokens(together) == [tokens(engine.generate([prompt], max_tokens=32))[0] for prompt in shuffled]
+    assert len(set(tokens(together))) == 5
+
+
+def test_generation_ends_at_an_end_token_or_at_the_limit(engine, prompts, answers):
+    full = answers[0].token_ids
+    (cut,) = engine.generate(prompts[:1], max_tokens=3)
+    assert (cut.token_ids, cut.finish_reason) == (full[:3], "length")
+    (forced,) = engine.generate(prompts[:1], max_tokens=len(full) + 5, ignore_eos=True)
+    assert (len(forced.token_ids), forced.finish_reason) == (len(full) + 5, "length")
+    sampling = Sampling(max_tokens=50, stop_token_ids=(full[4],), ignore_eos=True)
+    (stopped,) = engine.generate(prompts[:1], sampling)
+    assert (stopped.token_ids, stopped.finish_reason) == (full[: full.index(full[4]) + 1], "stop")
+
+
+def test_sampling_follows_its_seed(engine, prompts):
+    first, again, other = (
+        tokens(engine.generate(prompts[:3], Sampling(max_tokens=24, temperature=4.0, top_p=0.999, seed=seed))) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    only = Sampling(max_tokens=24, temperature=1.0, top_k=1)
+    assert tokens(engine.generate(prompts[:1], only)) == tokens(engine.generate(prompts[:1], max_tokens=24))
+
+
+def test_requests_that_cannot_be_answered_are_refused(engine, prompts):
+    with pytest.raises(UnsupportedError, match="hand-written loop"):
+        engine._replicas[0].ask("generate", {"prompts": prompts[:1], "sampling": Sampling(max_tokens=2).to_dict(), "route": "loop"})
+    with pytest.raises(BadInputError, match=r"21 log-probabilities a step .* max_logprobs=20"):
+        engine.generate(prompts[:1], max_tokens=2, logprobs=21)
+    with pytest.raises(BadInputError, match="2048 positions"):
+        engine.generate([[5] * 2040], max_tokens=9)
+    assert not {"kv_cache", "generate:loop"} & set(engine.info.capabilities)
+
+
+def test_scores_by_both_routes_are_those_of_transformers(engine, prompts, reference):
+    generations, expected = reference
+    sequences = whole(prompts, generations)
+    prefill, decode = engine.score(sequences), engine.score(sequences, route="decode")
+    for ours, forced, theirs in zip(prefill, decode, expected, strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(forced, ours, atol=0.5)
+        assert np.abs(forced - ours).mean() < 0.02
+        assert np.abs(ours - theirs).mean() < 0.02
+
+
+def test_every_parameter_is_stored_as_the_model_implies(engine):
+    layout = engine.layout()
+    verdict = check_layout(
+        parameters=layout.parameters, shape=SHAPE, dtype="bf16", quantization="none", tied=layout.tied, engine="vllm"
+    )
+    assert verdict.outcome is Outcome.PASS, verdict.details
+    packings = {parameter.name.split(".")[-2]: parameter.packing for parameter in layout.parameters}
+    assert packings == dict.fromkeys(("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), "onednn") | dict.fromkeys(
+        ("embed_tokens", "input_layernorm", "post_attention_layernorm", "norm", "lm_head"), ""
+    )
+
+
+def test_memory_is_that_of_weights_and_pool_and_does_not_grow(engine, prompts):
+    stored = predict_weights(shape=SHAPE, dtype="bf16", quantization="none", engine="vllm")
+    report = engine.memory(reset_peak=True)
+    assert check_weights(report=report, predicted=stored).outcome is Outcome.PASS
+    assert report.weights_bytes == sum(parameter.stored_bytes for parameter in engine.layout().parameters) == stored
+    assert report.kv_pool_bytes == engine.kv_pool().stored_bytes
+    assert 0 <= report.live_bytes - stored - report.kv_pool_bytes - report.buffers_bytes < 8 << 20
+    lives = []
+    for _ in range(5):
+        engine.generate(prompts[:2], max_tokens=8)
+        lives.append(engine.memory().live_bytes)
+    assert check_no_growth(live_bytes=lives).outcome is Outcome.PASS
+    assert engine.memory().run_peak_bytes > report.live_bytes
+
+
+def test_the_pool_is_what_was_asked_for(engine):
+    pool = engine.kv_pool()
+    a_token = SHAPE.kv_bytes_per_token("bf16")
+    blocks = POOL // (a_token * pool.block_size)
+    assert (pool.num_blocks, pool.capacity_tokens) == (blocks - 1, (blocks - 1) * pool.block_size)
+    assert (pool.bytes_per_token, pool.stored_bytes) == (a_token, blocks * pool.block_size * a_token)
+    assert (pool.dtype, pool.max_model_len) == ("bfloat16", 2048)
+
+
+def test_what_was_loaded_is_told(engine):
+    info = engine.info
+    assert (info.dtype, info.kv_dtype, info.device, info.device_count, info.end_token_ids) == ("bf16", "bf16", "cpu", 1, (2,))
+    assert info.device_name
+    assert {"engine", "torch", "python", "transformers"} <= set(info.versions)
+    assert set(info.load_seconds) == {"import", "load"}
+
+
+def test_settings_are_plain_and_about_no_machine(engine, folder):
+    settings = engine.settings()
+    resolved, defaults = settings["resolved"], settings["defaults"]
+    expected = {
+        "max_model_len": 2048, "dtype": "bfloat16", "quantization": None, "load_format": "auto", "enforce_eager": True, "seed": 0,
+        "kv_cache_memory_bytes": POOL, "kv_cache_dtype": "auto", "enable_prefix_caching": True, "enable_chunked_prefill": True,
+        "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1, "scheduling_policy": "fcfs",
+        "attention_backend": "CPU_ATTN", "cudagraph_mode": "NONE", "num_gpu_blocks": engine.kv_pool().num_blocks + 1,
+    }  # fmt: skip
+    assert {name: resolved[name] for name in expected} == expected
+    assert {"max_num_seqs", "max_num_batched_tokens", "block_size", "compilation_mode", "async_scheduling"} <= set(resolved)
+    assert 0 < defaults["gpu_memory_utilization"] < 1
+    assert {"max_logprobs", "seed", "block_size", "enable_prefix_caching"} <= set(defaults)
+    assert not {"model", "tokenizer", "download_dir", "master_port", "hf_token"} & set(defaults)
+    text = json.dumps(settings)
+    assert not [place for place in (MODEL.path, str(folder), str(os.getpid())) if f'"{place}' in text]
+    assert engine.settings() == settings
+
+
+def test_the_one_rank_is_a_process_of_its_own(engine):
+    (rank,) = engine.ranks()
+    assert (rank.device, rank.tp_rank, rank.pp_rank) == ("cpu", 0, 0)
+    assert rank.weights_bytes == engine.memory().weights_bytes
+    assert "Worker" in rank.name
+    assert Path(f"/proc/{rank.pid}").exists()
+
+
+def test_the_device_is_measured(engine):
+    calibration = engine.calibrate()
+    assert calibration.matmul_flops_per_second > 1e9
+    assert calibration.copy_bytes_per_second > 1e8
+    assert calibration.python_loops_per_second > 1e5
+
+
+def test_a_probe_changes_the_live_model_and_the_comparison_sees_it(engine, prompts, answers, reference, folder):
+    path = folder / "probes.py"
+    before = engine.run(f"{path}::row", name="model.embed_tokens.weight", number=7)
+    assert (before.shape, before.dtype) == ((256,), np.float32)
+    assert engine.run(f"{path}::scale", name=NORM, factor=-1.0) == NORM
+    # What the cache holds was computed by the right weights.
+    engine.generate(prompts[:1], max_tokens=1, route="no_cache")
+    assert outcome(engine.generate(prompts, max_tokens=120, logprobs=8), reference[0]) is Outcome.FAIL
+    engine.run(f"{path}::scale", name=NORM, factor=-1.0)
+    engine.generate(prompts[:1], max_tokens=1, route="no_cache")
+    assert tokens(engine.generate(prompts, max_tokens=120)) == tokens(answers)
+    with pytest.raises(EngineError, match=r"(?s)fails in .*KeyError: 'no such layer'.*probes.py\", line 11"):
+        engine.run(f"{path}::fails")
+    with pytest.raises(BadInputError, match="no function 'missing'; it has: fails, row, scale"):
+        engine.run(f"{path}::missing")
+
+
+def test_two_ranks_answer_as_one_and_hold_half_each(engine, answers, prompts, folder, vllm_python):
+    tp = start(folder, vllm_python, tp=2)
+    try:
+        assert outcome(tp.generate(prompts, max_tokens=120, logprobs=8), answers) is Outcome.PASS
+        first, second = tp.ranks()
+        assert first.pid != second.pid
+        assert [(rank.tp_rank, rank.pp_rank, rank.device) for rank in (first, second)] == [(0, 0, "cpu"), (1, 0, "cpu")]
+        norms = sum(weight.elements for weight in SHAPE.parameters() if "norm" in weight.name)
+        share = 2 * (norms + (SHAPE.parameter_count - norms) // 2)
+        assert first.weights_bytes == second.weights_bytes == share == tp.memory().weights_bytes
+        assert tp.info.device_count == 2
+        pool = tp.kv_pool()
+        assert pool.bytes_per_token == SHAPE.kv_bytes_per_token("bf16")
+        assert pool.num_blocks + 1 == 2 * (engine.kv_pool().num_blocks + 1)
+        assert pool.stored_bytes == 2 * POOL
+        assert tp.settings()["resolved"]["tensor_parallel_size"] == 2
+        tp.run(f"{folder / 'probes.py'}::scale", name=NORM, factor=-1.0)
+        assert outcome(tp.generate(prompts, max_tokens=120, logprobs=8), answers) is Outcome.FAIL
+    finally:
+        tp.close()

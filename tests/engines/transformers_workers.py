@@ -1,0 +1,66 @@
+"""What the tests of the transformers backend share: the worker that hosts it, and prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import pytest_llminfer
+from pytest_llminfer.engines.launch import local
+from pytest_llminfer.engines.worker_process import WorkerProcess
+from pytest_llminfer.observations import Sampling
+from pytest_llminfer.spec import EngineSpec
+
+REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
+QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
+PROBLEMS = Path(pytest_llminfer.__file__).parent / "datasets" / "synthetic.jsonl"
+
+
+class Worker:
+    """A worker that hosts the backend, and its requests by name."""
+
+    def __init__(self, log: Path, **variables: str) -> None:
+        self.process = WorkerProcess(local.start("", {"OMP_NUM_THREADS": "2", **variables}, log), log)
+        self.progress: list[tuple[str, int, int]] = []
+
+    def load(self, model_path: Path = REFERENCE, engine_args: dict | None = None, **cell: object):
+        spec = EngineSpec("transformers", **cell).to_dict()
+        return self.ask("load", spec=spec, model_path=str(model_path), engine_args=engine_args or {})
+
+    def ask(self, method: str, **params: object):
+        return self.process.request(method, params, timeout=300, progress=lambda *step: self.progress.append(step))
+
+    def generate(self, prompts, max_tokens=48, logprobs=0, route="engine", **fields):
+        sampling = Sampling(max_tokens=max_tokens, **fields).to_dict()
+        return self.ask("generate", prompts=prompts, sampling=sampling, logprobs=logprobs, route=route)["outputs"]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Token ids of chat prompts of different lengths."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer.from_file(str(REFERENCE / "tokenizer.json"))
+    questions = [json.loads(line)["question"] for line in PROBLEMS.read_text().splitlines()[:12]]
+    form = "Solve it step by step. End with a line of the form #### <number>."
+    chats = [f"<|im_start|>user\n{question}\n\n{form}<|im_end|>\n<|im_start|>assistant\n" for question in questions]
+    return [tokenizer.encode(chat).ids for chat in chats]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    workers = []
+
+    def start(**variables: str) -> Worker:
+        worker = Worker(tmp_path_factory.mktemp("worker") / "log", **variables)
+        workers.append(worker)
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.process.kill()
+
+
+def tokens(outputs):
+    return [output["token_ids"] for output in outputs]

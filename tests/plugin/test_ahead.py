@@ -1,0 +1,99 @@
+"""Workers of the next cell, started while this one is tested: used once, with its own GPUs, and never left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+NVIDIA_SMI = '#!/bin/sh\nfor i in 0 1 2; do echo "$i, GPU-$i, NVIDIA H100 80GB HBM3, 81559 MiB, 580.1"; done\n'
+CONFTEST = """
+    import pathlib
+    import pytest
+    from pytest_llminfer import ahead, launching
+    from pytest_llminfer.engines import pool
+
+    launching.WITHOUT_DEVICES = ()          # the simulated engine stands for one that takes GPUs
+    launching.Launcher._refuse_fallback = lambda *_: None
+    pool.tempfile.gettempdir = lambda: str(pathlib.Path(__file__).parent)
+
+    def waiting(config):
+        started = config.stash.get(ahead.STARTED, None)
+        return None if started is None else started.spec
+
+    @pytest.fixture
+    def next_cell(engine, request):
+        return waiting(request.config)
+"""
+VISIBLE = """
+    import os
+
+    def visible(model):
+        return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
+
+    def test_first(engine, next_cell, request):
+        devices, pid = engine.run(visible)
+        print("CELL", engine.spec, "on", devices, "worker", pid, "next", next_cell)
+"""
+
+
+@pytest.fixture
+def session(pytester: pytest.Pytester, run, monkeypatch):
+    tools = pytester.mkdir("bin")
+    (tools / "nvidia-smi").write_text(NVIDIA_SMI)
+    (tools / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(VISIBLE)
+    return lambda *arguments: run("-s", "-v", *arguments)
+
+
+def test_the_next_cell_is_started_where_gpus_are_free(session) -> None:
+    result = session("--dp=1,2", "--dtype=fp32,auto")
+    result.assert_outcomes(passed=4)
+    # Beside one GPU the next cell's two are free; beside two only a cell on one.
+    result.stdout.fnmatch_lines(
+        [
+            "*CELL simulated-fp32 on 0 * next simulated-fp32-dp2",
+            "*CELL simulated-fp32-dp2 on 1 * next simulated",
+            "*CELL simulated on 0 * next simulated-dp2",
+            "*CELL simulated-dp2 on 1 * next None",
+        ]
+    )
+
+
+def test_a_worker_that_was_started_ahead_is_the_one_that_is_used(pytester: pytest.Pytester, session) -> None:
+    pytester.makeconftest(
+        CONFTEST
+        + """
+    @pytest.fixture(autouse=True)
+    def pids(engine, request):
+        started = request.config.stash.get(ahead.STARTED, None)
+        for worker in started.workers if started else ():
+            print("AHEAD", started.spec, "worker", worker.process.pid)
+        yield
+"""
+    )
+    lines = session("--dtype=fp32,auto").stdout.lines
+    words = [line.split() for line in lines if "AHEAD" in line or "CELL" in line]
+    (ahead,) = [found[found.index("worker") + 1] for found in words if "AHEAD" in found]
+    used = [found[found.index("worker") + 1].rstrip(")") for found in words if "CELL" in found]
+    assert len(used) == 2
+    assert used[1] == ahead
+
+
+def test_a_cell_that_is_passed_over_gives_its_gpus_back(pytester: pytest.Pytester, session) -> None:
+    pytester.makeconftest(
+        CONFTEST
+        + """
+    @pytest.fixture(scope="session")
+    def model(engine_spec):
+        from pytest_llminfer.errors import UnsupportedError
+        from pytest_llminfer.models.model import Model
+        if engine_spec.dp == 2:
+            raise UnsupportedError("passed over")
+        return Model("reference")
+"""
+    )
+    result = session("--dp=1,2,3", "--llminfer-timeout=20")
+    result.assert_outcomes(passed=2, skipped=1)
+    result.stdout.fnmatch_lines(["*CELL simulated on 0 * next simulated-dp2", "*CELL simulated-dp3 on 0 *"])

@@ -1,0 +1,114 @@
+"""The serving suite end to end on the simulated engine's own server: green when it is whole, red for each fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+SUITES = Path(__file__).resolve().parents[2] / "suites"
+TESTS = 8
+
+pytest.importorskip("openai")
+pytest.importorskip("tokenizers")
+
+
+@pytest.fixture
+def serving(pytester: pytest.Pytester, run):
+    shutil.copy(SUITES / "test_serving.py", pytester.path)
+
+    def serving(*arguments: str, **engine_args: object) -> pytest.RunResult:
+        given = [f"--engine-args={json.dumps(engine_args)}"] if engine_args else []
+        return run("--serve", "-v", *given, *arguments)
+
+    return serving
+
+
+def server_processes() -> list[str]:
+    """Command lines of simulated servers of this user that are running now."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if "simulated.server import main" in line and str(os.getpid()) not in file.parts:
+            found.append(line)
+    return found
+
+
+def test_a_whole_server_passes_everything_and_nothing_is_left(serving, pytester: pytest.Pytester) -> None:
+    result = serving("--update-baselines")
+    result.assert_outcomes(passed=TESTS - 1, skipped=1)
+    record = json.loads(next(pytester.path.glob("baselines/*/reference/serving_latency.json")).read_text())
+    (entry,) = record["entries"].values()
+    (session,) = entry["expected"]["sessions"]
+    assert session["requests"] == 20
+    assert 0 < session["inter_token_seconds"] < session["first_token_seconds"]
+
+    result = serving()
+    result.assert_outcomes(passed=TESTS)
+    assert not [line for line in server_processes() if str(pytester.path) in line]
+
+
+@pytest.mark.parametrize(
+    ("fault", "test", "message"),
+    [
+        ("wrong_finish_reason", "finish_reason_is_length", "*was cut at 4, but finish_reason is 'stop'"),
+        ("lost_chunk", "streaming_equals", "*FAIL: a streamed completion is the one that is not streamed*"),
+        ("open_door", "wrong_key", "*a wrong key was answered with status 200 instead of 401"),
+        ("swap_concurrent", "concurrent_requests", "*FAIL: 8 requests at once are answered as they are one after another*"),
+        ("deaf", "stops_when", "*did not end within 10 s of SIGTERM and was killed"),
+        ("child_left", "stops_when", "*1 of its processes outlived it*"),
+        ("wrong_name", "is_listed", "*'reference' is not listed; listed: another"),
+        ("empty_chat", "chat_and_completion", "*chat 0: an empty answer*"),
+    ],
+)
+def test_each_fault_fails_its_own_test_alone(serving, fault: str, test: str, message: str) -> None:
+    result = serving("--deselect=test_serving.py::test_latency_is_as_recorded", server_fault=fault)
+    failed = [line for line in result.outlines if "::test_" in line and "FAILED" in line.split()]
+    result.stdout.fnmatch_lines([message])
+    assert len(failed) == 1, failed
+    assert test in failed[0]
+    result.assert_outcomes(passed=TESTS - 2, failed=1, deselected=1)
+
+
+@pytest.mark.parametrize("fault", ["slow_first_token", "slow_tokens"])
+def test_a_slow_server_is_caught_and_a_fast_one_never_fails(serving, pytester: pytest.Pytester, fault: str) -> None:
+    latency = "test_serving.py::test_latency_is_as_recorded"
+    slow = {"server_fault": fault, "server_fault_seconds": 0.5 if fault == "slow_first_token" else 0.05}
+    serving(latency, "--update-baselines").assert_outcomes(skipped=1)
+    # The recorded session was not slowed down: the arguments are the only difference, so they are taken out of the record's conditions.
+    file = next(pytester.path.glob("baselines/*/reference/serving_latency.json"))
+    text = file.read_text()
+    whole = json.loads(text)
+    next(iter(whole["entries"].values()))["conditions"]["engine_args"] = slow
+    file.write_text(json.dumps(whole))
+    result = serving(latency, **slow)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [f"*time {'to first token' if fault == 'slow_first_token' else 'from token to token'}: * times the recorded*"]
+    )
+
+    whole = json.loads(text)
+    for session in next(iter(whole["entries"].values()))["expected"]["sessions"]:
+        session["first_token_seconds"] *= 100
+        session["inter_token_seconds"] *= 100
+    file.write_text(json.dumps(whole))
+    serving(latency).assert_outcomes(passed=1)
+
+
+def test_a_cell_that_is_not_served_is_a_visible_skip(serving, run) -> None:
+    result = run("-rs", "test_serving.py")
+    result.assert_outcomes(skipped=TESTS)
+    result.stdout.fnmatch_lines(["SKIPPED*simulated cannot answer 'talk'*"])
+
+
+def test_an_engine_without_a_server_is_a_visible_skip_and_a_refused_argument_is_one_line(serving) -> None:
+    result = serving("--deselect=test_serving.py::test_latency_is_as_recorded", server_fault="lost_chunks")
+    result.stdout.fnmatch_lines(["*unknown server_fault 'lost_chunks'*Did you mean 'lost_chunk'?*"])
+    result = serving(concurency=3)
+    result.stdout.fnmatch_lines(["*unknown engine argument 'concurency'*"])

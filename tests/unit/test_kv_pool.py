@@ -1,0 +1,60 @@
+"""The paged cache: blocks, tokens, bytes, and what does not fit together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_llminfer.checks.kv_pool import check_kv_pool
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.observations import KVPool
+from pytest_llminfer.verdict import Outcome
+
+SHAPE = {"layers": 4, "kv_heads": 2, "head_dim": 64}
+POOL = KVPool(100, 16, 1600, "bfloat16", 100 * 16 * 2048, 2048, 512)
+
+
+def test_a_pool_that_fits_its_shape() -> None:
+    verdict = check_kv_pool(pool=POOL, **SHAPE, dtype="bf16")
+    assert verdict.outcome is Outcome.PASS
+    assert "3.12 sequences of 512" in str(verdict)
+
+
+def test_one_reserved_block_is_allowed() -> None:
+    assert check_kv_pool(pool=replace(POOL, capacity_tokens=1584), **SHAPE, dtype="bf16").outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"bytes_per_token": 4096}, "4,096 bytes a token instead of 2,048"),
+        ({"stored_bytes": 100 * 16 * 1024}, "1,638,400 bytes instead of 3,276,800"),
+        ({"capacity_tokens": 800}, "a capacity of 800 tokens"),
+        ({"capacity_tokens": 1601}, "a capacity of 1,601 tokens"),
+        ({"dtype": "float16"}, "stored as float16 instead of bfloat16"),
+        ({"max_model_len": 4096}, "a sequence may have 4,096 tokens"),
+        ({"num_blocks": 0}, "no blocks"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, line) -> None:
+    verdict = check_kv_pool(pool=replace(POOL, **change), **SHAPE, dtype="bf16")
+    assert verdict.outcome is Outcome.FAIL
+    assert any(line in detail for detail in verdict.details)
+
+
+@pytest.mark.parametrize(("dtype", "per_token"), [("fp32", 4096), ("fp8", 1024), ("q8_0", 1088), ("q4_0", 576)])
+def test_bytes_follow_the_dtype(dtype, per_token) -> None:
+    pool = replace(POOL, dtype="float32", bytes_per_token=per_token, stored_bytes=1600 * per_token)
+    assert check_kv_pool(pool=pool, **SHAPE, dtype=dtype).outcome is Outcome.PASS
+    assert check_kv_pool(pool=pool, **SHAPE, dtype="bf16").outcome is Outcome.FAIL
+
+
+def test_heads_that_ranks_share_are_held_several_times() -> None:
+    pool = replace(POOL, bytes_per_token=4096, stored_bytes=1600 * 4096)
+    assert check_kv_pool(pool=pool, **SHAPE, dtype="bf16", copies=2).outcome is Outcome.PASS
+
+
+def test_an_unknown_dtype_is_said() -> None:
+    with pytest.raises(UnsupportedError):
+        check_kv_pool(pool=POOL, **SHAPE, dtype="auto")

@@ -1,0 +1,127 @@
+"""Ranks, their shares of the weights, and whether one GPU is fit to be a reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_llminfer.checks.accuracy import Answer
+from pytest_llminfer.checks.memory import predict_weights
+from pytest_llminfer.checks.parallelism import (
+    check_rank_weights,
+    check_ranks,
+    check_reference_answers,
+    expected_rank_weights,
+)
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.models.shape import ModelShape
+from pytest_llminfer.observations import Rank
+from pytest_llminfer.verdict import Outcome
+
+LLAMA = ModelShape("llama", layers=4, hidden=256, heads=4, kv_heads=2, head_dim=64, intermediate=768, vocab=1000, tied=False)
+
+
+def ranks(tp=1, pp=1, dp=1, weights=100):
+    return [
+        Rank(100 + 16 * d + 4 * p + t, "rank", f"GPU-{d}-{p}-{t}", weights, tp_rank=t, pp_rank=p, dp_rank=d)
+        for d in range(dp)
+        for p in range(pp)
+        for t in range(tp)
+    ]
+
+
+@pytest.mark.parametrize(("tp", "pp", "dp"), [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2)])
+def test_every_rank_in_its_place(tp, pp, dp) -> None:
+    verdict = check_ranks(ranks=ranks(tp, pp, dp), tp=tp, pp=pp, dp=dp)
+    assert verdict.outcome is Outcome.PASS
+    assert verdict.key == f"{tp * pp * dp} ranks"
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        ([], "nothing was compared"),
+        (ranks(tp=1), "1 ranks instead of 2"),
+        (ranks(tp=3), "there should be no dp rank 0, pp rank 0, tp rank 2"),
+        ([ranks()[0]] * 2, "2 processes have dp rank 0, pp rank 0, tp rank 0"),
+        ([replace(rank, pid=7) for rank in ranks(tp=2)], "process 7 stands for 2 ranks"),
+        ([replace(rank, device="GPU-0") for rank in ranks(tp=2)], "2 ranks share the accelerator GPU-0"),
+        (ranks(dp=2), "no process has dp rank 0, pp rank 0, tp rank 1"),
+    ],
+)
+def test_ranks_that_are_missing_doubled_or_misplaced(found, line) -> None:
+    verdict = check_ranks(ranks=found, tp=2, pp=1, dp=1)
+    assert verdict.outcome is Outcome.FAIL
+    assert any(line in detail for detail in verdict.details)
+
+
+def test_ranks_on_a_processor_share_it() -> None:
+    found = [replace(rank, device="cpu") for rank in ranks(tp=2)]
+    assert check_ranks(ranks=found, tp=2, pp=1, dp=1).outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang"])
+def test_one_rank_holds_what_the_model_weighs(engine) -> None:
+    share = expected_rank_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=engine, tp=1, pp=1)
+    assert share == {0: predict_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=engine)}
+
+
+def test_a_share_by_hand() -> None:
+    hidden, inner, queries, keys = 256, 768, 256, 128
+    layer = (queries + 2 * keys) * hidden // 2 + hidden * queries // 2 + 3 * hidden * inner // 2 + 2 * hidden
+    whole_ends = 2 * 1000 * hidden + hidden
+    padded_ends = 2 * 1024 * hidden // 2 + hidden
+    expected = {"transformers": 4 * layer + whole_ends, "vllm": 4 * layer + padded_ends}
+    for engine, elements in expected.items():
+        share = expected_rank_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=engine, tp=2, pp=1)
+        assert share == {0: 2 * elements}
+
+
+def test_stages_hold_the_whole_model_together() -> None:
+    stages = expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine="vllm", tp=1, pp=2)
+    assert sum(stages.values()) == predict_weights(shape=LLAMA, dtype="fp32", quantization="none", engine="vllm")
+    assert stages[1] - stages[0] == 4 * 256  # the final norm
+
+
+def test_a_tied_embedding_is_on_the_first_and_the_last_stage() -> None:
+    tied = replace(LLAMA, tied=True)
+    stages = expected_rank_weights(shape=tied, dtype="fp32", quantization="none", engine="vllm", tp=1, pp=4)
+    assert stages[0] - stages[1] == stages[3] - 4 * 256 - stages[2] == 4 * 1024 * 256
+
+
+def test_more_ranks_than_kv_heads_hold_each_several_times() -> None:
+    two, four = (
+        expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine="vllm", tp=tp, pp=1)[0] for tp in (2, 4)
+    )
+    kv_of_one_head = 4 * 4 * 2 * 64 * 256
+    replicated = 4 * (2 * 4 + 1) * 256
+    assert four - kv_of_one_head - replicated == (two - kv_of_one_head - replicated) // 2
+
+
+@pytest.mark.parametrize("fields", [{"pp": 3}, {"quantization": "nf4"}, {"engine": "llamacpp"}])
+def test_what_is_not_known_is_said(fields) -> None:
+    cell = {"dtype": "bf16", "quantization": "none", "engine": "vllm", "tp": 1, "pp": 1, **fields}
+    with pytest.raises(UnsupportedError):
+        expected_rank_weights(shape=LLAMA, **cell)
+
+
+@pytest.mark.parametrize(
+    ("weights", "outcome"), [(1000, "pass"), (1002, "pass"), (1004, "fail"), (996, "fail"), (2000, "fail"), (0, "fail")]
+)
+def test_shares_are_two_sided(weights, outcome) -> None:
+    found = [*ranks(weights=1000), replace(ranks(tp=2)[1], weights_bytes=weights)]
+    verdict = check_rank_weights(ranks=found, expected={0: 1000}, engine="vllm")
+    assert verdict.outcome.value == outcome
+
+
+def test_no_ranks_are_no_pass() -> None:
+    assert check_rank_weights(ranks=[], expected={0: 1000}, engine="vllm").outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize(("right", "asked", "outcome"), [(9, 10, "pass"), (0, 10, "inconclusive"), (0, 0, "fail")])
+def test_a_reference_must_know_something(right, asked, outcome) -> None:
+    answers = {
+        str(number): Answer(strict=False, flexible=number < right, format_miss=False, truncated=False) for number in range(asked)
+    }
+    assert check_reference_answers(answers=answers).outcome.value == outcome

@@ -1,0 +1,37 @@
+"""Settings against a record: every field that moved, came or went is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_llminfer.checks.settings import check_settings
+from pytest_llminfer.verdict import Outcome
+
+RECORDED = {"gpu_memory_utilization": 0.9, "scheduler": {"max_num_seqs": 256, "policy": "fcfs"}, "sizes": [1, 2]}
+
+
+def test_equal_settings_pass() -> None:
+    found = {"sizes": (1, 2), "scheduler": {"policy": "fcfs", "max_num_seqs": 256}, "gpu_memory_utilization": 0.9}
+    verdict = check_settings(found=found, expected=RECORDED, what="defaults")
+    assert verdict.outcome is Outcome.PASS
+    assert verdict.key == "4 fields"
+
+
+def test_a_moved_default_is_shown_with_both_values() -> None:
+    found = RECORDED | {"gpu_memory_utilization": 0.92, "scheduler": {"max_num_seqs": 1024}, "async": True}
+    verdict = check_settings(found=found, expected=RECORDED, what="defaults")
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.details == (
+        "gpu_memory_utilization: 0.9 → 0.92",
+        "scheduler.max_num_seqs: 256 → 1024",
+        "scheduler.policy: 'fcfs' → (absent)",
+        "async: (absent) → True",
+    )
+    assert verdict.key == "4 changed"
+
+
+@pytest.mark.parametrize(("found", "expected"), [({}, RECORDED), (RECORDED, {}), ({}, {})])
+def test_nothing_compared_is_no_pass(found, expected) -> None:
+    verdict = check_settings(found=found, expected=expected, what="defaults")
+    assert verdict.outcome is Outcome.FAIL
+    assert "nothing was compared" in verdict.details[0]
