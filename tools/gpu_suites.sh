@@ -1,28 +1,42 @@
 #!/usr/bin/env bash
-# The suites on a GPU host without network: the reference model in every format, then the Llama-3-8B shape with dummy weights.
+# The suites on a GPU host without network, each engine on one GPU, dp=N and tp=N: tables to read, baselines to commit.
 #
-#     tools/gpu_suites.sh OUT reference|llama-3-8b [PACKAGES]
+#     tools/gpu_suites.sh OUT GPUS ENGINE:MODEL...     e.g. tools/gpu_suites.sh out 2 vllm:reference sglang:qwen2.5-7b
 #
-# OUT gets what each run printed and the recorded baselines. PACKAGES: a folder of packages that the host's python3 lacks.
-# Each set of cells is run twice: once to record what has no baseline yet, once to be judged.
+# VLLM_PYTHON and SGLANG_PYTHON name the interpreters of those engines; transformers runs in python3. A model other than the
+# reference is a bundled shape with dummy weights. All are started at once: GPUs are shared out by the plugin itself. OUT gets what
+# each printed, and the baselines of all in one archive. PASSES=2 judges against what the first pass recorded.
 set -uo pipefail
-out=$1
-export PYTHONPATH="$PWD${3:+:$PWD/$3}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 COLUMNS=160
+out=$1 gpus=$2
+shift 2
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 COLUMNS=180 VLLM_USE_FLASHINFER_SAMPLER=0
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 python3 -c "import pytest, torch, transformers; print('pytest', pytest.__version__, 'torch', torch.__version__, 'transformers', transformers.__version__)"
-python3 -c "from pytest_llminfer.hardware import detect; found = detect(); print(found.describe(), '->', found.key)"
 
-suites() {
-    name=$1
-    shift
-    python3 -m pytest -p pytest_llminfer.plugin -p no:cacheprovider --import-mode=importlib "$@" 2>&1 | tee "$out/$name.txt" |
-        grep -E "^(llminfer|cell|transformers|engine loads|baselines|ERROR|FAILED|=+ .*(passed|failed|skipped|error))|─|INVALID|INCONCLUSIVE"
+one() {
+    engine=${1%%:*} model=${1#*:} name=${1/:/-} arguments=()
+    case $engine in
+    transformers) where=transformers ;;
+    vllm) where="vllm@$VLLM_PYTHON" ;;
+    # The kernels that SGLang would choose by itself are compiled at their first use, which needs a network here.
+    sglang) where="sglang@$SGLANG_PYTHON" arguments=(--engine-args '{"attention_backend": "triton", "sampling_backend": "pytorch"}') ;;
+    esac
+    [ "$model" = reference ] || arguments+=(--model="$model" --weights=dummy)
+    for pass in $(seq "${PASSES:-1}"); do
+        python3 -m pytest -p pytest_llminfer.plugin -p no:cacheprovider --import-mode=importlib suites/ --engine="$where" --gpus="$gpus" \
+            --update-baselines=new --gsm8k-questions="${QUESTIONS:-300}" -rs \
+            "${arguments[@]}" >"$out/$name-$pass.txt" 2>&1
+    done
 }
 
-case $2 in
-reference) cells=(--quantization=none,int8,nf4,fp4) ;;
-llama-3-8b) cells=(--model=llama-3-8b --weights=dummy --quantization=none,int8,nf4) ;;
-esac
-suites "$2-record" suites/ "${cells[@]}" --update-baselines=new
-suites "$2" suites/ "${cells[@]}"
-tar cf "$out/baselines-$2.tar" baselines
+mkdir -p "$out"
+for what in "$@"; do one "$what" & done
+wait
+for what in "$@"; do
+    name=${what/:/-}
+    for file in "$out/$name"-*.txt; do
+        echo "== $file"
+        grep -E "^(llminfer|cell|transformers|vllm|sglang|engine loads|    [a-z]+.* s \(|baselines|ERROR|FAILED|=+ .*(passed|failed|skipped|error))|─|INVALID|INCONCLUSIVE" "$file"
+    done
+done
+tar cf "$out/baselines.tar" baselines

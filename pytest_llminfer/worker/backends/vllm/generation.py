@@ -45,7 +45,10 @@ def sampling_params(params_class: Any, **fields: Any) -> Any:
     missing = sorted(set(fields) - known)
     if missing:
         raise BadInputError(f"the installed vllm has no sampling parameter {', '.join(missing)}")
-    return params_class(**fields, **{name: value for name, value in savings.items() if name in known})
+    try:
+        return params_class(**fields, **{name: value for name, value in savings.items() if name in known})
+    except ValueError as error:
+        raise BadInputError(f"vllm refuses this sampling: {error}") from error
 
 
 def check_logprobs(logprobs: int, most: int) -> None:
