@@ -15,7 +15,7 @@ import pytest
 from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
 from pytest_llminfer.checks.kv_pool import check_kv_pool
 from pytest_llminfer.engines.engine import Engine, Launch
-from pytest_llminfer.errors import BadInputError, EngineDiedError, OutOfMemoryError, UnsupportedError
+from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineError, OutOfMemoryError, UnsupportedError
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations import Sampling
 from pytest_llminfer.spec import EngineSpec
@@ -98,13 +98,15 @@ def test_tokens_are_those_of_transformers(single, prompts, reference):
 def test_a_wrong_weight_is_seen_in_the_tokens(single, folder, prompts, reference):
     probe = f"{folder / 'probes.py'}::scale"
     right = single.run(probe, factor=1.0)
-    assert single.run(probe, factor=1.5) == pytest.approx(1.5 * right, rel=1e-2)
-    single.score(reference["sequences"][:1])  # which forgets the prefixes that the right weights computed
+    assert single.run(probe, factor=4.0) == 4 * right
+    forget = single.score(reference["sequences"][:1])  # the prefixes that the right weights computed
     wrong = single.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP)
-    # 2/3 of a bf16 number is not exact: the weights are restored by loading anew.
-    single.restart()
+    assert single.run(probe, factor=0.25) == right
+    again = single.score(reference["sequences"][:1])
     assert same_tokens(wrong, reference["answers"]).outcome is Outcome.FAIL
-    assert single.run(probe, factor=1.0) == right
+    assert np.abs(forget[0] - again[0]).max() > 1
+    with pytest.raises(EngineError, match=r"(?s)fails in .*KeyError: 'no such layer'"):
+        single.run(f"{folder / 'probes.py'}::fails")
 
 
 def test_answers_come_in_the_order_of_the_prompts(single, prompts):
@@ -117,7 +119,6 @@ def test_answers_come_in_the_order_of_the_prompts(single, prompts):
 
 def test_answers_end_as_asked(single, prompts):
     answers = single.generate(prompts, max_tokens=100)
-    assert {answer.finish_reason for answer in answers} == {"stop", "length"} or {a.finish_reason for a in answers} == {"stop"}
     for answer in answers:
         assert answer.finish_reason == ("stop" if answer.token_ids[-1] == 2 else "length")
         assert 2 not in answer.token_ids[:-1]
@@ -149,10 +150,10 @@ def test_without_a_cache_the_tokens_are_the_same(single, prompts):
 def test_scores_are_those_of_transformers(single, reference):
     for ours, theirs in zip(single.score(reference["sequences"]), reference["scores"], strict=True):
         assert (ours.dtype, ours.shape) == (np.float32, theirs.shape)
-        likely = theirs > -5
-        np.testing.assert_allclose(ours[likely], theirs[likely], atol=0.2)
-    (turned,) = single.score([reference["sequences"][0][::-1]])
-    assert np.abs(turned - reference["scores"][0]).max() > 1
+        assert np.abs(ours - theirs).max() < 1.5
+        assert np.abs(ours - theirs).mean() < 0.1
+        # One position off is the mistake that this would hide otherwise.
+        assert np.abs(ours[1:] - theirs[:-1]).mean() > 1
 
 
 def test_the_pool_is_what_was_asked_for(single):
@@ -247,4 +248,4 @@ def test_a_killed_scheduler_is_told_and_the_next_request_starts_anew(single, pro
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
     assert single.generate(prompts[:1], max_tokens=4)[0].token_ids
-    assert single.loads == 3
+    assert single.loads == 2

@@ -30,7 +30,7 @@ class LlamacppBackend:
     capabilities = frozenset(
         {
             "generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode", "layout", "memory",
-            "kv_pool", "ranks", "settings", "calibrate", "run",
+            "kv_cache", "kv_pool", "ranks", "settings", "calibrate", "run",
         }
     )  # fmt: skip
 
@@ -93,6 +93,15 @@ class LlamacppBackend:
     def memory(self, *, reset_peak: bool = False) -> Message:
         """What is in use now, and the peaks."""
         return self._live.memory(reset_peak=reset_peak)
+
+    def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:
+        """The cache after the prompt, and what decoding did to it."""
+        requests.check_tokens([prompt], extra=extend, **self._live.limits)
+        self._live.rest()
+        try:
+            return self._live.cache_report(prompt, extend)
+        finally:
+            self._live.rest()
 
     def kv_pool(self) -> Message:
         """The cells of the context."""

@@ -17,12 +17,13 @@ from pytest_llminfer.worker.backends.llamacpp.arguments import KV_TYPES, Argumen
 from pytest_llminfer.worker.backends.llamacpp.decoder import Decoder
 from pytest_llminfer.worker.backends.llamacpp.files import model_file
 from pytest_llminfer.worker.backends.llamacpp.gguf_file import GgufFile, read_gguf
+from pytest_llminfer.worker.backends.llamacpp.kv_cache import CacheReader
 from pytest_llminfer.worker.backends.llamacpp.log import NativeLog
 from pytest_llminfer.worker.backends.llamacpp.memory import HostMeter
 from pytest_llminfer.worker.backends.transformers.packages import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
     from pytest_llminfer.spec import EngineSpec
@@ -131,6 +132,11 @@ class LiveModel:
         return kv_pool.report(
             self.file, self.decoder.cells, keywords["type_k"], keywords["type_v"], longest=self.limits["max_positions"]
         )
+
+    def cache_report(self, prompt: Sequence[int], extend: int) -> dict[str, Any]:
+        """The fields of ``CacheReport``."""
+        kinds = (self.arguments.keywords["type_k"], self.arguments.keywords["type_v"])
+        return CacheReader.of(self.library, self.decoder, self.file, kinds).report(prompt, extend)
 
     def layout(self) -> dict[str, Any]:
         """Every tensor of the file."""

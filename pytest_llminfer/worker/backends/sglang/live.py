@@ -96,8 +96,8 @@ class LiveEngine:
         try:
             while waiting:
                 done, waiting = await asyncio.wait(waiting, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
-                if any(task.exception() is not None for task in done):
-                    break
+                for task in done:
+                    task.result()
                 if waiting and self._watch.ended():
                     raise self._died(doing)
                 if phase and (count := len(tasks) - len(waiting)) != told:
@@ -105,7 +105,7 @@ class LiveEngine:
         finally:
             for task in waiting:
                 task.cancel()
-        return [task.result() for task in tasks if not task.cancelled()]
+        return [task.result() for task in tasks]
 
     def ask(self, method: str, **params: Any) -> list[dict[str, Any]]:
         """One answer a rank, from inside the schedulers, in the order of their start."""

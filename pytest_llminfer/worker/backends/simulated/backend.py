@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from pathlib import Path
@@ -34,7 +35,10 @@ class SimulatedBackend:
     """A Llama in float32. ``engine_args``: ``max_batch_tokens``, and ``fault`` with its arguments (see ``faults.FAULTS``)."""
 
     capabilities = frozenset(
-        {"generate", "generate:loop", "generate:no_cache", "score", "layout", "memory", "kv_cache", "settings", "calibrate", "run"}
+        {
+            *("generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode"),
+            *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "run"),
+        }
     )
 
     _model: Llama
@@ -149,6 +153,11 @@ class SimulatedBackend:
         requests.check_tokens([prompt], extra=extend, **self._limits)
         self._begin_request()
         return scoring.cache_report(self._model, prompt, extend, self._faults, self._ledger)
+
+    def ranks(self) -> Message:
+        """This process alone."""
+        rank = {"pid": os.getpid(), "name": "simulated rank 0", "device": "cpu", "weights_bytes": self._model.nbytes}
+        return {"ranks": [rank]}
 
     def settings(self) -> Message:
         """The configuration in force; the engine has no defaults of its own."""

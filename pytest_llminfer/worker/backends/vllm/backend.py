@@ -124,9 +124,7 @@ class VllmBackend:
         return self._live.run(path, function, arguments)
 
     def close(self) -> None:
-        """End vLLM's processes."""
-        if hasattr(self, "_live"):
-            self._live.close()
+        """Nothing: the processes are killed with the worker, which takes vLLM's own way five seconds."""
 
 
 def _installed(vllm: ModuleType) -> Installed:

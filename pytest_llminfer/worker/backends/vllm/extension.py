@@ -52,7 +52,8 @@ class _Questions:
     def loaded(self) -> dict[str, Any]:
         """Who this rank is, told once when loading is over."""
         _BOOKS.loaded(self._device)
-        return {**self.rank(), **self._hardware(), "compile_seconds": self._compile_seconds()}
+        process = multiprocessing.current_process().name
+        return {**self.rank(), **self._hardware(), "process": process, "compile_seconds": self._compile_seconds()}
 
     def rank(self) -> dict[str, Any]:
         """The fields of ``Rank``."""

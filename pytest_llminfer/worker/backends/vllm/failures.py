@@ -90,7 +90,7 @@ def running(doing: str, processes: Mapping[int, str], log: Log) -> Iterator[None
     except LlminferError:
         raise
     except Exception as error:
-        named = _named_in(log.text())
+        named = _named_in(log.text(), processes)
         if named is None and type(error).__name__ != "EngineDeadError" and not any(map(is_dead, processes)):
             if any(words in str(error).lower() for words in _MEMORY_WORDS):
                 raise OutOfMemoryError(f"out of memory while {doing}: {' '.join(str(error).split())[:500]}") from error
@@ -108,13 +108,14 @@ def dead_process(processes: Mapping[int, str]) -> str:
     return f"{', '.join(dead)} of vllm {'has' if len(dead) == 1 else 'have'} ended"
 
 
-def _named_in(log: str) -> str | None:
+def _named_in(log: str, processes: Mapping[int, str]) -> str | None:
     """The first process that vLLM's monitors missed: when it goes, they end the others."""
     match = _DEATH.search(log)
     if match is None:
         return None
+    pid = next((f" (process {pid})" for pid, name in processes.items() if name == match[1]), "")
     status = f" with exit status {match[2]}" if match[2] else ""
-    return f"{match[1]} of vllm died{status}"
+    return f"{match[1]}{pid} of vllm died{status}"
 
 
 def is_dead(pid: int) -> bool:

@@ -42,7 +42,8 @@ class LiveEngine:
         self._config = self.llm.llm_engine.vllm_config
         self._processes = _core_processes(self.llm)
         self._ranks = self._ask("loaded")
-        self._processes |= {rank["pid"]: rank["name"] for rank in self._ranks}
+        self._processes |= {rank["pid"]: rank["process"] for rank in self._ranks}
+        shared_memory.unlink(self._processes)
         self.end_token_ids = _end_tokens(self._config.model_config) if end_token_ids is None else end_token_ids
         progress("loading", 1, 1)
 
@@ -167,10 +168,6 @@ class LiveEngine:
     def run(self, path: str, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The user's function, in every rank; the first one's result."""
         return self._ask("run", path=path, function=function, arguments=arguments)[0]
-
-    def close(self) -> None:
-        """Give back what outlives the processes: they are killed next, which takes vLLM's own way five seconds."""
-        shared_memory.unlink(self._processes)
 
     def _ask(self, question: str, **params: Any) -> list[dict[str, Any]]:
         """The answer of every rank, in their order."""

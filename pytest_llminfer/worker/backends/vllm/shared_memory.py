@@ -10,21 +10,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_FOLDER = "/dev/shm/"  # noqa: S108 - where the kernel shows it, not a place for files
+FOLDER = Path("/dev/shm")  # noqa: S108 - where the kernel shows it, not a place for files
 
 
 def unlink(processes: Iterable[int]) -> None:
-    """Take the names of what this process and ``processes`` have mapped; the memory goes with the last of them."""
-    for name in {name for pid in (os.getpid(), *processes) for name in mapped(pid)}:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
+    """Take the names of what this process and ``processes`` have mapped; the memory goes with the last of them.
+
+    Whoever needs a name has opened it by the end of loading, and a group of processes that is killed could not do it any more.
+    """
+    held = {inode for pid in (os.getpid(), *processes) for inode in mapped(pid)}
+    with contextlib.suppress(OSError):
+        for file in FOLDER.iterdir():
+            with contextlib.suppress(OSError):
+                if file.stat().st_ino in held:
+                    file.unlink()
 
 
-def mapped(pid: int) -> set[str]:
-    """Paths of the named shared memory that a process has mapped."""
+def mapped(pid: int) -> set[int]:
+    """Inodes of the shared memory that a process has mapped: a semaphore is mapped under a name that it no longer has."""
     try:
         lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return set()
-    paths = (line[line.index(_FOLDER) :] for line in lines if _FOLDER in line)
-    return {path for path in paths if not path.endswith(" (deleted)")}
+    return {int(line.split(maxsplit=5)[4]) for line in lines if f" {FOLDER}/" in line}

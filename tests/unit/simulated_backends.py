@@ -1,0 +1,54 @@
+"""What the tests of the simulated backend share: one that is loaded in this process, and prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import pytest_llminfer
+from pytest_llminfer.observations import Sampling
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.worker.backends.simulated.backend import SimulatedBackend
+
+REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
+PROBLEMS = Path(pytest_llminfer.__file__).parent / "datasets" / "synthetic.jsonl"
+
+
+def load(model_path: Path = REFERENCE, progress=lambda *_: None, cell: dict | None = None, **engine_args) -> SimulatedBackend:
+    backend = SimulatedBackend(EngineSpec("simulated", **(cell or {})), str(model_path), engine_args, progress)
+    backend.info = backend.load()
+    return backend
+
+
+def generate(backend, prompts, max_tokens=40, logprobs=0, route="engine", **fields):
+    sampling = Sampling(max_tokens=max_tokens, **fields).to_dict()
+    return backend.generate(prompts=prompts, sampling=sampling, logprobs=logprobs, route=route)["outputs"]
+
+
+def tokens(outputs):
+    return [output["token_ids"] for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return load()
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return [json.loads(line) for line in PROBLEMS.read_text().splitlines()[:10]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizers = pytest.importorskip("tokenizers")
+    return tokenizers.Tokenizer.from_file(str(REFERENCE / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def prompts(problems, tokenizer):
+    form = "Solve it step by step. End with a line of the form #### <number>."
+    chats = [f"<|im_start|>user\n{problem['question']}\n\n{form}<|im_end|>\n<|im_start|>assistant\n" for problem in problems]
+    return [tokenizer.encode(chat).ids for chat in chats]
