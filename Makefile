@@ -15,8 +15,9 @@ DEFAULT_ENGINE := suites,transformers,bitsandbytes
 suites: $(VENV)/.suites
 	$(BIN)/python -m pytest suites/ $(ARGS_OF_SUITES)
 
+# A file's engines are started once: its tests stay in one process.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest tests/ -n $(PROCESSES) $(ARGS)
+	$(BIN)/python -m pytest tests/ -n $(PROCESSES) --dist=loadfile $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -45,7 +46,7 @@ $(VENV)/.suites: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.suites
-	$(PIP) -e '.[$(DEFAULT_ENGINE),datasets,test]'
+	$(PIP) -e '.[$(DEFAULT_ENGINE),datasets,openai,test]'
 	touch $@
 
 clean:

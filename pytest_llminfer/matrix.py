@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 CELLS = pytest.StashKey["tuple[EngineSpec, ...]"]()
 FIXTURE = "engine_spec"
+DERIVED = ("parallel", "over_http")
+"""What ``llminfer_only`` may ask of a cell beside its fields."""
 
 
 def expand(options: Options) -> tuple[EngineSpec, ...]:
@@ -93,8 +95,8 @@ def _applies(cell: EngineSpec, definition: pytest.Item) -> bool:
     """``llminfer_only(engine=..., parallel=True)``: every field named must have one of the values given."""
     for marker in definition.iter_markers("llminfer_only"):
         for name, allowed in marker.kwargs.items():
-            if name not in cell.__dataclass_fields__ and name != "parallel":
-                valid = ", ".join([*cell.__dataclass_fields__, "parallel"])
+            if name not in cell.__dataclass_fields__ and name not in DERIVED:
+                valid = ", ".join([*cell.__dataclass_fields__, *DERIVED])
                 raise pytest.UsageError(f"llminfer_only: unknown field {name!r} on {definition.nodeid}; valid: {valid}")
             if getattr(cell, name) not in ((allowed,) if isinstance(allowed, (str, int)) else tuple(allowed)):
                 return False

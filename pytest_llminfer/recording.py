@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.judging import Judge
 
 STORE = pytest.StashKey[Store]()
+RECORDED = pytest.StashKey["dict[BaselineKey, Record]"]()
+"""What this process has recorded in this session: the cells that come later are judged by it."""
 ANY = "any"
 
 
@@ -82,10 +84,12 @@ class Baseline:
         Ends the test as a skip where a record was made or none exists; with ``--llminfer-strict`` a missing one fails.
         """
         spec, model = self._engine.spec, self._engine.model
-        hardware = self._machine.key if per_hardware else ANY
+        # What does not depend on the spread is the same on every number of accelerators.
+        machine = self._machine if per_spread else self._machine.using(1)
+        hardware = machine.key if per_hardware else ANY
         key = BaselineKey(hardware, model.id, family, self._entry(by, per_spread=per_spread))
         conditions = {**conditions, "model_sha256": model.sha256}
-        record = self._source.load(key)
+        record = self._item.config.stash.get(RECORDED, {}).get(key) or self._source.load(key)
         writes = by in ("", spec.engine) and (per_spread or not (spec.parallel or spec.serve))
         mode = self._settings.update_baselines if writes else ""
         if mode == "all" or (mode == "new" and record is None):
@@ -116,6 +120,7 @@ class Baseline:
         versions = {**self._engine.info.versions, "pytest": pytest.__version__}
         commit = working_commit(self._item.config.rootpath, baselines=self._settings.baselines)
         facts = provenance(n=n, hardware=self._machine.describe(), versions=versions, commit=commit, argv=sys.argv)
+        self._item.config.stash.setdefault(RECORDED, {})[key] = Record(expected, dict(conditions), facts)
         self._note(RECORD, {"key": asdict(key), "expected": expected, "conditions": conditions, "provenance": facts})
 
     def _entry(self, by: str, *, per_spread: bool) -> str:

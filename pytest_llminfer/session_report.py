@@ -92,26 +92,28 @@ class SessionReport:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of cells and families, then what became of baselines."""
         if self._rows:
+            from pytest_llminfer.report.names import short_names
             from pytest_llminfer.report.table import merge, render_table
 
             terminalreporter.section("llminfer")
             if self._config.getoption("numprocesses", None):
                 # Under pytest-xdist this process does not see what is collected, so the line could not come first.
                 terminalreporter.write_line(header(self._config))
-            rows = {cell: {family: merge(found) for family, found in row.items()} for cell, row in self._rows.items()}
+            names = short_names([*self._rows, *(line["cell"] for line in self._spreads), *(load["cell"] for load in self._loads)])
+            rows = {names[cell]: {family: merge(found) for family, found in row.items()} for cell, row in self._rows.items()}
             writer = self._config.get_terminal_writer()
             encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001 - pytest has no public way
             for line in render_table(rows, list(self._families), writer.fullwidth, encoding=encoding):
                 terminalreporter.write_line(line)
             if any(line["spread"] != "single" for line in self._spreads):
                 terminalreporter.write_line("")
-                for line in spreading.render(self._spreads):
+                for line in spreading.render([line | {"cell": names[line["cell"]]} for line in self._spreads]):
                     terminalreporter.write_line(line)
             if self._loads:
                 terminalreporter.write_line(f"engine loads: {len(self._loads)}")
                 for load in self._loads:
                     phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in load["phases"].items())
-                    terminalreporter.write_line(f"    {load['cell']}: {sum(load['phases'].values()):.1f} s ({phases})")
+                    terminalreporter.write_line(f"    {names[load['cell']]}: {sum(load['phases'].values()):.1f} s ({phases})")
         for line in self._lines:
             terminalreporter.write_line(line, red=line.startswith("ERROR"))
 

@@ -104,6 +104,11 @@ class EngineSpec:
         return words + ([self.replication] if self.replication != "workers" else [])
 
     @property
+    def over_http(self) -> bool:
+        """Whether the engine is asked through a server, its own or somebody else's."""
+        return self.serve or self.is_remote
+
+    @property
     def is_remote(self) -> bool:
         """Whether the engine is a server that somebody else runs."""
         return self.environment.startswith(("http://", "https://"))

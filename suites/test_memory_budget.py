@@ -22,7 +22,8 @@ def test_weights_take_the_bytes_that_the_configuration_implies(engine: Engine, j
     spec = engine.spec
     of: Any = {"shape": engine.model.shape, "dtype": engine.info.dtype, "quantization": engine.spec.quantization}
     if spec.tp * spec.pp > 1:
-        predicted = max(expected_rank_weights(**of, engine=spec.engine, tp=spec.tp, pp=spec.pp).values())
+        plan = engine.settings()["resolved"].get("tp_plan") or ()
+        predicted = max(expected_rank_weights(**of, engine=spec.engine, tp=spec.tp, pp=spec.pp, plan=plan).values())
     else:
         predicted = predict_weights(**of, engine=spec.engine)
     judge(check_weights(report=engine.memory(), predicted=predicted))

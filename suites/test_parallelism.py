@@ -64,5 +64,6 @@ def test_every_rank_holds_its_share_of_the_weights(engine: Engine, judge: Judge)
         engine=spec.engine,
         tp=spec.tp,
         pp=spec.pp,
+        plan=engine.settings()["resolved"].get("tp_plan") or (),
     )
     judge(check_rank_weights(ranks=engine.ranks(), expected=expected, engine=spec.engine))

@@ -41,7 +41,7 @@ def test_chat_and_completion_answer(server: Exchange, prompts: list[list[int]], 
 
 def test_finish_reason_is_length_at_the_limit_and_stop_at_the_end(server: Exchange, prompts: list[list[int]], judge: Judge) -> None:
     """A limit of a few tokens cuts every answer; one of many lets it end."""
-    short, full = (server.complete(prompts, max_tokens=limit, concurrency=PROMPTS, logprobs=0) for limit in (SHORT, FULL))
+    short, full = (server.complete(prompts[:4], max_tokens=limit, concurrency=4, logprobs=0) for limit in (SHORT, FULL))
     judge(check_finish_reasons(short=short, full=full, short_limit=SHORT, full_limit=FULL))
 
 

@@ -12,7 +12,7 @@ from pytest_llminfer.models.shape import item_bytes
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from pytest_llminfer.checks.accuracy import Answer
     from pytest_llminfer.models.shape import ModelShape, WeightShape
@@ -29,10 +29,13 @@ TOLERANCE = 0.003
 _LEAST_ACCURACY = 0.1
 
 
-def expected_rank_weights(*, shape: ModelShape, dtype: str, quantization: str, engine: str, tp: int, pp: int) -> dict[int, int]:
+def expected_rank_weights(
+    *, shape: ModelShape, dtype: str, quantization: str, engine: str, tp: int, pp: int, plan: Collection[str] = ()
+) -> dict[int, int]:
     """Bytes of weights that one rank holds, by its pipeline rank; all tensor ranks of a stage hold as much.
 
-    Layers are dealt to pipeline stages evenly; the embedding is on the first stage, final norm and output matrix on the last.
+    plan: the modules that the engine says it shards, ``model.embed_tokens`` among them; asked only about embedding and output
+    matrix, which versions of one engine treat differently: attention and mlp must be sharded whatever it says. Layers are dealt to pipeline stages evenly; the embedding is on the first stage, final norm and output matrix on the last.
 
     Raises:
         UnsupportedError: an engine, a quantization or a split whose shares are not known here: a visible skip.
@@ -41,9 +44,11 @@ def expected_rank_weights(*, shape: ModelShape, dtype: str, quantization: str, e
         raise UnsupportedError(f"how {engine} spreads weights with quantization {quantization!r} is not known here")
     if shape.layers % pp:
         raise UnsupportedError(f"{shape.layers} layers do not divide by pp={pp}: which stage gets more is the engine's choice")
+    ends = {weight.role for weight in shape.parameters() if weight.name.removesuffix(".weight") in plan}
+    sharded = SHARDED[engine] | (ends & {"embedding", "lm_head"})
     stages = dict.fromkeys(range(pp), 0)
     for weight in shape.parameters():
-        size = _rank_elements(weight, shape, engine, tp) * item_bytes(dtype)
+        size = _rank_elements(weight, shape, engine, tp, sharded) * item_bytes(dtype)
         for stage in _stages(weight, shape, pp):
             stages[stage] += size
     return stages
@@ -58,12 +63,12 @@ def _stages(weight: WeightShape, shape: ModelShape, pp: int) -> tuple[int, ...]:
     return (pp - 1,)
 
 
-def _rank_elements(weight: WeightShape, shape: ModelShape, engine: str, tp: int) -> int:
+def _rank_elements(weight: WeightShape, shape: ModelShape, engine: str, tp: int, sharded: Collection[str]) -> int:
     rows = weight.shape[0]
     if weight.role in ("embedding", "lm_head") and engine in FUSING:
         rows = -(-rows // VOCABULARY_BLOCK) * VOCABULARY_BLOCK
     elements = rows * weight.elements // weight.shape[0]
-    if weight.role not in SHARDED[engine] or ".o_proj.bias" in weight.name or ".down_proj.bias" in weight.name:
+    if weight.role not in sharded or ".o_proj.bias" in weight.name or ".down_proj.bias" in weight.name:
         return elements
     if ".k_proj." in weight.name or ".v_proj." in weight.name:
         # Each rank has at least one KV head: with more ranks than heads they are held several times.

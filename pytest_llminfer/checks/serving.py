@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.checks.near_ties import STEPS, first_divergence, measured_noise
@@ -200,7 +201,7 @@ def check_stop(*, seconds: float, status: int | None, left: Sequence[int], again
     lines = []
     if status is None:
         lines.append(f"it did not end within {STOP_SECONDS:g} s of SIGTERM and was killed")
-    elif status > 0:
+    elif status not in (0, -signal.SIGTERM):
         lines.append(f"it ended with status {status}, which is a failure")
     if left:
         lines.append(f"{len(left)} of its processes outlived it: {', '.join(map(str, left))}")

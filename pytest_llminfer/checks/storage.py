@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.models.gguf import block_elements, stored_type, type_bytes
 from pytest_llminfer.models.shape import ROLES, item_bytes, torch_dtype
 from pytest_llminfer.observations import Parameter
 
@@ -52,6 +53,8 @@ FUSING = ("vllm", "sglang")
 """Engines that hold q, k and v of a layer as one matrix, gate and up as another, and fill the vocabulary up to whole blocks."""
 VOCABULARY_BLOCK = 64
 
+_GGML = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_FROM_GGML = {kind: name for name, kind in _GGML.items()}
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
@@ -74,6 +77,8 @@ def expected_layout(
     Raises:
         UnsupportedError: a quantization whose storage is not known here: a visible skip.
     """
+    if engine == "llamacpp":
+        return tuple(_in_gguf(weight, shape, torch_dtype(dtype), quantization) for weight in shape.parameters())
     if engine in FUSING and quantization != "none":
         raise UnsupportedError(f"how {engine} stores quantization {quantization!r} is not known here")
     if quantization not in STORAGE:
@@ -139,6 +144,24 @@ def _stored(weight: WeightShape, storage: Storage, dtype: str, *, double_quantiz
         double_quantized=double,
     )
     return StoredWeight(parameter, (packed, *state))
+
+
+def _in_gguf(weight: WeightShape, shape: ModelShape, dtype: str, quantization: str) -> StoredWeight:
+    """One tensor of a GGUF file, in the type that llama.cpp's mixture gives it."""
+    kind = stored_type(
+        weight.name, weight.shape, quantization=quantization, dtype=_GGML[dtype], layers=shape.layers, tied=shape.tied
+    )
+    size, name = type_bytes(kind, weight.elements), _FROM_GGML.get(kind)
+    parameter = Parameter(
+        name=weight.name,
+        dtype=name or kind,
+        shape=weight.shape,
+        stored_shape=weight.shape,
+        stored_bytes=size,
+        packing="" if name else kind,
+        block_size=None if name else block_elements(kind),
+    )
+    return StoredWeight(parameter, (size,))
 
 
 def _four_bit_state(elements: int, *, double_quantized: bool) -> tuple[int, ...]:

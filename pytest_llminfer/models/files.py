@@ -42,6 +42,8 @@ def find(name: str, weights: str) -> tuple[Path, str]:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve(), str(folder.resolve())
+    if folder.suffix == ".gguf" and folder.is_file():
+        return folder.parent.resolve(), str(folder.resolve())
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise BadInputError(
             f"the model {name!r} is no folder here; give the path of a folder with config.json, "
@@ -78,8 +80,8 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def fingerprint(config: Mapping[str, Any], folder: Path, *, weights: str, from_hub: bool) -> str:
-    """sha256 of the configuration and, unless they are drawn, the weights in ``folder``.
+def fingerprint(config: Mapping[str, Any], folder: Path, *, weights: str, from_hub: bool, only: str = "") -> str:
+    """sha256 of the configuration and, unless they are drawn, the weights in ``folder``, or the file ``only`` there.
 
     A file counts with its name and size, and with all of its content up to 64 MiB. Of a larger one come the whole header of a
     safetensors file and 64 slices of 64 KiB, spread evenly from its first byte to its last: a change of a whole stretch of
@@ -94,7 +96,8 @@ def fingerprint(config: Mapping[str, Any], folder: Path, *, weights: str, from_h
     if from_hub and folder.parent.name == "snapshots":
         digest.update(f"commit:{folder.name}".encode())
         return digest.hexdigest()
-    for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+    patterns = (only,) if only else _WEIGHTS
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}".encode())
         digest.update(path.read_bytes() if size <= _WHOLE_FILE_BYTES else _sample(path, size))

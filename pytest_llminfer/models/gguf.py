@@ -10,7 +10,7 @@ from pytest_llminfer.worker.backends.llamacpp.gguf_file import GGML_TYPES, GgufF
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["GgufFile", "GgufTensor", "config_from_gguf", "read_gguf", "stored_type", "type_bytes"]
+__all__ = ["GgufFile", "GgufTensor", "block_elements", "config_from_gguf", "read_gguf", "stored_type", "type_bytes"]
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -115,6 +115,11 @@ def type_bytes(ggml_type: str, elements: int) -> int:
     """Bytes of ``elements`` weights in whole blocks, scales included."""
     block, size = _BLOCKS[ggml_type]
     return elements // block * size
+
+
+def block_elements(ggml_type: str) -> int:
+    """Elements of a block; 1 where nothing is packed."""
+    return _BLOCKS[ggml_type][0]
 
 
 def _is_wider(layer: int, layers: int) -> bool:

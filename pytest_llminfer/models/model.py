@@ -10,6 +10,7 @@ from pytest_llminfer.datasets.load import SYNTHETIC, load
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
 from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.models.files import find, fingerprint, first_line, read_object
+from pytest_llminfer.models.gguf import config_from_gguf, read_gguf
 from pytest_llminfer.models.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -28,12 +29,14 @@ class Model:
         self.name = name
         self.weights = weights
         self.folder, self.path = find(name, weights)
-        self.config = read_object(self.folder / "config.json")
+        self._gguf = Path(self.path).name if self.path.endswith(".gguf") else ""
+        self.config = config_from_gguf(read_gguf(Path(self.path))) if self._gguf else read_object(self.folder / "config.json")
 
     @property
     def id(self) -> str:
         """How baselines name the model: the folder's name for a local path, the name itself otherwise."""
-        name = Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
+        local = self._gguf or Path(self.name).is_dir()
+        name = Path(self.path if self._gguf else self.name).resolve().name if local else self.name
         return f"{name}-dummy" if self.weights == "dummy" else name
 
     @cached_property
@@ -149,7 +152,8 @@ class Model:
     @cached_property
     def sha256(self) -> str:
         """A fingerprint of configuration and weights; :func:`fingerprint` tells what of large files goes in."""
-        return fingerprint(self.config, self.folder, weights=self.weights, from_hub=self.path != str(self.folder))
+        from_hub = not self._gguf and self.path != str(self.folder)
+        return fingerprint(self.config, self.folder, weights=self.weights, from_hub=from_hub, only=self._gguf)
 
 
 def _default_template(template: object, file: Path) -> str:

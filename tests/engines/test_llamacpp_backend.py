@@ -421,9 +421,14 @@ def lose_the_architecture(file):
     file.write_bytes(file.read_bytes().replace(b"general.architecture", b"general.architectura"))
 
 
+def lose_a_tensor(file):
+    file.write_bytes(file.read_bytes().replace(b"blk.2.ffn_up.weight", b"blk.2.ffn_xx.weight"))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
+        (lose_a_tensor, r"tensor 'blk\.2\.ffn_up\.weight' not found"),
         (truncate, r"is truncated: \d+ bytes of \d+"),
         (garble, "is no intact GGUF file"),
         (lose_the_architecture, "has no attention.head_count"),
@@ -434,7 +439,7 @@ def test_a_damaged_file_is_named(start, converted, tmp_path, damage, words):
     file = tmp_path / "damaged.gguf"
     shutil.copy(converted, file)
     damage(file)
-    with pytest.raises(BadInputError, match=rf"damaged\.gguf.*({words})"):
+    with pytest.raises(BadInputError, match=rf"damaged\.gguf.*{words}"):
         start(file)
 
 

@@ -34,6 +34,14 @@ def scale(model, *, factor):
 
 def fails(model):
     raise KeyError("no such layer")
+
+def run_out_of_memory(model):
+    import torch
+
+    def forward(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory: tried to allocate 20.00 GiB")
+
+    model.forward = forward
 """
 
 
@@ -249,3 +257,13 @@ def test_a_killed_scheduler_is_told_and_the_next_request_starts_anew(single, pro
     assert not alive
     assert single.generate(prompts[:1], max_tokens=4)[0].token_ids
     assert single.loads == 2
+
+
+def test_a_scheduler_that_fails_says_why(single, folder, prompts):
+    single.run(f"{folder / 'probes.py'}::run_out_of_memory")
+    begun = time.monotonic()
+    with pytest.raises(OutOfMemoryError, match=r"while generating for 1 prompts: .*tried to allocate 20.00 GiB"):
+        single.generate(prompts[:1])
+    with pytest.raises(EngineDiedError, match=r"the engine has ended before: out of memory"):
+        single.generate(prompts[:1])
+    assert time.monotonic() - begun < 30

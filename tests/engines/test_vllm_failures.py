@@ -73,6 +73,21 @@ def test_a_killed_rank_is_named_the_next_request_starts_anew_and_a_stopped_one_i
         engine.close()
 
 
+def test_a_killed_engine_core_is_a_death_and_no_endless_wait(vllm_python, tmp_path):
+    engine = Engine(launch(tmp_path, vllm_python))
+    try:
+        before = members(engine)
+        (core,) = (process for process in before if "EngineCore" in " ".join(process.cmdline()))
+        core.kill()
+        started = time.monotonic()
+        with pytest.raises(EngineDiedError, match=rf"EngineCore.*\(process {core.pid}\).* while generating"):
+            engine.generate(MODEL.prompts(2), max_tokens=8)
+        assert time.monotonic() - started < 30
+        assert not left(before)
+    finally:
+        engine.close()
+
+
 def test_a_pool_larger_than_memory_says_so(vllm_python, tmp_path):
     with pytest.raises(
         OutOfMemoryError, match=r"(?s)Available memory .* is less than requested memory for kv.*kv_cache_memory_bytes"

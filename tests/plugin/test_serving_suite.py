@@ -68,36 +68,38 @@ def test_a_whole_server_passes_everything_and_nothing_is_left(serving, pytester:
     ],
 )
 def test_each_fault_fails_its_own_test_alone(serving, fault: str, test: str, message: str) -> None:
-    result = serving("--deselect=test_serving.py::test_latency_is_as_recorded", server_fault=fault)
+    # The dearest test runs for the fault that it is there for.
+    dear = [] if test.startswith("finish_reason") else ["finish_reason"]
+    result = serving("-k", " and ".join(f"not {name}" for name in ["latency", *dear]), server_fault=fault)
     failed = [line for line in result.outlines if "::test_" in line and "FAILED" in line.split() and "%" in line]
     result.stdout.fnmatch_lines([message])
     assert len(failed) == 1, failed
     assert test in failed[0]
-    assert result.parseoutcomes()["failed"] == 1
 
 
 @pytest.mark.parametrize("fault", ["slow_first_token", "slow_tokens"])
 def test_a_slow_server_is_caught_and_a_fast_one_never_fails(serving, pytester: pytest.Pytester, fault: str) -> None:
     latency = "test_serving.py::test_latency_is_as_recorded"
-    slow = {"server_fault": fault, "server_fault_seconds": 0.5 if fault == "slow_first_token" else 0.05}
     serving(latency, "--update-baselines").assert_outcomes(skipped=1)
-    # Other arguments would make the comparison unfair: the record is told that it was made with them.
     file = next(pytester.path.glob("baselines/*/reference/serving_latency.json"))
-    text = file.read_text()
-    whole = json.loads(text)
-    next(iter(whole["entries"].values()))["conditions"]["engine_args"] = slow
-    file.write_text(json.dumps(whole))
+    clean = json.loads(file.read_text())
+    (session,) = next(iter(clean["entries"].values()))["expected"]["sessions"]
+    # Five times what this machine needs right now, whatever else it does.
+    metric, words = (
+        ("first_token_seconds", "to first token") if fault == "slow_first_token" else ("inter_token_seconds", "from token to token")
+    )
+    slow = {"server_fault": fault, "server_fault_seconds": max(5 * session[metric], 0.01)}
+    # Other arguments would make the comparison unfair: the record is told that it was made with them.
+    told = json.loads(json.dumps(clean))
+    next(iter(told["entries"].values()))["conditions"]["engine_args"] = slow
+    file.write_text(json.dumps(told))
     result = serving(latency, **slow)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(
-        [f"*time {'to first token' if fault == 'slow_first_token' else 'from token to token'}: * times the recorded*"]
-    )
+    result.stdout.fnmatch_lines([f"*time {words}: * times the recorded*"])
 
-    whole = json.loads(text)
-    for session in next(iter(whole["entries"].values()))["expected"]["sessions"]:
-        session["first_token_seconds"] *= 100
-        session["inter_token_seconds"] *= 100
-    file.write_text(json.dumps(whole))
+    session["first_token_seconds"] *= 100
+    session["inter_token_seconds"] *= 100
+    file.write_text(json.dumps(clean))
     serving(latency).assert_outcomes(passed=1)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.models.gguf import config_from_gguf, read_gguf, stored_type, type_bytes
+from pytest_llminfer.models.gguf import block_elements, config_from_gguf, read_gguf, stored_type, type_bytes
 from pytest_llminfer.models.shape import ModelShape
 
 U32, F32, BOOL, STRING, ARRAY, I64 = 4, 6, 7, 8, 9, 11
@@ -188,5 +188,6 @@ def test_types_follow_from_role_and_row(name, shape, quantization, tied, kind):
 
 def test_bytes_count_whole_blocks():
     assert [type_bytes(kind, 1024) for kind in ("f32", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")] == [4096, 2048, 1088, 576, 576, 840]
+    assert [block_elements(kind) for kind in ("f32", "bf16", "q8_0", "q6_k")] == [1, 1, 32, 256]
     with pytest.raises(UnsupportedError, match="'nf4'"):
         stored_type("lm_head.weight", (1, 256), quantization="nf4", dtype="f16", layers=1, tied=False)

@@ -78,6 +78,15 @@ def test_a_share_by_hand() -> None:
         assert share == {0: 2 * elements}
 
 
+def test_the_engine_says_whether_the_ends_are_shared_out() -> None:
+    cell = {"shape": LLAMA, "dtype": "fp32", "quantization": "none", "engine": "transformers", "tp": 2, "pp": 1}
+    whole, ends, nothing = (
+        expected_rank_weights(**cell, plan=plan)[0] for plan in ((), ("model.embed_tokens", "lm_head"), ("model.norm",))
+    )
+    assert whole == nothing
+    assert whole - ends == 2 * (4 * 1000 * 256) // 2
+
+
 def test_stages_hold_the_whole_model_together() -> None:
     stages = expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine="vllm", tp=1, pp=2)
     assert sum(stages.values()) == predict_weights(shape=LLAMA, dtype="fp32", quantization="none", engine="vllm")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_llminfer.errors import EngineError, OutOfMemoryError
+from pytest_llminfer.errors import EngineError, EngineStartError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,8 @@ class Decoder:
     """
 
     def __init__(self, library: Any, llama: Any) -> None:
+        if not hasattr(library, "llama_get_memory"):
+            raise EngineStartError("this llama-cpp-python is too old for several sequences in one cache; install 0.3.14 or newer")
         self._library = library
         self.context = llama._ctx.ctx  # noqa: SLF001 - there is no public way to a context of Llama
         self.vocabulary = int(llama.n_vocab())

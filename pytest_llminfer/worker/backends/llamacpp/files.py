@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +15,13 @@ from pytest_llminfer.errors import BadInputError, EngineError, EngineStartError,
 from pytest_llminfer.worker.backends.checkpoint import is_local, read_configuration
 from pytest_llminfer.worker.backends.llamacpp import cache
 from pytest_llminfer.worker.backends.llamacpp.architecture import Architecture
+from pytest_llminfer.worker.backends.llamacpp.arguments import default_threads
 from pytest_llminfer.worker.backends.llamacpp.gguf_file import read_gguf
 from pytest_llminfer.worker.backends.llamacpp.tokenizer import read_vocabulary
 from pytest_llminfer.worker.backends.transformers.packages import require, versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from pytest_llminfer.spec import EngineSpec
 
@@ -29,6 +32,7 @@ QUANTIZED = {"q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4
 
 _PLAIN = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 _CONFIG_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_HEARTBEAT_SECONDS = 10.0
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -109,14 +113,33 @@ def _quantize(source: Path, target: Path, quantization: str, progress: Progress)
     library = importlib.import_module("llama_cpp")
     params = library.llama_model_quantize_default_params()
     params.ftype = getattr(library, QUANTIZED[quantization])
-    params.nthread = 1
-    progress("quantizing", 0, 1)
-    status = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
+    params.nthread = default_threads()
+    with _heartbeat(progress, "quantizing"):
+        status = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     if status != 0:
         raise EngineError(f"llama.cpp could not quantize {source.name} to {quantization} (status {status}); its log says why")
     if (found := read_gguf(target).file_type) != quantization:
         raise EngineError(f"llama.cpp wrote {found} where {quantization} was asked for")
     progress("quantizing", 1, 1)
+
+
+@contextlib.contextmanager
+def _heartbeat(progress: Progress, phase: str) -> Iterator[None]:
+    """Tell every few seconds that a long call into the library goes on."""
+    over = threading.Event()
+
+    def tell() -> None:
+        progress(phase, 0, 1)
+        while not over.wait(_HEARTBEAT_SECONDS):
+            progress(phase, 0, 1)
+
+    teller = threading.Thread(target=tell, name="llminfer-heartbeat", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
 
 
 def _end_tokens(folder: Path, config: Mapping[str, Any]) -> list[int]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import llama_cpp
 
 from pytest_llminfer.errors import BadInputError, EngineStartError, OutOfMemoryError
-from pytest_llminfer.worker.backends.host import available_bytes, processor_name
+from pytest_llminfer.worker.backends.host import available_bytes
 from pytest_llminfer.worker.backends.llamacpp import kv_pool, layout, settings
 from pytest_llminfer.worker.backends.llamacpp.arguments import KV_TYPES, Arguments
 from pytest_llminfer.worker.backends.llamacpp.decoder import Decoder
+from pytest_llminfer.worker.backends.llamacpp.device import device_name
 from pytest_llminfer.worker.backends.llamacpp.files import model_file
 from pytest_llminfer.worker.backends.llamacpp.gguf_file import GgufFile, read_gguf
 from pytest_llminfer.worker.backends.llamacpp.kv_cache import CacheReader
@@ -102,7 +103,7 @@ class LiveModel:
             "dtype": self.dtype,
             "kv_dtype": kinds.get(key, str(key)),
             "device": self.device,
-            "device_name": processor_name(),
+            "device_name": device_name(offloaded=self.offloaded),
             "device_count": 1,
             "versions": {"engine": installed["llama-cpp-python"], **installed, "python": platform.python_version()},
             "load_seconds": self.load_seconds,

@@ -71,11 +71,6 @@ class Answer:
         count = details.get("cached_tokens") if isinstance(details, dict) else None
         return count if isinstance(count, int) else None
 
-    @property
-    def has_logprobs(self) -> bool:
-        """Whether the server gave log-probabilities."""
-        return bool(self._steps)
-
     def top(self, count: int) -> dict[str, np.ndarray]:
         """``top_ids`` and ``top_logprobs`` of ``count`` tokens a step; empty where the server does not name tokens by id."""
         if not count or not self._steps or self.token_ids is None or len(self._steps) != len(self.token_ids):

@@ -69,9 +69,9 @@ class OpenaiBackend:
                 f"the address of {parts.hostname} holds credentials: set OPENAI_API_KEY instead, or put it into .env"
             )
         started = time.perf_counter()
-        return self._connect(address, find_key(address, folder=Path.cwd()), self._spec.model, started)
+        return self._connect(address, find_key(address, folder=Path.cwd()), started)
 
-    def _connect(self, address: str, key: str, model: str, started: float) -> Message:
+    def _connect(self, address: str, key: str, started: float, *, given: str = "") -> Message:
         require("openai", purpose=f"the engine {self._spec}")
         discovery = importlib.import_module("pytest_llminfer.worker.backends.openai.discovery")
         transport = importlib.import_module("pytest_llminfer.worker.backends.openai.transport")
@@ -80,8 +80,13 @@ class OpenaiBackend:
         self._progress("connecting", 0, 1)
         self._transport = transport.Transport(address, key, self._arguments)
         self._text = Text(self._model_path)
-        fallback = model if model != REFERENCE_MODEL else ""
-        self._served = discovery.find_model(self._transport, server=self._host, asked=self._arguments.model, fallback=fallback)
+        self._served = discovery.find_model(
+            self._transport,
+            server=self._host,
+            asked=self._arguments.model,
+            fallback=self._spec.model if self._spec.model != REFERENCE_MODEL else "",
+            given=given,
+        )
         self._offer = discovery.find_offer(
             self._transport, self._served, server=self._host, api=self._arguments.api, has_tokenizer=self._text.present
         )

@@ -24,7 +24,7 @@ class Dialect:
     names: what the server calls our sampling fields; a field that is missing there cannot be asked for.
     neutral: fields of the server's own that choose tokens as well, switched off.
     always: whether neutral values are sent. wants_ids: asks for token ids in place of text, where the server has that.
-    all_tokens: how the server writes a top_k that keeps all tokens.
+    all_tokens: how the server writes a top_k that keeps all tokens. takes_ids: whether a prompt of token ids is worth a try.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Dialect:
     always: bool = True
     wants_ids: Mapping[str, Any] = field(default_factory=dict)
     all_tokens: int = -1
+    takes_ids: bool = True
 
     def fields(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
         """The body of a request for this sampling, without prompt and model.
@@ -71,7 +72,7 @@ DIALECTS = {
     "simulated": Dialect("simulated", _SAME, wants_ids={**_IDS, "return_tokens_as_token_ids": True}),
     # The server of llama.cpp itself, and that of llama-cpp-python, which calls its owner "me".
     "llamacpp": Dialect("llamacpp", {**_LLAMA, "ignore_eos": "ignore_eos"}, {"min_p": 0.0}, all_tokens=0),
-    "me": Dialect("llama-cpp-python", {**_LLAMA, "min_tokens": "min_tokens"}, {"min_p": 0.0}, all_tokens=0),
+    "me": Dialect("llama-cpp-python", {**_LLAMA, "min_tokens": "min_tokens"}, {"min_p": 0.0}, all_tokens=0, takes_ids=False),
 }
 """``owned_by`` to how such a server is asked."""
 

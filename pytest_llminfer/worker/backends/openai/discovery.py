@@ -18,6 +18,8 @@ NO_SERVER, NOT_FOUND = 0, 404
 DENIED = (401, 403)
 FROM_HERE_ON_ITS_OWN = 500
 PROBE_TOKEN = 10
+_RETRIES = 2
+"""Of a probe: some servers answer a question that they do not understand as if they were broken."""
 SHOWN_MODELS = 20
 _PROBE = {"max_tokens": 1, "temperature": 0.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "seed": 0}
 PROBE_SAMPLING: dict[str, Any] = {**_PROBE, "stop_token_ids": [], "ignore_eos": False}
@@ -37,7 +39,7 @@ class Offer:
     """What a model's endpoint takes and gives.
 
     api: ``completions`` or ``chat``. prompts: ``token_ids``, ``text`` or ``messages``. gives_ids: whether token ids come back.
-    gives_logprobs: whether log-probabilities do, asked for as ``logprob_fields`` of :class:`Asking`.
+    gives_logprobs: whether log-probabilities do, of tokens that are named by their ids.
     extra: what asks for token ids, empty where the server refused it.
     """
 
@@ -48,8 +50,10 @@ class Offer:
     extra: Mapping[str, Any]
 
 
-def find_model(transport: Transport, *, server: str, asked: str, fallback: str) -> Served:
+def find_model(transport: Transport, *, server: str, asked: str, fallback: str, given: str = "") -> Served:
     """The model by the name ``asked``, by ``fallback`` (the session's model), or the only one that the server lists.
+
+    given: the name that the server was started with, which is used whatever the server lists.
 
     Raises:
         BadInputError: no such model, or several and none was named.
@@ -63,6 +67,9 @@ def find_model(transport: Transport, *, server: str, asked: str, fallback: str) 
             return Served(asked or fallback, {}, UNKNOWN)
         raise BadInputError(f'{server} lists no models ({listing}): name one, --engine-args=\'{{"model": "..."}}\'')
     entries = {entry["id"]: entry for entry in _listed(listing)}
+    if given:
+        entry = entries.get(given) or next(iter(entries.values()), {})
+        return Served(given, entry, dialect_of(str(entry.get("owned_by", ""))))
     name = asked or (fallback if fallback in entries else "")
     if not name and len(entries) == 1:
         (name,) = entries
@@ -91,7 +98,7 @@ def find_offer(transport: Transport, served: Served, *, server: str, api: str, h
         EngineStartError: none does.
     """
     questions: list[tuple[str, str]] = []
-    if api != "chat":
+    if api != "chat" and served.dialect.takes_ids:
         questions.append(("completions", "token_ids"))
     if api == "completions" and has_tokenizer:
         questions.append(("completions", "text"))
@@ -120,7 +127,7 @@ def _try(transport: Transport, served: Served, api: str, prompts: str) -> Offer 
     for extra in dict.fromkeys((True, False)):
         for logprobs in (1, 0):
             body = asking.body(_probe_prompt(prompts), PROBE_SAMPLING, logprobs, served.dialect.wants_ids if extra else {})
-            reply = transport.run(transport.post(asking.path, body))
+            reply = transport.run(transport.post(asking.path, body, max_retries=_RETRIES))
             if isinstance(reply, Failure):
                 first = first or reply
                 if reply.status in (NO_SERVER, NOT_FOUND, *DENIED):
@@ -134,7 +141,7 @@ def _try(transport: Transport, served: Served, api: str, prompts: str) -> Offer 
                 api=api,
                 prompts=prompts,
                 gives_ids=answer.token_ids is not None,
-                gives_logprobs=bool(logprobs) and answer.has_logprobs,
+                gives_logprobs=bool(answer.top(logprobs)),
                 extra=served.dialect.wants_ids if extra else {},
             )
     return first or Failure("NotAsked", NOT_FOUND, "nothing was asked")

@@ -65,7 +65,7 @@ class ServedBackend(OpenaiBackend):
         gpu, key = visible_gpu(), secrets.token_urlsafe(24)
         command, address = self._start(gpu, key)
         ready = time.perf_counter()
-        answer = self._connect(f"{address}/v1", key, self._name, ready)
+        answer = self._connect(f"{address}/v1", key, ready, given=self._name)
         self.capabilities |= {"serving:stop"}
         dtype = command.dtype or answer["dtype"]
         return {

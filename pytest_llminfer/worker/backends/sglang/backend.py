@@ -162,7 +162,12 @@ class SglangBackend:
         return reports.layout(self._live.ask("rank"), self._live.ask("layout"))
 
     def memory(self, *, reset_peak: bool = False) -> Message:
-        """Over several ranks, each figure of the rank with the most."""
+        """Over several ranks, each figure of the rank with the most.
+
+        The prefix cache is emptied first, and with it the last batch, which a scheduler holds until the next one: how large that is
+        depends on when each prompt arrived.
+        """
+        self._live.flush_cache()
         return reports.memory(self._live.ask("memory", reset_peak=reset_peak))
 
     def kv_pool(self) -> Message:
@@ -176,7 +181,7 @@ class SglangBackend:
     def settings(self) -> Message:
         """The arguments in force, as the scheduler holds them, and SGLang's own defaults."""
         states = self._live.wait_for(self._live.engine.tokenizer_manager.get_internal_state(), doing="telling its settings")
-        facts = {name: value for name, value in self._facts.items() if name not in ("device_name", "threads")}
+        facts = {name: value for name, value in self._facts.items() if name != "device_name"}
         return {
             "resolved": settings.resolved(states[0], self._defaults, {**facts, "page_size": self.kv_pool()["block_size"]}),
             "defaults": {name: settings.plain(value) for name, value in sorted(self._defaults.items()) if settings.stays(name)},

@@ -61,7 +61,6 @@ class Inspection:
             "max_req_len": int(self._scheduler.max_req_len),
             "max_req_input_len": int(self._scheduler.max_req_input_len),
             "max_running_requests": int(self._scheduler.max_running_requests),
-            "threads": torch.get_num_threads(),
         }
 
     def answer_rank(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.errors import EngineError, LlminferError
+from pytest_llminfer.errors import EngineDiedError, EngineError, LlminferError
 from pytest_llminfer.worker.backends.sglang import arguments, deaths
 from pytest_llminfer.worker.backends.sglang.processes import Watch
 from pytest_llminfer.worker.backends.sglang.schedulers import Schedulers
@@ -28,7 +28,7 @@ _EXIT_SECONDS = 3.0
 
 
 class LiveEngine:
-    """SGLang's ``Engine`` and its schedulers. After a death every request is answered with the same error."""
+    """SGLang's ``Engine`` and its schedulers. After a death every request is answered with that."""
 
     def __init__(self, engine: Any, schedulers: Schedulers, progress: Progress) -> None:
         self.engine, self.schedulers = engine, schedulers
@@ -98,7 +98,7 @@ class LiveEngine:
                 done, waiting = await asyncio.wait(waiting, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
                 for task in done:
                     task.result()
-                if waiting and self._watch.ended():
+                if waiting and self._failed():
                     raise self._died(doing)
                 if phase and (count := len(tasks) - len(waiting)) != told:
                     self._progress(phase, told := count, len(tasks))
@@ -117,10 +117,14 @@ class LiveEngine:
 
     def check(self) -> None:
         """Raise what the engine died of, if it did."""
-        if self._death is None and self._watch.ended():
-            self._death = self._died("nothing was asked of it")
+        if self._death is None and self._failed():
+            raise self._died("nothing was asked of it")
         if self._death is not None:
             raise self._death
+
+    def _failed(self) -> bool:
+        """Whether a process has ended, or a scheduler has said its last words: it may wait for this process to kill it."""
+        return bool(self._watch.ended() or self.schedulers.last_words())
 
     def flush_cache(self) -> None:
         """Forget all cached prefixes."""
@@ -137,13 +141,20 @@ class LiveEngine:
         while not (ended := self._watch.ended()) and time.monotonic() < end:
             time.sleep(LOOK_SECONDS / 5)
         names = [f"{name or 'process'} (pid {pid}{self._exit_status(pid)})" for pid, name in sorted(ended.items())]
-        self._death = deaths.death(doing, names, self.schedulers.last_words() or word)
         self._watch.kill()
-        return self._death
+        error = deaths.death(doing, names, self.schedulers.last_words() or word)
+        # Memory that ran out is the answer once; from then on the engine is dead, and has to be started anew.
+        self._death = EngineDiedError(f"the engine has ended before: {error}")
+        return error
 
     def _exit_status(self, pid: int) -> str:
         """How a child of this process ended; empty for a grandchild, whose status its parent keeps."""
-        code = self._children[pid].exitcode if pid in self._children else None
+        if pid not in self._children:
+            return ""
+        # SGLang's watchdog asks too, in a thread: of two that ask at once, one is told nothing until the other has noted it.
+        end = time.monotonic() + _EXIT_SECONDS
+        while (code := self._children[pid].exitcode) is None and time.monotonic() < end:
+            time.sleep(_PAUSE_SECONDS)
         if code is None:
             return ""
         return f", signal {-code}" if code < 0 else f", exit status {code}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.errors import EngineDiedError, EngineStartError, LlminferError, OutOfMemoryError
+from pytest_llminfer.worker.backends.vllm.watch import dead_process, is_dead, watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,7 +28,6 @@ _ERROR_LINE = re.compile(r"(?:^|[\s\]])((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exce
 _GENERIC = ("engine core initialization failed", "workerproc initialization failed", "worker failed with error")
 _DEATH = re.compile(r"(?:Worker proc|Engine core proc) (\S+) died unexpectedly(?: \(exit code: (-?\d+)\))?")
 _LAST_BYTES = 200_000
-_SECONDS_TO_DIE = 3.0
 
 
 class Log:
@@ -80,13 +79,14 @@ def root_cause(error: BaseException, log: str) -> str:
 
 
 @contextlib.contextmanager
-def running(doing: str, processes: Mapping[int, str], log: Log) -> Iterator[None]:
+def running(doing: str, processes: dict[int, str], log: Log) -> Iterator[None]:
     """Name the process of the engine that has died, or the memory that ran out, in place of vLLM's own error.
 
     processes: name of every process by its id.
     """
     try:
-        yield
+        with watched(processes):
+            yield
     except LlminferError:
         raise
     except Exception as error:
@@ -98,16 +98,6 @@ def running(doing: str, processes: Mapping[int, str], log: Log) -> Iterator[None
         raise EngineDiedError(f"{named or dead_process(processes)} while {doing}") from error
 
 
-def dead_process(processes: Mapping[int, str]) -> str:
-    """Which process is gone; vLLM learns of it before the kernel has taken the last one away."""
-    end = time.monotonic() + _SECONDS_TO_DIE
-    while not (dead := [f"{name} (process {pid})" for pid, name in processes.items() if is_dead(pid)]):
-        if time.monotonic() > end:
-            return "a process of vllm has ended"
-        time.sleep(0.05)
-    return f"{', '.join(dead)} of vllm {'has' if len(dead) == 1 else 'have'} ended"
-
-
 def _named_in(log: str, processes: Mapping[int, str]) -> str | None:
     """The first process that vLLM's monitors missed: when it goes, they end the others."""
     match = _DEATH.search(log)
@@ -116,12 +106,3 @@ def _named_in(log: str, processes: Mapping[int, str]) -> str | None:
     pid = next((f" (process {pid})" for pid, name in processes.items() if name == match[1]), "")
     status = f" with exit status {match[2]}" if match[2] else ""
     return f"{match[1]}{pid} of vllm died{status}"
-
-
-def is_dead(pid: int) -> bool:
-    """Whether a process is gone, or waits for its parent to notice."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return True
-    return stat.rpartition(")")[2].split()[0] in {"Z", "X"}

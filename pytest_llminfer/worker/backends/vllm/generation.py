@@ -47,7 +47,7 @@ def sampling_params(params_class: Any, **fields: Any) -> Any:
         raise BadInputError(f"the installed vllm has no sampling parameter {', '.join(missing)}")
     try:
         return params_class(**fields, **{name: value for name, value in savings.items() if name in known})
-    except ValueError as error:
+    except Exception as error:  # the class of a refusal differs by version
         raise BadInputError(f"vllm refuses this sampling: {error}") from error
 
 

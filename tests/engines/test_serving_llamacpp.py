@@ -1,0 +1,28 @@
+"""llama-cpp-python's own server, as a user serves it: the whole serving suite passes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+SUITES = Path(__file__).resolve().parents[2] / "suites"
+
+pytest.importorskip("openai")
+
+
+def test_the_serving_suite_passes(llamacpp_python: str, pytester: pytest.Pytester) -> None:
+    shutil.copy(SUITES / "test_serving.py", pytester.path)
+    arguments = (f"--engine=llamacpp@{llamacpp_python}", "--serve", "-v", "-rs", "-p", "no:cacheprovider")
+    pytester.runpytest_subprocess(*arguments, "--update-baselines", "-k", "latency").assert_outcomes(skipped=1, deselected=7)
+    pytester.runpytest_subprocess(*arguments).assert_outcomes(passed=8)
+
+
+def test_an_argument_that_the_server_does_not_know_is_one_line(llamacpp_python: str, pytester: pytest.Pytester) -> None:
+    shutil.copy(SUITES / "test_serving.py", pytester.path)
+    result = pytester.runpytest_subprocess(
+        f"--engine=llamacpp@{llamacpp_python}", "--serve", '--engine-args={"n_ctxx": 512}', "-p", "no:cacheprovider", "-k", "listed"
+    )
+    result.assert_outcomes(errors=1, deselected=7)
+    result.stdout.fnmatch_lines(["*the server refuses its arguments*n_ctxx*"])

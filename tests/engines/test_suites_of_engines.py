@@ -1,0 +1,88 @@
+"""Every suite on every engine, as a user runs them: one GPU, dp=2 and tp=2 where the engine has them, on the reference model."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+QUESTIONS = 60
+SUITES = ("dtype_layout", "gsm8k", "kv_cache", "memory_budget", "parallelism", "settings", "throughput", "tokens")
+
+
+@pytest.fixture
+def suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+    """All suites but serving, in a folder of their own, with the project's baselines; what has none is recorded there."""
+    # pytest-benchmark switches itself off where it sees a worker of pytest-xdist, which may be what runs this test.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
+    shutil.copytree(REPOSITORY / "baselines", pytester.path / "baselines")
+
+    def run(*arguments: str, names: tuple[str, ...] = SUITES) -> pytest.RunResult:
+        for name in names:
+            shutil.copy(REPOSITORY / "suites" / f"test_{name}.py", pytester.path)
+        result = pytester.runpytest_subprocess("-v", f"--gsm8k-questions={QUESTIONS}", "--update-baselines=new", *arguments)
+        outcomes = result.parseoutcomes()
+        assert outcomes.get("failed", 0) == outcomes.get("errors", outcomes.get("error", 0)) == 0
+        return result
+
+    return run
+
+
+def passed(result: pytest.RunResult, test: str, cell: str) -> bool:
+    """Whether the test of that cell passed: a skip, or an inconclusive verdict, is no pass."""
+    pattern = rf"test_\w+\.py::{test}\[(?:\w+-)?{re.escape(cell)}(?:-\w+)?\] (\w+)"
+    found = [match[1] for line in result.stdout.lines if (match := re.search(pattern, line))]
+    assert found, f"{test} did not run on {cell}"
+    return set(found) == {"PASSED"}
+
+
+def check_cells(result: pytest.RunResult, single: str, spreads: tuple[str, ...], at: str) -> None:
+    """Tokens are those of transformers, replicas and ranks answer as one GPU does, and every rank is in its place."""
+    for words in ("", *spreads):
+        cell = f"{single}{words}{at}"
+        assert passed(result, "test_greedy_tokens_are_those_of_one_gpu", cell)
+        assert passed(result, "test_greedy_tokens_are_as_recorded", cell)
+        assert passed(result, "test_every_rank_is_there", cell)
+        assert passed(result, "test_weights_take_the_bytes_that_the_configuration_implies", cell)
+    for words in spreads:
+        assert passed(result, "test_every_rank_holds_its_share_of_the_weights", f"{single}{words}{at}")
+
+
+def test_vllm_on_one_gpu_and_on_two(suites, vllm_python: str) -> None:
+    result = suites(f"--engine=vllm@{vllm_python}", "--gpus=2")
+    at = f"@{vllm_python}"
+    check_cells(result, "vllm", ("-dp2", "-tp2"), at)
+    assert passed(result, "test_every_parameter_is_stored_as_declared", f"vllm{at}")
+    assert passed(result, "test_pool_is_as_large_as_its_blocks", f"vllm{at}")
+    assert passed(result, "test_pool_is_as_large_as_its_blocks", f"vllm-tp2{at}")
+    result.stdout.re_match_lines([r"cell +spread +questions", r"vllm.* single ", r"vllm.* dp2 ", r"vllm.* tp2 ", "engine loads: 4"])
+
+
+def test_sglang_on_one_gpu_and_on_two(suites, sglang_python: str) -> None:
+    result = suites(f"--engine=sglang@{sglang_python}", "--tp=1,2")
+    check_cells(result, "sglang", ("-tp2",), f"@{sglang_python}")
+
+
+def test_llamacpp_in_three_formats(suites, llamacpp_python: str) -> None:
+    result = suites(f"--engine=llamacpp@{llamacpp_python}", "--dtype=fp16", "--quantization=none,q8_0,q4_k_m")
+    at = f"@{llamacpp_python}"
+    assert passed(result, "test_greedy_tokens_are_as_recorded", f"llamacpp-fp16{at}")
+    for words in ("", "-q8_0", "-q4_k_m"):
+        assert passed(result, "test_every_parameter_is_stored_as_declared", f"llamacpp-fp16{words}{at}")
+        assert passed(result, "test_weights_take_the_bytes_that_the_configuration_implies", f"llamacpp-fp16{words}{at}")
+
+
+def test_transformers_on_one_gpu_and_on_two(suites, pytester: pytest.Pytester) -> None:
+    result = suites("--engine=transformers", "--gpus=2")
+    check_cells(result, "transformers", ("-dp2", "-tp2"), "")
+    (table,) = pytester.path.glob("baselines/*/reference/parallelism.json")
+    entries = json.loads(table.read_text())["entries"]
+    kept = [name for name in entries if name.startswith("transformers-none-bf16")]
+    assert sorted(name.rpartition("kv_bf16")[2] for name in kept) == ["", "-dp2", "-tp2"]
+    assert all(entries[name]["expected"]["questions"] == QUESTIONS for name in kept)

@@ -1,0 +1,319 @@
+"""The openai backend against a small server in a thread: what it sends, what it makes of answers, and what it never shows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import runpy
+import time
+from pathlib import Path
+
+import pytest
+
+import pytest_llminfer
+from pytest_llminfer.errors import BadInputError, EngineError, EngineStartError, UnsupportedError
+from pytest_llminfer.observations import Sampling
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.worker.backends.openai.backend import OpenaiBackend
+
+pytest.importorskip("openai")
+
+REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
+KEY = "sk-llminfer-secret-0123456789"
+
+
+Fake = runpy.run_path(str(Path(__file__).with_name("openai_server.py")))["Fake"]
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_API_KEY", "OPENROUTER_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    server = Fake()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+@pytest.fixture
+def load(fake):
+    backends = []
+
+    def load(model_path: str = "nowhere", cell: dict | None = None, **engine_args) -> OpenaiBackend:
+        spec = EngineSpec("openai", environment=fake.address, **(cell or {}))
+        backend = OpenaiBackend(spec, model_path, engine_args, lambda *step: backend.progress.append(step))
+        backend.progress = []
+        backends.append(backend)
+        backend.info = backend.load()
+        fake.bodies.clear()
+        return backend
+
+    yield load
+    for backend in backends:
+        backend.close()
+
+
+def generate(backend, prompts, logprobs=0, **sampling):
+    given = Sampling(**{"max_tokens": 1, **sampling}).to_dict()
+    return backend.generate(prompts=prompts, sampling=given, logprobs=logprobs)["outputs"]
+
+
+def test_answers_come_in_order_with_as_many_requests_at_once_as_allowed(fake, load) -> None:
+    backend = load(concurrency=3)
+    fake.delay = 0.03
+    fake.most_under_way = 0
+    outputs = generate(backend, [[number] for number in range(20)])
+    assert [output["token_ids"] for output in outputs] == [[number + 1] for number in range(20)]
+    assert fake.most_under_way == 3
+    assert [step for step in backend.progress if step[0] == "generating"] == [("generating", n, 20) for n in range(1, 21)]
+
+
+def test_every_sampling_field_is_said_to_an_engine_and_only_what_is_meant_to_a_stranger(fake, load) -> None:
+    generate(load(), [[1]])
+    (body,) = fake.bodies
+    assert body["temperature"] == 0.0
+    assert {name: body[name] for name in ("top_p", "top_k", "min_p", "repetition_penalty", "seed", "max_tokens")} == {
+        "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 0, "max_tokens": 1,
+    }  # fmt: skip
+    assert body["ignore_eos"] is False
+    assert body["stop_token_ids"] == []
+
+    fake.models[0]["owned_by"] = "somebody"
+    backend = load()
+    generate(backend, [[1]])
+    assert not {"top_k", "min_p", "repetition_penalty", "ignore_eos", "stop_token_ids"} & set(fake.bodies[0])
+    generate(backend, [[1]], top_k=5, ignore_eos=True)
+    assert (fake.bodies[1]["top_k"], fake.bodies[1]["ignore_eos"]) == (5, True)
+
+
+def test_fields_of_the_user_go_along_and_null_takes_one_out(fake, load) -> None:
+    provider = {"order": ["one"]}
+    backend = load(extra_body={"provider": provider, "seed": None}, extra_headers={"X-Title": "tests"})
+    generate(backend, [[1]])
+    assert fake.bodies[0]["provider"] == provider
+    assert "seed" not in fake.bodies[0]
+    assert fake.headers[-1]["x-title"] == "tests"
+
+
+def test_logprobs_come_with_ids_most_likely_first(load) -> None:
+    backend = load()
+    assert "generate:logprobs" in backend.capabilities
+    (output,) = generate(backend, [[7]], logprobs=2)
+    assert output["top_ids"].tolist() == [[8, 3]]
+    assert output["top_logprobs"].tolist() == [[-0.25, -1.5]]
+    with pytest.raises(UnsupportedError, match="at most 20"):
+        generate(backend, [[7]], logprobs=21)
+
+
+def test_a_busy_server_is_asked_again_and_waited_for(fake, load) -> None:
+    backend = load()
+    times: list[float] = []
+
+    def busy_twice(path: str, body: dict) -> tuple[int, dict]:
+        times.append(time.monotonic())
+        return (429, {"error": {"message": "slow down"}}) if len(times) < 3 else fake.continue_numbers(path, body)
+
+    fake.answer = busy_twice
+    assert generate(backend, [[4]])[0]["token_ids"] == [5]
+    assert len(times) == 3
+    assert times[2] - times[1] > times[1] - times[0] > 0.3
+
+
+def test_requests_that_fail_are_no_wrong_answers(fake, load) -> None:
+    backend = load(max_retries=1, concurrency=4)
+    fake.answer = lambda path, body: (500, {}) if body["prompt"][0] in (3, 5) else fake.continue_numbers(path, body)
+    with pytest.raises(EngineError, match=r"2 of 8 requests .* failed while generating; first: InternalServerError.*500"):
+        generate(backend, [[number] for number in range(8)])
+    assert sum(body["prompt"] == [3] for body in fake.bodies) == 2
+
+
+def test_a_broken_server_is_not_asked_to_the_end(fake, load) -> None:
+    backend = load(max_retries=0, concurrency=2)
+    fake.answer = lambda *_: (500, {})
+    with pytest.raises(EngineError, match=r"1\d of 100 requests .*\(8\d more were not asked\)"):
+        generate(backend, [[number] for number in range(100)])
+    assert len(fake.bodies) < 20
+
+
+def test_a_connection_that_breaks_is_counted_too(fake, load) -> None:
+    backend = load(max_retries=1)
+    fake.server.handle_error = lambda *_: None
+
+    def broken(_path: str, _body: dict) -> tuple[int, dict]:
+        raise ConnectionAbortedError
+
+    fake.answer = broken
+    with pytest.raises(EngineError, match=r"1 of 1 requests .* first: APIConnectionError: Connection error"):
+        generate(backend, [[1]])
+    assert len(fake.bodies) == 2
+
+
+@pytest.mark.parametrize(("said", "ours"), [("stop", "stop"), ("length", "length"), ("eos", "stop"), ("max_tokens", "length")])
+def test_finish_reasons_are_in_our_words(fake, load, said: str, ours: str) -> None:
+    backend = load()
+    fake.answer = lambda *_: (200, {"choices": [{"text": "x", "finish_reason": said, "token_ids": [9]}]})
+    assert generate(backend, [[1]])[0]["finish_reason"] == ours
+
+
+@pytest.mark.parametrize("said", ["content_filter", "abort", None])
+def test_an_answer_that_was_broken_off_is_an_error(fake, load, said: str | None) -> None:
+    backend = load()
+    fake.answer = lambda *_: (200, {"choices": [{"text": "x", "finish_reason": said, "token_ids": [9]}]})
+    with pytest.raises(EngineError, match=said or "nothing"):
+        generate(backend, [[1]])
+
+
+def test_chat_is_used_where_token_ids_are_refused(fake, load) -> None:
+    def chat_only(path: str, body: dict) -> tuple[int, dict]:
+        refused = (404, {"detail": "Not Found"}) if not path.endswith("/chat/completions") else None
+        return refused or fake.continue_numbers(path, body)
+
+    fake.answer = chat_only
+    backend = load()
+    assert {"generate", "generate:messages"} <= backend.capabilities
+    conversations = [[{"role": "user", "content": "abc"}], [{"role": "user", "content": "abcde"}]]
+    assert [output["text"] for output in generate(backend, conversations)] == ["<4>", "<6>"]
+    assert fake.bodies[0]["messages"] == conversations[0]
+    with pytest.raises(UnsupportedError, match="takes messages"):
+        generate(backend, [[1, 2]])
+    assert backend.settings()["resolved"]["api"] == "chat"
+
+
+def test_a_server_that_reads_token_ids_as_text_is_not_believed(fake, load) -> None:
+    def as_text(path: str, body: dict) -> tuple[int, dict]:
+        status, message = fake.continue_numbers(path, body)
+        return status, {**message, "usage": {"prompt_tokens": 4, "completion_tokens": 1}}
+
+    fake.answer = as_text
+    assert load().settings()["resolved"]["api"] == "chat"
+
+
+def test_token_ids_come_from_the_text_where_the_server_gives_none(fake, load) -> None:
+    pytest.importorskip("tokenizers")
+    said = "There are 12 apples."
+
+    def text_only(_path: str, _body: dict) -> tuple[int, dict]:
+        return 200, {"choices": [{"text": said, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}}
+
+    fake.answer = text_only
+    backend = load(str(REFERENCE))
+    assert backend.settings()["resolved"]["token_ids"].startswith("from the text")
+    assert backend.info["dtype"] == "bf16"
+    (output,) = generate(backend, [[20]], max_tokens=32)
+    from tokenizers import Tokenizer
+
+    ids = Tokenizer.from_file(str(REFERENCE / "tokenizer.json")).encode(said, add_special_tokens=False).ids
+    assert output["token_ids"] == [*ids, 2]
+    assert output["text"] == said
+    assert generate(load(), [[20]])[0]["token_ids"] == []
+
+
+def test_text_is_sent_where_it_is_asked_for_and_means_the_same_tokens(fake, load) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+
+    def text_only(_path: str, body: dict) -> tuple[int, dict]:
+        if isinstance(body["prompt"], list):
+            return 422, {"detail": "prompt must be a string"}
+        return 200, {"choices": [{"text": " 2", "finish_reason": "length"}], "usage": {}}
+
+    fake.answer = text_only
+    backend = load(str(REFERENCE), api="completions")
+    ids = (
+        tokenizers.Tokenizer.from_file(str(REFERENCE / "tokenizer.json"))
+        .encode("<|im_start|>user\n1 + 1", add_special_tokens=False)
+        .ids
+    )
+    generate(backend, [ids])
+    assert fake.bodies[-1]["prompt"] == "<|im_start|>user\n1 + 1"
+    with pytest.raises(BadInputError, match="read as other token ids"):
+        generate(
+            backend,
+            [
+                [
+                    *ids,
+                    *(
+                        tokenizers.Tokenizer.from_file(str(REFERENCE / "tokenizer.json")).encode(letter).ids[0]
+                        for letter in "there"
+                    ),
+                ]
+            ],
+        )
+    with pytest.raises(BadInputError, match=r"tokenizer\.json"):
+        load(api="completions")
+
+
+def test_several_models_must_be_told_apart(fake, load) -> None:
+    fake.models.append({"id": "other", "owned_by": "vllm"})
+    with pytest.raises(BadInputError, match=r"2 models; name one.*other, served"):
+        load()
+    assert load(cell={"model": "other"}).settings()["resolved"]["model"] == "other"
+    assert load(model="other").settings()["resolved"]["model"] == "other"
+    with pytest.raises(BadInputError, match=r"no model 'severed'; it has: other, served\. Did you mean 'served'\?"):
+        load(model="severed")
+
+
+def test_wrong_arguments_and_addresses_are_refused(fake) -> None:
+    def refused(match: str, address: str = fake.address, **engine_args) -> None:
+        with pytest.raises(BadInputError, match=match):
+            OpenaiBackend(EngineSpec("openai", environment=address), "nowhere", engine_args, print).load()
+
+    refused("unknown engine argument 'concurency'.*Did you mean 'concurrency'", concurency=3)
+    refused("concurrency must be a whole number of at least 1", concurrency=0)
+    refused("timeout must be a number", timeout="soon")
+    refused("unknown api 'chats'.*Did you mean 'chat'", api="chats")
+    refused("extra_body must be an object", extra_body=[1])
+    refused("give the key as OPENAI_API_KEY", extra_headers={"Authorization": "Bearer x"})
+    refused("is no address of a server", address="127.0.0.1:8000/v1")
+    refused("holds credentials", address="http://me:secret@127.0.0.1:8000/v1")
+    refused("example.com needs an API key: set OPENAI_API_KEY", address="http://example.com/v1")
+    refused("openrouter.ai needs an API key: set OPENROUTER_API_KEY", address="https://openrouter.ai/api/v1")
+
+
+def test_a_server_that_is_not_there_is_one_line(fake, load) -> None:
+    fake.server.shutdown()
+    fake.server.server_close()
+    with pytest.raises(EngineStartError, match=r"127\.0\.0\.1:\d+ does not answer .*address is right") as caught:
+        load(max_retries=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["environment", "file"])
+def test_the_key_is_found_sent_and_never_shown(fake, load, monkeypatch, tmp_path, caplog, capfd, place: str) -> None:
+    caplog.set_level(logging.DEBUG)
+    fake.key = KEY
+    if place == "environment":
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    else:
+        (tmp_path / ".env").write_text(f'# keys\nexport OTHER=1\nOPENAI_API_KEY="{KEY}" # mine\n')
+    backend = load(max_retries=0)
+    outputs = generate(backend, [[1]])
+    assert fake.headers[-1]["authorization"] == f"Bearer {KEY}"
+    said = [json.dumps([backend.info, backend.settings(), outputs, backend.progress])]
+    # The fake server repeats the key that it was given, as real ones do.
+    fake.key = "another"
+    with pytest.raises(EngineError) as caught:
+        generate(backend, [[1]])
+    with pytest.raises(EngineStartError, match="refuses the API key") as refused:
+        load()
+    talk = backend.talk(requests=[{"endpoint": "models"}])["answers"]
+    assert talk[0]["status"] == 401
+    captured = capfd.readouterr()
+    said += [str(caught.value), str(refused.value), talk[0]["error"], caplog.text, captured.out, captured.err]
+    assert "Incorrect API key provided: Bearer ***" in said[1]
+    assert KEY not in "".join(said)
+
+
+def test_a_wrong_key_and_none_are_told_apart_from_the_right_one(fake, load, monkeypatch) -> None:
+    with pytest.raises(UnsupportedError, match="was given no API key"):
+        load().talk(requests=[{"endpoint": "models", "key": "wrong"}])
+    fake.key = KEY
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    asked = [{"endpoint": "completions", "body": {"prompt": [1]}, "key": key} for key in ("right", "wrong", "none", "right")]
+    answers = load().talk(requests=asked, concurrency=2)["answers"]
+    assert [answer["status"] for answer in answers] == [200, 401, 401, 200]
+    assert sorted(headers.get("authorization", "") for headers in fake.headers[-4:]) == [
+        "", "Bearer llminfer-wrong-key", f"Bearer {KEY}", f"Bearer {KEY}",
+    ]  # fmt: skip
+    with pytest.raises(BadInputError, match=r"a request has no 'enpoint'.*'endpoint'"):
+        load().talk(requests=[{"enpoint": "models"}])
