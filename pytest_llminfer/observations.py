@@ -141,7 +141,8 @@ class MemoryReport(_FromMessage):
 class KVPool(_FromMessage):
     """The paged KV cache that an engine takes in advance.
 
-    num_blocks blocks of block_size tokens hold capacity_tokens at once (a reserved block is not counted). dtype: in torch's
+    num_blocks blocks of block_size tokens hold capacity_tokens at once; a block that the engine keeps to itself is not among
+    them, but its bytes are. dtype: in torch's
     words. stored_bytes: of the pool's tensors over all layers and ranks of one replica; bytes_per_token: the same, of one token.
     max_model_len: the longest sequence.
     """

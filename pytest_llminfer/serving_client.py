@@ -83,6 +83,15 @@ class Exchange:
         remote = {"server": info.device_name} if info.device == "remote" else {}
         return given | remote | ({"threads": default_threads()} if info.device == "cpu" else {})
 
+    def fresh_prompts(self, count: int, length: int) -> list[list[int]]:
+        """Distinct prompts of about ``length`` drawn tokens, which no prefix cache knows; the same on every machine.
+
+        With a tokenizer they are as it would write them, because some servers take text only.
+        """
+        model = self._engine.model
+        drawn = model.sample_prompts(count, length)
+        return [model.encode(model.decode(ids)) for ids in drawn] if model.has_tokenizer else drawn
+
     def models(self, *, key: str = "right") -> Reply:
         """The list of models. key: ``right``, ``wrong`` or ``none``."""
         return self._ask([{"endpoint": "models", "key": key}])[0]

@@ -73,7 +73,7 @@ def test_concurrent_requests_get_their_own_answers(
 
 def test_latency_is_as_recorded(engine: Engine, server: Exchange, baseline: Baseline, judge: Judge) -> None:
     """To the first token, and from token to token: one request at a time, each with a prompt of its own."""
-    prompts = engine.model.sample_prompts(REQUESTS + 1, PROMPT_TOKENS)
+    prompts = server.fresh_prompts(REQUESTS + 1, PROMPT_TOKENS)
     _, *replies = server.complete(prompts, max_tokens=NEW_TOKENS, stream=True, ignore_eos=True, logprobs=0)
     lengths = {"requests": REQUESTS, "prompt_tokens": PROMPT_TOKENS, "max_tokens": NEW_TOKENS, "concurrency": 1}
     expected = baseline.expected(

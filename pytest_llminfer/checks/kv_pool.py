@@ -30,10 +30,10 @@ def check_kv_pool(*, pool: KVPool, layers: int, kv_heads: int, head_dim: int, dt
     lines = [] if pool.num_blocks and pool.block_size else ["nothing was compared: the pool has no blocks"]
     if pool.bytes_per_token != per_token:
         lines.append(f"{pool.bytes_per_token:,} bytes a token instead of {per_token:,}")
-    tokens = pool.num_blocks * pool.block_size
-    if pool.stored_bytes != tokens * per_token:
+    tokens, reserved = pool.num_blocks * pool.block_size, pool.block_size
+    if pool.stored_bytes not in (tokens * per_token, (tokens + reserved) * per_token):
         lines.append(f"{pool.stored_bytes:,} bytes instead of {tokens * per_token:,} for {tokens:,} tokens")
-    if not tokens - pool.block_size <= pool.capacity_tokens <= tokens:
+    if pool.capacity_tokens != tokens:
         lines.append(f"a capacity of {pool.capacity_tokens:,} tokens, though the blocks hold {tokens:,}")
     if BITS[dtype] >= 16 and pool.dtype != torch_dtype(dtype):  # noqa: PLR2004 - quantized caches are named by each engine in its way
         lines.append(f"stored as {pool.dtype} instead of {torch_dtype(dtype)}")
@@ -49,7 +49,7 @@ def check_kv_pool(*, pool: KVPool, layers: int, kv_heads: int, head_dim: int, dt
             Measurement("capacity", pool.capacity_tokens, "tokens", 1, f"{sequences:.2f} sequences of {pool.max_model_len:,}"),
             Measurement("a token", pool.bytes_per_token, "bytes", 1, f"expected {per_token:,}"),
         ),
-        threshold=f"exactly {per_token:,} bytes a token; at most one block is reserved",
+        threshold=f"exactly {per_token:,} bytes a token; at most one block more, which the engine keeps to itself",
         threshold_source="2 x layers x kv_heads x head_dim x bytes, from the model's configuration",
         smallest_detectable="exact",
         advice="look at the cache's dtype, at padding of head_dim, and at layers that keep no cache or a second one",

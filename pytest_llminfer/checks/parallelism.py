@@ -34,8 +34,9 @@ def expected_rank_weights(
 ) -> dict[int, int]:
     """Bytes of weights that one rank holds, by its pipeline rank; all tensor ranks of a stage hold as much.
 
-    plan: the modules that the engine says it shards, ``model.embed_tokens`` among them; asked only about embedding and output
-    matrix, which versions of one engine treat differently: attention and mlp must be sharded whatever it says. Layers are dealt to pipeline stages evenly; the embedding is on the first stage, final norm and output matrix on the last.
+    plan: the modules that the engine says it shards; asked only about embedding and output matrix, which versions of one engine
+    treat differently: attention and mlp must be sharded whatever it says. Layers are dealt to pipeline stages evenly; the
+    embedding is on the first stage, final norm and output matrix on the last.
 
     Raises:
         UnsupportedError: an engine, a quantization or a split whose shares are not known here: a visible skip.

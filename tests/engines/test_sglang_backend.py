@@ -47,7 +47,7 @@ def run_out_of_memory(model):
 
 def start(folder: Path, cell: str, interpreter: str = "", **engine_args) -> Engine:
     spec = EngineSpec.parse(f"{cell}@{interpreter}" if interpreter else cell)
-    variables = {"OMP_NUM_THREADS": "2"}
+    variables = {"OMP_NUM_THREADS": "1" if spec.parallel else "2"}
     return Engine(Launch(spec, MODEL, engine_args, variables, timeout=240, log=folder / f"{cell}.log"))
 
 

@@ -15,7 +15,7 @@ FAULTY = """
 
     @pytest.fixture(scope="session")
     def engine_args(engine_spec):
-        return {"fault": "shift_position"} if engine_spec.dp > 1 else {}
+        return {"fault": "drop_kv_block"} if engine_spec.dp > 1 else {}
 """
 
 

@@ -22,7 +22,9 @@ def test_a_pool_that_fits_its_shape() -> None:
 
 
 def test_one_reserved_block_is_allowed() -> None:
-    assert check_kv_pool(pool=replace(POOL, capacity_tokens=1584), **SHAPE, dtype="bf16").outcome is Outcome.PASS
+    with_reserve, with_two = (replace(POOL, stored_bytes=(100 + extra) * 16 * 2048) for extra in (1, 2))
+    assert check_kv_pool(pool=with_reserve, **SHAPE, dtype="bf16").outcome is Outcome.PASS
+    assert check_kv_pool(pool=with_two, **SHAPE, dtype="bf16").outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def test_one_reserved_block_is_allowed() -> None:
         ({"bytes_per_token": 4096}, "4,096 bytes a token instead of 2,048"),
         ({"stored_bytes": 100 * 16 * 1024}, "1,638,400 bytes instead of 3,276,800"),
         ({"capacity_tokens": 800}, "a capacity of 800 tokens"),
-        ({"capacity_tokens": 1601}, "a capacity of 1,601 tokens"),
+        ({"capacity_tokens": 1584}, "a capacity of 1,584 tokens"),
         ({"dtype": "float16"}, "stored as float16 instead of bfloat16"),
         ({"max_model_len": 4096}, "a sequence may have 4,096 tokens"),
         ({"num_blocks": 0}, "no blocks"),

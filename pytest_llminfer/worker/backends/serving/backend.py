@@ -144,6 +144,6 @@ class ServedBackend(OpenaiBackend):
         try:
             return ask(**request)
         except EngineError:
-            if self._server is not None and not self._server.alive:
+            if self._server is not None and self._server.ends_soon():
                 raise self._server.death("while it was asked") from None
             raise

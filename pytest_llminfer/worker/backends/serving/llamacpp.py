@@ -6,6 +6,8 @@ import json
 import os
 from typing import Any
 
+from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.worker.backends.openai.arguments import closest
 from pytest_llminfer.worker.backends.requests import check_parallelism
 from pytest_llminfer.worker.backends.serving.command import Command, Order, ask_interpreter, private_file, refuse_taken
 
@@ -16,8 +18,9 @@ _CONVERT = """
 import json, sys
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.llamacpp.files import model_file
+from llama_cpp.server.settings import ModelSettings
 file = model_file(EngineSpec(**json.loads(sys.argv[1])), sys.argv[2], lambda *_: None)
-print(json.dumps([str(file.path), file.dtype]))
+print(json.dumps([str(file.path), file.dtype, sorted(ModelSettings.model_fields)]))
 """
 
 
@@ -29,7 +32,10 @@ def command(order: Order) -> Command:
     printed = ask_interpreter(
         order.interpreter, _CONVERT, cell, order.model_path, heartbeat=lambda: order.progress("converting", 0, 1)
     )
-    path, dtype = json.loads(printed.strip().splitlines()[-1])
+    path, dtype, known = json.loads(printed.strip().splitlines()[-1])
+    for name in order.arguments:
+        if name not in known:
+            raise BadInputError(f"llama-cpp-python's server has no setting {name!r}.{closest(name, known)}")
     kv_dtype = order.spec.kv_dtype if order.spec.kv_dtype != "auto" else dtype
     threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
     model: dict[str, Any] = {

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 KEPT_LINES, SHOWN_LINES = 400, 12
 STOP_SECONDS = 10.0
+_END_SECONDS = 3.0
 _LOOK_SECONDS = 0.1
 _HEALTH_SECONDS = 5.0
 _OUT_OF_MEMORY = (
@@ -72,6 +73,14 @@ class ServerProcess:
     def alive(self) -> bool:
         """Whether the server still runs."""
         return self._process.poll() is None
+
+    def ends_soon(self) -> bool:
+        """Whether it has ended, or does so right now: connections break before their process is gone."""
+        try:
+            self._process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     @property
     def pid(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from pytest_llminfer.errors import UnsupportedError
-from pytest_llminfer.worker.backends.serving.command import Command, Order, private_file, refuse_taken
+from pytest_llminfer.worker.backends.serving.command import Command, Order, flags, private_file, refuse_taken
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _KV_DTYPES = {"bf16": "bf16", "fp8": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
@@ -15,7 +15,7 @@ _TAKEN = ("model_path", "host", "port", "api_key", "served_model_name", "tp_size
 
 
 def command(order: Order) -> Command:
-    """Everything stands in a configuration file that only this user can read: it holds the key, which a command line would show."""
+    """The cell stands in a configuration file that only this user can read: it holds the key, which a command line would show."""
     refuse_taken(order.arguments, *_TAKEN)
     spec = order.spec
     if spec.quantization not in (*_STORED, *_QUANTIZATIONS):
@@ -37,11 +37,12 @@ def command(order: Order) -> Command:
         **({"pp_size": spec.pp} if spec.pp > 1 else {}),
         **({"dp_size": spec.dp} if spec.dp > 1 else {}),
         **({} if order.gpu else {"device": "cpu"}),
-        **order.arguments,
     }
-    # JSON is YAML, which is what the server reads; its own reader knows how each of its flags is written.
-    written = {name.replace("_", "-"): value for name, value in chosen.items() if value is not None}
-    file = private_file(order.folder, "server.yaml", json.dumps(written))
+    # JSON is YAML, which is what the server reads. It takes no deprecated flag from there, so the user's own are flags;
+    # those that are yes or no can only be said to be on.
+    file = private_file(order.folder, "server.yaml", json.dumps({name.replace("_", "-"): value for name, value in chosen.items()}))
+    given = {name: value for name, value in order.arguments.items() if value is not False}
     return Command(
-        argv=(order.interpreter, "-m", "sglang.launch_server", "--config", str(file)), device="cuda" if order.gpu else "cpu"
+        argv=(order.interpreter, "-m", "sglang.launch_server", "--config", str(file), *flags(given)),
+        device="cuda" if order.gpu else "cpu",
     )

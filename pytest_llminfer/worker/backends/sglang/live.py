@@ -45,9 +45,12 @@ class LiveEngine:
             OutOfMemoryError, EngineStartError, EngineDiedError: with what a failing scheduler said last.
         """
         entry = importlib.import_module("sglang.srt.entrypoints.engine")
-        if engine_arguments.get("device") == "cpu" and spec.tp > 1:
+        if engine_arguments.get("device") == "cpu":
             cores = sorted(os.sched_getaffinity(0))
-            os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", arguments.core_bindings(cores, spec.tp))
+            # One core for the rest of the machine: threads that spin for each other on a busy one are many times slower.
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (len(cores) - 1) // spec.num_gpus)))
+            if spec.tp > 1:
+                os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", arguments.core_bindings(cores, spec.tp))
         survival, schedulers = deaths.Survival(), Schedulers()
         survival.install()
         process_function = staticmethod(schedulers.process_function())

@@ -1,0 +1,163 @@
+"""A server as a child process: what is said when it does not start, dies, or does not stop. The servers are small scripts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+import pytest_llminfer
+from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineStartError, OutOfMemoryError, UnsupportedError
+from pytest_llminfer.observations import Sampling
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.worker.backends.serving.backend import ServedBackend
+from pytest_llminfer.worker.backends.serving.command import Command, flags, private_file
+from pytest_llminfer.worker.backends.serving.process import ServerProcess, free_port, is_running
+
+REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
+KEY = "secret-key-of-the-server"
+ANSWERS = """
+    import http.server, os, signal, sys, threading
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/health" else 404); self.send_header("Content-Length", "0"); self.end_headers()
+        def log_message(self, *_): pass
+    server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+    print("the key is", os.environ["KEY"], flush=True)
+    {then}
+    server.serve_forever()
+"""
+
+
+@pytest.fixture
+def start():
+    servers = []
+
+    def start(code: str) -> ServerProcess:
+        port = free_port()
+        command = Command((sys.executable, "-c", textwrap.dedent(code), str(port)), {"KEY": KEY})
+        servers.append(ServerProcess(command, variables={}, key=KEY, address=f"http://127.0.0.1:{port}"))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def ready(server: ServerProcess) -> list[tuple[str, int, int]]:
+    steps: list[tuple[str, int, int]] = []
+    server.wait_until_ready(lambda *step: steps.append(step))
+    return steps
+
+
+def test_it_is_waited_for_stays_in_the_group_and_stops(start, capfd) -> None:
+    server = start("import time; time.sleep(1.5)\n" + textwrap.dedent(ANSWERS.format(then="")))
+    steps = ready(server)
+    assert steps.count(("starting the server", 0, 1)) >= 2
+    assert steps[-1] == ("starting the server", 1, 1)
+    assert os.getpgid(server.pid) == os.getpgrp()
+    ended = server.stop()
+    assert (ended["status"], ended["left"]) == (-15, [])
+    assert ended["seconds"] < 5
+    said = capfd.readouterr().err
+    assert "the key is ***" in said
+    assert KEY not in said
+
+
+def test_last_words_of_one_that_dies_do_not_hold_the_key(start) -> None:
+    server = start("import os, sys; sys.exit(f'no such model, key {os.environ[\"KEY\"]}')")
+    with pytest.raises(EngineStartError, match=r"(?s)exited with status 1 before it answered.*no such model, key \*\*\*"):
+        ready(server)
+
+
+def test_a_refused_argument_is_one_line(start) -> None:
+    server = start("import argparse; argparse.ArgumentParser(prog='serve').parse_args(['--max-num-seqz', '4'])")
+    with pytest.raises(EngineStartError) as caught:
+        ready(server)
+    assert str(caught.value) == "the server refuses its arguments: serve: error: unrecognized arguments: --max-num-seqz 4"
+
+
+@pytest.mark.parametrize("words", ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "MemoryError"])
+def test_memory_that_does_not_suffice_is_named(start, words: str) -> None:
+    server = start(f"import sys; print({words!r}); print('and some more'); sys.exit(1)")
+    with pytest.raises(OutOfMemoryError, match=words.split("(", maxsplit=1)[0][:20]):
+        ready(server)
+
+
+def test_one_that_will_not_stop_is_killed_with_its_child(start, monkeypatch) -> None:
+    monkeypatch.setattr("pytest_llminfer.worker.backends.serving.process.STOP_SECONDS", 1.0)
+    then = "signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork(); child or [signal.pause() for _ in range(9)]"
+    server = start(ANSWERS.format(then=then))
+    ready(server)
+    ended = server.stop()
+    assert ended["status"] is None
+    (child,) = ended["left"]
+    deadline = time.monotonic() + 5
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(child)
+    assert not server.alive
+
+
+def test_an_interpreter_that_is_not_there_is_named(tmp_path) -> None:
+    with pytest.raises(EngineStartError, match=r"cannot start the interpreter .*No such file"):
+        ServerProcess(Command((str(tmp_path / "python"),)), variables={}, key=KEY, address="http://127.0.0.1:1")
+
+
+def test_flags_and_private_files(tmp_path) -> None:
+    given = {"max_num_seqs": 4, "enforce_eager": True, "enable_chunked_prefill": False, "a": None, "b": [1, 2], "c": {"d": 1}}
+    assert flags(given) == [
+        "--max-num-seqs", "4", "--enforce-eager", "--no-enable-chunked-prefill", "--b", "1", "2", "--c", '{"d": 1}',
+    ]  # fmt: skip
+    file = private_file(tmp_path, "config", KEY)
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.fixture
+def serve():
+    pytest.importorskip("openai")
+    backends = []
+
+    def serve(engine: str = "simulated", **engine_args) -> ServedBackend:
+        spec = EngineSpec(engine, serve=True)
+        backends.append(ServedBackend(spec, str(REFERENCE), {"max_retries": 0, **engine_args}, lambda *_: None))
+        backends[-1].info = backends[-1].load()
+        return backends[-1]
+
+    yield serve
+    for backend in backends:
+        backend.close()
+
+
+def generate(backend: ServedBackend, max_tokens: int = 4) -> list[int]:
+    sampling = Sampling(max_tokens).to_dict()
+    return backend.generate(prompts=[[5, 6, 7]], sampling=sampling)["outputs"][0]["token_ids"]
+
+
+def test_a_server_that_dies_while_it_is_asked_has_died(serve) -> None:
+    # The probes at load are two requests of one token.
+    backend = serve(fault="crash", fault_after=1)
+    with pytest.raises(EngineDiedError, match="the server was killed by SIGSEGV while it was asked"):
+        generate(backend)
+
+
+def test_a_server_that_was_stopped_is_started_again(serve) -> None:
+    backend = serve()
+    first, pid = generate(backend), backend._server.pid
+    assert backend.stop()["status"] == 0
+    assert not is_running(pid)
+    assert generate(backend) == first
+    assert backend._server.pid != pid
+
+
+def test_what_cannot_be_served_is_said_before_anything_starts(serve) -> None:
+    with pytest.raises(UnsupportedError, match="transformers has no server of its own"):
+        serve("transformers")
+    with pytest.raises(BadInputError, match="server_variables must be an object of texts"):
+        serve(server_variables={"A": 1})
+    with pytest.raises(BadInputError, match="unknown engine argument 'concurency'"):
+        serve(concurency=2)
