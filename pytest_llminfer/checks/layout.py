@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COMPARED = ("dtype", "shape", "stored_shape", "stored_bytes", "state_bytes", "packing", "block_size", "double_quantized")
 """What must be equal of a tensor, apart from its name."""
 
-REORDERED = {"onednn"}
+REORDERED = {"onednn", "sgl", "zentorch"}
 """Packings that put the same values into another order: of no account here."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 COMPARED = 0.9
 """The share of answers that must have been compared to their end for PASS: a near tie ends the comparison of one."""
 STOP_SECONDS = 10.0
+_OWN_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+"""By which a server may end that was told to: SGLang kills its whole family, itself included, once its requests are done."""
 _INTERFACE = "the OpenAI interface"
 
 
@@ -201,7 +203,7 @@ def check_stop(*, seconds: float, status: int | None, left: Sequence[int], again
     lines = []
     if status is None:
         lines.append(f"it did not end within {STOP_SECONDS:g} s of SIGTERM and was killed")
-    elif status not in (0, -signal.SIGTERM):
+    elif status not in (0, *(-number for number in _OWN_ENDS)):
         lines.append(f"it ended with status {status}, which is a failure")
     if left:
         lines.append(f"{len(left)} of its processes outlived it: {', '.join(map(str, left))}")

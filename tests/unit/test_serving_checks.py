@@ -118,7 +118,8 @@ def test_stop() -> None:
     assert check_stop(status=-15, **good).outcome is PASS
     assert check_stop(status=1, **good).outcome is FAIL
     assert check_stop(status=None, **good).outcome is FAIL
-    assert check_stop(status=-9, **good).outcome is FAIL
+    assert check_stop(status=-9, **good).outcome is PASS
+    assert check_stop(status=-11, **good).outcome is FAIL
     assert check_stop(status=0, **{**good, "left": (77,)}).outcome is FAIL
     assert check_stop(status=0, **{**good, "again": Reply(0, "no answer")}).outcome is FAIL
 

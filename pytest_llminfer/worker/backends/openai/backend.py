@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.worker.backends.openai.transport import Transport
 
 _VERSION_PATHS = ("/version", "/server_info", "/get_server_info")
+_PASSING = ("created", "id", "parent", "permission", "permissions", "root")
+"""What a list of models says that changes from start to start, or names a place of the server's machine."""
 _ENDED = ("stop", "length")
 
 
@@ -174,11 +176,7 @@ class OpenaiBackend:
         from_text = "from the text, by the model's tokenizer" if self._text.present else "unknown: no tokenizer.json is here"
         return {
             "resolved": {
-                **{
-                    name: value
-                    for name, value in self._served.entry.items()
-                    if name not in ("created", "permission", "permissions")
-                },
+                **{name: value for name, value in self._served.entry.items() if name not in _PASSING},
                 "model": self._served.model,
                 "dialect": self._served.dialect.name,
                 "api": self._offer.api,

@@ -25,6 +25,7 @@ class Dialect:
     neutral: fields of the server's own that choose tokens as well, switched off.
     always: whether neutral values are sent. wants_ids: asks for token ids in place of text, where the server has that.
     all_tokens: how the server writes a top_k that keeps all tokens. takes_ids: whether a prompt of token ids is worth a try.
+    streams_chat_ids: whether a streamed chat may be asked for token ids as well; SGLang refuses it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Dialect:
     wants_ids: Mapping[str, Any] = field(default_factory=dict)
     all_tokens: int = -1
     takes_ids: bool = True
+    streams_chat_ids: bool = False
 
     def fields(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
         """The body of a request for this sampling, without prompt and model.
@@ -67,9 +69,9 @@ _LLAMA = {"top_k": "top_k", "repetition_penalty": "repeat_penalty"}
 
 UNKNOWN = Dialect("unknown", _SAME, always=False, wants_ids=_IDS)
 DIALECTS = {
-    "vllm": Dialect("vllm", _SAME, {"min_p": 0.0}, wants_ids={**_IDS, "return_tokens_as_token_ids": True}),
+    "vllm": Dialect("vllm", _SAME, {"min_p": 0.0}, wants_ids={**_IDS, "return_tokens_as_token_ids": True}, streams_chat_ids=True),
     "sglang": Dialect("sglang", _SAME, {"min_p": 0.0}, wants_ids=_IDS),
-    "simulated": Dialect("simulated", _SAME, wants_ids={**_IDS, "return_tokens_as_token_ids": True}),
+    "simulated": Dialect("simulated", _SAME, wants_ids={**_IDS, "return_tokens_as_token_ids": True}, streams_chat_ids=True),
     # The server of llama.cpp itself, and that of llama-cpp-python, which calls its owner "me".
     "llamacpp": Dialect("llamacpp", {**_LLAMA, "ignore_eos": "ignore_eos"}, {"min_p": 0.0}, all_tokens=0),
     "me": Dialect("llama-cpp-python", {**_LLAMA, "min_tokens": "min_tokens"}, {"min_p": 0.0}, all_tokens=0, takes_ids=False),

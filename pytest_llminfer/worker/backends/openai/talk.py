@@ -69,7 +69,9 @@ class Talk:
         prompt = body.pop("messages", None) if given["endpoint"] == "chat" else self._written(body.pop("prompt", ""))
         sampling = {**PROBE_SAMPLING, **{name: body.pop(name) for name in _SAMPLING if name in body}}
         top = given["logprobs"] if self._offer.gives_logprobs else 0
-        whole = {**asking.body(prompt, sampling, top, self._offer.extra), **body}
+        chat_stream = given["stream"] and given["endpoint"] == "chat"
+        extra = self._offer.extra if self._served.dialect.streams_chat_ids or not chat_stream else {}
+        whole = {**asking.body(prompt, sampling, top, extra), **body}
         if given["stream"] and self._served.dialect.always:
             whole["stream_options"] = {"include_usage": True}
         return asking.path, whole, {"stream": given["stream"], "logprobs": top, "options": options}

@@ -45,6 +45,7 @@ class ServedBackend(OpenaiBackend):
         if not isinstance(self._variables, dict) or not all(isinstance(value, str) for value in self._variables.values()):
             raise BadInputError(f"{VARIABLES} must be an object of texts, not {self._variables!r}")
         self._server: ServerProcess | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def load(self) -> Message:
         """Start the server, wait until it answers, and learn what it takes and gives."""
@@ -106,6 +107,8 @@ class ServedBackend(OpenaiBackend):
         address = f"http://127.0.0.1:{port}"
         self._server = ServerProcess(command, variables=self._variables, key=key, address=address)
         self._server.wait_until_ready(self._progress)
+        # What stands there has been read by now, and a worker that is killed could not remove it.
+        self._folder.cleanup()
         return command, address
 
     def generate(self, **request: Any) -> Message:
@@ -130,13 +133,13 @@ class ServedBackend(OpenaiBackend):
         """Stop the server, so that it can let go of what the end of its processes would not free."""
         if self._server is not None:
             self._end()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def _end(self) -> Message:
         server, self._server = self._server, None
         super().close()
-        ended = server.stop() if server is not None else {}
-        self._folder.cleanup()
-        return ended
+        return server.stop() if server is not None else {}
 
     def _asked(self, ask: Callable[..., Message], **request: Any) -> Message:
         if self._server is None:

@@ -47,7 +47,7 @@ class Order:
 class Command:
     """How a server is started. variables: added to its environment. api: for the client, where the server decides it.
 
-    secret_free: the command line and the variables' names may be shown; the key stands only in a variable's value or a file.
+    The key stands in a variable's value or in a file, never in argv, which every user of the machine can read.
     dtype: what the server computes with, where the command decides it. device: "cpu" or "cuda".
     """
 

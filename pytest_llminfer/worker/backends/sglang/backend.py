@@ -40,6 +40,12 @@ class SglangBackend:
         self._spec, self._model_path, self._progress = spec, model_path, progress
         self._engine_args = engine_args
 
+    def warm(self) -> None:
+        """Import SGLang, as ``load`` would."""
+        if is_local(self._model_path):
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        importlib.import_module("sglang.srt.entrypoints.engine")
+
     def load(self) -> Message:
         """Look at the arguments and files, import the framework, start the engine."""
         configuration: dict[str, Any] = {}

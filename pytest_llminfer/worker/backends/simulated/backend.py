@@ -52,6 +52,9 @@ class SimulatedBackend:
         self._engine_args = dict(engine_args)
         self._ledger = Ledger()
 
+    def warm(self) -> None:
+        """NumPy has been imported."""
+
     def load(self) -> Message:
         """Read the weights, or make random ones from a configuration."""
         start = time.perf_counter()

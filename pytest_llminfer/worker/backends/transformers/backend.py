@@ -47,6 +47,10 @@ class TransformersBackend:
         self._spec, self._model_path, self._progress = spec, model_path, progress
         self._engine_args = engine_args
 
+    def warm(self) -> None:
+        """Import the framework, as ``load`` would."""
+        self._import_framework(["torch", *(("accelerate", "bitsandbytes") if self._spec.quantization != "none" else ())])
+
     def load(self) -> Message:
         """Look at the arguments and files, import the framework, load the model."""
         check_parallelism(self._spec)

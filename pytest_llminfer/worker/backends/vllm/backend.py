@@ -47,6 +47,11 @@ class VllmBackend:
         self._spec, self._model_path, self._progress = spec, model_path, progress
         self._engine_args = engine_args
 
+    def warm(self) -> None:
+        """Import vLLM, as ``load`` would."""
+        variables.set_before_import(os.environ, local=is_local(self._model_path))
+        importlib.import_module("vllm")
+
     def load(self) -> Message:
         """Look at files and arguments, import vLLM, start it."""
         local = is_local(self._model_path)

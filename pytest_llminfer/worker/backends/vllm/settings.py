@@ -54,7 +54,12 @@ _MACHINE_ENDINGS = ("_path", "_dir", "_port", "_addr", "_address", "_endpoint", 
 def resolved(vllm_config: Any, chosen: dict[str, Any]) -> dict[str, Any]:
     """The fields that decide behaviour, flat. chosen: what the ranks have chosen for themselves."""
     found: dict[str, Any] = {}
+    cache = vllm_config.cache_config
+    pinned = any(getattr(cache, name, None) for name in ("kv_cache_memory_bytes", "num_gpu_blocks_override"))
     for name, (part, attribute) in _FIELDS.items():
+        if name == "num_gpu_blocks" and not pinned:
+            # Follows the memory that happens to be free; the capacity is told by kv_pool.
+            continue
         holder = getattr(vllm_config, part, None) if part else vllm_config
         if holder is not None and hasattr(holder, attribute):
             found[name] = plain(getattr(holder, attribute))
