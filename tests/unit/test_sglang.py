@@ -28,9 +28,9 @@ SAMPLING = {
 }
 
 
-def given(cell="sglang", engine_args=None, *, known=KNOWN, on_cpu=True, quant_method=""):
-    spec = EngineSpec.parse(cell)
-    return arguments.engine_arguments(spec, "/model", engine_args or {}, known=known, on_cpu=on_cpu, quant_method=quant_method)
+def given(cell="sglang", engine_args=None, *, known=KNOWN, **facts):
+    facts = {"on_cpu": True, **facts}
+    return arguments.engine_arguments(EngineSpec.parse(cell), "/model", engine_args or {}, known=known, **facts)
 
 
 def test_the_cell_is_said_in_sglangs_words():
@@ -43,6 +43,7 @@ def test_the_cell_is_said_in_sglangs_words():
 
 def test_a_cpu_gets_what_it_needs_unless_the_user_says_otherwise_or_the_version_lacks_it():
     assert {**given(), **arguments.CPU_DEFAULTS, "device": "cpu"} == given()
+    assert given(positions=32768)["max_total_tokens"] == 32768
     assert given(engine_args={"max_total_tokens": 77, "attention_backend": "x"})["max_total_tokens"] == 77
     assert "sleep_on_idle" not in given(known=[name for name in KNOWN if name != "sleep_on_idle"])
 
@@ -214,7 +215,7 @@ def test_a_pool_adds_up_over_the_ranks_of_one_replica():
     part = {"tokens": 128, "slots": 192, "page_size": 64, "dtype": "bfloat16", "stored_bytes": 192 * 1024}
     pool = reports.kv_pool(PLACES, [part] * 4, 100)
     assert pool == {
-        "num_blocks": 3,
+        "num_blocks": 2,
         "block_size": 64,
         "capacity_tokens": 128,
         "dtype": "bfloat16",

@@ -56,11 +56,12 @@ def engine_arguments(
     known: Collection[str],
     on_cpu: bool,
     quant_method: str = "",
+    positions: int = 0,
 ) -> dict[str, Any]:
     """Keyword arguments of ``Engine``.
 
     known: the fields of the installed ``ServerArgs``; defaults of ours that it does not have are left out.
-    quant_method: what the checkpoint's configuration says of its quantization.
+    quant_method: what the checkpoint's configuration says of its quantization. positions: how long a sequence may be.
 
     Raises:
         BadInputError: an argument that the installed SGLang does not know, or that the cell decides; a checkpoint that is not
@@ -84,6 +85,8 @@ def engine_arguments(
         arguments["load_format"] = "dummy"
     if on_cpu:
         arguments |= {"device": "cpu", **{name: value for name, value in CPU_DEFAULTS.items() if name in known}}
+        if "max_total_tokens" in arguments:
+            arguments["max_total_tokens"] = max(arguments["max_total_tokens"], positions)
     return {**arguments, **engine_args}
 
 

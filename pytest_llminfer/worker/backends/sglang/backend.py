@@ -79,6 +79,7 @@ class SglangBackend:
             self._engine_args,
             known=[name for name in self._defaults if not name.startswith("_")],
             on_cpu=on_cpu,
+            positions=int(configuration.get("max_position_embeddings") or 0),
             quant_method=str((configuration.get("quantization_config") or {}).get("quant_method", "")),
         )
 

@@ -91,9 +91,9 @@ def kv_pool(placed: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, 
     shapes = {(answer["tokens"], answer["slots"], answer["page_size"], answer["dtype"]) for answer in own}
     if len(shapes) != 1:
         raise EngineError(f"the ranks of one replica have different pools: {sorted(shapes)}")
-    ((tokens, slots, page_size, dtype),) = shapes
+    ((tokens, _, page_size, dtype),) = shapes
     return {
-        "num_blocks": slots // page_size,
+        "num_blocks": tokens // page_size,
         "block_size": page_size,
         "capacity_tokens": tokens // page_size * page_size,
         "dtype": dtype,
