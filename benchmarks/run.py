@@ -1,5 +1,6 @@
 """What the harness itself costs: every benchmark of this folder, one table.
 
+With ``--vllm`` that of vLLM too, whose environment is made the first time.
 Prints Markdown; ``--write`` also keeps it in ``results.md`` beside this file. Ends with status 1 if a number is over its limit.
 Nothing else should be running on the machine.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import harness_tax
 import plugin_import
+import vllm_tax
 from result import markdown
 
 import suites
@@ -27,9 +29,12 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=harness_tax.QUESTIONS, help="asked on each side")
     parser.add_argument("--pairs", type=int, default=harness_tax.PAIRS, help="of the plugin and the bare loop")
     parser.add_argument("--threads", type=int, default=harness_tax.THREADS, help="OMP_NUM_THREADS of both sides")
+    parser.add_argument("--vllm", action="store_true", help=f"also measure {vllm_tax.ENGINE}")
     given = parser.parse_args()
     results = plugin_import.measure(given.repeats)
     results += harness_tax.measure(given.questions, given.pairs, given.threads)
+    if given.vllm:
+        results += vllm_tax.measure(vllm_tax.QUESTIONS, vllm_tax.PAIRS, vllm_tax.THREADS)
     results += suites.measure(1)
     table = markdown(results, [word for word in sys.argv[1:] if word != "--write"])
     print(table, end="")

@@ -1,4 +1,4 @@
-"""What a person waits for: ``pytest suites/`` on the default cells.
+"""What a person waits for: ``pytest suites/`` on the cells of ``make suites``.
 
 Wall time from the start of the process to its end, loading included; and loads of an engine over cells, both as the session
 itself reports them ("engine loads: N", "N cells"). A ratio above 1 means that a cell was loaded more than once.
@@ -12,15 +12,21 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from result import REPOSITORY, Result, finish
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ARGUMENTS = ("--quantization=none,int8,nf4,fp4",)
+"""The cells of ``make suites``."""
 LIMIT_SECONDS = 180.0
 LIMIT_LOADS = 1.0
 LAST_CHARACTERS = 3000
 
 
-def run_suites(arguments: list[str]) -> tuple[float, int, int]:
+def run_suites(arguments: Sequence[str]) -> tuple[float, int, int]:
     """Seconds, engine loads and cells of one session; a session that fails ends the benchmark."""
     command = [sys.executable, "-m", "pytest", "suites/", "-p", "no:cacheprovider", *arguments]
     start = time.perf_counter()
@@ -28,15 +34,15 @@ def run_suites(arguments: list[str]) -> tuple[float, int, int]:
     seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with status {done.returncode}:\n{(done.stdout + done.stderr)[-LAST_CHARACTERS:]}")
-    loads, cells = re.search(r"^engine loads: (\d+) \(", done.stdout, re.MULTILINE), re.search(r"; (\d+) cells?;", done.stdout)
+    loads, cells = re.search(r"^engine loads: (\d+)$", done.stdout, re.MULTILINE), re.search(r"; (\d+) cells?;", done.stdout)
     if loads is None or cells is None:
         sys.exit(f"the session did not report its engine loads and cells:\n{done.stdout[-LAST_CHARACTERS:]}")
     return seconds, int(loads[1]), int(cells[1])
 
 
-def measure(repeats: int, arguments: list[str] | None = None) -> list[Result]:
+def measure(repeats: int, arguments: Sequence[str] = ARGUMENTS) -> list[Result]:
     """The median wall time, and the loads of all sessions over their cells."""
-    runs = [run_suites(arguments or []) for _ in range(repeats)]
+    runs = [run_suites(arguments) for _ in range(repeats)]
     seconds = [run[0] for run in runs]
     loads, cells = sum(run[1] for run in runs), sum(run[2] for run in runs)
     over = f"n={repeats}" + f"; {min(seconds):.0f} to {max(seconds):.0f} s" * (repeats > 1)
@@ -49,6 +55,6 @@ def measure(repeats: int, arguments: list[str] | None = None) -> list[Result]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1, help="sessions, one after another")
-    parser.add_argument("arguments", nargs="*", help="further arguments of pytest, after --")
+    parser.add_argument("arguments", nargs="*", default=ARGUMENTS, help=f"of pytest, after --; without any: {' '.join(ARGUMENTS)}")
     given = parser.parse_args()
     finish(measure(given.repeats, given.arguments))

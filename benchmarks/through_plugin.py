@@ -1,14 +1,17 @@
-"""The plugin's side of ``harness_tax.py``: a test that pytest runs, copied into a folder of its own.
+"""The plugin's side of ``harness_tax.py`` and ``vllm_tax.py``: tests that pytest runs, copied into a folder of their own.
 
-The engine is loaded by the fixture. Each time the test is asked over the socket, it times ``QuestionSet.ask`` on a new
-``QuestionSet``, so that ordering and wording the questions are paid for every time, as in a session.
+The engine is loaded by the fixture. One test times ``QuestionSet.ask`` on a new ``QuestionSet`` each time it is asked over the
+socket, so that ordering and wording the questions are paid for every time, as in a session; the other ``Engine.generate`` alone.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import time
 from multiprocessing.connection import Client
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.answering import QuestionSet
@@ -19,12 +22,22 @@ if TYPE_CHECKING:
     from pytest_llminfer.models.model import Model
     from pytest_llminfer.observations import Generation
 
+OPTIONS = ("--model=reference", "--dtype=bf16", "--quantization=none", "--dataset=synthetic")
+
+
+def pytest_command(folder: Path, test: str, *options: str) -> tuple[str, ...]:
+    """What runs one test of this file, which is copied into ``folder``."""
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    shutil.copy(__file__, folder)
+    named = f"{Path(__file__).name}::{test}"
+    return (sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", *OPTIONS, *options, named)
+
 
 class Kept:
     """An engine that keeps what it generated last: graded answers hold no token ids."""
 
     def __init__(self, engine: Engine) -> None:
-        self.info = engine.info
+        self.info, self.supports = engine.info, engine.supports
         self._engine = engine
         self.generations: list[Generation] = []
 
@@ -48,4 +61,21 @@ def test_answers_on_request(engine: Engine, dataset: Dataset, model: Model) -> N
                 name: (list(generation.token_ids), (answer.strict, answer.flexible, answer.format_miss, answer.truncated))
                 for (name, answer), generation in zip(graded.items(), kept.generations, strict=True)
             }
+            driver.send({"seconds": seconds, "answers": answers})
+
+
+def test_generates_on_request(engine: Engine, dataset: Dataset, model: Model) -> None:
+    """Send the prompts, the sampling and the engine's settings; then generate on request until None comes."""
+    questions = QuestionSet(dataset, model, None)
+    prompts, sampling = questions.prompts(engine), questions.sampling
+    resolved = engine.settings()["resolved"]
+    with Client(os.environ["HARNESS_TAX_SOCKET"]) as driver:
+        driver.send(
+            {"prompts": prompts, "max_tokens": sampling.max_tokens, "ends": engine.info.end_token_ids, "resolved": resolved}
+        )
+        while (request := driver.recv()) is not None:
+            start = time.perf_counter()
+            generations = engine.generate(request["prompts"], sampling)
+            seconds = time.perf_counter() - start
+            answers = {str(number): list(generation.token_ids) for number, generation in enumerate(generations)}
             driver.send({"seconds": seconds, "answers": answers})

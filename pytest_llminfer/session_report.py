@@ -15,6 +15,8 @@ import pytest
 from pytest_llminfer import judging, matrix, options, spreading
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytest_llminfer.report.table import TableEntry
 
 RECORD = "llminfer_record"
@@ -34,6 +36,8 @@ class SessionReport:
         self._used: list[dict[str, Any]] = []
         self._missing: list[dict[str, Any]] = []
         self._spreads: list[dict[str, Any]] = []
+        self._written: dict[Path, None] = {}
+        self._problem = ""
         self._lines: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -49,10 +53,29 @@ class SessionReport:
         for name, value in report.user_properties:
             if name in takers and report.when != "teardown":
                 takers[name].append(json.loads(str(value)))
+                if name == RECORD:
+                    self._write(takers[name][-1])
+
+    def _write(self, note: dict[str, Any]) -> None:
+        """Write what was recorded at once: a session that is killed later loses nothing."""
+        from pytest_llminfer.baselines.record import BaselineKey, Record
+        from pytest_llminfer.errors import BaselineError
+        from pytest_llminfer.recording import open_store
+
+        store = open_store(self._config)
+        record = Record(note["expected"], note["conditions"], note["provenance"])
+        only_missing = self._config.stash[options.STASH].update_baselines == "new"
+        store.stage(BaselineKey(**note["key"]), record, only_missing=only_missing)
+        try:
+            self._written.update(dict.fromkeys(store.write()))
+        except BaselineError as error:
+            self._problem = str(error)
+        else:
+            self._problem = ""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write what was recorded, once; a failure to do so fails the session."""
+        """Say what was recorded; what could not be written fails the session."""
         for cell in self._cells_without_verdict() if self._config.stash[options.STASH].strict else ():
             self._lines.append(f"ERROR: nothing was compared in the cell {cell}")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -62,22 +85,18 @@ class SessionReport:
             )
         if not self._records and not self._used:
             return
-        from pytest_llminfer.baselines.record import BaselineKey, Record
-        from pytest_llminfer.errors import BaselineError
+        from pytest_llminfer.baselines.record import BaselineKey
         from pytest_llminfer.recording import open_store
 
         store = open_store(self._config)
         store.used.update(BaselineKey(**key) for key in self._used)
-        only_missing = self._config.stash[options.STASH].update_baselines == "new"
-        for note in self._records:
-            record = Record(note["expected"], note["conditions"], note["provenance"])
-            store.stage(BaselineKey(**note["key"]), record, only_missing=only_missing)
-        try:
-            if paths := store.write():
-                files = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files under {store.directory}"
-                self._lines.append(f"baselines: {len(self._records)} recorded in {files}")
-        except BaselineError as error:
-            self._lines.append(f"ERROR: {error}")
+        if self._written:
+            files = (
+                str(next(iter(self._written))) if len(self._written) == 1 else f"{len(self._written)} files under {store.directory}"
+            )
+            self._lines.append(f"baselines: {len(self._records)} recorded in {files}")
+        if self._problem:
+            self._lines.append(f"ERROR: {self._problem}")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if unused := store.unused():
             self._lines.append(f"baselines: {len(unused)} recorded entries had no test in this session (-v names them)")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.recording import Baseline
     from pytest_llminfer.serving_client import Reply
 
+pytestmark = pytest.mark.llminfer_only(over_http=True)
+
 PROMPTS, TOKENS, SHORT, FULL = 8, 32, 4, 512
 PROMPT_TOKENS, NEW_TOKENS = 64, 16
 QUESTIONS = ("What is 2 + 3?", "Name a colour.")

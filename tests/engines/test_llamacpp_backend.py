@@ -1,145 +1,23 @@
-"""llama.cpp on the reference model, converted here, against transformers in the same precision."""
+"""What llama.cpp holds and tells of itself, and what it refuses, on the reference model."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
 import os
-import shutil
-import struct
-from collections import Counter
+import runpy
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import pytest_llminfer
-from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
-from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.errors import BadInputError, EngineStartError, OutOfMemoryError, UnsupportedError
-from pytest_llminfer.models.gguf import config_from_gguf, read_gguf, stored_type, type_bytes
-from pytest_llminfer.models.model import Model
-from pytest_llminfer.models.shape import ModelShape
-from pytest_llminfer.observations import Sampling
-from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.verdict import Outcome
-from pytest_llminfer.worker.backends.checkpoint import read_checkpoint
-from pytest_llminfer.worker.backends.llamacpp.names import permuted_heads, to_gguf
-from pytest_llminfer.worker.backends.llamacpp.source import read_tensor
+from pytest_llminfer.models.gguf import stored_type, type_bytes
 
-REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
+WORKERS = runpy.run_path(str(Path(__file__).with_name("llamacpp_workers.py")))
+model, prompts, cache, start, fp16, answers, KV_HEADS = (
+    WORKERS[name] for name in ("model", "prompts", "cache", "start", "fp16", "answers", "KV_HEADS")
+)
 GGML_WORDS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 QUANTIZED = ("q8_0", "q4_0", "q4_k_m")
-HEADS, KV_HEADS = 4, 2
-
-
-@pytest.fixture(scope="module")
-def model():
-    return Model("reference")
-
-
-@pytest.fixture(scope="module")
-def prompts(model):
-    return model.prompts(12)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Where converted files go: not the cache of whoever runs the tests."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def start(llamacpp_python, cache, model, tmp_path_factory):
-    engines = []
-
-    def start(path=None, *, engine="llamacpp", engine_args=None, variables=None, **cell) -> Engine:
-        served = copy.copy(model)
-        served.path = str(path or model.path)
-        launch = Launch(
-            spec=EngineSpec(engine, environment=llamacpp_python if engine == "llamacpp" else "", **cell),
-            model=served,
-            engine_args=engine_args or {},
-            variables={"OMP_NUM_THREADS": "2", "XDG_CACHE_HOME": str(cache), **(variables or {})},
-            timeout=120,
-            log=tmp_path_factory.mktemp("worker") / "log",
-        )
-        engines.append(Engine(launch))
-        return engines[-1]
-
-    yield start
-    for engine in engines:
-        engine.close()
-
-
-@pytest.fixture(scope="module")
-def fp16(start):
-    return start(dtype="fp16")
-
-
-@pytest.fixture(scope="module")
-def answers(fp16, prompts):
-    return fp16.generate(prompts, max_tokens=100, logprobs=5)
-
-
-@pytest.fixture(scope="module")
-def transformers(start, prompts):
-    return start(engine="transformers", dtype="fp32").generate(prompts, max_tokens=100, logprobs=5)
-
-
-@pytest.fixture(scope="module")
-def converted(fp16, cache):
-    """The file that ``fp16`` was loaded from."""
-    assert fp16.info.dtype == "fp16"
-    (file,) = cache.glob("pytest-llminfer/gguf/*/model-fp16.gguf")
-    return file
-
-
-def same(candidate, reference):
-    return check_same_greedy_tokens(candidate=candidate, reference=reference, dtype="fp16", claim="the same tokens")
-
-
-def tensor(file, name, rows):
-    """The numbers of an fp16 tensor, rows of llama's queries and keys in the order of transformers."""
-    entry = read_gguf(file).tensors[name]
-    stored = np.fromfile(file, np.float16 if entry.ggml_type == "f16" else np.float32, count=rows, offset=entry.offset)
-    values = stored.reshape(entry.shape)
-    heads = permuted_heads("llama", name, heads=HEADS, kv_heads=KV_HEADS)
-    return values.reshape(heads, -1, 2, *entry.shape[1:]).swapaxes(1, 2).reshape(entry.shape) if heads else values
-
-
-def test_every_tensor_is_that_of_the_checkpoint(converted):
-    checkpoint = read_checkpoint(REFERENCE)
-    assert len(read_gguf(converted).tensors) == len(checkpoint)
-    for name, stored in checkpoint.items():
-        values = read_tensor(stored)
-        wanted = values.astype(np.float16) if values.ndim > 1 else values
-        np.testing.assert_array_equal(tensor(converted, to_gguf(name), values.size), wanted, err_msg=name)
-
-
-def test_a_conversion_gives_the_same_bytes_again(start, converted, tmp_path):
-    engine = start(dtype="fp16", variables={"XDG_CACHE_HOME": str(tmp_path)})
-    assert engine.info.dtype == "fp16"
-    (again,) = tmp_path.glob("pytest-llminfer/gguf/*/*.gguf")
-    assert again.name == converted.name
-    assert hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(converted.read_bytes()).digest()
-
-
-def test_the_file_tells_the_configuration(converted, model):
-    config = config_from_gguf(read_gguf(converted))
-    assert ModelShape.from_config(config) == model.shape
-    for key in ("rope_theta", "rms_norm_eps", "max_position_embeddings", "eos_token_id"):
-        assert config[key] == pytest.approx(model.config[key])
-
-
-def test_text_becomes_the_same_tokens_as_in_the_model(fp16, model, tmp_path):
-    texts = ["Hello  world 12345 é中文\n\n x²½  ", "it's  \t 3.14, <|im_start|>user", " a1b22 'll we've\r\n"]
-    probe = tmp_path / "probe.py"
-    probe.write_text(
-        "def tokens(llama, *, texts):\n    return [llama.tokenize(text.encode(), add_bos=False, special=True) for text in texts]\n"
-    )
-    assert fp16.run(f"{probe}::tokens", texts=texts) == [model.encode(text) for text in texts]
 
 
 def test_what_was_loaded_is_told(fp16):
@@ -147,89 +25,6 @@ def test_what_was_loaded_is_told(fp16):
     assert (info.dtype, info.kv_dtype, info.device, info.end_token_ids) == ("fp16", "fp16", "cpu", (2,))
     assert info.versions["engine"] == info.versions["llama-cpp-python"]
     assert set(info.load_seconds) == {"import", "convert", "load"}
-
-
-def test_tokens_equal_those_of_transformers(answers, transformers):
-    verdict = same(answers, transformers)
-    assert verdict.outcome is Outcome.PASS, verdict
-    for ours, theirs in zip(answers, transformers, strict=True):
-        if ours.token_ids == theirs.token_ids:
-            likely = theirs.top_logprobs > -8
-            np.testing.assert_allclose(ours.top_logprobs[likely], theirs.top_logprobs[likely], atol=0.05)
-            np.testing.assert_allclose(ours.max_logit, theirs.max_logit, rtol=5e-3)
-
-
-def test_rows_that_were_not_permuted_are_seen(start, converted, prompts, transformers, tmp_path):
-    broken = tmp_path / "broken.gguf"
-    shutil.copy(converted, broken)
-    entry = read_gguf(broken).tensors["blk.0.attn_q.weight"]
-    rows = tensor(converted, entry.name, 256 * 256)
-    with broken.open("r+b") as stream:
-        stream.seek(entry.offset)
-        stream.write(rows.tobytes())
-    verdict = same(start(broken).generate(prompts, max_tokens=100, logprobs=5), transformers)
-    assert verdict.outcome is Outcome.FAIL
-
-
-def test_all_routes_give_the_same_tokens(fp16, prompts):
-    for route in ("loop", "no_cache"):
-        found = fp16.generate(prompts[:3], max_tokens=24, logprobs=5, route=route)
-        batched = fp16.generate(prompts[:3], max_tokens=24, logprobs=5)
-        verdict = same(found, batched)
-        assert verdict.outcome is Outcome.PASS, verdict
-        for one, other in zip(found, batched, strict=True):
-            np.testing.assert_allclose(one.top_logprobs[:, 0], other.top_logprobs[:, 0], atol=0.02)
-
-
-def test_answers_come_in_order_whatever_shares_the_cache(start, fp16, prompts, answers):
-    """One sequence at a time, few cells, and a batch shorter than a prompt give what sixteen sequences at once gave."""
-    narrow = start(dtype="fp16", engine_args={"n_seq_max": 3, "n_ctx": 512, "n_batch": 48})
-    assert narrow.settings()["resolved"]["context"]["n_seq_max"] == 3
-    found = narrow.generate(prompts, max_tokens=100, logprobs=5)
-    verdict = same(found, answers)
-    assert verdict.outcome is Outcome.PASS, verdict
-    backwards = fp16.generate(prompts[::-1], max_tokens=100, logprobs=5)[::-1]
-    assert same(backwards, answers).outcome is Outcome.PASS
-    assert len({answer.token_ids for answer in answers}) == len(prompts)
-
-
-def test_an_answer_ends_with_an_end_token_or_at_the_limit(fp16, prompts, answers):
-    assert Counter(answer.finish_reason for answer in answers)["stop"] >= 10
-    assert all(answer.token_ids[-1] == 2 for answer in answers if answer.finish_reason == "stop")
-    (short,) = fp16.generate(prompts[:1], max_tokens=5)
-    assert (short.token_ids, short.finish_reason) == (answers[0].token_ids[:5], "length")
-    (longer,) = fp16.generate(prompts[:1], max_tokens=100, ignore_eos=True)
-    assert (len(longer.token_ids), longer.finish_reason) == (100, "length")
-    stop = answers[0].token_ids[7]
-    (stopped,) = fp16.generate(prompts[:1], Sampling(max_tokens=50, stop_token_ids=(stop,)))
-    assert stopped.token_ids == answers[0].token_ids[: answers[0].token_ids.index(stop) + 1]
-
-
-def test_sampling_follows_its_seed_and_its_fields(fp16, prompts, answers):
-    def drawn(count=3, **fields):
-        return [answer.token_ids for answer in fp16.generate(prompts[:count], Sampling(max_tokens=40, **fields))]
-
-    hot = {"temperature": 4.0, "top_p": 0.999}
-    assert drawn(seed=1, **hot) == drawn(seed=1, **hot) != drawn(seed=2, **hot)
-    assert len({answer.token_ids for answer in fp16.generate([prompts[0]] * 3, Sampling(max_tokens=40, **hot))}) == 3
-    greedy = [answer.token_ids[:40] for answer in answers[:3]]
-    assert drawn(temperature=4.0, top_k=1) == drawn(temperature=4.0, top_p=1e-6) == greedy
-    penalised = drawn(repetition_penalty=3.0)
-    assert penalised != greedy
-    assert sum(len(set(tokens)) / len(tokens) for tokens in penalised) > sum(len(set(tokens)) / len(tokens) for tokens in greedy)
-
-
-def test_scores_by_prefill_and_by_decode_agree_with_the_generation(fp16, prompts, answers):
-    sequence = [*prompts[0], *answers[0].token_ids]
-    (prefill,), (decode,) = (fp16.score([sequence], route=route) for route in ("prefill", "decode"))
-    assert prefill.shape == (len(sequence) - 1,)
-    assert prefill.dtype == np.float32
-    np.testing.assert_allclose(prefill, decode, atol=0.05)
-    np.testing.assert_allclose(decode[len(prompts[0]) - 1 :], answers[0].top_logprobs[:, 0], atol=0.05)
-    long = (sequence * 20)[:1500]
-    (pieces,) = fp16.score([long])
-    np.testing.assert_allclose(pieces[: len(prefill)], prefill, atol=0.05)
-    assert np.isfinite(pieces).all()
 
 
 def check_stored(engine, model, quantization, dtype):
@@ -263,22 +58,6 @@ def test_quantized_files_are_stored_as_named_and_still_answer(start, model, prom
     # The same beginning, by other numbers: it was really quantized.
     assert sum(one[0] == other[0] for one, other in zip(first, plain, strict=True)) >= 10
     assert all(one[1] != other[1] for one, other in zip(first, plain, strict=True))
-
-
-def test_bf16_is_the_choice_of_auto_and_bit_equal_to_the_checkpoint(start, cache, prompts, transformers):
-    engine = start()
-    assert engine.info.dtype == "bf16"
-    (file,) = cache.glob("pytest-llminfer/gguf/*/model-bf16.gguf")
-    name = "model.layers.1.mlp.down_proj.weight"
-    stored, entry = read_checkpoint(REFERENCE)[name], read_gguf(file).tensors[to_gguf(name)]
-    ours, theirs = (
-        path.read_bytes()[offset : offset + stored.stored_bytes]
-        for path, offset in ((file, entry.offset), (stored.file, stored.offset))
-    )
-    assert ours == theirs
-    found = engine.generate(prompts, max_tokens=100, logprobs=5)
-    verdict = check_same_greedy_tokens(candidate=found, reference=transformers, dtype="bf16", claim="the same tokens")
-    assert verdict.outcome is Outcome.PASS, verdict
 
 
 @pytest.mark.parametrize(
@@ -357,92 +136,6 @@ def test_the_cache_grows_and_keeps_its_prefix(start, fp16, prompts, kv_dtype):
     assert report.prefix_differences == ((0.0, 0.0),) * 4
 
 
-def write_model(folder, config, tensors):
-    """A checkpoint of float32 tensors, as safetensors."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        shutil.copy(REFERENCE / name, folder)
-    header, offset = {}, 0
-    for name, values in tensors.items():
-        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [offset, offset + values.nbytes]}
-        offset += values.nbytes
-    text = json.dumps(header).encode()
-    body = b"".join(np.ascontiguousarray(values).tobytes() for values in tensors.values())
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + body)
-
-
-def test_qwen2_with_biases_and_a_tied_embedding_scores_like_transformers(start, prompts, tmp_path):
-    config = json.loads((REFERENCE / "config.json").read_text())
-    config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True, "dtype": "float32"}
-    tensors = {name: read_tensor(stored) for name, stored in read_checkpoint(REFERENCE).items() if name != "lm_head.weight"}
-    generator = np.random.default_rng(0)
-    for layer in range(4):
-        for part, size in (("q", 256), ("k", 128), ("v", 128)):
-            tensors[f"model.layers.{layer}.self_attn.{part}_proj.bias"] = generator.standard_normal(size).astype(np.float32)
-    write_model(tmp_path / "qwen2", config, tensors)
-    ours = start(tmp_path / "qwen2", dtype="fp32", kv_dtype="fp32")
-    assert ours.layout().tied == (("lm_head.weight", "model.embed_tokens.weight"),)
-    theirs = start(tmp_path / "qwen2", engine="transformers", dtype="fp32")
-    for one, other in zip(ours.score(prompts[:4]), theirs.score(prompts[:4]), strict=True):
-        np.testing.assert_allclose(one, other, atol=0.02)
-
-
-def test_dummy_weights_need_a_configuration_only_and_are_the_same_every_time(start, tmp_path):
-    config = json.loads((REFERENCE / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    scores = []
-    for folder in ("one", "two"):
-        engine = start(tmp_path, weights="dummy", quantization="q8_0", variables={"XDG_CACHE_HOME": str(tmp_path / folder)})
-        scores += engine.score([list(range(100, 120))])
-        assert {parameter.dtype for parameter in engine.layout().parameters} == {"q8_0", "float32"}
-    np.testing.assert_array_equal(*scores)
-
-
-def test_a_gguf_file_is_loaded_as_it_is_and_must_be_what_the_cell_says(start, converted, prompts, answers):
-    engine = start(converted)
-    assert (engine.info.dtype, engine.info.end_token_ids) == ("fp16", (2,))
-    assert engine.generate(prompts[:2], max_tokens=20)[1].token_ids == answers[1].token_ids[:20]
-    with pytest.raises(BadInputError, match="is stored as f16, not quantization=q8_0; ask for quantization=none"):
-        start(converted, quantization="q8_0")
-    with pytest.raises(BadInputError, match="is stored as f16, not dtype=fp32"):
-        start(converted, dtype="fp32")
-
-
-def truncate(file):
-    file.write_bytes(file.read_bytes()[:-1000])
-
-
-def garble(file):
-    file.write_bytes(b"\xff" * 4096)
-
-
-def lose_the_architecture(file):
-    file.write_bytes(file.read_bytes().replace(b"general.architecture", b"general.architectura"))
-
-
-def lose_a_tensor(file):
-    file.write_bytes(file.read_bytes().replace(b"blk.2.ffn_up.weight", b"blk.2.ffn_xx.weight"))
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lose_a_tensor, r"tensor 'blk\.2\.ffn_up\.weight' not found"),
-        (truncate, r"is truncated: \d+ bytes of \d+"),
-        (garble, "is no intact GGUF file"),
-        (lose_the_architecture, "has no attention.head_count"),
-        (Path.unlink, "cannot be read"),
-    ],
-)
-def test_a_damaged_file_is_named(start, converted, tmp_path, damage, words):
-    file = tmp_path / "damaged.gguf"
-    shutil.copy(converted, file)
-    damage(file)
-    with pytest.raises(BadInputError, match=rf"damaged\.gguf.*{words}"):
-        start(file)
-
-
 @pytest.mark.parametrize(
     ("cell", "engine_args", "error", "words"),
     [
@@ -467,19 +160,6 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(start, tmp
         )
         with pytest.raises(EngineStartError, match=command):
             start(variables={"PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")})
-
-
-@pytest.mark.parametrize(
-    ("prompt", "fields", "words"),
-    [
-        ([], {}, "has 0 tokens"),
-        ([5, 1024], {}, "token id 1024; the vocabulary has the ids 0 to 1023"),
-        ([5] * 2040, {}, "the model has 2048 positions"),
-    ],
-)
-def test_a_request_that_makes_no_sense_is_refused_in_words(fp16, prompt, fields, words):
-    with pytest.raises(BadInputError, match=words):
-        fp16.generate([prompt], **fields)
 
 
 def test_the_worker_ends_by_itself_when_it_is_closed(start, fp16):

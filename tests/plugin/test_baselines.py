@@ -138,3 +138,20 @@ def test_an_unwritable_directory_fails_the_session_and_keeps_the_records(pyteste
     assert "baselines" in text
     result.stdout.fnmatch_lines(["*baseline*"])
     assert (pytester.path / "baselines").read_text() == "a file where a folder is needed"
+
+
+def test_what_was_recorded_outlives_a_session_that_is_killed(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(
+        """
+        import os
+
+        def test_first(engine, baseline):
+            baseline.expected("kept", observed=lambda _: {"value": 1}, conditions={}, n=1)
+
+        def test_second(engine):
+            os.kill(os.getpid(), 9)
+        """
+    )
+    result = run("--update-baselines")
+    assert result.ret == -9
+    assert '"value": 1' in (pytester.path / "baselines" / "any" / "reference" / "kept.json").read_text()

@@ -14,7 +14,19 @@ import pytest_llminfer
 
 PACKAGE = Path(pytest_llminfer.__file__).parent
 FRAMEWORKS = {"torch", "transformers", "vllm", "sglang", "llama_cpp", "bitsandbytes", "accelerate"}
-GLUE = {"plugin", "ahead", "spreading", "fixtures", "options", "matrix", "judging", "recording", "session_report", "launching", "distribution"}
+GLUE = {
+    "plugin",
+    "ahead",
+    "spreading",
+    "fixtures",
+    "options",
+    "matrix",
+    "judging",
+    "recording",
+    "session_report",
+    "launching",
+    "distribution",
+}
 CONFTEST = """
     import json, pathlib, sys, pytest
 

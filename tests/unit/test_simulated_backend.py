@@ -138,7 +138,7 @@ def test_settings_and_calibration_are_told(backend):
         ({"kv_dtype": "fp16"}, {}, UnsupportedError, "kv_dtype=fp16"),
         ({"dp": 2}, {}, UnsupportedError, "dp=2"),
         ({}, {"fault": "gremlin"}, BadInputError, "unknown fault 'gremlin'; valid: drop_kv_block, .*fat_cache"),
-        ({}, {"faultrate": 0.1}, BadInputError, "unknown engine argument"),
+        ({}, {"faultrate": 0.1}, BadInputError, "unknown engine argument 'faultrate' "),
         ({}, {"fault": "leak", "fault_bytes": "many"}, BadInputError, "fault_bytes must be a int"),
         ({}, {"fault": "change_dtype", "fault_dtype": "int3"}, BadInputError, "unknown fault_dtype 'int3'"),
     ],

@@ -33,7 +33,7 @@ class Backend(Protocol):
     capabilities: frozenset[str]
     """Names of the requests that are answered: ``generate``, ``generate:loop``, ``generate:no_cache``, ``generate:messages``,
     ``generate:logprobs``, ``score``, ``score:decode``, ``layout``, ``memory``, ``kv_cache``, ``kv_pool``, ``ranks``, ``settings``,
-    ``calibrate``, ``run``. Known after ``load``."""
+    ``calibrate``, ``run``; of a server also ``talk`` and ``serving:stop``. Known after ``load``."""
 
     def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
         """Remember the arguments. ``model_path``: a folder with config.json, or the id of a model that the engine fetches."""
@@ -83,6 +83,12 @@ class Backend(Protocol):
 
     def run(self, *, path: str, function: str, arguments: Message) -> Message:
         """``{"result": …}``: the user's ``function`` from the file ``path``, called with the live model and ``arguments``."""
+
+    def talk(self, *, requests: Sequence[Message], concurrency: int = 1) -> Message:
+        """``{"answers": [...]}``: what a server answered over HTTP, one a request; ``serving_client.Reply`` has the fields."""
+
+    def stop(self) -> Message:
+        """How the engine's own server ended when it was told to: ``{"seconds", "status", "left"}``."""
 
     def close(self) -> None:
         """Let go of what the process's end would not free."""

@@ -18,7 +18,7 @@ from pytest_llminfer.worker.backends.llamacpp.architecture import Architecture
 from pytest_llminfer.worker.backends.llamacpp.arguments import default_threads
 from pytest_llminfer.worker.backends.llamacpp.gguf_file import read_gguf
 from pytest_llminfer.worker.backends.llamacpp.tokenizer import read_vocabulary
-from pytest_llminfer.worker.backends.transformers.packages import require, versions
+from pytest_llminfer.worker.backends.packages import require, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -21,7 +21,7 @@ from pytest_llminfer.worker.backends.llamacpp.gguf_file import GgufFile, read_gg
 from pytest_llminfer.worker.backends.llamacpp.kv_cache import CacheReader
 from pytest_llminfer.worker.backends.llamacpp.log import NativeLog
 from pytest_llminfer.worker.backends.llamacpp.memory import HostMeter
-from pytest_llminfer.worker.backends.transformers.packages import versions
+from pytest_llminfer.worker.backends.packages import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

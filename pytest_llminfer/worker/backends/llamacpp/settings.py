@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.worker.backends.transformers.packages import versions
+from pytest_llminfer.worker.backends.packages import versions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,7 +17,7 @@ from pytest_llminfer.worker.backends.openai.arguments import Arguments
 from pytest_llminfer.worker.backends.openai.dialects import MOST_LOGPROBS
 from pytest_llminfer.worker.backends.openai.keys import find_key
 from pytest_llminfer.worker.backends.openai.text import Text
-from pytest_llminfer.worker.backends.transformers.packages import require, versions
+from pytest_llminfer.worker.backends.packages import require, versions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,9 +15,9 @@ from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
 from pytest_llminfer.worker.backends.host import processor_name
 from pytest_llminfer.worker.backends.openai.arguments import NAMES
 from pytest_llminfer.worker.backends.openai.backend import OpenaiBackend
+from pytest_llminfer.worker.backends.packages import require
 from pytest_llminfer.worker.backends.serving.command import Order, visible_gpu
 from pytest_llminfer.worker.backends.serving.process import ServerProcess, free_port
-from pytest_llminfer.worker.backends.transformers.packages import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

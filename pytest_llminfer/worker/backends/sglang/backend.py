@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.worker.backends import host, requests
 from pytest_llminfer.worker.backends.checkpoint import is_local, read_checkpoint, read_configuration
+from pytest_llminfer.worker.backends.packages import require, versions
 from pytest_llminfer.worker.backends.sglang import arguments, generation, reports, settings
 from pytest_llminfer.worker.backends.stepwise import generate_without_cache
-from pytest_llminfer.worker.backends.transformers.packages import require, versions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

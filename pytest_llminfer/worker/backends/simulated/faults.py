@@ -66,16 +66,17 @@ class Faults:
     @classmethod
     def read(cls, engine_args: Mapping[str, Any]) -> Self:
         """From ``fault``, ``fault_rate``, ``fault_bytes``, ``fault_factor``, ``fault_dtype`` and ``fault_after``."""
-        values = {name.removeprefix("fault_").replace("fault", "name"): value for name, value in engine_args.items()}
-        known = {name: type(getattr(cls(), name)) for name in ("name", "rate", "bytes", "factor", "dtype", "after")}
-        for name, value in values.items():
-            if name not in known:
-                names = ", ".join(f"fault_{known_name}" for known_name in known if known_name != "name")
+        arguments = {"fault": "name", **{f"fault_{name}": name for name in ("rate", "bytes", "factor", "dtype", "after")}}
+        values: dict[str, Any] = {}
+        for given, value in engine_args.items():
+            if given not in arguments:
                 raise BadInputError(
-                    f"unknown engine argument {name!r} for the simulated engine; valid: fault, {names}, max_batch_tokens"
+                    f"unknown engine argument {given!r} for the simulated engine; valid: {', '.join(arguments)}, max_batch_tokens"
                 )
-            if not isinstance(value, (int, float) if known[name] is float else known[name]):
-                raise BadInputError(f"fault_{name} must be a {known[name].__name__}, not {value!r}".replace("fault_name", "fault"))
+            kind = type(getattr(cls(), arguments[given]))
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise BadInputError(f"{given} must be a {kind.__name__}, not {value!r}")
+            values[arguments[given]] = value
         faults = cls(**values)
         if faults.name and faults.name not in FAULTS:
             raise BadInputError(f"unknown fault {faults.name!r}; valid: {', '.join(FAULTS)}")

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.worker.backends import probe, requests
 from pytest_llminfer.worker.backends.checkpoint import is_local, read_checkpoint, read_configuration
+from pytest_llminfer.worker.backends.packages import require
 from pytest_llminfer.worker.backends.transformers import combine
 from pytest_llminfer.worker.backends.transformers.arguments import Arguments
 from pytest_llminfer.worker.backends.transformers.group import RankGroup, own_rank
-from pytest_llminfer.worker.backends.transformers.packages import require
 from pytest_llminfer.worker.backends.transformers.parallelism import check_heads, check_parallelism
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.worker.backends.packages import versions
 from pytest_llminfer.worker.backends.transformers import (
     cache,
     calibration,
@@ -27,7 +28,6 @@ from pytest_llminfer.worker.backends.transformers import (
 )
 from pytest_llminfer.worker.backends.transformers.faults import inference
 from pytest_llminfer.worker.backends.transformers.group import own_rank
-from pytest_llminfer.worker.backends.transformers.packages import versions
 from pytest_llminfer.worker.backends.transformers.parallelism import check_heads
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pytest_llminfer.worker.backends.transformers.packages import versions
+from pytest_llminfer.worker.backends.packages import versions
 
 
 def report(model: Any, model_defaults: dict[str, Any], **resolved: Any) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_llminfer.errors import WORKER_ERRORS, BadInputError, EngineError, UnsupportedError
 from pytest_llminfer.worker.backends import requests
 from pytest_llminfer.worker.backends.host import processor_name
+from pytest_llminfer.worker.backends.packages import versions
 from pytest_llminfer.worker.backends.stepwise import generate_without_cache
-from pytest_llminfer.worker.backends.transformers.packages import versions
 from pytest_llminfer.worker.backends.vllm import failures, generation, scoring, settings, shared_memory
 from pytest_llminfer.worker.backends.vllm.frames import pack, unpack
 
@@ -56,6 +56,7 @@ class LiveEngine:
     def information(self, import_seconds: float) -> dict[str, Any]:
         """The fields of ``EngineInfo`` that belong to the engine."""
         first = self._ranks[0]
+        compiling = first["compile_seconds"] or 0.0
         dtype = settings.plain(self._config.model_config.dtype)
         cache = str(self._config.cache_config.cache_dtype)
         device = "cpu" if first["device"] == "cpu" else "cuda"
@@ -68,8 +69,8 @@ class LiveEngine:
             "versions": {"engine": str(self._vllm.__version__), **first["versions"], **versions(*_BESIDE)},
             "load_seconds": {
                 "import": import_seconds,
-                "load": self.load_seconds,
-                **({"compile": first["compile_seconds"]} if first["compile_seconds"] else {}),
+                "load": self.load_seconds - compiling,
+                **({"compile": compiling} if compiling else {}),
             },
             "end_token_ids": self.end_token_ids,
         }

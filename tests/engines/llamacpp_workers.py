@@ -1,0 +1,95 @@
+"""What the tests of the llamacpp backend share: engines on the reference model, converted here, and their answers."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pytest_llminfer
+from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
+from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.models.gguf import read_gguf
+from pytest_llminfer.models.model import Model
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.worker.backends.llamacpp.names import permuted_heads
+
+REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
+HEADS, KV_HEADS = 4, 2
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model("reference")
+
+
+@pytest.fixture(scope="module")
+def prompts(model):
+    return model.prompts(12)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Where converted files go: not the cache of whoever runs the tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def start(llamacpp_python, cache, model, tmp_path_factory):
+    engines = []
+
+    def start(path=None, *, engine="llamacpp", engine_args=None, variables=None, **cell) -> Engine:
+        served = copy.copy(model)
+        served.path = str(path or model.path)
+        launch = Launch(
+            spec=EngineSpec(engine, environment=llamacpp_python if engine == "llamacpp" else "", **cell),
+            model=served,
+            engine_args=engine_args or {},
+            variables={"OMP_NUM_THREADS": "2", "XDG_CACHE_HOME": str(cache), **(variables or {})},
+            timeout=120,
+            log=tmp_path_factory.mktemp("worker") / "log",
+        )
+        engines.append(Engine(launch))
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def fp16(start):
+    return start(dtype="fp16")
+
+
+@pytest.fixture(scope="module")
+def answers(fp16, prompts):
+    return fp16.generate(prompts, max_tokens=100, logprobs=5)
+
+
+@pytest.fixture(scope="module")
+def transformers(start, prompts):
+    return start(engine="transformers", dtype="fp32").generate(prompts, max_tokens=100, logprobs=5)
+
+
+@pytest.fixture(scope="module")
+def converted(fp16, cache):
+    """The file that ``fp16`` was loaded from."""
+    assert fp16.info.dtype == "fp16"
+    (file,) = cache.glob("pytest-llminfer/gguf/*/model-fp16.gguf")
+    return file
+
+
+def same(candidate, reference):
+    return check_same_greedy_tokens(candidate=candidate, reference=reference, dtype="fp16", claim="the same tokens")
+
+
+def tensor(file, name, rows):
+    """The numbers of an fp16 tensor, rows of llama's queries and keys in the order of transformers."""
+    entry = read_gguf(file).tensors[name]
+    stored = np.fromfile(file, np.float16 if entry.ggml_type == "f16" else np.float32, count=rows, offset=entry.offset)
+    values = stored.reshape(entry.shape)
+    heads = permuted_heads("llama", name, heads=HEADS, kv_heads=KV_HEADS)
+    return values.reshape(heads, -1, 2, *entry.shape[1:]).swapaxes(1, 2).reshape(entry.shape) if heads else values

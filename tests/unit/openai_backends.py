@@ -1,0 +1,48 @@
+"""What the tests of the openai backend share: a fake server, backends that ask it, and their requests."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from pytest_llminfer.observations import Sampling
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.worker.backends.openai.backend import OpenaiBackend
+
+Fake = runpy.run_path(str(Path(__file__).with_name("openai_server.py")))["Fake"]
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_API_KEY", "OPENROUTER_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    server = Fake()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+@pytest.fixture
+def load(fake):
+    backends = []
+
+    def load(model_path: str = "nowhere", cell: dict | None = None, **engine_args) -> OpenaiBackend:
+        spec = EngineSpec("openai", environment=fake.address, **(cell or {}))
+        backend = OpenaiBackend(spec, model_path, engine_args, lambda *step: backend.progress.append(step))
+        backend.progress = []
+        backends.append(backend)
+        backend.info = backend.load()
+        fake.bodies.clear()
+        return backend
+
+    yield load
+    for backend in backends:
+        backend.close()
+
+
+def generate(backend, prompts, logprobs=0, **sampling):
+    given = Sampling(**{"max_tokens": 1, **sampling}).to_dict()
+    return backend.generate(prompts=prompts, sampling=given, logprobs=logprobs)["outputs"]
