@@ -63,9 +63,8 @@ def _take_arrays(value: Any, buffers: list[Any]) -> Any:
         return {str(key): _take_arrays(item, buffers) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         # Nearly all that is sent is lists of token ids: one look at their types instead of a call for each.
-        if _PLAIN.issuperset(map(type, value)):
-            return value
-        return [_take_arrays(item, buffers) for item in value]
+        plain = _PLAIN.issuperset(map(type, value))
+        return value if plain else [_take_arrays(item, buffers) for item in value]
     numpy = sys.modules.get("numpy")
     if numpy is None:
         return value

@@ -107,6 +107,7 @@ class ServedBackend(OpenaiBackend):
         address = f"http://127.0.0.1:{port}"
         self._server = ServerProcess(command, variables=self._variables, key=key, address=address)
         self._server.wait_until_ready(self._progress)
+        self._server.unname_shared_memory()
         # What stands there has been read by now, and a worker that is killed could not remove it.
         self._folder.cleanup()
         return command, address

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import EngineDiedError, EngineError, EngineStartError, OutOfMemoryError
+from pytest_llminfer.worker.backends import shared_memory
 from pytest_llminfer.worker.backends.openai.keys import redact
 from pytest_llminfer.worker.backends.serving.command import clean_environment
 
@@ -104,6 +105,10 @@ class ServerProcess:
                 break
             time.sleep(_LOOK_SECONDS)
         progress("starting the server", 1, 1)
+
+    def unname_shared_memory(self) -> None:
+        """What its processes share goes with the last of them, also when they are killed."""
+        shared_memory.unlink([self.pid, *descendants(self.pid)])
 
     def _answers(self, path: str) -> bool:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -52,7 +52,7 @@ def command(order: Order) -> Command:
     }
     return Command(
         argv=(order.interpreter, *_program(order), *flags(chosen)),
-        variables=_variables(order, local=local, on_cpu=on_cpu),
+        variables=_variables(order, local=local, on_cpu=on_cpu, eager=bool(chosen.get("enforce_eager"))),
         device="cpu" if on_cpu else "cuda",
     )
 
@@ -67,14 +67,14 @@ def _program(order: Order) -> Sequence[str]:
     return ("-m", "vllm.entrypoints.openai.api_server", "--model", order.model_path)
 
 
-def _variables(order: Order, *, local: bool, on_cpu: bool) -> dict[str, str]:
+def _variables(order: Order, *, local: bool, on_cpu: bool, eager: bool) -> dict[str, str]:
     """Those of the offline engine, less the path of its extension."""
     settings = clean_environment(order.interpreter)
     before = {"PYTHONPATH": settings["PYTHONPATH"]} if "PYTHONPATH" in settings else {}
     variables.set_before_import(settings, local=local)
     settings.pop("PYTHONPATH", None)
     if on_cpu:
-        variables.set_for_cpu(settings, ranks=order.spec.num_gpus)
+        variables.set_for_cpu(settings, ranks=order.spec.num_gpus, eager=eager)
         if not any(name in order.arguments for name in _POOL):
             settings.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_POOL_GIB)
     changed = {name: value for name, value in settings.items() if os.environ.get(name) != value}

@@ -6,11 +6,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import WORKER_ERRORS, BadInputError, EngineError, UnsupportedError
-from pytest_llminfer.worker.backends import requests
+from pytest_llminfer.worker.backends import requests, shared_memory
 from pytest_llminfer.worker.backends.host import processor_name
 from pytest_llminfer.worker.backends.packages import versions
 from pytest_llminfer.worker.backends.stepwise import generate_without_cache
-from pytest_llminfer.worker.backends.vllm import failures, generation, scoring, settings, shared_memory
+from pytest_llminfer.worker.backends.vllm import failures, generation, scoring, settings
 from pytest_llminfer.worker.backends.vllm.frames import pack, unpack
 
 if TYPE_CHECKING:

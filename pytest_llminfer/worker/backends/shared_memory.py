@@ -1,4 +1,4 @@
-"""Shared memory that vLLM's processes talk through: it has names, and those outlive processes that are killed."""
+"""Shared memory that an engine's processes talk through: it has names, and those outlive processes that are killed."""
 
 from __future__ import annotations
 

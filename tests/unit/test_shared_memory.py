@@ -9,7 +9,7 @@ import subprocess
 import sys
 from multiprocessing.shared_memory import SharedMemory
 
-from pytest_llminfer.worker.backends.vllm.shared_memory import FOLDER, mapped, unlink
+from pytest_llminfer.worker.backends.shared_memory import FOLDER, mapped, unlink
 
 CHILD = """\
 import sys
