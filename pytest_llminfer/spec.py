@@ -98,6 +98,11 @@ class EngineSpec:
         return replace(self, dp=self.dp // self.workers)
 
     @property
+    def draws_per_rank(self) -> bool:
+        """Whether dummy weights depend on how the model is spread: vLLM and SGLang draw those of a rank on that rank."""
+        return self.weights == "dummy" and self.tp * self.pp > 1 and self.engine in ("sglang", "vllm")
+
+    @property
     def spread_words(self) -> list[str]:
         """How it is spread, in the words of its id: ``["tp2"]``; empty on one accelerator."""
         words = [f"{name}{getattr(self, name)}" for name in ("tp", "pp", "dp") if getattr(self, name) > 1]

@@ -52,6 +52,11 @@ class OneGpu:
         return self._find(ANSWERS)  # type: ignore[no-any-return]
 
     def _find(self, key: pytest.StashKey[Any]) -> Any:
+        if self._spec.draws_per_rank:
+            raise UnsupportedError(
+                f"{self._spec}: {self._spec.engine} draws dummy weights on each rank anew, so this is another model than on one "
+                "GPU; use real weights to compare outputs"
+            )
         kept: dict[EngineSpec, Any] = self._config.stash.get(key, {})
         if self._spec.single not in kept:
             raise UnsupportedError(

@@ -18,7 +18,12 @@ def test_greedy_tokens_are_as_recorded(engine: Engine, greedy: Greedy, baseline:
     """Unquantized engines are all judged by the record of transformers at the same dtype, others by their own."""
     reference = "transformers" if engine.has_plain_weights else ""
     expected = baseline.expected(
-        "tokens", observed=lambda _: pack(greedy.batched), conditions=greedy.conditions, n=len(greedy.prompts), by=reference
+        "tokens",
+        observed=lambda _: pack(greedy.batched),
+        conditions=greedy.conditions,
+        n=len(greedy.prompts),
+        per_spread=engine.spec.draws_per_rank,
+        by=reference,
     )
     judge(
         check_same_greedy_tokens(

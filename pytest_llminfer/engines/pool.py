@@ -32,7 +32,11 @@ class Pool:
 
     def lease_now(self, count: int) -> Lease | None:
         """``count`` GPUs that are free at this moment, held already; None where there are too few."""
+        turn = self._turn()
+        if turn is None:
+            return None
         taken = self._try(count)
+        turn.close()
         if len(taken) < count:
             _let_go(taken)
             return None
@@ -49,31 +53,38 @@ class Pool:
             EngineStartError: they were not free within the time limit.
         """
         deadline = time.monotonic() + self._timeout
-        while True:
-            taken = self._try(count)
-            if len(taken) == count:
-                return taken
-            _let_go(taken)
-            if time.monotonic() >= deadline:
-                raise EngineStartError(
-                    f"{count} of {len(self.gpus)} GPUs were not free for {self._timeout:g} s: other sessions of this user hold "
-                    f"them (locks in {self._folder}); wait for those, or give this one others with CUDA_VISIBLE_DEVICES"
-                )
-            if progress is not None:
-                progress("waiting for GPUs", 0, count)
-            time.sleep(LOOK_SECONDS)
+        turn: IO[bytes] | None = None
+        try:
+            while True:
+                # Who waits holds the turn: a session that gives GPUs back cannot take them again before it.
+                turn = turn or self._turn()
+                taken = self._try(count) if turn is not None else {}
+                if len(taken) == count:
+                    return taken
+                _let_go(taken)
+                if time.monotonic() >= deadline:
+                    raise EngineStartError(
+                        f"{count} of {len(self.gpus)} GPUs were not free for {self._timeout:g} s: other sessions of this user hold "
+                        f"them (locks in {self._folder}); wait for those, or give this one others with CUDA_VISIBLE_DEVICES"
+                    )
+                if progress is not None:
+                    progress("waiting for GPUs", 0, count)
+                time.sleep(LOOK_SECONDS)
+        finally:
+            if turn is not None:
+                turn.close()
+
+    def _turn(self) -> IO[bytes] | None:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        return _locked(self._folder / "turn.lock")
 
     def _try(self, count: int) -> dict[str, IO[bytes]]:
-        self._folder.mkdir(mode=0o700, exist_ok=True)
         taken: dict[str, IO[bytes]] = {}
         for gpu in self.gpus:
             if len(taken) == count:
                 break
-            lock = (self._folder / f"{gpu.uuid or gpu.index}.lock").open("wb")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.close()
+            lock = _locked(self._folder / f"{gpu.uuid or gpu.index}.lock")
+            if lock is None:
                 continue
             # A slice of a divided GPU is known by its id alone; engines read whole ones best by their number.
             taken[gpu.uuid if gpu.uuid.startswith("MIG-") else str(gpu.index)] = lock
@@ -99,6 +110,17 @@ class Lease:
         """Let others have them."""
         _let_go(self._held)
         self._held = {}
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """The file, locked until it is closed; None while another has it."""
+    lock = path.open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
 
 
 def _let_go(held: dict[str, IO[bytes]]) -> None:

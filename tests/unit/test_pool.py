@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -71,6 +73,31 @@ def test_another_process_that_holds_one_is_respected_and_waited_for(pool, tmp_pa
         del pool
         assert waiting.ids() == ("0", "1", "2")
         assert told[0] == ("waiting for GPUs", 0, 3)
+
+
+def test_who_waits_is_served_before_who_gave_back(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.05)
+    pool = Pool(GPUS[:2], folder=tmp_path, timeout=20)
+    first, second = pool.lease(1), pool.lease(2)
+    first.ids()
+    order = []
+
+    def wait() -> None:
+        second.ids()
+        order.append("waited")
+        time.sleep(0.2)
+        second.release()
+
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(wait)
+        while pool.lease_now(1) is not None:  # until the one that waits has the turn
+            time.sleep(0.01)
+        first.release()
+        again = pool.lease(1)
+        again.ids()
+        order.append("again")
+        waiting.result()
+    assert order == ["waited", "again"]
 
 
 def test_a_slice_of_a_gpu_is_named_by_its_id(tmp_path) -> None:

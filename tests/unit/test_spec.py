@@ -73,6 +73,12 @@ def test_a_requirement_that_names_no_engine_is_refused(word: str, message: str) 
         read_engine(word)
 
 
+def test_dummy_weights_that_are_drawn_on_each_rank_are_another_model() -> None:
+    assert EngineSpec("vllm", weights="dummy", tp=2).draws_per_rank
+    same = ({"dp": 2}, {"tp": 2, "weights": "real"}, {"tp": 2, "engine": "transformers"})
+    assert not any(EngineSpec(**{"engine": "vllm", "weights": "dummy", **fields}).draws_per_rank for fields in same)
+
+
 @given(specs)
 def test_the_workers_of_a_cell_take_its_gpus_together(spec: EngineSpec) -> None:
     assert spec.workers * spec.replica.num_gpus == spec.num_gpus
