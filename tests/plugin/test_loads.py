@@ -17,14 +17,14 @@ def test_each_cell_is_loaded_once_over_several_files(pytester: pytest.Pytester, 
     pytester.makepyfile(test_a=A_FILE, test_b=A_FILE, test_c=A_FILE)
     result = run("--dtype=auto,fp32", *mode)
     result.assert_outcomes(passed=12)
-    result.stdout.fnmatch_lines(["engine loads: 2 (*"])
+    result.stdout.fnmatch_lines(["engine loads: 2"])
 
 
 def test_tests_without_an_engine_come_first_and_load_nothing(pytester: pytest.Pytester, run) -> None:
     pytester.makepyfile(test_z="def test_alone(): pass", test_a="def test_with(engine): pass")
     result = run("-v")
     result.stdout.fnmatch_lines(["*test_z.py::test_alone PASSED*", "*test_a.py::test_with* PASSED*"])
-    result.stdout.fnmatch_lines(["engine loads: 1 (*"])
+    result.stdout.fnmatch_lines(["engine loads: 1"])
 
 
 def test_a_session_without_engine_tests_says_nothing(pytester: pytest.Pytester, run) -> None:

@@ -36,6 +36,11 @@ SPAWNED = 'pathlib.Path("pid.part").write_text(str(engine.run(spawn))); pathlib.
 BODIES = {"in a request": "engine.run(spawn_and_hang)", "between requests": SPAWNED, "while loading": "pass"}
 
 
+def hear_interrupts() -> None:
+    """A test run in the background of a shell ignores interrupts, and what it starts would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def workers_of(pid: int) -> list[psutil.Process]:
     return [child for child in psutil.Process(pid).children(recursive=True) if "worker" in " ".join(child.cmdline())]
 
@@ -68,7 +73,7 @@ def test_a_signal_to_pytest_ends_the_worker_and_its_children(pytester: pytest.Py
     pytester.makepyfile(probes=PROBES, test_long=TEST.format(body=BODIES[body]))
     fault = ["--engine-args", '{"fault": "hang_in_load"}'] if body == "while loading" else []
     options = ["-q", "-p", "no:cacheprovider", "--engine=simulated", "--import-mode=prepend", f"--basetemp={pytester.path}/logs"]
-    process = subprocess.Popen([sys.executable, "-m", "pytest", *options, *fault], cwd=pytester.path)
+    process = subprocess.Popen([sys.executable, "-m", "pytest", *options, *fault], cwd=pytester.path, preexec_fn=hear_interrupts)
     try:
         assert wait_until(lambda: process.poll() is not None or under_way(pytester.path, body))
         assert process.poll() is None

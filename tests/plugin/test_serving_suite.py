@@ -107,7 +107,7 @@ def test_a_cell_that_is_not_served_is_a_visible_skip(pytester: pytest.Pytester, 
     shutil.copy(SUITES / "test_serving.py", pytester.path)
     result = run("-rs")
     result.assert_outcomes(skipped=TESTS)
-    result.stdout.fnmatch_lines(["SKIPPED*simulated cannot answer 'talk'*"])
+    result.stdout.fnmatch_lines(["SKIPPED*its llminfer_only marker lets none of this session's cells through"])
 
 
 def test_an_engine_without_a_server_is_a_visible_skip_and_a_refused_argument_is_one_line(serving) -> None:

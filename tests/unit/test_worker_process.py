@@ -171,7 +171,7 @@ def test_silence_ends_at_the_limit(start):
 @pytest.mark.parametrize(("method", "error"), [("load", EngineStartError), ("layout", EngineError)])
 @pytest.mark.parametrize("then", ["", "; import time; time.sleep(100)"])
 def test_foreign_output_is_quoted(start, method, error, then):
-    worker = start(f"print('hello', flush=True){then}")
+    worker = start(f"import os; os.write(1, b'hello\\n'){then}")
     with pytest.raises(error, match=r"standard output before the worker took over: b'hello\\n', which was met") as caught:
         worker.request(method, {}, timeout=20)
     assert type(caught.value) is error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,5 +65,11 @@ def left_behind() -> list[str]:
     return [path.name for path in cache.environments_folder().iterdir() if not path.name.startswith(".")]
 
 
+def hear_interrupts() -> None:
+    """A test run in the background of a shell ignores interrupts, and what it starts would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_making(requirement: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", MAKE, requirement], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", MAKE, requirement]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)

@@ -144,7 +144,13 @@ def report(model: Any, device: torch.device, meter: Meter, *, load_peak_bytes: i
 
 def _holds_host_memory(tensor: torch.Tensor) -> bool:
     """Not the handle of a tensor that is spread over ranks: this rank's part of it is a tensor of its own."""
-    return bool(tensor.device.type == "cpu" and tensor.layout == torch.strided and not hasattr(type(tensor), "to_local"))
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or hasattr(type(tensor), "to_local"):
+        return False
+    try:
+        tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # A shape without memory, which torch.compile leaves behind (FakeTensor, FunctionalTensor).
+        return False
+    return True
 
 
 def _status_bytes(field: str) -> int:
