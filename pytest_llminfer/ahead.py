@@ -24,6 +24,9 @@ ORDER = pytest.StashKey["tuple[EngineSpec, ...]"]()
 """The cells that have tests in this session, in the order in which they run."""
 STARTED = pytest.StashKey["Started"]()
 
+SETTLE_SECONDS = 120.0
+"""An import that takes longer goes on while a speed is measured, which then says so by the device's own rate."""
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -58,7 +61,7 @@ def start(config: pytest.Config, launches: Sequence[Launch], lease: Lease) -> No
     config.stash[STARTED] = Started(launches[0].spec, lease, tuple(workers))
 
 
-def take(config: pytest.Config, spec: EngineSpec) -> Started | None:
+def take(config: pytest.Config, spec: EngineSpec | None) -> Started | None:
     """What was started for this cell; what was started for another, which has been passed over, is ended."""
     started = config.stash.get(STARTED, None)
     if started is None:
@@ -70,6 +73,13 @@ def take(config: pytest.Config, spec: EngineSpec) -> Started | None:
         worker.kill()
     started.lease.release()
     return None
+
+
+def settle(config: pytest.Config) -> None:
+    """Wait until the workers of the next cell have imported their engine: nothing else may run while a speed is measured."""
+    started = config.stash.get(STARTED, None)
+    for worker in started.workers if started else ():
+        worker.settle(SETTLE_SECONDS)
 
 
 def close(config: pytest.Config) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ ORDER_SEED = 20260101
 """Of the fixed permutation: the first n questions are a random sample, and a longer run contains a shorter one."""
 
 CPU_QUESTIONS = 300
+WARM_UP_PROMPTS, WARM_UP_TOKENS, WARM_UP_ANSWER = 16, 64, 4
 MAX_TOKENS = {SYNTHETIC: 256}
 DEFAULT_MAX_TOKENS = 512
 
@@ -112,12 +113,19 @@ class QuestionSet:
     def answered(self, engine: Engine) -> Answered:
         """As many questions as the session asks, put to an engine once however often they are asked for."""
         if engine not in self._answered:
+            self._warm_up(engine)
             started = time.perf_counter()
             generations = engine.generate(self.prompts(engine, self.count(engine)), self.sampling)
             seconds = time.perf_counter() - started
             tokens = sum(len(generation.token_ids) for generation in generations)
             self._answered[engine] = Answered(self._graded(generations), seconds, tokens)
         return self._answered[engine]
+
+    def _warm_up(self, engine: Engine) -> None:
+        """What an engine compiles for its first batch is no part of the time; other prompts, so that no prefix is cached."""
+        if not engine.spec.is_remote:
+            prompts = engine.model.sample_prompts(WARM_UP_PROMPTS, WARM_UP_TOKENS)
+            engine.generate(prompts, replace(self.sampling, max_tokens=WARM_UP_ANSWER))
 
     def ask(self, engine: Engine, count: int | None = None) -> dict[str, Answer]:
         """The graded answers by question id, in the fixed order; ``count`` of them, or as many as the session asks."""

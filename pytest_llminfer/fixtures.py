@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer import judging, options, spreading
+from pytest_llminfer import ahead, judging, options, spreading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -79,6 +79,7 @@ def greedy(engine: Engine, pytestconfig: pytest.Config) -> Greedy:
 @pytest.fixture(scope="session")
 def answered(engine: Engine, gsm8k: QuestionSet, pytestconfig: pytest.Config) -> Answered:
     """The graded answers of this cell to the session's questions, and how long they took."""
+    ahead.settle(pytestconfig)
     return spreading.remember_answers(pytestconfig, engine.spec, gsm8k.answered(engine))
 
 
@@ -136,8 +137,9 @@ def gsm8k(pytestconfig: pytest.Config, dataset: Dataset, model: Model) -> Questi
 
 
 @pytest.fixture
-def throughput(engine: Engine, benchmark: Any) -> Throughput:
+def throughput(engine: Engine, benchmark: Any, pytestconfig: pytest.Config) -> Throughput:
     """Measures this cell's speed through pytest-benchmark."""
     from pytest_llminfer.measuring import Throughput
 
+    ahead.settle(pytestconfig)
     return Throughput(engine, benchmark)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_llminfer import ahead, options
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.engines.launch.local import default_threads
-from pytest_llminfer.engines.pool import Pool
+from pytest_llminfer.engines.pool import WAIT_SECONDS, Pool
 from pytest_llminfer.errors import EngineStartError, LlminferError, UnsupportedError
 from pytest_llminfer.hardware import detect, usable_cores, visible_gpus
 from pytest_llminfer.judging import LOADS
@@ -44,8 +44,9 @@ class Launcher:
         variables: Mapping[str, str] | None = None,
     ) -> Engine:
         """Load an engine. ``variables`` are set in the workers' environment only."""
-        pool = Pool(visible_gpus(), timeout=self._timeout)
-        started = ahead.take(self._config, spec)
+        pool = Pool(visible_gpus(), timeout=max(self._timeout, WAIT_SECONDS))
+        # What was started ahead has the session's variables, not those of a test.
+        started = ahead.take(self._config, None if variables else spec)
         _check_devices(spec, len(pool.gpus))
         launches = self._launches(spec, model, engine_args or {}, variables or {})
         if started is not None:

@@ -173,7 +173,7 @@ def resolve(config: pytest.Config) -> Options:
         dp=numbers("dp"),
         replication=words["replication"],
         serve=bool(config.getoption("llminfer_serve") or config.getini("llminfer_serve")),
-        gpus=gpus[0] if gpus else None,
+        gpus=_only(gpus),
         engine_args=_read("--engine-args", by_name["engine_args"][1] or "{}", _json_object),
         dataset=by_name["dataset"][1],
         gsm8k_questions=_read("--gsm8k-questions", questions, _questions) if questions else None,
@@ -183,6 +183,12 @@ def resolve(config: pytest.Config) -> Options:
         strict=bool(config.getoption("llminfer_strict") or config.getini("llminfer_strict")),
         sources=sources,
     )
+
+
+def _only(gpus: tuple[int, ...]) -> int | None:
+    if len(gpus) > 1:
+        raise pytest.UsageError("--gpus takes one number, of all GPUs to use; for several sizes say --dp=1,2 or --tp=1,2")
+    return gpus[0] if gpus else None
 
 
 def _read(flag: str, word: str, convert: Callable[[str], T]) -> T:

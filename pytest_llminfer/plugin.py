@@ -82,4 +82,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     if config.getoption("dist") == "each":
         return None
-    return CellScheduling(config, log, {str(cell): str(cell.single) for cell in config.stash[matrix.CELLS]})
+    return CellScheduling(config, log, {str(cell): cell.judged_together for cell in config.stash[matrix.CELLS]})

@@ -93,6 +93,11 @@ class EngineSpec:
         return replace(self, tp=1, pp=1, dp=1, replication="workers")
 
     @property
+    def judged_together(self) -> str:
+        """The same of cells that may be judged by each other's answers: those that differ in spread, dtype or interpreter alone."""
+        return str(replace(self.single, environment="", dtype="auto"))
+
+    @property
     def replica(self) -> EngineSpec:
         """What one worker of the cell hosts."""
         return replace(self, dp=self.dp // self.workers)
@@ -100,7 +105,12 @@ class EngineSpec:
     @property
     def draws_per_rank(self) -> bool:
         """Whether dummy weights depend on how the model is spread: vLLM and SGLang draw those of a rank on that rank."""
-        return self.weights == "dummy" and self.tp * self.pp > 1 and self.engine in ("sglang", "vllm")
+        return self.draws_on_device and self.tp * self.pp > 1
+
+    @property
+    def draws_on_device(self) -> bool:
+        """Whether dummy weights depend on the device: vLLM and SGLang draw them there, others before they are moved."""
+        return self.weights == "dummy" and self.engine in ("sglang", "vllm")
 
     @property
     def spread_words(self) -> list[str]:

@@ -22,6 +22,7 @@ def test_greedy_tokens_are_as_recorded(engine: Engine, greedy: Greedy, baseline:
         observed=lambda _: pack(greedy.batched),
         conditions=greedy.conditions,
         n=len(greedy.prompts),
+        per_hardware=engine.spec.draws_on_device,
         per_spread=engine.spec.draws_per_rank,
         by=reference,
     )

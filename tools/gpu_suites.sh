@@ -5,7 +5,7 @@
 #
 # VLLM_PYTHON and SGLANG_PYTHON name the interpreters of those engines; transformers runs in python3. A model other than the
 # reference is a bundled shape with dummy weights. All are started at once: GPUs are shared out by the plugin itself. OUT gets what
-# each printed, and the baselines of all in one archive. PASSES=2 judges against what the first pass recorded.
+# each printed, and the baselines of all in one archive. PASSES=2 judges against what the first pass recorded. Fails if any run did.
 set -uo pipefail
 out=$1 gpus=$2
 shift 2
@@ -14,6 +14,7 @@ nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 python3 -c "import pytest, torch, transformers; print('pytest', pytest.__version__, 'torch', torch.__version__, 'transformers', transformers.__version__)"
 
 one() {
+    local failed=0
     engine=${1%%:*} model=${1#*:} name=${1/:/-} arguments=()
     case $engine in
     transformers) where=transformers ;;
@@ -25,13 +26,18 @@ one() {
     for pass in $(seq "${PASSES:-1}"); do
         python3 -m pytest -p pytest_llminfer.plugin -p no:cacheprovider --import-mode=importlib suites/ --engine="$where" --gpus="$gpus" \
             --update-baselines=new --gsm8k-questions="${QUESTIONS:-300}" -rs \
-            "${arguments[@]}" >"$out/$name-$pass.txt" 2>&1
+            "${arguments[@]}" >"$out/$name-$pass.txt" 2>&1 || failed=1
     done
+    return $failed
 }
 
 mkdir -p "$out"
-for what in "$@"; do one "$what" & done
-wait
+pids=() status=0
+for what in "$@"; do
+    one "$what" &
+    pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid" || status=1; done
 for what in "$@"; do
     name=${what/:/-}
     for file in "$out/$name"-*.txt; do
@@ -40,3 +46,4 @@ for what in "$@"; do
     done
 done
 tar cf "$out/baselines.tar" baselines
+exit $status

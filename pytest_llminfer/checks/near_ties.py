@@ -96,19 +96,19 @@ def first_divergence(candidate: Generation, reference: Generation, *, dtype: str
 def measured_noise(first: Sequence[Generation], second: Sequence[Generation], *, dtype: str) -> float:
     """The largest difference, in nats, between the log-probabilities of two benign runs of the same prompts, capped by dtype.
 
-    Over the two likeliest tokens of each run, between which ties happen, at every position up to and with the first at
-    which the runs choose differently: there the context is still the same. Rounding within a deep model moves logits by
-    more than their own last place, so the tolerance of a tie is measured in the engine, not only computed (METHODS 3.4).
-    0.0 without log-probabilities.
+    Over the two likeliest tokens of each run, between which ties happen, at every position before the first at which the
+    runs choose differently: that one is judged, and must not widen its own tolerance. Rounding within a deep model moves
+    logits by more than their own last place, so the tolerance of a tie is measured in the engine, not only computed
+    (METHODS 3.4). 0.0 without log-probabilities.
     """
     largest = 0.0
     for ours, theirs in zip(first, second, strict=True):
         for position, (own, other) in enumerate(zip(ours.token_ids, theirs.token_ids, strict=False)):
+            if own != other:
+                break
             here, there = _listed(ours, position), _listed(theirs, position)
             rivals = {*sorted(here, key=here.__getitem__)[-2:], *sorted(there, key=there.__getitem__)[-2:]}
             largest = max([largest, *(abs(here[token] - there[token]) for token in rivals & here.keys() & there.keys())])
-            if own != other:
-                break
     return min(largest, MOST_NOISE[torch_dtype(dtype)])
 
 

@@ -91,6 +91,9 @@ def check_ranks(*, ranks: Sequence[Rank], tp: int, pp: int, dp: int) -> Verdict:
     lines += [f"process {pid} stands for {count} ranks" for pid, count in pids.items() if count > 1]
     devices = Counter(rank.device for rank in ranks if rank.device != "cpu")
     lines += [f"{count} ranks share the accelerator {device}" for device, count in devices.items() if count > 1]
+    on_cpu = [rank for rank in ranks if rank.device == "cpu"]
+    if 0 < len(on_cpu) < len(ranks):
+        lines += [f"{_place((rank.dp_rank, rank.pp_rank, rank.tp_rank))} is on the CPU, others are not" for rank in on_cpu]
     return Verdict(
         outcome=Outcome.FAIL if lines else Outcome.PASS,
         claim=f"the model is held by {len(expected)} processes: dp={dp} x pp={pp} x tp={tp}",

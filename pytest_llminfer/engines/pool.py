@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 LOOK_SECONDS = 1.0
+WAIT_SECONDS = 4 * 3600.0
+"""Another session's matrix may take hours, and is no engine that hangs."""
 
 
 class Pool:
     """The GPUs that this session may use. Each is held by a lock on a file, which the kernel gives back when a process ends."""
 
-    def __init__(self, gpus: Sequence[Gpu], *, folder: Path | None = None, timeout: float = 900.0) -> None:
+    def __init__(self, gpus: Sequence[Gpu], *, folder: Path | None = None, timeout: float = WAIT_SECONDS) -> None:
         self.gpus = tuple(gpus)
         self._folder = folder or Path(tempfile.gettempdir()) / f"llminfer-gpus-{os.getuid()}"
         self._timeout = timeout
@@ -46,7 +48,7 @@ class Pool:
         """``count`` of the GPUs, taken when they are first asked for."""
         return Lease(self, count, progress)
 
-    def take(self, count: int, progress: Progress | None) -> dict[str, IO[bytes]]:
+    def take(self, count: int, progress: Progress | None, wanted: Callable[[], bool] = lambda: True) -> dict[str, IO[bytes]]:
         """``count`` GPUs by their index, each with the lock that holds it: all at once or none, so that no two wait for each other.
 
         Raises:
@@ -62,6 +64,8 @@ class Pool:
                 if len(taken) == count:
                     return taken
                 _let_go(taken)
+                if not wanted():
+                    raise EngineStartError(f"{count} GPUs were waited for, and are not wanted any more")
                 if time.monotonic() >= deadline:
                     raise EngineStartError(
                         f"{count} of {len(self.gpus)} GPUs were not free for {self._timeout:g} s: other sessions of this user hold "
@@ -97,17 +101,20 @@ class Lease:
     def __init__(self, pool: Pool, count: int, progress: Progress | None = None, held: dict[str, IO[bytes]] | None = None) -> None:
         self._pool, self._count, self._progress = pool, count, progress
         self._held = held or {}
+        self._released = False
         self._lock = threading.Lock()
 
     def ids(self) -> tuple[str, ...]:
         """Their ids, as CUDA_VISIBLE_DEVICES takes them."""
         with self._lock:
             # The replicas of a cell ask at the same time.
-            self._held = self._held or self._pool.take(self._count, self._progress)
+            self._released = False
+            self._held = self._held or self._pool.take(self._count, self._progress, lambda: not self._released)
             return tuple(self._held)
 
     def release(self) -> None:
-        """Let others have them."""
+        """Let others have them; who waits for them stops waiting."""
+        self._released = True
         _let_go(self._held)
         self._held = {}
 

@@ -112,31 +112,42 @@ class Replica:
                 f"{spec} has died or failed to load {self._deaths} times and is not started again; last: {self._end}"
             )
         try:
-            self._worker, answer = self._load()
+            answer = self._load()
         except Exception as error:
             self._count_death(error)
             raise
         self.loads += 1
         self.info = EngineInfo.from_message(answer)
         self._end = None
-        self._closed = False
-        self._on_load()
+        try:
+            self._on_load()
+        except Exception as error:
+            # An engine without the preparations of its test would answer as another one.
+            self._end_worker()
+            if self._end is None:
+                self._count_death(error)
+            raise
 
-    def _load(self) -> tuple[WorkerProcess, dict[str, Any]]:
+    def _load(self) -> dict[str, Any]:
         launch = self.launch
         if launch.ahead is not None and self._worker is None and launch.ahead.alive:
             worker, params = launch.ahead, launch.params(launch.environment()[1])
         else:
             worker, params = launch.start_worker()
+        self._worker = worker
         try:
-            return worker, worker.request("load", params, timeout=launch.timeout, progress=launch.progress)
+            if self._closed:
+                # Closed from another thread, where an interrupt was met, while this one was starting.
+                raise EngineStartError(f"{launch.spec} was closed while it was started")
+            answer: dict[str, Any] = worker.request("load", params, timeout=launch.timeout, progress=launch.progress)
         except BaseException:
             worker.kill()
             raise
+        return answer
 
     def _count_death(self, error: Exception) -> None:
         self._deaths += 1
-        self._end = (str(error).splitlines() or [type(error).__name__])[0]
+        self._end = _first_line(error)
 
     def ask(self, method: str, params: Mapping[str, Any], progress: Progress | None = None) -> Any:
         """The worker's answer; a worker that ended before is started anew first."""
@@ -160,15 +171,23 @@ class Replica:
     def restart(self) -> None:
         """End the worker and load the engine anew."""
         self.end("ended for a restart")
+        self._closed = False
         self.start()
 
     def end(self, reason: str) -> None:
         """End the worker and all its processes."""
+        self._end_worker()
+        self._end = self._end or reason
+
+    def _end_worker(self) -> None:
         if self._worker is not None:
             self._worker.close()
-        self._end = self._end or reason
 
     def close(self) -> None:
         """End the worker for good."""
         self._closed = True
         self.end("closed")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

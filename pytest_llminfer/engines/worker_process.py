@@ -42,7 +42,7 @@ class WorkerProcess:
         self._inbox: Inbox = queue.Queue()
         self._request_id = 0
         self._busy = False
-        self._ended = False
+        self._ended = self._begun = False
         threading.Thread(target=_receive, args=(process.stdout, self._inbox), name="llminfer-answers", daemon=True).start()
         _live.add(self)
 
@@ -93,10 +93,21 @@ class WorkerProcess:
     def begin(self, method: str, params: Mapping[str, Any]) -> None:
         """Ask without waiting; the answer is passed over. A worker that is gone is told by the next request."""
         self._request_id += 1
+        self._begun = True
         with contextlib.suppress(OSError, ValueError):
             stdin = cast("IO[bytes]", self.process.stdin)
             stdin.write(_encode(self._request_id, method, params))
             stdin.flush()
+
+    def settle(self, timeout: float) -> None:
+        """Wait for the answer to what was begun, whatever it says: the next request meets what became of the worker."""
+        deadline = time.monotonic() + timeout
+        while self._begun and self.alive and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                message = self._inbox.get(timeout=LOOK_SECONDS)
+                if not isinstance(message, dict):
+                    self._inbox.put(message)
+                self._begun = isinstance(message, dict) and (message["id"] != self._request_id or "event" in message)
 
     def close(self) -> None:
         """Ask the worker to end if it is idle, then end its whole process group whatever it answered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,10 +18,12 @@ class ProgressBar:
         self._label, self._uncaptured = label, uncaptured
         self._bar: Any = None
         self._phase = ""
+        self._lock = threading.Lock()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         """Draw the bar of this phase; a finished one is taken away."""
-        with self._uncaptured():
+        # The replicas of a cell report from threads of their own.
+        with self._lock, self._uncaptured():
             if self._bar is None or phase != self._phase:
                 self._open(phase, total)
             self._bar.total = total

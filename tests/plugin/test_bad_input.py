@@ -159,3 +159,10 @@ def test_a_probe_that_the_worker_cannot_import(pytester: pytest.Pytester, run) -
             "*EngineError: *ZeroDivisionError*",
         ]
     )
+
+
+def test_gpus_is_one_number(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TEST)
+    result = run("--gpus=1,2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --gpus takes one number, of all GPUs to use; for several sizes say --dp=1,2 or --tp=1,2"])

@@ -91,6 +91,25 @@ def test_a_signal_to_pytest_ends_the_worker_and_its_children(pytester: pytest.Py
         process.wait()
 
 
+def test_an_interrupt_while_two_replicas_load_ends_both(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_long(engine): pass")
+    options = ["-q", "-p", "no:cacheprovider", "--engine=simulated", "--dp=2", "--engine-args", '{"fault": "hang_in_load"}']
+    command = [sys.executable, "-m", "pytest", *options, f"--basetemp={pytester.path}/logs"]
+    process = subprocess.Popen(command, cwd=pytester.path, preexec_fn=hear_interrupts)
+    try:
+        assert wait_until(
+            lambda: sum("loading hangs" in log.read_text() for log in pytester.path.rglob("worker-*.log")) == 2,
+        )
+        left = workers_of(process.pid)
+        assert len(left) == 2
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+        assert wait_until(lambda: all(map(gone, left)))
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_children_of_the_worker_end_with_it(pytester: pytest.Pytester, run) -> None:
     pytester.makepyfile(
         probes=PROBES,

@@ -129,10 +129,16 @@ def noisy(tokens: list[int], logprobs: list[list[float]], ids: list[list[int]]) 
 
 
 def test_noise_is_the_largest_difference_of_rivals_up_to_the_divergence() -> None:
-    first = noisy([1, 2, 3], [[-1.0, -1.1, -9.0], [-1.0, -1.1, -9.0], [-1.0, -9.0, -9.5]], [[1, 2, 7], [2, 1, 7], [3, 4, 7]])
-    second = noisy([1, 1, 9], [[-1.05, -1.1, -5.0], [-1.0, -1.2, -9.0], [-4.0, -4.5, -5.0]], [[1, 2, 7], [1, 2, 7], [9, 3, 4]])
-    # Position 0: 0.05 (the third token, far from winning, does not count); position 1: 0.2; position 2 has another context.
+    first = noisy([1, 2, 3], [[-1.0, -1.1, -9.0], [-1.0, -1.3, -9.0], [-1.0, -9.0, -9.5]], [[1, 2, 7], [2, 1, 7], [3, 4, 7]])
+    second = noisy([1, 2, 9], [[-1.05, -1.1, -5.0], [-1.0, -1.1, -9.0], [-4.0, -4.5, -5.0]], [[1, 2, 7], [2, 1, 7], [9, 3, 4]])
+    # Position 0: 0.05 (the third token, far from winning, does not count); position 1: 0.2; position 2 is where they part.
     assert measured_noise([first], [second], dtype="bf16") == pytest.approx(0.2, abs=1e-6)
+
+
+def test_what_is_judged_does_not_widen_its_own_tolerance() -> None:
+    ours = noisy([1], [[-0.5, -0.9]], [[1, 2]])
+    theirs = noisy([2], [[-0.5, -0.9]], [[2, 1]])
+    assert measured_noise([ours], [theirs], dtype="bf16") == 0.0
 
 
 def test_noise_widens_a_tie_to_twice_itself_and_no_further() -> None:
@@ -144,8 +150,8 @@ def test_noise_widens_a_tie_to_twice_itself_and_no_further() -> None:
 
 
 def test_noise_of_a_fault_is_capped() -> None:
-    ours = noisy([1], [[-0.1, -19.0]], [[1, 2]])
-    theirs = noisy([2], [[-0.1, -19.0]], [[2, 1]])
+    ours = noisy([5, 1], [[-0.1, -9.0], [-0.1, -19.0]], [[5, 1], [1, 2]])
+    theirs = noisy([5, 2], [[-3.0, -9.0], [-0.1, -19.0]], [[5, 1], [2, 1]])
     for dtype, most in (("bf16", 0.5), ("fp16", 0.1), ("fp32", 0.001)):
         assert measured_noise([ours], [theirs], dtype=dtype) == most
         assert not first_divergence(ours, theirs, dtype=dtype, noise=most).is_tie

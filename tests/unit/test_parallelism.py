@@ -134,3 +134,13 @@ def test_a_reference_must_know_something(right, asked, outcome) -> None:
         str(number): Answer(strict=False, flexible=number < right, format_miss=False, truncated=False) for number in range(asked)
     }
     assert check_reference_answers(answers=answers).outcome.value == outcome
+
+
+def test_one_rank_on_the_cpu_among_others_is_a_fault() -> None:
+    ranks = [
+        Rank(pid=10 + number, name="r", device=device, weights_bytes=1, tp_rank=number)
+        for number, device in enumerate(("cuda:0", "cpu"))
+    ]
+    verdict = check_ranks(ranks=ranks, tp=2, pp=1, dp=1)
+    assert verdict.outcome is Outcome.FAIL
+    assert any("tp rank 1 is on the CPU" in line for line in verdict.details)

@@ -102,3 +102,17 @@ def test_who_waits_is_served_before_who_gave_back(tmp_path, monkeypatch) -> None
 
 def test_a_slice_of_a_gpu_is_named_by_its_id(tmp_path) -> None:
     assert Pool([Gpu(0, "MIG-1", "H100 MIG", 0, "580")], folder=tmp_path).lease(1).ids() == ("MIG-1",)
+
+
+def test_who_is_not_wanted_any_more_stops_waiting(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.02)
+    pool = Pool(GPUS, folder=tmp_path, timeout=60)
+    first, second = pool.lease(3), pool.lease(1)
+    first.ids()
+    with ThreadPoolExecutor() as executor:
+        waiting = executor.submit(second.ids)
+        time.sleep(0.1)
+        assert not waiting.done()
+        second.release()
+        with pytest.raises(EngineStartError, match="not wanted any more"):
+            waiting.result(timeout=10)
