@@ -1,6 +1,6 @@
 """The plugin's side of ``harness_tax.py`` and ``vllm_tax.py``: tests that pytest runs, copied into a folder of their own.
 
-The engine is loaded by the fixture. One test times ``QuestionSet.ask`` on a new ``QuestionSet`` each time it is asked over the
+The engine is loaded by the fixture. One test times ``QuestionSet.graded`` on a new ``QuestionSet`` each time it is asked over the
 socket, so that ordering and wording the questions are paid for every time, as in a session; the other ``Engine.generate`` alone.
 """
 
@@ -14,6 +14,7 @@ from multiprocessing.connection import Client
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.accuracy_record import ORDER_SEED
 from pytest_llminfer.answering import QuestionSet
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def test_answers_on_request(engine: Engine, dataset: Dataset, model: Model) -> N
         driver.send({"max_tokens": sampling.max_tokens, "max_batch_tokens": engine.settings()["resolved"]["max_batch_tokens"]})
         while (request := driver.recv()) is not None:
             start = time.perf_counter()
-            graded = QuestionSet(dataset, model, request["questions"]).ask(kept)
+            questions = QuestionSet(dataset, model, request["questions"])
+            graded = questions.graded(kept, questions.ids(kept))
             seconds = time.perf_counter() - start
             answers = {
                 name: (list(generation.token_ids), (answer.strict, answer.flexible, answer.format_miss, answer.truncated))
@@ -67,7 +69,7 @@ def test_answers_on_request(engine: Engine, dataset: Dataset, model: Model) -> N
 def test_generates_on_request(engine: Engine, dataset: Dataset, model: Model) -> None:
     """Send the prompts, the sampling and the engine's settings; then generate on request until None comes."""
     questions = QuestionSet(dataset, model, None)
-    prompts, sampling = questions.prompts(engine), questions.sampling
+    prompts, sampling = questions.prompts(engine, [problem.id for problem in dataset.ordered(ORDER_SEED)]), questions.sampling
     resolved = engine.settings()["resolved"]
     with Client(os.environ["HARNESS_TAX_SOCKET"]) as driver:
         driver.send(

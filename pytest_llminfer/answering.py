@@ -1,19 +1,21 @@
-"""Put a dataset's questions to an engine and grade what comes back; pack the outcomes for a record and unpack them."""
+"""Put a dataset's questions to an engine and grade what comes back: in pieces, in any order, each question once."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.accuracy_record import ORDER_SEED, pack
 from pytest_llminfer.checks.accuracy import Answer
+from pytest_llminfer.datasets.few_shot import load_examples
 from pytest_llminfer.datasets.fingerprint import prompts_sha256
 from pytest_llminfer.datasets.gsm8k import EXTRACTORS, Problem, grade
 from pytest_llminfer.datasets.load import SYNTHETIC, Dataset
-from pytest_llminfer.datasets.prompts import ZERO_SHOT
-from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.datasets.prompts import FORMS, PromptForm
+from pytest_llminfer.errors import InvalidSpecError, UnsupportedError
 from pytest_llminfer.observations import Generation, Sampling
 
 if TYPE_CHECKING:
@@ -22,10 +24,9 @@ if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.models.model import Model
 
-ORDER_SEED = 20260101
-"""Of the fixed permutation: the first n questions are a random sample, and a longer run contains a shorter one."""
-
 CPU_QUESTIONS = 300
+RUNS = 4
+"""Of a baseline: more gain little (METHODS 1.2)."""
 WARM_UP_PROMPTS, WARM_UP_TOKENS, WARM_UP_ANSWER = 16, 64, 4
 MAX_TOKENS = {SYNTHETIC: 256}
 DEFAULT_MAX_TOKENS = 512
@@ -33,11 +34,15 @@ DEFAULT_MAX_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The graded answers of one engine by question id, the seconds that all of them took, and the tokens generated."""
+    """The graded answers of one engine by question id, and the seconds that they took together."""
 
     answers: dict[str, Answer]
     seconds: float
-    tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens of all answers."""
+        return sum(answer.tokens for answer in self.answers.values())
 
     @property
     def accuracy(self) -> float:
@@ -50,45 +55,97 @@ class Answered:
         return self.tokens / self.seconds
 
 
+class Asking:
+    """What one engine has answered so far. A question is put to it once, however often it is asked for.
+
+    ``whole``: everything is asked at once as soon as anything is, so that the time of all of it can be compared with that of
+    other cells.
+    """
+
+    def __init__(self, questions: QuestionSet, engine: Engine, *, whole: bool) -> None:
+        self._questions, self._engine, self._whole = questions, engine, whole
+        self._answers: dict[str, Answer] = {}
+        self._seconds = 0.0
+
+    def ask(self, ids: Sequence[str]) -> Answered:
+        """The answers to the questions with these ids, in their order; the seconds are those of all that was asked so far."""
+        wanted = self._questions.ids(self._engine) if self._whole else ids
+        missing = [name for name in dict.fromkeys([*wanted, *ids]) if name not in self._answers]
+        if missing:
+            if not self._answers:
+                self._warm_up()
+            started = time.perf_counter()
+            fresh = self._questions.graded(self._engine, missing)
+            self._seconds += time.perf_counter() - started
+            self._answers |= fresh
+        return Answered({name: self._answers[name] for name in ids}, self._seconds)
+
+    def some(self) -> Answered:
+        """What was answered so far; all questions where nothing was, or where times are compared."""
+        if self._whole or not self._answers:
+            return self.ask(self._questions.ids(self._engine))
+        return Answered(dict(self._answers), self._seconds)
+
+    def _warm_up(self) -> None:
+        """What an engine compiles for its first batch is no part of the time; other prompts, so that no prefix is cached."""
+        if not self._engine.spec.is_remote:
+            prompts = self._engine.model.sample_prompts(WARM_UP_PROMPTS, WARM_UP_TOKENS)
+            self._engine.generate(prompts, replace(self._questions.sampling, max_tokens=WARM_UP_ANSWER))
+
+
 class QuestionSet:
     """The questions of a dataset in their fixed order, worded for one model.
 
-    ``limit``: how many are asked; None means all on an accelerator and 300 on a CPU.
+    ``limit``: how many are asked; None means all on an accelerator and 300 on a CPU. ``runs``: how often each is asked for a
+    record. ``form``: of ``datasets.prompts.FORMS``; ``source``: the dataset's name or path, where solved examples are looked for.
     """
 
-    def __init__(self, dataset: Dataset, model: Model, limit: int | None) -> None:
-        self.dataset, self._model, self._limit = dataset, model, limit
-        self._answered: dict[Engine, Answered] = {}
+    def __init__(
+        self,
+        dataset: Dataset,
+        model: Model,
+        limit: int | None,
+        *,
+        source: str = SYNTHETIC,
+        runs: int = RUNS,
+        form: str = "zero-shot",
+    ) -> None:
+        if form not in FORMS:
+            raise InvalidSpecError("form of a question", form, FORMS)
+        self.dataset, self._model, self._limit, self.runs = dataset, model, limit, runs
+        self._form: PromptForm = FORMS[form]
+        self._source = source
+        self._asking: dict[Engine, Asking] = {}
         self.sampling = Sampling(max_tokens=MAX_TOKENS.get(dataset.name, DEFAULT_MAX_TOKENS))
 
     @cached_property
-    def _problems(self) -> tuple[Problem, ...]:
-        return self.dataset.ordered(ORDER_SEED)
+    def _problems(self) -> dict[str, Problem]:
+        return {problem.id: problem for problem in self.dataset.ordered(ORDER_SEED)}
 
     @cached_property
-    def _texts(self) -> list[str]:
-        return [ZERO_SHOT.format(question=problem.question) for problem in self._problems]
+    def _examples(self) -> tuple[Problem, ...]:
+        return load_examples(self._source, shots=self._form.shots, asked=self.dataset.problems)
 
     @cached_property
-    def _prompts(self) -> list[list[int]]:
+    def _texts(self) -> dict[str, str]:
+        return {name: self._form.word(problem.question, self._examples) for name, problem in self._problems.items()}
+
+    @cached_property
+    def _prompts(self) -> dict[str, list[int]]:
         if not self._model.has_tokenizer:
             raise UnsupportedError(f"{self._model.name} has no tokenizer, so it cannot be asked questions")
-        texts = self._texts
-        return self._model.encode_many([self._model.render_chat(text) for text in texts] if self._model.chat_template else texts)
-
-    def prompts(self, engine: Engine, count: int | None = None) -> list[Any]:
-        """The first ``count`` prompts: token ids, or conversations for a server that applies a chat template of its own."""
-        if engine.supports("generate:messages"):
-            return [[{"role": "user", "content": text}] for text in self._texts[:count]]
-        return self._prompts[:count]
+        texts = list(self._texts.values())
+        if self._form.chat and self._model.chat_template:
+            texts = [self._model.render_chat(text) for text in texts]
+        return dict(zip(self._texts, self._model.encode_many(texts, start=not self._form.chat), strict=True))
 
     def conditions(self, engine: Engine) -> dict[str, Any]:
         """What must be equal for two runs to be compared; the number of questions need not be."""
-        if engine.supports("generate:messages"):
-            text = "\n".join(self._texts)
+        if self._by_messages(engine):
+            text = "\n".join(self._texts.values())
             prompts, template = hashlib.sha256(text.encode()).hexdigest(), "the server's"
         else:
-            prompts = prompts_sha256(self._prompts)
+            prompts = prompts_sha256(list(self._prompts.values()))
             template = hashlib.sha256(self._model.chat_template.encode()).hexdigest()
         return {
             "dataset": self.dataset.name,
@@ -98,68 +155,63 @@ class QuestionSet:
             "chat_template_sha256": template,
             "extractors": EXTRACTORS,
             "sampling": self.sampling.to_dict(),
+            **self._form.conditions(self._examples),
         }
+
+    def _by_messages(self, engine: Engine) -> bool:
+        """Whether the engine applies a chat template of its own."""
+        return self._form.chat and engine.supports("generate:messages")
+
+    def ids(self, engine: Engine, count: int | None = None) -> list[str]:
+        """The questions that this engine is asked, or the first ``count``, in their fixed order: a random sample of the dataset."""
+        return list(self._problems)[: self.count(engine) if count is None else count]
 
     def count(self, engine: Engine) -> int:
         """How many questions this engine is asked."""
         default = len(self._problems) if engine.info.device not in ("cpu", "remote") else CPU_QUESTIONS
         return min(self._limit or default, len(self._problems))
 
+    @property
+    def limited(self) -> bool:
+        """Whether somebody said how many questions are asked."""
+        return self._limit is not None
+
+    def asking(self, engine: Engine, *, whole: bool = False) -> Asking:
+        """What this engine has answered so far, and may be asked further."""
+        return self._asking.setdefault(engine, Asking(self, engine, whole=whole))
+
+    def prompts(self, engine: Engine, ids: Sequence[str]) -> list[Any]:
+        """The prompts of these questions: token ids, or conversations for a server that applies a chat template of its own."""
+        if self._by_messages(engine):
+            return [[{"role": "user", "content": self._texts[name]}] for name in ids]
+        return [self._prompts[name] for name in ids]
+
+    def graded(self, engine: Engine, ids: Sequence[str]) -> dict[str, Answer]:
+        """The graded answers to these questions, asked now, by id."""
+        generations = engine.generate(self.prompts(engine, ids), self.sampling)
+        return {name: self._grade(self._problems[name], generation) for name, generation in zip(ids, generations, strict=True)}
+
     def record(self, engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What a baseline holds of this run: as many questions as are asked, and no fewer than it held before."""
-        count = max(self.count(engine), previous["questions"] if previous else 0)
-        return self.pack(self.ask(engine, count))
+        """What a baseline holds of this engine: ``runs`` runs over the questions that are asked, no fewer than before.
 
-    def answered(self, engine: Engine) -> Answered:
-        """As many questions as the session asks, put to an engine once however often they are asked for."""
-        if engine not in self._answered:
-            self._warm_up(engine)
-            started = time.perf_counter()
-            generations = engine.generate(self.prompts(engine, self.count(engine)), self.sampling)
-            seconds = time.perf_counter() - started
-            tokens = sum(len(generation.token_ids) for generation in generations)
-            self._answered[engine] = Answered(self._graded(generations), seconds, tokens)
-        return self._answered[engine]
+        Each run asks in an order of its own: how prompts fall into batches is the noise that later runs will have too.
+        """
+        ids = self.ids(engine, max(self.count(engine), previous["questions"] if previous else 0))
+        runs = [self.asking(engine).ask(ids).answers]
+        runs += [self.graded(engine, _shuffled(ids, number)) for number in range(1, self.runs)]
+        return pack(ids, runs)
 
-    def _warm_up(self, engine: Engine) -> None:
-        """What an engine compiles for its first batch is no part of the time; other prompts, so that no prefix is cached."""
-        if not engine.spec.is_remote:
-            prompts = engine.model.sample_prompts(WARM_UP_PROMPTS, WARM_UP_TOKENS)
-            engine.generate(prompts, replace(self.sampling, max_tokens=WARM_UP_ANSWER))
-
-    def ask(self, engine: Engine, count: int | None = None) -> dict[str, Answer]:
-        """The graded answers by question id, in the fixed order; ``count`` of them, or as many as the session asks."""
-        answered = self.answered(engine)
-        if count is None or count == len(answered.answers):
-            return answered.answers
-        return self._graded(engine.generate(self.prompts(engine, count), self.sampling))
-
-    def _graded(self, generations: Sequence[Generation]) -> dict[str, Answer]:
-        return {
-            problem.id: _grade(problem, generation)
-            for problem, generation in zip(self._problems[: len(generations)], generations, strict=True)
-        }
-
-    def pack(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
-        """Outcomes as a record holds them: one digit a question, in the fixed order."""
-        packed = {
-            entry.name: "".join(str(int(getattr(answer, entry.name))) for answer in answers.values()) for entry in fields(Answer)
-        }
-        return {"questions": len(answers), **packed}
-
-    def unpack(self, expected: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Answer]:
-        """The recorded outcomes of the questions asked now; of all recorded ones where more were asked than recorded."""
-        recorded = [problem.id for problem in self._problems[: expected["questions"]]]
-        columns = zip(*(expected[entry.name] for entry in fields(Answer)), strict=True)
-        answers = {name: Answer(*(digit == "1" for digit in column)) for name, column in zip(recorded, columns, strict=True)}
-        return {name: answers[name] for name in ids if name in answers} if len(ids) <= len(answers) else answers
+    def _grade(self, problem: Problem, generation: Generation) -> Answer:
+        text, stopped = self._form.read(generation.text or "")
+        graded = grade(problem, text)
+        return Answer(
+            strict=graded.strict,
+            flexible=graded.flexible,
+            format_miss=graded.format_miss,
+            truncated=generation.finish_reason == "length" and not stopped,
+            tokens=len(generation.token_ids),
+        )
 
 
-def _grade(problem: Problem, generation: Generation) -> Answer:
-    graded = grade(problem, generation.text or "")
-    return Answer(
-        strict=graded.strict,
-        flexible=graded.flexible,
-        format_miss=graded.format_miss,
-        truncated=generation.finish_reason == "length",
-    )
+def _shuffled(ids: Sequence[str], number: int) -> list[str]:
+    return sorted(ids, key=lambda name: hashlib.sha256(f"{ORDER_SEED}:{number}:{name}".encode()).digest())

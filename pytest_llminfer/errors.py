@@ -46,6 +46,10 @@ class EngineDiedError(EngineError):
     """The worker or a process of its engine ended by itself; the message has its signal or exit status and its last words."""
 
 
+class TransportError(EngineError):
+    """Requests to a server got no answer, retries included: nothing that was asked with them may be judged."""
+
+
 class EngineHungError(EngineError):
     """The worker said nothing for longer than its time limit and was killed."""
 
@@ -66,6 +70,7 @@ WORKER_ERRORS: dict[str, type[LlminferError]] = {
     "unsupported": UnsupportedError,
     "bad_input": BadInputError,
     "engine": EngineError,
+    "transport": TransportError,
     "start": EngineStartError,
     "died": EngineDiedError,
     "out_of_memory": OutOfMemoryError,

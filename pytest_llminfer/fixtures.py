@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer import ahead, judging, options, spreading
+from pytest_llminfer import ahead, judging, matrix, options, spreading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from pytest_llminfer.accuracy_run import AccuracyRun
     from pytest_llminfer.answering import Answered, QuestionSet
     from pytest_llminfer.datasets.load import Dataset
+    from pytest_llminfer.diverging import Divergence, Forced
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.greedy import Greedy
     from pytest_llminfer.hardware import Hardware
@@ -78,9 +80,15 @@ def greedy(engine: Engine, pytestconfig: pytest.Config) -> Greedy:
 
 @pytest.fixture(scope="session")
 def answered(engine: Engine, gsm8k: QuestionSet, pytestconfig: pytest.Config) -> Answered:
-    """The graded answers of this cell to the session's questions, and how long they took."""
+    """The graded answers of this cell, and how long they took: to all of the session's questions where cells are spread over
+    several GPUs and compared, otherwise to those that the verdict on accuracy needed.
+    """
     ahead.settle(pytestconfig)
-    return spreading.remember_answers(pytestconfig, engine.spec, gsm8k.answered(engine))
+    return spreading.remember_answers(pytestconfig, engine.spec, gsm8k.asking(engine, whole=_is_compared(pytestconfig)).some())
+
+
+def _is_compared(config: pytest.Config) -> bool:
+    return any(cell.parallel for cell in config.stash[matrix.CELLS])
 
 
 @pytest.fixture
@@ -129,11 +137,75 @@ def dataset(pytestconfig: pytest.Config) -> Dataset:
 
 
 @pytest.fixture(scope="session")
+def forced(engine: Engine, dataset: Dataset) -> Forced:
+    """What this cell predicts at fixed positions of fixed texts."""
+    from pytest_llminfer.diverging import Forced
+
+    return Forced.ask(engine, dataset)
+
+
+@pytest.fixture
+def divergence(request: pytest.FixtureRequest, forced: Forced, baseline: Baseline) -> Divergence:
+    """What this cell predicts at fixed positions, and what was recorded there."""
+    from pytest_llminfer.diverging import Divergence
+
+    return Divergence(request.node, forced, baseline)
+
+
+@pytest.fixture(scope="session")
 def gsm8k(pytestconfig: pytest.Config, dataset: Dataset, model: Model) -> QuestionSet:
     """The questions of this session, worded for this cell's model and ready to be asked."""
     from pytest_llminfer.answering import QuestionSet
 
-    return QuestionSet(dataset, model, pytestconfig.stash[options.STASH].gsm8k_questions)
+    settings = pytestconfig.stash[options.STASH]
+    return QuestionSet(
+        dataset, model, settings.gsm8k_questions, source=settings.dataset, runs=settings.gsm8k_runs, form=settings.gsm8k_form
+    )
+
+
+@pytest.fixture
+def accuracy(
+    request: pytest.FixtureRequest,
+    engine: Engine,
+    gsm8k: QuestionSet,
+    baseline: Baseline,
+    judge: judging.Judge,
+    pytestconfig: pytest.Config,
+) -> AccuracyRun:
+    """This cell's accuracy beside its own record."""
+    return _accuracy(request, engine, gsm8k, baseline, judge, pytestconfig, full_width=False)
+
+
+@pytest.fixture
+def full_width_accuracy(
+    request: pytest.FixtureRequest,
+    engine: Engine,
+    gsm8k: QuestionSet,
+    baseline: Baseline,
+    judge: judging.Judge,
+    pytestconfig: pytest.Config,
+) -> AccuracyRun:
+    """A quantized cell's accuracy beside the record of the same engine with weights that are not quantized."""
+    if engine.spec.quantization == "none":
+        pytest.skip(f"{engine.spec} is not quantized")
+    return _accuracy(request, engine, gsm8k, baseline, judge, pytestconfig, full_width=True)
+
+
+def _accuracy(
+    request: pytest.FixtureRequest,
+    engine: Engine,
+    gsm8k: QuestionSet,
+    baseline: Baseline,
+    judge: judging.Judge,
+    config: pytest.Config,
+    *,
+    full_width: bool,
+) -> AccuracyRun:
+    from pytest_llminfer.accuracy_run import AccuracyRun
+
+    ahead.settle(config)
+    gsm8k.asking(engine, whole=_is_compared(config))
+    return AccuracyRun(request.node, engine, gsm8k, baseline, judge, full_width=full_width)
 
 
 @pytest.fixture

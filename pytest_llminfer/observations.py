@@ -73,6 +73,19 @@ class Generation(_FromMessage):
 
 
 @dataclass(frozen=True, slots=True)
+class Scores(_FromMessage):
+    """What an engine makes of the last T tokens of a given sequence, each predicted from all before it (teacher forcing).
+
+    logprobs (T,) float32: of the given tokens, nats. top_ids (T, k) int32 and top_logprobs (T, k) float32: the k most likely
+    tokens of each position, most likely first.
+    """
+
+    logprobs: np.ndarray
+    top_ids: np.ndarray
+    top_logprobs: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Parameter(_FromMessage):
     """One stored tensor of the loaded model.
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+from pytest_llminfer import option_values as values
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class _Option(NamedTuple):
@@ -67,6 +65,24 @@ OTHER = (
         "how many questions are asked, or 'all'; 300 on a CPU and all on a GPU unless given",
         "N",
     ),
+    _Option(
+        "--gsm8k-form", "llminfer_gsm8k_form", "zero-shot", "how questions are put: zero-shot, or the published 5-shot", "FORM"
+    ),
+    _Option("--gsm8k-runs", "llminfer_gsm8k_runs", "4", "how often each question is asked for a baseline", "K"),
+    _Option(
+        "--accuracy-margin",
+        "llminfer_accuracy_margin",
+        "",
+        "the drop in points that a PASS rules out; 2, or 4 for four bits against sixteen, unless given",
+        "POINTS",
+    ),
+    _Option(
+        "--divergence-limits",
+        "llminfer_divergence_limits",
+        "",
+        'limits of your own by kind of cell, as JSON: {"4-bit": [0.2, 0.85]} is KL in nats and the share of the same top-1',
+        "JSON",
+    ),
     _Option("--baselines", "llminfer_baselines", "baselines", "folder of recorded expectations, relative to the root", "DIR"),
     _Option("--llminfer-timeout", "llminfer_timeout", "900", "seconds of silence after which an engine counts as hung", "SECONDS"),
 )
@@ -90,6 +106,12 @@ class Options(NamedTuple):
     engine_args: dict[str, Any]
     dataset: str
     gsm8k_questions: int | None
+    gsm8k_form: str
+    gsm8k_runs: int
+    accuracy_margin: float | None
+    full: bool
+    nights: bool
+    divergence_limits: dict[str, tuple[float, float]]
     baselines: Path
     timeout: float
     update_baselines: str
@@ -126,6 +148,22 @@ def add_options(parser: pytest.Parser) -> None:
     )
     parser.addini("llminfer_serve", "start each engine's own server and ask it over HTTP", type="bool", default=False)
     group.addoption(
+        "--full",
+        dest="llminfer_full",
+        action="store_true",
+        default=None,
+        help="ask all questions, though the verdict is reached earlier (ini: llminfer_full)",
+    )
+    parser.addini("llminfer_full", "ask all questions, though the verdict is reached earlier", type="bool", default=False)
+    group.addoption(
+        "--nights",
+        dest="llminfer_nights",
+        action="store_true",
+        default=None,
+        help="add this run's evidence on accuracy to the ledger beside the baselines (ini: llminfer_nights)",
+    )
+    parser.addini("llminfer_nights", "add each run's evidence on accuracy to the ledger", type="bool", default=False)
+    group.addoption(
         "--llminfer-strict",
         dest="llminfer_strict",
         action="store_true",
@@ -157,12 +195,12 @@ def resolve(config: pytest.Config) -> Options:
     words = {name: tuple(word.strip() for word in value.split(",") if word.strip()) for name, (_, value) in by_name.items()}
 
     def numbers(name: str) -> tuple[int, ...]:
-        return tuple(_read(by_name[name][0].flag, word, _positive) for word in words[name])
+        return tuple(values.read(by_name[name][0].flag, word, values.positive) for word in words[name])
 
     questions = by_name["gsm8k_questions"][1]
     gpus = numbers("gpus")
     return Options(
-        engine=words["engine"],
+        engine=tuple(values.read("--engine", word, values.engine) for word in words["engine"]),
         model=words["model"],
         weights=words["weights"],
         dtype=words["dtype"],
@@ -173,58 +211,21 @@ def resolve(config: pytest.Config) -> Options:
         dp=numbers("dp"),
         replication=words["replication"],
         serve=bool(config.getoption("llminfer_serve") or config.getini("llminfer_serve")),
-        gpus=_only(gpus),
-        engine_args=_read("--engine-args", by_name["engine_args"][1] or "{}", _json_object),
+        gpus=values.only(gpus),
+        engine_args=values.read("--engine-args", by_name["engine_args"][1] or "{}", values.json_object),
         dataset=by_name["dataset"][1],
-        gsm8k_questions=_read("--gsm8k-questions", questions, _questions) if questions else None,
+        gsm8k_questions=values.read("--gsm8k-questions", questions, values.questions) if questions else None,
+        gsm8k_form=by_name["gsm8k_form"][1],
+        gsm8k_runs=values.read("--gsm8k-runs", by_name["gsm8k_runs"][1], values.positive),
+        accuracy_margin=values.read("--accuracy-margin", margin, values.points)
+        if (margin := by_name["accuracy_margin"][1])
+        else None,
+        full=bool(config.getoption("llminfer_full") or config.getini("llminfer_full")),
+        nights=bool(config.getoption("llminfer_nights") or config.getini("llminfer_nights")),
+        divergence_limits=values.read("--divergence-limits", by_name["divergence_limits"][1] or "{}", values.limits),
         baselines=config.rootpath / by_name["baselines"][1],
-        timeout=_read("--llminfer-timeout", by_name["timeout"][1], _seconds),
+        timeout=values.read("--llminfer-timeout", by_name["timeout"][1], values.seconds),
         update_baselines=config.getoption("llminfer_update_baselines") or "",
         strict=bool(config.getoption("llminfer_strict") or config.getini("llminfer_strict")),
         sources=sources,
     )
-
-
-def _only(gpus: tuple[int, ...]) -> int | None:
-    if len(gpus) > 1:
-        raise pytest.UsageError("--gpus takes one number, of all GPUs to use; for several sizes say --dp=1,2 or --tp=1,2")
-    return gpus[0] if gpus else None
-
-
-def _read(flag: str, word: str, convert: Callable[[str], T]) -> T:
-    try:
-        return convert(word)
-    except ValueError as error:
-        raise pytest.UsageError(f"{flag}: {error}") from None
-
-
-def _positive(word: str) -> int:
-    if not word.isdigit() or int(word) < 1:
-        raise ValueError(f"{word!r} is not a whole number from 1 up")
-    return int(word)
-
-
-def _questions(word: str) -> int:
-    return sys.maxsize if word == "all" else _positive(word)
-
-
-def _seconds(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise ValueError(f"{word!r} is not a number of seconds above 0")
-    return value
-
-
-def _json_object(word: str) -> dict[str, Any]:
-    import json
-
-    try:
-        value = json.loads(word)
-    except ValueError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f'{word!r} is not a JSON object such as {{"attn_implementation": "eager"}}')  # noqa: TRY004 - a usage error
-    return value

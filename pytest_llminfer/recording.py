@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llminfer import options
+from pytest_llminfer.baselines import ledger
 from pytest_llminfer.baselines.provenance import provenance, working_commit
 from pytest_llminfer.baselines.record import BaselineKey, Difference, Record, differing, entry_name, plain
 from pytest_llminfer.baselines.store import BaselineSource, LayeredSource, Store
@@ -71,6 +72,7 @@ class Baseline:
         per_hardware: bool = False,
         per_spread: bool = False,
         by: str = "",
+        full_width: bool = False,
     ) -> Mapping[str, Any]:
         """What is recorded for this cell, to be judged against.
 
@@ -80,18 +82,18 @@ class Baseline:
         per_hardware: whether the expectation holds on this hardware only. per_spread: whether it depends on how the cell is
         spread over accelerators, and on whether it is served; otherwise parallel and served cells are judged by the record of
         the plain one, and never write it. by: another engine whose record is the reference; only that engine writes it.
+        full_width: whether the reference is the record of the same engine with weights that are not quantized, which only that
+        cell writes.
 
         Ends the test as a skip where a record was made or none exists; with ``--llminfer-strict`` a missing one fails.
         """
         spec, model = self._engine.spec, self._engine.model
-        # What does not depend on the spread is the same on every number of accelerators.
-        machine = self._machine if per_spread else self._machine.using(1)
-        hardware = machine.key if per_hardware else ANY
-        key = BaselineKey(hardware, model.id, family, self._entry(by, per_spread=per_spread))
+        key = self._key(family, per_hardware=per_hardware, per_spread=per_spread, by=by, full_width=full_width)
         conditions = {**conditions, "model_sha256": model.sha256}
         mine = self._item.config.stash.get(RECORDED, {}).get(key)
         record = mine or self._source.load(key)
         writes = by in ("", spec.engine) and (per_spread or not (spec.parallel or spec.serve))
+        writes = writes and (not full_width or spec.quantization == "none")
         # A second cell of this session with the same key is judged by the first.
         mode = self._settings.update_baselines if writes and mine is None else ""
         if mode == "all" or (mode == "new" and record is None):
@@ -100,17 +102,40 @@ class Baseline:
             self._record(key, expected, conditions, n(expected) if callable(n) else n)
             raise pytest.skip.Exception(f"baseline recorded: {key}", _use_item_location=True)
         if record is None:
-            raise self._missing(key, by)
+            raise self._missing(key, [f"--engine={by}"] * bool(by) + ["--quantization=none"] * full_width)
         self._note(USED, asdict(key))
         if different := differing(record.conditions, conditions):
             self._judge(_unfair(key, record, different))
         return record.expected
+
+    def entry(self) -> str:
+        """The entry of this cell, with the words of its spread."""
+        return self._entry("", per_spread=True)
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the nights of this model are kept, beside its records."""
+        key = BaselineKey(ANY, self._engine.model.id, "ledger", self.entry())
+        return self._settings.baselines / key.path.parent / ledger.FILE
+
+    def has(
+        self, family: str, *, per_hardware: bool = False, per_spread: bool = False, by: str = "", full_width: bool = False
+    ) -> bool:
+        """Whether :meth:`expected` would find a record, here or made in this session."""
+        key = self._key(family, per_hardware=per_hardware, per_spread=per_spread, by=by, full_width=full_width)
+        return key in self._item.config.stash.get(RECORDED, {}) or self._source.load(key) is not None
 
     def keep(self, family: str, *, observed: Mapping[str, Any], n: int) -> None:
         """Store what this cell showed on this hardware where baselines are being recorded; nothing is judged by it."""
         if self._settings.update_baselines:
             key = BaselineKey(self._machine.key, self._engine.model.id, family, self._entry("", per_spread=True))
             self._record(key, plain(observed, "observed"), {"model_sha256": self._engine.model.sha256}, n)
+
+    def _key(self, family: str, *, per_hardware: bool, per_spread: bool, by: str, full_width: bool) -> BaselineKey:
+        # What does not depend on the spread is the same on every number of accelerators.
+        machine = self._machine if per_spread else self._machine.using(1)
+        entry = self._entry(by, per_spread=per_spread, full_width=full_width)
+        return BaselineKey(machine.key if per_hardware else ANY, self._engine.model.id, family, entry)
 
     @property
     def _machine(self) -> Hardware:
@@ -125,17 +150,17 @@ class Baseline:
         self._item.config.stash.setdefault(RECORDED, {})[key] = Record(expected, dict(conditions), facts)
         self._note(RECORD, {"key": asdict(key), "expected": expected, "conditions": conditions, "provenance": facts})
 
-    def _entry(self, by: str, *, per_spread: bool) -> str:
+    def _entry(self, by: str, *, per_spread: bool, full_width: bool = False) -> str:
         spec, info = self._engine.spec, self._engine.info
-        name = entry_name(by or spec.engine, spec.quantization, info.dtype, info.kv_dtype)
+        name = entry_name(by or spec.engine, "none" if full_width else spec.quantization, info.dtype, info.kv_dtype)
         words = (["serve"] * spec.serve + spec.spread_words) if per_spread else []
         return "-".join([name, *words])
 
     def _note(self, name: str, value: Mapping[str, Any]) -> None:
         self._item.user_properties.append((name, json.dumps(value)))
 
-    def _missing(self, key: BaselineKey, by: str) -> BaseException:
-        message = f"no baseline for {key}; record it with {f'--engine={by} and ' * bool(by)}--update-baselines=new"
+    def _missing(self, key: BaselineKey, options: list[str]) -> BaseException:
+        message = f"no baseline for {key}; record it with {' and '.join([*options, '--update-baselines=new'])}"
         self._note(MISSING, asdict(key))
         if self._settings.strict:
             return pytest.fail.Exception(message, pytrace=False)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer import judging, matrix, options, spreading
+from pytest_llminfer import evidence, judging, matrix, options, spreading
+from pytest_llminfer.baselines.side_files import SideFiles
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pytest_llminfer.report.table import TableEntry
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 RECORD = "llminfer_record"
 USED = "llminfer_baseline_used"
 MISSING = "llminfer_baseline_missing"
+SIDE_FILE = "llminfer_side_file"
+"""Arrays that the record after it refers to: ``{"name", "content"}``, in base64."""
 
 
 class SessionReport:
@@ -36,7 +40,9 @@ class SessionReport:
         self._used: list[dict[str, Any]] = []
         self._missing: list[dict[str, Any]] = []
         self._spreads: list[dict[str, Any]] = []
+        self._evidence: list[dict[str, Any]] = []
         self._written: dict[Path, None] = {}
+        self._side_files = SideFiles()
         self._problem = ""
         self._lines: list[str] = []
 
@@ -49,8 +55,10 @@ class SessionReport:
         self._families.setdefault(family)
         self._rows.setdefault(cell, {}).setdefault(family, []).extend(_entries(report))
         takers = {judging.LOADED: self._loads, RECORD: self._records, USED: self._used, MISSING: self._missing}
-        takers[spreading.SPREAD] = self._spreads
+        takers |= {spreading.SPREAD: self._spreads, evidence.EVIDENCE: self._evidence}
         for name, value in report.user_properties:
+            if name == SIDE_FILE:
+                self._side_files.take(json.loads(str(value)))
             if name in takers and report.when != "teardown":
                 takers[name].append(json.loads(str(value)))
                 if name == RECORD:
@@ -65,8 +73,10 @@ class SessionReport:
         store = open_store(self._config)
         record = Record(note["expected"], note["conditions"], note["provenance"])
         only_missing = self._config.stash[options.STASH].update_baselines == "new"
-        store.stage(BaselineKey(**note["key"]), record, only_missing=only_missing)
+        key = BaselineKey(**note["key"])
+        store.stage(key, record, only_missing=only_missing)
         try:
+            self._side_files.write(store.path(key), record.expected)
             self._written.update(dict.fromkeys(store.write()))
         except BaselineError as error:
             self._problem = str(error)
@@ -83,6 +93,11 @@ class SessionReport:
             self._lines.append(
                 f"baselines: {len(self._missing)} missing; record them with the same command and --update-baselines=new"
             )
+        if self._evidence:
+            self._lines += evidence.settle(self._evidence)
+            if any(line.startswith("ERROR") for line in self._lines):
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        self._problem = self._problem or self._side_files.settle()
         if not self._records and not self._used:
             return
         from pytest_llminfer.baselines.record import BaselineKey
@@ -124,17 +139,24 @@ class SessionReport:
             encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001 - pytest has no public way
             for line in render_table(rows, list(self._families), writer.fullwidth, encoding=encoding):
                 terminalreporter.write_line(line)
-            if any(line["spread"] != "single" for line in self._spreads):
-                terminalreporter.write_line("")
-                for line in spreading.render([line | {"cell": names[line["cell"]]} for line in self._spreads]):
-                    terminalreporter.write_line(line)
-            if self._loads:
-                terminalreporter.write_line(f"engine loads: {len(self._loads)}")
-                for load in self._loads:
-                    phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in load["phases"].items())
-                    terminalreporter.write_line(f"    {names[load['cell']]}: {sum(load['phases'].values()):.1f} s ({phases})")
+            for line in self._other_tables(names):
+                terminalreporter.write_line(line)
         for line in self._lines:
             terminalreporter.write_line(line, red=line.startswith("ERROR"))
+
+    def _other_tables(self, names: dict[str, str]) -> Iterator[str]:
+        """Cells spread over several GPUs, the evidence on accuracy, and the loads; each where there is any."""
+        if any(line["spread"] != "single" for line in self._spreads):
+            yield ""
+            yield from spreading.render([line | {"cell": names[line["cell"]]} for line in self._spreads])
+        if self._evidence:
+            yield ""
+            yield from evidence.render([note | {"cell": names[note["cell"]]} for note in self._evidence])
+        if self._loads:
+            yield f"engine loads: {len(self._loads)}"
+            for load in self._loads:
+                phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in load["phases"].items())
+                yield f"    {names[load['cell']]}: {sum(load['phases'].values()):.1f} s ({phases})"
 
 
 def header(config: pytest.Config) -> str:
@@ -148,7 +170,8 @@ def _entries(report: pytest.TestReport) -> list[TableEntry]:
     from pytest_llminfer.report.table import TableEntry
 
     notes = judging.verdicts(report.user_properties)
-    entries = [TableEntry(note["outcome"], note["key"]) for note in notes]
+    # A test judges last what it is about: of equal verdicts the table shows that.
+    entries = [TableEntry(note["outcome"], note["key"]) for note in reversed(notes)]
     if report.skipped:
         recorded = any(name == RECORD for name, _ in report.user_properties)
         entries.append(TableEntry("skip", "recorded" if recorded else ""))

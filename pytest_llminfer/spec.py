@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from pytest_llminfer.errors import InvalidSpecError
 
@@ -188,6 +189,16 @@ def read_engine(text: str) -> tuple[str, str]:
     if distribution not in DISTRIBUTIONS:
         raise InvalidSpecError("distribution", distribution, DISTRIBUTIONS)
     return DISTRIBUTIONS[distribution], name
+
+
+def address_objection(address: str) -> str:
+    """Why a server's address cannot be used: it is shown and recorded, so it may hold nothing secret. Empty where it can."""
+    parts = urlsplit(address)
+    if "@" in parts.netloc:
+        return f"the address of {parts.hostname} holds credentials: set OPENAI_API_KEY instead, or put it into .env"
+    if parts.query:
+        return f"the address of {parts.hostname} holds a query, which nothing would send: give it without what follows the '?'"
+    return ""
 
 
 def _read_word(word: str) -> tuple[str, str | int]:

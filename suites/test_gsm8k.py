@@ -1,27 +1,35 @@
-"""Accuracy: as many questions answered right as in the recorded run, question by question."""
+"""Accuracy: as many questions answered right as in the recorded runs, question by question, with no more asked than it takes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.checks.accuracy import check_accuracy, check_answers_well_formed
+from pytest_llminfer.checks.answers import check_flips
 
 if TYPE_CHECKING:
-    from pytest_llminfer.answering import Answered, QuestionSet
-    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.accuracy_run import AccuracyRun
     from pytest_llminfer.judging import Judge
-    from pytest_llminfer.recording import Baseline
 
 
-def test_accuracy_has_not_dropped(engine: Engine, gsm8k: QuestionSet, answered: Answered, baseline: Baseline, judge: Judge) -> None:
-    """The flexible reading (last number) gates; strict (``####``), format misses and cut-off answers are shown beside it."""
-    expected = baseline.expected(
-        "gsm8k",
-        observed=lambda previous: gsm8k.record(engine, previous),
-        conditions=gsm8k.conditions(engine),
-        n=lambda record: record["questions"],
-    )
-    answers = answered.answers
-    recorded = gsm8k.unpack(expected, list(answers))
-    judge(check_accuracy(answers=answers, baseline=recorded))
-    judge(check_answers_well_formed(answers=answers, baseline=recorded))
+def test_accuracy_has_not_dropped(accuracy: AccuracyRun, judge: Judge) -> None:
+    """The flexible reading (last number) gates. Answers that are cut off, malformed or of another length are INVALID, not worse."""
+    for verdict in accuracy.validity():
+        judge(verdict)
+    judge(accuracy.verdict)
+
+
+def test_outcomes_change_sides_no_more_than_in_repeats(accuracy: AccuracyRun, judge: Judge) -> None:
+    """Losses and wins that cancel out leave accuracy as it was, and are a change all the same: a warning."""
+    judge(check_flips(answers=accuracy.answers, recorded=accuracy.recorded))
+
+
+def test_accuracy_is_near_that_of_full_width(full_width_accuracy: AccuracyRun, judge: Judge) -> None:
+    """Quantized cells only: what the format costs, beside the same engine with 16-bit weights."""
+    for verdict in full_width_accuracy.validity():
+        judge(verdict)
+    judge(full_width_accuracy.verdict)
+
+
+def test_nights_together_show_no_drift(accuracy: AccuracyRun, judge: Judge) -> None:
+    """This run and all in the ledger: a point that one night cannot prove adds up. ``--nights`` adds this run to it."""
+    judge(accuracy.over_nights())

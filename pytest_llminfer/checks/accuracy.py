@@ -27,12 +27,13 @@ _SHOWN_IDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of one question: right by each reading, ``#### <number>`` missing, cut off at the token limit."""
+    """What became of one question: right by each reading, ``#### <number>`` missing, cut off at the token limit; its length."""
 
     strict: bool
     flexible: bool
     format_miss: bool = False
     truncated: bool = False
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ MOST_NOISE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 
 _SIGNIFICAND_BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
 _SMALLEST_EXPONENT = {"float32": -126, "float16": -14, "bfloat16": -126}
-_UNKNOWN_LOGIT = 16.0
+UNKNOWN_LOGIT = 16.0
 """Taken where an engine does not say its largest logit: two steps of bf16 are then 0.25 nats."""
 
 
@@ -138,4 +138,4 @@ def _tolerance(answers: tuple[Generation, Generation], position: int, dtype: str
         for answer in answers
         if answer.max_logit is not None and position < len(answer.max_logit)
     ]
-    return STEPS * rounding_step(max(known, default=_UNKNOWN_LOGIT), dtype)
+    return STEPS * rounding_step(max(known, default=UNKNOWN_LOGIT), dtype)

@@ -14,6 +14,8 @@ from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pytest_llminfer.checks.near_ties import Divergence
+
 COMPARED = 0.9
 """The share of answers that must have been compared to their end for PASS: a near tie ends the comparison of one."""
 STOP_SECONDS = 10.0
@@ -111,7 +113,8 @@ def check_same_replies(*, candidate: Sequence[Reply], reference: Sequence[Reply]
 
     Tokens are compared where the server gives their ids (see ``checks.near_ties``), and text and finish reason where tokens are
     the same or unknown. dtype: of the logits; the coarsest, bf16, where it is not known. The tolerance of a tie is no less than
-    twice the noise between the two ways (``near_ties.measured_noise``, which a fault cannot widen at will).
+    twice the noise between the two ways (``near_ties.measured_noise``, which a fault cannot widen at will). Without
+    log-probabilities a tie cannot be told from a fault behind the first token: INCONCLUSIVE.
     """
     logits = dtype if dtype in TORCH_DTYPES else "bf16"
     pairs = [(ours.generation, theirs.generation) for ours, theirs in zip(candidate, reference, strict=False)]
@@ -125,6 +128,7 @@ def check_same_replies(*, candidate: Sequence[Reply], reference: Sequence[Reply]
     if len(candidate) != len(reference):
         lines.append(f"{len(candidate)} answers for {len(reference)} requests: some were lost or added")
     ties: list[str] = []
+    unknown: list[str] = []
     by_tokens = 0
     for number, (ours, theirs) in enumerate(zip(candidate, reference, strict=False)):
         if (ours.status, theirs.status) != (OK, OK):
@@ -135,6 +139,11 @@ def check_same_replies(*, candidate: Sequence[Reply], reference: Sequence[Reply]
             if divergence is not None and divergence.is_tie:
                 ties.append(f"near tie, prompt {number}, position {divergence.position}: the rest was not compared")
                 continue
+            if divergence is not None and _may_be_tie(divergence, ours, theirs):
+                unknown.append(
+                    f"prompt {number}, position {divergence.position}: another token, and no log-probabilities on either side"
+                )
+                continue
             if divergence is not None:
                 place = f"token {divergence.candidate_token} instead of {divergence.reference_token}"
                 lines.append(f"prompt {number}, position {divergence.position}: {place}: {_parting(ours.text, theirs.text)}")
@@ -144,7 +153,7 @@ def check_same_replies(*, candidate: Sequence[Reply], reference: Sequence[Reply]
         elif ours.finish_reason != theirs.finish_reason:
             lines.append(f"prompt {number}: same text, but ended by {ours.finish_reason!r}, not {theirs.finish_reason!r}")
     total, distinct = len(reference), len({reply.text or reply.token_ids for reply in reference})
-    outcome, reason = _same_outcome(total, distinct, len(ties), lines)
+    outcome, reason = _same_outcome(total, distinct, len(ties), len(unknown), lines)
     return Verdict(
         outcome=outcome,
         claim=claim,
@@ -152,6 +161,7 @@ def check_same_replies(*, candidate: Sequence[Reply], reference: Sequence[Reply]
         measurements=(
             Measurement("answers that differ", len(lines), "answers", total),
             Measurement("near ties", len(ties), "answers", total, "the rest of these answers was not compared"),
+            Measurement("parted without log-probabilities", len(unknown), "answers", total, "a tie or a fault"),
             Measurement("compared by token ids", by_tokens, "answers", total, "the others by their text"),
             Measurement("distinct answers", distinct, "answers", total),
         ),
@@ -159,16 +169,29 @@ def check_same_replies(*, candidate: Sequence[Reply], reference: Sequence[Reply]
         f"{f' or {2 * noise:.3g} nats' if noise else ''}, on both sides",
         threshold_source="floating-point format" + (" and twice the noise measured between the two ways" if noise else ""),
         smallest_detectable="one other character, or one other token whose margin exceeds that",
-        advice="look at how the server routes answers to requests and puts streams together",
-        details=first_offenders([*([reason] if reason else []), *lines, *ties]),
+        advice="ask a server that gives log-probabilities"
+        if outcome is Outcome.INCONCLUSIVE and unknown
+        else "look at how the server routes answers to requests and puts streams together",
+        details=first_offenders([*([reason] if reason else []), *lines, *unknown, *ties]),
     )
 
 
-def _same_outcome(total: int, distinct: int, ties: int, lines: Sequence[str]) -> tuple[Outcome, str]:
+def _may_be_tie(divergence: Divergence, ours: Reply, theirs: Reply) -> bool:
+    """Whether nothing tells a near tie from a fault: both sides go on, with other tokens, and neither gives log-probabilities.
+
+    Not at the first token, nor where one answer just ends: tokens that were lost, or the answer to another prompt, look so.
+    """
+    going_on = divergence.candidate_token is not None and divergence.reference_token is not None
+    return divergence.position > 0 and going_on and ours.top_logprobs is None and theirs.top_logprobs is None
+
+
+def _same_outcome(total: int, distinct: int, ties: int, unknown: int, lines: Sequence[str]) -> tuple[Outcome, str]:
     if not total:
         return Outcome.FAIL, "nothing was compared: no answers"
     if lines:
         return Outcome.FAIL, ""
+    if unknown:
+        return Outcome.INCONCLUSIVE, f"{unknown} of {total} answers part where no log-probability tells a near tie from a fault"
     if distinct == 1 and total > 1:
         return Outcome.INCONCLUSIVE, "all answers are the same, so that an exchange of two would not show"
     if total - ties < COMPARED * total and ties > 1:

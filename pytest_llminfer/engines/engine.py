@@ -22,6 +22,7 @@ from pytest_llminfer.observations import (
     MemoryReport,
     Rank,
     Sampling,
+    Scores,
 )
 
 if TYPE_CHECKING:
@@ -181,6 +182,14 @@ class Engine:
         capability = "score" if route == "prefill" else f"score:{route}"
         items = [list(ids) for ids in sequences]
         return self._deal("score", items, field="sequences", answer="logprobs", capability=capability, route=route)
+
+    def score_top(self, sequences: Sequence[Sequence[int]], *, top: int, last: int) -> list[Scores]:
+        """What the engine predicts for the ``last`` tokens of each sequence, with the ``top`` most likely tokens of each position.
+
+        By prefill, several sequences at once where the engine can. Every sequence has at least ``last + 2`` tokens.
+        """
+        answers = self._deal("score_top", [list(ids) for ids in sequences], field="sequences", answer="scores", top=top, last=last)
+        return [Scores.from_message(answer) for answer in answers]
 
     def layout(self) -> Layout:
         """Every stored tensor of the model, tied ones once, and which names are tied; the same in every replica.

@@ -138,7 +138,7 @@ class Replica:
         try:
             if self._closed:
                 # Closed from another thread, where an interrupt was met, while this one was starting.
-                raise EngineStartError(f"{launch.spec} was closed while it was started")
+                raise EngineStartError(f"{launch.spec} was closed while it was started")  # noqa: TRY301 - ended below
             answer: dict[str, Any] = worker.request("load", params, timeout=launch.timeout, progress=launch.progress)
         except BaseException:
             worker.kill()

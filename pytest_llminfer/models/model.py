@@ -69,9 +69,9 @@ class Model:
         """The token ids of ``text`` as it stands: special tokens are read where they are written, none is added."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """:meth:`encode` of each text, several times as fast."""
-        return [list(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def encode_many(self, texts: Sequence[str], *, start: bool = False) -> list[list[int]]:
+        """:meth:`encode` of each text, several times as fast; ``start``: with the tokens that the tokenizer puts around a text."""
+        return [list(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=start)]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ``token_ids``, without special tokens."""

@@ -2,42 +2,110 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 SUITES = Path(__file__).resolve().parents[2] / "suites"
+RECORD = ("--update-baselines", "--gsm8k-runs=2", "--accuracy-margin=40")
+WORSE = '--engine-args={"fault": "alter_answers", "fault_rate": 0.9}'
+DROPPED = ("-k", "dropped")
 
 
 @pytest.fixture
 def gsm8k(pytester: pytest.Pytester, run):
     shutil.copy(SUITES / "test_gsm8k.py", pytester.path)
-    return lambda *arguments: run("--gsm8k-questions=20", *arguments)
+    return lambda *arguments: run("--gsm8k-questions=16", "--accuracy-margin=40", *arguments)
+
+
+def asked(result: pytest.RunResult) -> int:
+    """How many questions the table says were asked of 16."""
+    (line,) = (found for line in result.stdout.lines if (found := re.match(r"simulated +record +(\d+) of 16 ", line)))
+    return int(line[1])
 
 
 def test_recorded_outcomes_are_met_and_altered_answers_are_caught(gsm8k, mode) -> None:
-    gsm8k("--update-baselines", *mode).assert_outcomes(skipped=1)
+    gsm8k(*RECORD, *mode).assert_outcomes(skipped=2, passed=2)
     result = gsm8k("-v", *mode)
+    result.assert_outcomes(skipped=1, passed=3)
     result.stdout.fnmatch_lines(["simulated *%*"])
-    assert result.ret == pytest.ExitCode.OK
-    result = gsm8k('--engine-args={"fault": "alter_answers", "fault_rate": 0.6}', *mode)
+    result = gsm8k(WORSE, *DROPPED, *mode)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*FAIL: *", "*lost: syn-*"])
 
 
+def test_questions_are_asked_until_the_verdict_is_reached(gsm8k) -> None:
+    gsm8k(*RECORD, *DROPPED)
+    worse = gsm8k(WORSE, *DROPPED)
+    worse.assert_outcomes(failed=1)
+    clean = gsm8k(*DROPPED)
+    clean.assert_outcomes(passed=1)
+    assert asked(worse) < 16
+    assert asked(clean) < 16
+    full = gsm8k("--full", *DROPPED)
+    full.assert_outcomes(passed=1)
+    assert asked(full) == 16
+
+
 def test_another_set_of_questions_is_invalid(gsm8k, pytester: pytest.Pytester) -> None:
-    gsm8k("--update-baselines")
-    result = gsm8k("--gsm8k-questions=25", "-v")
+    gsm8k(*RECORD)
+    result = gsm8k("--gsm8k-questions=25", "-v", *DROPPED)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*INVALID*", "*25 questions now, 20 in the baseline*"])
+    result.stdout.fnmatch_lines(["*INVALID*", "*25 questions now, 16 in the baseline*"])
     problems = pytester.path / "rows.jsonl"
     problems.write_text('{"question": "What is 1 + 1?", "answer": "#### 2"}\n')
-    result = gsm8k(f"--dataset={problems}", "-v")
+    result = gsm8k(f"--dataset={problems}", "-v", *DROPPED)
     result.stdout.fnmatch_lines(["*INVALID*", "*dataset: recorded 'synthetic', now 'rows'"])
+    result = gsm8k("--gsm8k-form=5-shot", "-v", *DROPPED)
+    result.stdout.fnmatch_lines(["*INVALID*", "*prompt_form: recorded 'zero-shot@1', now '5-shot@1'"])
 
 
 def test_fewer_questions_are_judged_by_their_part_of_the_record(gsm8k) -> None:
-    gsm8k("--update-baselines")
-    result = gsm8k("--gsm8k-questions=10", "-v")
+    gsm8k(*RECORD)
+    result = gsm8k("--gsm8k-questions=10", "-v", *DROPPED)
     assert result.ret == pytest.ExitCode.OK
+
+
+def test_answers_that_are_cut_off_are_invalid_and_not_wrong(gsm8k, pytester: pytest.Pytester) -> None:
+    gsm8k(*RECORD)
+    pytester.makeconftest(
+        """
+        import dataclasses
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def engine(engine):
+            generate = engine.generate
+            engine.generate = lambda prompts, sampling: generate(prompts, dataclasses.replace(sampling, max_tokens=6))
+            return engine
+        """
+    )
+    result = gsm8k(*DROPPED)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["INVALID: *answers cut off at the token limit*"])
+
+
+def test_a_margin_that_the_questions_cannot_support_is_refused_with_one_that_they_can(gsm8k, pytester: pytest.Pytester) -> None:
+    result = gsm8k("--update-baselines", "--gsm8k-runs=2", "--accuracy-margin=2", *DROPPED)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["BadInputError: a margin of 2 points *; the smallest that can: * points.*"])
+    assert not list(pytester.path.glob("baselines/**/gsm8k.json"))
+
+
+def test_nights_are_added_to_the_ledger_and_judged_together(gsm8k, pytester: pytest.Pytester) -> None:
+    gsm8k(*RECORD)
+    gsm8k("--nights").stdout.fnmatch_lines(["ledger: 1 night added to *ledger.jsonl"])
+    (file,) = pytester.path.glob("baselines/any/reference/ledger.jsonl")
+    night = json.loads(file.read_text())
+    assert set(night["outcomes"]) <= set("01-")
+    # What nobody would prove in one night: the same handful of losses, again and again.
+    night["outcomes"] = "".join("0" if index % 5 == 0 else mark for index, mark in enumerate(night["outcomes"].replace("-", "1")))
+    file.write_text("".join(json.dumps(night) + "\n" for _ in range(47)))
+    result = gsm8k("-k", "nights")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["FAIL: 48 nights together do not prove a drop in accuracy"])
+    file.write_text("no night\n")
+    gsm8k("-k", "nights").stdout.fnmatch_lines(["BaselineError: ledger *ledger.jsonl, line 1 is no record of a night; *"])

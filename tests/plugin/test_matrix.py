@@ -65,6 +65,11 @@ def test_a_marker_with_an_unknown_field_is_refused(pytester: pytest.Pytester, ru
         ("--engine=vlm==0.33.0", "*--engine: unknown distribution 'vlm'; valid: *. Did you mean 'vllm'?"),
         ("--engine=openai", "*--engine=openai needs an address: openai@http://host:port/v1"),
         ("--engine=vllm@http://host/v1", "*--engine: a server at an address is the engine openai: openai@http://host/v1"),
+        (
+            "--engine=simulated,openai@http://me:hidden@host/v1",
+            "--engine: the address of host holds credentials: set OPENAI_API_KEY instead, or put it into .env",
+        ),
+        ("--engine=openai@http://host/v1?key=hidden", "--engine: the address of host holds a query, which nothing would send: *"),
         ("--quantization=nf5", "*--quantization: unknown quantization 'nf5'; valid: none, int8, nf4, *. Did you mean 'nf4'?"),
         ("--dtype=float", "*--dtype: unknown dtype 'float'; valid: auto, bf16, fp16, fp32*"),
         ("--kv-dtype=fp7", "*--kv-dtype: unknown kv_dtype 'fp7'*"),
@@ -81,6 +86,7 @@ def test_nonsense_is_a_usage_error(pytester: pytest.Pytester, run, argument: str
     result = run(argument)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {message}"])
+    assert "hidden" not in result.stderr.str() + result.stdout.str()
 
 
 def test_a_tp_that_does_not_divide_the_gpus_is_a_usage_error(pytester: pytest.Pytester, run) -> None:

@@ -73,7 +73,7 @@ def test_a_signal_to_pytest_ends_the_worker_and_its_children(pytester: pytest.Py
     pytester.makepyfile(probes=PROBES, test_long=TEST.format(body=BODIES[body]))
     fault = ["--engine-args", '{"fault": "hang_in_load"}'] if body == "while loading" else []
     options = ["-q", "-p", "no:cacheprovider", "--engine=simulated", "--import-mode=prepend", f"--basetemp={pytester.path}/logs"]
-    process = subprocess.Popen([sys.executable, "-m", "pytest", *options, *fault], cwd=pytester.path, preexec_fn=hear_interrupts)
+    process = subprocess.Popen([sys.executable, "-m", "pytest", *options, *fault], cwd=pytester.path, preexec_fn=hear_interrupts)  # noqa: PLW1509 - nothing else forks here
     try:
         assert wait_until(lambda: process.poll() is not None or under_way(pytester.path, body))
         assert process.poll() is None
@@ -95,7 +95,7 @@ def test_an_interrupt_while_two_replicas_load_ends_both(pytester: pytest.Pyteste
     pytester.makepyfile("def test_long(engine): pass")
     options = ["-q", "-p", "no:cacheprovider", "--engine=simulated", "--dp=2", "--engine-args", '{"fault": "hang_in_load"}']
     command = [sys.executable, "-m", "pytest", *options, f"--basetemp={pytester.path}/logs"]
-    process = subprocess.Popen(command, cwd=pytester.path, preexec_fn=hear_interrupts)
+    process = subprocess.Popen(command, cwd=pytester.path, preexec_fn=hear_interrupts)  # noqa: PLW1509 - nothing else forks here
     try:
         assert wait_until(
             lambda: sum("loading hangs" in log.read_text() for log in pytester.path.rglob("worker-*.log")) == 2,

@@ -241,3 +241,23 @@ def test_a_rise_in_the_last_reading_alone_is_inconclusive():
 )
 def test_too_few_readings_decide_nothing(readings, outcome):
     assert check_no_growth(live_bytes=readings).outcome is outcome
+
+
+def test_shapes_without_memory_that_compiling_leaves_behind_are_not_counted():
+    import torch
+    from torch._functorch import config
+    from torch._subclasses import FakeTensorMode
+
+    from pytest_llminfer.worker.backends.transformers import memory as meters
+
+    meter = meters.HostMeter()
+    before = meter.live_bytes()
+    # As torch.compile makes them: they have no address to be asked for.
+    with config.patch(fake_tensor_allow_unsafe_data_ptr_access=False), FakeTensorMode():
+        fakes = [torch.empty(MIB), torch.empty(MIB).reshape(1024, 1024)]
+    assert [meters._holds_host_memory(fake) for fake in fakes] == [False, False]
+    assert meter.live_bytes() == before
+    real = torch.empty(MIB, dtype=torch.uint8)
+    assert meters._holds_host_memory(real)
+    assert meter.live_bytes() == before + MIB
+    assert len(fakes) == 2

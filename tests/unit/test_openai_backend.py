@@ -35,13 +35,15 @@ def test_every_sampling_field_is_said_to_an_engine_and_only_what_is_meant_to_a_s
     assert {name: body[name] for name in ("top_p", "top_k", "min_p", "repetition_penalty", "seed", "max_tokens")} == {
         "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 0, "max_tokens": 1,
     }  # fmt: skip
+    assert (body["presence_penalty"], body["frequency_penalty"]) == (0.0, 0.0)
     assert body["ignore_eos"] is False
     assert body["stop_token_ids"] == []
 
     fake.models[0]["owned_by"] = "somebody"
     backend = load()
     generate(backend, [[1]])
-    assert not {"top_k", "min_p", "repetition_penalty", "ignore_eos", "stop_token_ids"} & set(fake.bodies[0])
+    ours = {"top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "ignore_eos", "stop_token_ids"}
+    assert not ours & set(fake.bodies[0])
     generate(backend, [[1]], top_k=5, ignore_eos=True)
     assert (fake.bodies[1]["top_k"], fake.bodies[1]["ignore_eos"]) == (5, True)
 

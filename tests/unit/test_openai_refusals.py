@@ -11,6 +11,7 @@ import pytest
 
 from pytest_llminfer.errors import BadInputError, EngineError, EngineStartError, UnsupportedError
 from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.worker.backends.openai.arguments import Arguments
 from pytest_llminfer.worker.backends.openai.backend import OpenaiBackend
 
 pytest.importorskip("openai")
@@ -45,6 +46,52 @@ def test_wrong_arguments_and_addresses_are_refused(fake) -> None:
     refused("holds credentials", address="http://me:secret@127.0.0.1:8000/v1")
     refused("example.com needs an API key: set OPENAI_API_KEY", address="http://example.com/v1")
     refused("openrouter.ai needs an API key: set OPENROUTER_API_KEY", address="https://openrouter.ai/api/v1")
+
+
+@pytest.mark.parametrize("name", ["Authorization", "X-Auth", "Set-Cookie", "api-key", "X-Password", "My-Secret", "CF-Access-Token"])
+def test_a_header_that_holds_a_secret_is_refused_and_not_shown(name: str) -> None:
+    with pytest.raises(BadInputError, match=f"extra_headers holds '{name}'.*OPENAI_API_KEY") as caught:
+        Arguments.read({"extra_headers": {name: KEY}})
+    assert KEY not in str(caught.value)
+
+
+def test_the_values_of_headers_are_shown_nowhere() -> None:
+    for wrong in (KEY, [KEY], {"X-Title": [KEY]}):
+        with pytest.raises(BadInputError, match="extra_headers must ") as caught:
+            Arguments.read({"extra_headers": wrong})
+        assert KEY not in str(caught.value)
+    given = Arguments.read({"extra_headers": {"X-Title": KEY}})
+    assert given.extra_headers == {"X-Title": KEY}
+    assert KEY not in repr(given)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://me:hidden@host:8000/v1", "the address of host holds credentials: set OPENAI_API_KEY"),
+        ("https://hidden@host/v1", "the address of host holds credentials"),
+        ("http://host/v1?api-key=hidden", "the address of host holds a query"),
+        ("ftp://me:hidden@host/v1", "the address of host holds credentials"),
+    ],
+)
+def test_an_address_holds_nothing_but_the_place(address: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message) as caught:
+        OpenaiBackend(EngineSpec("openai", environment=address), "nowhere", {}, print).load()
+    assert "hidden" not in str(caught.value)
+
+
+def test_sglang_would_ignore_stop_tokens_beside_ignore_eos(fake, load) -> None:
+    both = {"ignore_eos": True, "stop_token_ids": [7]}
+    generate(load(), [[1]], **both)
+    assert (fake.bodies[0]["ignore_eos"], fake.bodies[0]["stop_token_ids"]) == (True, [7])
+    fake.models[0]["owned_by"] = "sglang"
+    backend = load()
+    with pytest.raises(UnsupportedError, match="'sglang' ignores stop_token_ids where ignore_eos is asked for"):
+        generate(backend, [[1]], **both)
+    assert not fake.bodies
+    generate(backend, [[1]], ignore_eos=True)
+    generate(backend, [[1]], stop_token_ids=[7])
+    assert [(body["ignore_eos"], body["stop_token_ids"]) for body in fake.bodies] == [(True, []), (False, [7])]
 
 
 def test_a_server_that_is_not_there_is_one_line(fake, load) -> None:

@@ -103,6 +103,27 @@ def test_near_ties_are_no_difference_and_clear_choices_are() -> None:
     assert same([*many[0], *others[:4]], [*many[1], *others[:4]], dtype="bf16") is INCONCLUSIVE
 
 
+def test_without_log_probabilities_nothing_tells_a_near_tie_from_a_fault() -> None:
+    others = [reply(f"x{number}", (number, 9)) for number in range(10, 30)]
+
+    def parted(ours: Reply, theirs: Reply) -> Outcome:
+        return same([ours, *others], [theirs, *others])
+
+    first, second = reply("abc", (1, 2, 3)), reply("axc", (1, 5, 3))
+    assert parted(first, first) is PASS
+    assert parted(first, second) is INCONCLUSIVE
+    assert parted(first, reply("xbc", (5, 2, 3))) is FAIL
+    assert parted(first, reply("ab", (1, 2))) is FAIL
+    assert parted(reply("ab", (1, 2)), first) is FAIL
+    known = tops({1: -0.1, 5: -9.0}, {5: -0.1, 2: -9.0}, {3: -0.1, 5: -9.0})
+    assert parted(first, replace(second, **known)) is FAIL
+    assert parted(replace(first, **known), second) is FAIL
+    verdict = check_same_replies(candidate=[first, others[0]], reference=[second, others[0]], dtype="fp32", claim="the same")
+    assert verdict.details[0] == "1 of 2 answers part where no log-probability tells a near tie from a fault"
+    assert "gives log-probabilities" in verdict.advice
+    assert same([first, others[0]], [second, others[1]]) is FAIL
+
+
 def test_key() -> None:
     refused, good = Reply(401), Reply(200)
     assert check_key(wrong=refused, missing=refused, right=good).outcome is PASS
@@ -142,7 +163,7 @@ def sessions(first: list[float], between: list[float]) -> list[dict]:
     return found["sessions"] if found else []
 
 
-@pytest.mark.parametrize(("device", "few"), [("cpu", 3.0), ("cuda", 1.5)])
+@pytest.mark.parametrize(("device", "few"), [("cpu", 3.0), ("remote", 3.0), ("cuda", 1.5)])
 def test_latency_with_few_sessions(device: str, few: float) -> None:
     recorded = sessions([0.1, 0.1], [0.01, 0.01])
 
@@ -161,6 +182,7 @@ def test_latency_with_enough_sessions_is_judged_by_their_spread() -> None:
     quiet, loud = [0.1] * 5, [0.05, 0.2, 0.1, 0.15, 0.08]
     late = [streamed(0.13, 0.01)] * REQUESTS
     assert check_latency(replies=late, sessions=sessions(quiet, [0.01] * 5), device="cuda").outcome is FAIL
+    assert check_latency(replies=late, sessions=sessions(quiet, [0.01] * 5), device="remote").outcome is PASS
     assert check_latency(replies=late, sessions=sessions(loud, [0.01] * 5), device="cuda").outcome is PASS
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def ready(server: ServerProcess) -> list[tuple[str, int, int]]:
 
 
 def test_it_is_waited_for_stays_in_the_group_and_stops(start, capfd) -> None:
-    server = start("import time; time.sleep(1.5)\n" + textwrap.dedent(ANSWERS.format(then="")))
+    talks = "import time\nfor _ in range(15): print('loading', flush=True); time.sleep(0.1)\n"
+    server = start(talks + textwrap.dedent(ANSWERS.format(then="")))
     steps = ready(server)
     assert steps.count(("starting the server", 0, 1)) >= 2
     assert steps[-1] == ("starting the server", 1, 1)
@@ -66,6 +68,35 @@ def test_it_is_waited_for_stays_in_the_group_and_stops(start, capfd) -> None:
     said = capfd.readouterr().err
     assert "the key is ***" in said
     assert KEY not in said
+
+
+@pytest.mark.parametrize(
+    ("said", "least", "most"),
+    [("", 1, 1), ("print('loading', flush=True)", 3, 5), ("sys.stderr.write('\\rloading'); sys.stderr.flush()", 3, 5)],
+)
+def test_only_what_it_prints_is_a_sign_of_life(start, said: str, least: int, most: int) -> None:
+    server = start(f"import sys, time\nwhile True:\n    {said or 'pass'}\n    time.sleep(0.1)")
+    steps: list[tuple[str, int, int]] = []
+
+    def wait() -> None:
+        with pytest.raises(EngineStartError):
+            server.wait_until_ready(lambda *step: steps.append(step))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(3.7)
+    server.stop()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    assert least <= len(steps) <= most
+    assert set(steps) == {("starting the server", 0, 1)}
+
+
+def test_what_has_no_line_end_is_kept_too(start) -> None:
+    server = start("import sys; sys.stdout.write('one\\n' + 'two' * 30000); sys.exit(1)")
+    with pytest.raises(EngineStartError) as caught:
+        ready(server)
+    assert str(caught.value).endswith(f"    one\n    {'two' * 30000}")
 
 
 def test_last_words_of_one_that_dies_do_not_hold_the_key(start) -> None:
@@ -157,7 +188,35 @@ def test_a_server_that_was_stopped_is_started_again(serve) -> None:
 def test_what_cannot_be_served_is_said_before_anything_starts(serve) -> None:
     with pytest.raises(UnsupportedError, match="transformers has no server of its own"):
         serve("transformers")
-    with pytest.raises(BadInputError, match="server_variables must be an object of texts"):
+    with pytest.raises(BadInputError, match="server_variables must be an object of texts, and 'A' is a int"):
         serve(server_variables={"A": 1})
+    with pytest.raises(BadInputError, match="server_variables must be an object of texts, not a str") as caught:
+        serve(server_variables="HF_TOKEN=hidden")
+    assert "hidden" not in str(caught.value)
     with pytest.raises(BadInputError, match="unknown engine argument 'concurency'"):
         serve(concurency=2)
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "VLLM_API_KEY", "AWS_SECRET", "proxy_password", "TOKEN"])
+def test_secrets_are_no_variables_of_the_server(serve, name: str) -> None:
+    with pytest.raises(BadInputError, match=f"server_variables holds '{name}'.*in the environment of pytest") as caught:
+        serve(server_variables={name: "hidden"})
+    assert "hidden" not in str(caught.value)
+
+
+def test_variables_that_only_sound_like_secrets_are_the_servers(serve) -> None:
+    backend = serve(server_variables={"KEYBOARD": "de", "MAX_TOKENS": "3"})
+    variables = Path(f"/proc/{backend._server.pid}/environ").read_bytes().split(b"\0")
+    assert {b"KEYBOARD=de", b"MAX_TOKENS=3"} <= set(variables)
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "sglang", "simulated", "vllm"])
+def test_a_cell_without_its_interpreter_is_one_line(engine: str, tmp_path) -> None:
+    pytest.importorskip("openai")
+    spec = EngineSpec(engine, environment=str(tmp_path / "python"), serve=True)
+    backend = ServedBackend(spec, str(REFERENCE), {}, lambda *_: None)
+    with pytest.raises(
+        EngineStartError, match=r"^cannot start the interpreter .*/python: No such file or directory; give "
+    ) as caught:
+        backend.load()
+    assert "\n" not in str(caught.value)

@@ -5,15 +5,27 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineError, EngineStartError, OutOfMemoryError, UnsupportedError
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.worker.backends.sglang import arguments, deaths, generation, processes, reports, settings
+from pytest_llminfer.worker.backends.sglang import (
+    arguments,
+    deaths,
+    generation,
+    processes,
+    reports,
+    scheduler,
+    schedulers,
+    settings,
+)
+from pytest_llminfer.worker.protocol import read_message, write_message
 
 KNOWN = (*arguments.CPU_DEFAULTS, "context_length", "chunked_prefill_size", "model_path", "load_format")
 SAMPLING = {
@@ -243,3 +255,33 @@ def test_end_tokens_come_from_the_generation_configuration_first(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 2]}')
     assert reports.end_token_ids(str(tmp_path), {"eos_token_id": 5}) == [2, 7]
     assert reports.end_token_ids("some/model", {}) == []
+
+
+def test_a_scheduler_may_take_as_long_as_the_session_lets_it(monkeypatch):
+    connections = []
+
+    class Socket(socket.socket):
+        def connect(self, address):
+            super().connect(address)
+            connections.append(self)
+
+    monkeypatch.setattr(schedulers.socket, "socket", Socket)
+    asked = schedulers.Schedulers()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(asked._folder / f"7{scheduler.SOCKET}"))
+    listener.listen(1)
+
+    def answer():
+        connection, _ = listener.accept()
+        with listener, connection, connection.makefile("rwb") as stream:
+            read_message(stream)
+            write_message(stream, {"result": {"here": True}})
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    asked.connect(1)
+    assert [connection.gettimeout() for connection in connections] == [None]
+    assert asked.ask("facts") == [{"here": True}]
+    thread.join()
+    with pytest.raises(ConnectionError):
+        asked.ask("facts")

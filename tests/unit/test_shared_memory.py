@@ -60,6 +60,35 @@ def test_semaphores_of_this_process_go_and_still_work():
     (FOLDER / name).touch()
 
 
+OLDER_AND_NEWER = """\
+import mmap, sys, time
+from pathlib import Path
+def mapped(path):
+    with open(path, "w+b") as file:
+        file.truncate(4096)
+        return mmap.mmap(file.fileno(), 4096)
+older, newer = map(Path, sys.argv[1:])
+kept = [mapped(older)]
+time.sleep(0.1)
+from pytest_llminfer.worker.backends import shared_memory
+time.sleep(0.1)
+kept.append(mapped(newer))
+inodes = shared_memory.mapped("self")
+assert {older.stat().st_ino, newer.stat().st_ino} <= inodes, inodes
+shared_memory.unlink([])
+"""
+
+
+def test_what_was_there_before_the_process_stays_though_it_is_mapped():
+    files = [FOLDER / f"llminfer-test-{os.getpid()}-{name}" for name in ("older", "newer")]
+    try:
+        subprocess.run([sys.executable, "-c", OLDER_AND_NEWER, *map(str, files)], check=True)
+        assert [file.exists() for file in files] == [True, False]
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
 def test_a_process_that_is_gone_has_nothing():
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()

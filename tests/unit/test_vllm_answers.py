@@ -132,6 +132,51 @@ def test_a_wait_that_would_never_end_is_ended_when_a_process_is_gone():
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN, lambda *_: None])
+def test_the_handler_of_before_is_put_back(before):
+    own = signal.signal(signal.SIGUSR2, before)
+    try:
+        with watched([]):
+            assert signal.getsignal(signal.SIGUSR2) is not before
+        assert signal.getsignal(signal.SIGUSR2) is before
+        with pytest.raises(KeyError), watched([]):
+            raise KeyError("x")
+        assert signal.getsignal(signal.SIGUSR2) is before
+    finally:
+        signal.signal(signal.SIGUSR2, own)
+
+
+def test_a_handler_that_is_not_pythons_leaves_the_signal_without_effect(monkeypatch):
+    own, real = signal.getsignal(signal.SIGUSR2), signal.signal
+    answers = [None]
+
+    def handed_over(number, handler):
+        before = real(number, handler)
+        return answers.pop() if answers else before
+
+    monkeypatch.setattr(signal, "signal", handed_over)
+    try:
+        with watched([]):
+            pass
+        assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+    finally:
+        real(signal.SIGUSR2, own)
+
+
+def test_a_process_that_is_found_gone_after_the_watch_sends_nothing(monkeypatch):
+    sent = []
+    monkeypatch.setattr(signal, "pthread_kill", lambda *given: sent.append(given))
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    with watched([child.pid], grace_seconds=0.3):
+        time.sleep(0.6)
+    time.sleep(0.5)
+    assert sent == []
+    with watched([child.pid], grace_seconds=0.1):
+        time.sleep(1.2)
+    assert len(sent) == 1
+
+
 def test_other_errors_stay_what_they_are():
     with pytest.raises(KeyError), failures.running("generating", {}, log("")):
         raise KeyError("x")

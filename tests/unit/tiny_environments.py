@@ -72,4 +72,4 @@ def hear_interrupts() -> None:
 
 def start_making(requirement: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", MAKE, requirement]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)  # noqa: PLW1509 - nothing else forks here

@@ -32,8 +32,8 @@ class Backend(Protocol):
 
     capabilities: frozenset[str]
     """Names of the requests that are answered: ``generate``, ``generate:loop``, ``generate:no_cache``, ``generate:messages``,
-    ``generate:logprobs``, ``score``, ``score:decode``, ``layout``, ``memory``, ``kv_cache``, ``kv_pool``, ``ranks``, ``settings``,
-    ``calibrate``, ``run``; of a server also ``talk`` and ``serving:stop``. Known after ``load``."""
+    ``generate:logprobs``, ``score``, ``score:decode``, ``score_top``, ``layout``, ``memory``, ``kv_cache``, ``kv_pool``, ``ranks``,
+    ``settings``, ``calibrate``, ``run``; of a server also ``talk`` and ``serving:stop``. Known after ``load``."""
 
     def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
         """Remember the arguments. ``model_path``: a folder with config.json, or the id of a model that the engine fetches."""
@@ -58,6 +58,12 @@ class Backend(Protocol):
         """``{"logprobs": [float32 (T-1,), …]}``: log-probability in nats of each token given those before it.
 
         route: ``prefill`` (one pass) or ``decode`` (token by token through the cache).
+        """
+
+    def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
+        """``{"scores": [fields of Scores, …]}`` for the ``last`` tokens of each sequence, by the engine's own prefill, in batches.
+
+        A sequence has at least ``last + 2`` tokens.
         """
 
     def layout(self) -> Message:

@@ -45,7 +45,7 @@ class Arguments:
         for name in engine_args:
             _check_known(name, [*known, *OWN])
         keywords = {name: value for name, value in engine_args.items() if name not in OWN}
-        _check_offload(keywords.get("n_gpu_layers"), offload=offload)
+        check_offload(keywords.get("n_gpu_layers"), offload=offload)
         sequences, cells = engine_args.get("n_seq_max", _SEQUENCES), keywords.get("n_ctx", _CELLS)
         for name, value in (("n_seq_max", sequences), ("n_ctx", cells)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -82,7 +82,8 @@ def _check_known(name: str, known: list[str]) -> None:
         raise BadInputError(f"unknown engine argument {name!r} for llamacpp; valid: {', '.join(sorted(known))}.{hint}")
 
 
-def _check_offload(layers: int | None, *, offload: bool) -> None:
+def check_offload(layers: int | None, *, offload: bool) -> None:
+    """Refuse layers on a GPU where the build has no use for one."""
     if layers and not offload:
         raise UnsupportedError(
             f"n_gpu_layers={layers} needs a build of llama-cpp-python with GPU support, which this one is not: "

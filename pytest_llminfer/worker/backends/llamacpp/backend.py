@@ -29,8 +29,8 @@ class LlamacppBackend:
 
     capabilities = frozenset(
         {
-            "generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode", "layout", "memory",
-            "kv_cache", "kv_pool", "ranks", "settings", "calibrate", "run",
+            "generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode", "score_top",
+            "layout", "memory", "kv_cache", "kv_pool", "ranks", "settings", "calibrate", "run",
         }
     )  # fmt: skip
 
@@ -85,6 +85,16 @@ class LlamacppBackend:
         finally:
             self._live.rest()
         return {"logprobs": scores}
+
+    def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
+        """The last tokens of given sequences, one sequence after the other."""
+        requests.check_tokens(sequences, least=last + 2, **self._live.limits)
+        self._live.rest()
+        try:
+            scores = self._part("scoring").score_top(self._live.decoder, sequences, top=top, last=last, progress=self._progress)
+        finally:
+            self._live.rest()
+        return {"scores": scores}
 
     def layout(self) -> Message:
         """Every tensor of the loaded file."""

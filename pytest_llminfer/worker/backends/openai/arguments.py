@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import BadInputError
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 APIS = ("completions", "chat")
 NAMES = ("api", "concurrency", "extra_body", "extra_headers", "max_retries", "model", "timeout")
-_SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "cookie")
+_SECRET_WORDS = ("auth", "cookie", "key", "password", "secret", "token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Arguments:
     max_retries: int
     timeout: float
     extra_body: dict[str, Any]
-    extra_headers: dict[str, str]
+    extra_headers: dict[str, str] = field(repr=False)
 
     @classmethod
     def read(cls, engine_args: Mapping[str, Any]) -> Arguments:
@@ -47,13 +47,13 @@ class Arguments:
             raise BadInputError(f"unknown api {api!r}; valid: {', '.join(APIS)}.{closest(api, APIS)}")
         headers = _of(engine_args, "extra_headers", dict, {})
         for name, value in headers.items():
-            if name.lower() in _SECRET_HEADERS:
+            if any(word in name.lower() for word in _SECRET_WORDS):
                 raise BadInputError(
                     f"extra_headers holds {name!r}: arguments are recorded with baselines, so give the key as OPENAI_API_KEY in "
                     "the environment or in .env"
                 )
             if not isinstance(value, str):
-                raise BadInputError(f"extra_headers must hold text, not {name!r}: {value!r}")
+                raise BadInputError(f"extra_headers must hold text, and {name!r} is a {type(value).__name__}")
         return cls(
             model=_of(engine_args, "model", str, ""),
             api=api,
@@ -74,7 +74,7 @@ def closest(name: str, choices: Any) -> str:
 def _of(engine_args: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
     value = engine_args.get(name, default)
     if not isinstance(value, kind):
-        raise BadInputError(f"{name} must be {'text' if kind is str else 'an object'}, not {value!r}")
+        raise BadInputError(f"{name} must be {'text' if kind is str else 'an object'}, not a {type(value).__name__}")
     return value
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
-from pytest_llminfer.spec import REFERENCE_MODEL
+from pytest_llminfer.spec import REFERENCE_MODEL, address_objection
 from pytest_llminfer.worker.backends import requests
 from pytest_llminfer.worker.backends.openai.arguments import Arguments
 from pytest_llminfer.worker.backends.openai.dialects import MOST_LOGPROBS
@@ -63,13 +63,11 @@ class OpenaiBackend:
         """Find the model, and ask for one token to learn what the server takes and gives."""
         requests.check_parallelism(self._spec)
         address = self._spec.environment
+        if objection := address_objection(address):
+            raise BadInputError(objection)
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise BadInputError(f"{address!r} is no address of a server: --engine=openai@http://host:port/v1")
-        if parts.username or parts.password:
-            raise BadInputError(
-                f"the address of {parts.hostname} holds credentials: set OPENAI_API_KEY instead, or put it into .env"
-            )
         started = time.perf_counter()
         return self._connect(address, find_key(address, folder=Path.cwd()), started)
 
@@ -116,16 +114,30 @@ class OpenaiBackend:
         if logprobs > MOST_LOGPROBS:
             raise UnsupportedError(f"servers give at most {MOST_LOGPROBS} log-probabilities a step, not {logprobs}")
         bodies = [self._asking.body(self._prompt(prompt), sampling, self._top(logprobs), self._offer.extra) for prompt in prompts]
+        return {"outputs": [self._output(reply, logprobs) for reply in self._send_all(bodies, "generating")]}
+
+    def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
+        """The last tokens of given sequences, as the log-probabilities of prompts; ``concurrency`` requests at a time."""
+        if not self._offer.scores_prompts:
+            raise UnsupportedError(f"{self._host} does not tell the log-probabilities of a prompt")
+        requests.check_tokens(sequences, least=last + 2, **self._limits())
+        scoring = importlib.import_module("pytest_llminfer.worker.backends.openai.scoring")
+        bodies = [scoring.body(self._asking, self._prompt(sequence), top) for sequence in sequences]
+        replies = self._send_all(bodies, "scoring")
+        scores = [scoring.scores(reply, ids, top=top, last=last) for reply, ids in zip(replies, sequences, strict=True)]
+        return {"scores": scores}
+
+    def _send_all(self, bodies: Sequence[Message], doing: str) -> list[Message]:
         transport = importlib.import_module("pytest_llminfer.worker.backends.openai.transport")
-        replies = self._transport.run(
+        replies: list[Message] = self._transport.run(
             self._transport.all(
                 [partial(self._transport.post, self._asking.path, body) for body in bodies],
                 concurrency=self._arguments.concurrency,
-                done=lambda ended: self._progress("generating", ended, len(bodies)),
+                done=lambda ended: self._progress(doing, ended, len(bodies)),
             )
         )
         self._refuse(replies, transport)
-        return {"outputs": [self._output(reply, logprobs) for reply in replies]}
+        return replies
 
     def _refuse(self, replies: Sequence[Any], transport: Any) -> None:
         transport.refuse_failures(replies, server=self._host, what="generating")

@@ -26,6 +26,8 @@ class Dialect:
     always: whether neutral values are sent. wants_ids: asks for token ids in place of text, where the server has that.
     all_tokens: how the server writes a top_k that keeps all tokens. takes_ids: whether a prompt of token ids is worth a try.
     streams_chat_ids: whether a streamed chat may be asked for token ids as well; SGLang refuses it.
+    stops_with_eos: whether ignore_eos takes stop_token_ids along, as in SGLang. scores_prompts: whether a completion may be asked
+    for ``prompt_logprobs``.
     """
 
     name: str
@@ -36,13 +38,17 @@ class Dialect:
     all_tokens: int = -1
     takes_ids: bool = True
     streams_chat_ids: bool = False
+    stops_with_eos: bool = False
+    scores_prompts: bool = False
 
     def fields(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
         """The body of a request for this sampling, without prompt and model.
 
         Raises:
-            UnsupportedError: the server has no word for a field that is not neutral.
+            UnsupportedError: the server has no word for a field that is not neutral, or ignores it beside another one.
         """
+        if self.stops_with_eos and sampling["ignore_eos"] and sampling["stop_token_ids"]:
+            raise UnsupportedError(f"a server of the kind {self.name!r} ignores stop_token_ids where ignore_eos is asked for")
         body: dict[str, Any] = {
             "max_tokens": sampling["max_tokens"],
             "temperature": sampling["temperature"],
@@ -65,12 +71,20 @@ class Dialect:
 
 _SAME = {name: name for name in ("top_k", "repetition_penalty", "ignore_eos", "stop_token_ids")}
 _IDS = {"return_token_ids": True}
+_VLLM = {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _LLAMA = {"top_k": "top_k", "repetition_penalty": "repeat_penalty"}
 
 UNKNOWN = Dialect("unknown", _SAME, always=False, wants_ids=_IDS)
 DIALECTS = {
-    "vllm": Dialect("vllm", _SAME, {"min_p": 0.0}, wants_ids={**_IDS, "return_tokens_as_token_ids": True}, streams_chat_ids=True),
-    "sglang": Dialect("sglang", _SAME, {"min_p": 0.0}, wants_ids=_IDS),
+    "vllm": Dialect(
+        "vllm",
+        _SAME,
+        _VLLM,
+        wants_ids={**_IDS, "return_tokens_as_token_ids": True},
+        streams_chat_ids=True,
+        scores_prompts=True,
+    ),
+    "sglang": Dialect("sglang", _SAME, {"min_p": 0.0}, wants_ids=_IDS, stops_with_eos=True),
     "simulated": Dialect("simulated", _SAME, wants_ids={**_IDS, "return_tokens_as_token_ids": True}, streams_chat_ids=True),
     # The server of llama.cpp itself, and that of llama-cpp-python, which calls its owner "me".
     "llamacpp": Dialect("llamacpp", {**_LLAMA, "ignore_eos": "ignore_eos"}, {"min_p": 0.0}, all_tokens=0),

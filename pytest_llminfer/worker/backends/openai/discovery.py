@@ -40,7 +40,8 @@ class Offer:
 
     api: ``completions`` or ``chat``. prompts: ``token_ids``, ``text`` or ``messages``. gives_ids: whether token ids come back.
     gives_logprobs: whether log-probabilities do, of tokens that are named by their ids.
-    extra: what asks for token ids, empty where the server refused it.
+    extra: what asks for token ids, empty where the server refused it. scores_prompts: whether it tells the log-probabilities
+    of a prompt.
     """
 
     api: str
@@ -48,6 +49,7 @@ class Offer:
     gives_ids: bool
     gives_logprobs: bool
     extra: Mapping[str, Any]
+    scores_prompts: bool = False
 
 
 def find_model(transport: Transport, *, server: str, asked: str, fallback: str, given: str = "") -> Served:
@@ -143,6 +145,7 @@ def _try(transport: Transport, served: Served, api: str, prompts: str) -> Offer 
                 gives_ids=answer.token_ids is not None,
                 gives_logprobs=bool(answer.top(logprobs)),
                 extra=served.dialect.wants_ids if extra else {},
+                scores_prompts=served.dialect.scores_prompts and prompts == "token_ids",
             )
     return first or Failure("NotAsked", NOT_FOUND, "nothing was asked")
 
@@ -189,4 +192,5 @@ def _unusable(failure: Failure, server: str) -> EngineStartError:
 def capabilities(offer: Offer) -> frozenset[str]:
     """What can be asked of a server with this offer."""
     own: Sequence[str] = ("generate", "generate:messages") if offer.prompts == "messages" else ("generate",)
-    return frozenset({*own, "settings", "talk", *(("generate:logprobs",) if offer.gives_logprobs else ())})
+    scores = ("score_top",) if offer.scores_prompts else ()
+    return frozenset({*own, "settings", "talk", *scores, *(("generate:logprobs",) if offer.gives_logprobs else ())})

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import openai
 
-from pytest_llminfer.errors import EngineError
+from pytest_llminfer.errors import TransportError
 from pytest_llminfer.worker.backends.openai.keys import is_loopback, redact
 
 if TYPE_CHECKING:
@@ -152,11 +152,11 @@ def refuse_failures(results: Sequence[Any], *, server: str, what: str) -> None:
     """A request without an answer is no wrong answer: nothing of the batch is used.
 
     Raises:
-        EngineError: how many of the requests failed, and the first reason.
+        TransportError: how many of the requests failed, and the first reason.
     """
     failures = [result for result in results if isinstance(result, Failure)]
     if not failures:
         return
     unasked = sum(result is None for result in results)
     rest = f" ({unasked} more were not asked)" if unasked else ""
-    raise EngineError(f"{len(failures)} of {len(results)} requests to {server} failed while {what}{rest}; first: {failures[0]}")
+    raise TransportError(f"{len(failures)} of {len(results)} requests to {server} failed while {what}{rest}; first: {failures[0]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import secrets
 import sys
 import tempfile
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 SERVERS = ("llamacpp", "sglang", "simulated", "vllm")
 VARIABLES = "server_variables"
 """The engine argument with environment variables for the server alone."""
+_SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
 
 
 class ServedBackend(OpenaiBackend):
@@ -42,8 +44,7 @@ class ServedBackend(OpenaiBackend):
         super().__init__(spec, model_path, {name: value for name, value in engine_args.items() if name in NAMES}, progress)
         self._server_args = {name: value for name, value in engine_args.items() if name not in (*NAMES, VARIABLES)}
         self._variables = engine_args.get(VARIABLES, {})
-        if not isinstance(self._variables, dict) or not all(isinstance(value, str) for value in self._variables.values()):
-            raise BadInputError(f"{VARIABLES} must be an object of texts, not {self._variables!r}")
+        _check_variables(self._variables)
         self._server: ServerProcess | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -116,6 +117,10 @@ class ServedBackend(OpenaiBackend):
         """As of any server; one that was stopped is started again."""
         return self._asked(super().generate, **request)
 
+    def score_top(self, **request: Any) -> Message:
+        """As of any server; one that was stopped is started again."""
+        return self._asked(super().score_top, **request)
+
     def talk(self, **request: Any) -> Message:
         """As of any server; one that was stopped is started again."""
         return self._asked(super().talk, **request)
@@ -151,3 +156,17 @@ class ServedBackend(OpenaiBackend):
             if self._server is not None and self._server.ends_soon():
                 raise self._server.death("while it was asked") from None
             raise
+
+
+def _check_variables(variables: Any) -> None:
+    """Values are never shown: of a wrong argument nobody knows what it holds."""
+    if not isinstance(variables, dict):
+        raise BadInputError(f"{VARIABLES} must be an object of texts, not a {type(variables).__name__}")
+    for name, value in variables.items():
+        if _SECRET.search(name):
+            raise BadInputError(
+                f"{VARIABLES} holds {name!r}: arguments are recorded with baselines, so set it in the environment of pytest, "
+                "which the server has as well"
+            )
+        if not isinstance(value, str):
+            raise BadInputError(f"{VARIABLES} must be an object of texts, and {name!r} is a {type(value).__name__}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.errors import BadInputError, EngineStartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -98,14 +98,18 @@ def ask_interpreter(interpreter: str, code: str, *arguments: str, heartbeat: Cal
 
     Raises:
         BadInputError: it failed; the message is its last line.
+        EngineStartError: no such interpreter, or it cannot be executed.
     """
-    process = subprocess.Popen(  # noqa: S603 - the interpreter is the one that the user names
-        [interpreter, "-c", with_package(code), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=clean_environment(interpreter),
-    )
+    try:
+        process = subprocess.Popen(  # noqa: S603 - the interpreter is the one that the user names
+            [interpreter, "-c", with_package(code), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean_environment(interpreter),
+        )
+    except OSError as error:
+        raise missing_interpreter(interpreter, error) from error
     waited = 0.0
     while True:
         try:
@@ -120,6 +124,13 @@ def ask_interpreter(interpreter: str, code: str, *arguments: str, heartbeat: Cal
         last = (err.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
         raise BadInputError(last.split(": ", 1)[-1] if last.startswith("pytest_llminfer.errors.") else last)
     return out
+
+
+def missing_interpreter(interpreter: str, error: OSError) -> EngineStartError:
+    """What is said of an interpreter that cannot be started."""
+    return EngineStartError(
+        f"cannot start the interpreter {interpreter}: {error.strerror}; give the path of a Python that has the engine"
+    )
 
 
 def clean_environment(interpreter: str) -> dict[str, str]:

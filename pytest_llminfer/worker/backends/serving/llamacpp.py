@@ -6,21 +6,22 @@ import json
 import os
 from typing import Any
 
-from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.worker.backends.llamacpp.arguments import KV_TYPES, check_offload
 from pytest_llminfer.worker.backends.openai.arguments import closest
 from pytest_llminfer.worker.backends.requests import check_parallelism
 from pytest_llminfer.worker.backends.serving.command import Command, Order, ask_interpreter, private_file, refuse_taken
 
-_KV_TYPES = {"fp32": 0, "fp16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 _CONTEXT = 2048
-_TAKEN = ("model", "model_alias", "host", "port", "api_key", "seed")
+_TAKEN = ("model", "model_alias", "host", "port", "api_key", "seed", "type_k", "type_v")
 _CONVERT = """
 import json, sys
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.llamacpp.files import model_file
+from llama_cpp import llama_supports_gpu_offload
 from llama_cpp.server.settings import ModelSettings
 file = model_file(EngineSpec(**json.loads(sys.argv[1])), sys.argv[2], lambda *_: None)
-print(json.dumps([str(file.path), file.dtype, sorted(ModelSettings.model_fields)]))
+print(json.dumps([str(file.path), file.dtype, sorted(ModelSettings.model_fields), llama_supports_gpu_offload()]))
 """
 
 
@@ -28,14 +29,17 @@ def command(order: Order) -> Command:
     """Settings and key stand in a file that only this user can read; converting runs in the engine's own interpreter."""
     refuse_taken(order.arguments, *_TAKEN)
     check_parallelism(order.spec)
+    if order.spec.kv_dtype not in ("auto", *KV_TYPES):
+        raise UnsupportedError(f"llama.cpp has no KV cache of dtype {order.spec.kv_dtype}; it has: {', '.join(KV_TYPES)}")
     cell = json.dumps(order.spec.to_dict())
     printed = ask_interpreter(
         order.interpreter, _CONVERT, cell, order.model_path, heartbeat=lambda: order.progress("converting", 0, 1)
     )
-    path, dtype, known = json.loads(printed.strip().splitlines()[-1])
+    path, dtype, known, offload = json.loads(printed.strip().splitlines()[-1])
     for name in order.arguments:
         if name not in known:
             raise BadInputError(f"llama-cpp-python's server has no setting {name!r}.{closest(name, known)}")
+    check_offload(order.arguments.get("n_gpu_layers"), offload=offload)
     kv_dtype = order.spec.kv_dtype if order.spec.kv_dtype != "auto" else dtype
     threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
     model: dict[str, Any] = {
@@ -44,10 +48,10 @@ def command(order: Order) -> Command:
         "n_ctx": _CONTEXT,
         "n_threads": threads,
         "n_threads_batch": threads,
-        "type_k": _KV_TYPES.get(kv_dtype),
-        "type_v": _KV_TYPES.get(kv_dtype),
+        "type_k": KV_TYPES.get(kv_dtype),
+        "type_v": KV_TYPES.get(kv_dtype),
         "seed": 0,
-        "n_gpu_layers": -1 if order.gpu else 0,
+        "n_gpu_layers": -1 if order.gpu and offload else 0,
         "verbose": False,
         **order.arguments,
     }
@@ -60,5 +64,5 @@ def command(order: Order) -> Command:
         variables={"HOST": "127.0.0.1", "PORT": str(order.port)},
         api="completions",
         dtype=dtype,
-        device="cuda" if order.gpu else "cpu",
+        device="cuda" if order.gpu and model["n_gpu_layers"] else "cpu",
     )

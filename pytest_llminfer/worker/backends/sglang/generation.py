@@ -64,13 +64,30 @@ def answer(output: Mapping[str, Any], end_token_ids: Collection[int], *, top: in
     return fields
 
 
-def prompt_logprobs(output: Mapping[str, Any], sequence: Sequence[int]) -> np.ndarray:
-    """float32 (T-1,): of each token given those before it.
+def prompt_logprobs(output: Mapping[str, Any], sequence: Sequence[int], *, vocab_size: int = 0) -> np.ndarray:
+    """float32 (T-1,): of each token given those before it. The last id of the vocabulary, SGLang names 0 in its answer.
 
     Raises:
         EngineError: not one a token, or of other tokens.
     """
     entries = output["meta_info"]["input_token_logprobs"]
-    if [entry[1] for entry in entries] != list(sequence):
+    if [entry[1] for entry in entries] not in (list(sequence), [0 if token == vocab_size - 1 else token for token in sequence]):
         raise EngineError(f"sglang was asked to score {len(sequence)} tokens and scored {len(entries)}, or others")
     return np.array([entry[0] for entry in entries[1:]], np.float32)
+
+
+def prompt_top(output: Mapping[str, Any], sequence: Sequence[int], last: int, *, vocab_size: int = 0) -> dict[str, np.ndarray]:
+    """The fields of ``Scores`` for the ``last`` tokens.
+
+    Raises:
+        EngineError: not one a token, of other tokens, or without the most likely ones.
+    """
+    steps = output["meta_info"]["input_top_logprobs"][-last:]
+    if len(steps) != last or any(not step for step in steps):
+        raise EngineError(f"sglang was asked for the most likely tokens of {last} positions and gave them for fewer")
+    # An entry is (log-probability, token id, text or None).
+    return {
+        "logprobs": prompt_logprobs(output, sequence, vocab_size=vocab_size)[-last:],
+        "top_ids": np.array([[entry[1] for entry in step] for step in steps], np.int32),
+        "top_logprobs": np.array([[entry[0] for entry in step] for step in steps], np.float32),
+    }

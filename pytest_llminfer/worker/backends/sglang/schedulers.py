@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LONGEST_SOCKET_PATH = 80
-_PATIENCE_SECONDS = 600
 
 
 class Schedulers:
@@ -57,8 +56,7 @@ class Schedulers:
         for file in files:
             connection = socket.socket(socket.AF_UNIX)
             connection.connect(str(file))
-            # Longer than any answer takes; a death ends the connection at once.
-            connection.settimeout(_PATIENCE_SECONDS)
+            # No time limit: a death ends the connection at once, and the session has its own for silence.
             self._streams[int(file.stem)] = cast("IO[bytes]", connection.makefile("rwb"))
         self.forget_files()
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.worker.backends import probe, requests
+from pytest_llminfer.worker.backends.batching import plan_batches
 from pytest_llminfer.worker.backends.checkpoint import read_configuration
 from pytest_llminfer.worker.backends.host import median_seconds, processor_name, python_loops_per_second
 from pytest_llminfer.worker.backends.simulated import generation, scoring
@@ -36,7 +37,8 @@ class SimulatedBackend:
 
     capabilities = frozenset(
         {
-            *("generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode"),
+            *("generate", "generate:loop", "generate:no_cache", "generate:logprobs"),
+            *("score", "score:decode", "score_top"),
             *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "run"),
         }
     )
@@ -116,6 +118,14 @@ class SimulatedBackend:
                 scores.append(scoring.by_decode(self._model, sequence, self._faults, self._ledger))
             self._progress("scoring", number + 1, len(sequences))
         return {"logprobs": scores}
+
+    def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
+        """The last tokens over the cache that those before them left, where faults act; sequences of like length together."""
+        requests.check_tokens(sequences, least=last + 2, **self._limits)
+        self._begin_request()
+        batches = plan_batches([len(ids) - 1 for ids in sequences], max_tokens=0, max_batch_tokens=self._max_batch_tokens)
+        scored = scoring.Scored(self._model, self._faults, self._ledger, top, last)
+        return {"scores": scored.by_batches(sequences, batches, self._progress)}
 
     def layout(self) -> Message:
         """Every array of the weights."""

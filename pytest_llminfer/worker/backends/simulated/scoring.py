@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from pytest_llminfer.worker.backends.simulated.llama import log_softmax
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pytest_llminfer.worker.backends.simulated.faults import Faults
     from pytest_llminfer.worker.backends.simulated.kv_cache import KVCache
@@ -41,6 +42,55 @@ def by_decode(model: Llama, sequence: Sequence[int], faults: Faults, ledger: Led
 def _picked(logits: np.ndarray, targets: Sequence[int]) -> np.ndarray:
     scores: np.ndarray = log_softmax(logits)[np.arange(len(targets)), np.asarray(targets)].astype(np.float32)
     return scores
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The last tokens of sequences, with the most likely tokens of each position."""
+
+    model: Llama
+    faults: Faults
+    ledger: Ledger
+    top: int
+    last: int
+
+    def by_batches(
+        self, sequences: Sequence[Sequence[int]], batches: Sequence[Sequence[int]], progress: Callable[[str, int, int], None]
+    ) -> list[dict[str, np.ndarray]]:
+        """The fields of ``Scores`` of each sequence; ``batches``: which of them are computed together."""
+        found: list[dict[str, np.ndarray]] = [{} for _ in sequences]
+        done = 0
+        for batch in batches:
+            hidden = self._forward([sequences[number] for number in batch])
+            for row, number in enumerate(batch):
+                found[number] = _top(self.model.logits(hidden[row]), sequences[number][-self.last :], self.top)
+            done += len(batch)
+            progress("scoring", done, len(sequences))
+        return found
+
+    def _forward(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """Hidden states (rows, last, hidden): what comes before the last inputs fills the cache, over which these are computed."""
+        self.model.cache_dtype = self.faults.cache_dtype()
+        cache = self.model.new_cache(len(sequences), max(map(len, sequences)) - 1)
+        before = np.array([len(sequence) - 1 - self.last for sequence in sequences])
+        prompts = np.zeros((len(sequences), before.max()), np.int64)
+        for row, sequence in enumerate(sequences):
+            prompts[row, : before[row]] = sequence[: before[row]]
+        with self.ledger.hold(cache.nbytes):
+            self.model.forward(prompts, cache, lengths=before)
+            self.faults.after_prompt(cache)
+            given = np.array([sequence[-self.last - 1 : -1] for sequence in sequences])
+            return self.model.forward(given, cache, shift=self.faults.position_shift())
+
+
+def _top(logits: np.ndarray, targets: Sequence[int], top: int) -> dict[str, np.ndarray]:
+    logprobs = log_softmax(logits)
+    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :top]
+    return {
+        "logprobs": logprobs[np.arange(len(targets)), np.asarray(targets)].astype(np.float32),
+        "top_ids": ids.astype(np.int32),
+        "top_logprobs": np.take_along_axis(logprobs, ids, axis=-1).astype(np.float32),
+    }
 
 
 def _forward_one(model: Llama, token: int, cache: KVCache, faults: Faults | None) -> np.ndarray:

@@ -35,7 +35,7 @@ class TransformersBackend:
 
     capabilities = frozenset(
         {
-            *("generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode"),
+            *("generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode", "score_top"),
             *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "run"),
         }
     )
@@ -88,6 +88,12 @@ class TransformersBackend:
         requests.check_tokens(sequences, least=2, **self._live.limits)
         params = {"sequences": sequences, "route": route}
         return self._by_all("score", params, lambda: {"logprobs": self._live.score(sequences, route)})[0]
+
+    def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
+        """The last tokens of given sequences, in batches padded on the left."""
+        requests.check_tokens(sequences, least=last + 2, **self._live.limits)
+        params = {"sequences": sequences, "top": top, "last": last}
+        return self._by_all("score_top", params, lambda: {"scores": self._live.score_top(sequences, top, last)})[0]
 
     def layout(self) -> Message:
         """Every stored tensor, as it is stored now; of a spread model the whole, its shards put together."""

@@ -144,6 +144,12 @@ class LiveModel:
         with inference(f"scoring {len(sequences)} sequences"):
             return scoring.score(self.model, sequences, decode=route == "decode", progress=self.progress)
 
+    def score_top(self, sequences: Sequence[Sequence[int]], top: int, last: int) -> list[dict[str, Any]]:
+        """The fields of ``Scores`` of each sequence."""
+        with inference(f"scoring {len(sequences)} sequences"):
+            batches = scoring.batches(sequences, max_batch_tokens=self.max_batch_tokens)
+            return scoring.score_top(self.model, sequences, batches, top=top, last=last, progress=self.progress)
+
     def cache_report(self, prompt: Sequence[int], extend: int) -> dict[str, Any]:
         """The fields of ``CacheReport``."""
         with inference("filling the KV cache"):

@@ -146,11 +146,8 @@ def _holds_host_memory(tensor: torch.Tensor) -> bool:
     """Not the handle of a tensor that is spread over ranks: this rank's part of it is a tensor of its own."""
     if tensor.device.type != "cpu" or tensor.layout != torch.strided or hasattr(type(tensor), "to_local"):
         return False
-    try:
-        tensor.untyped_storage().data_ptr()
-    except RuntimeError:  # A shape without memory, which torch.compile leaves behind (FakeTensor, FunctionalTensor).
-        return False
-    return True
+    # A shape without memory, which torch.compile leaves behind, says that it is on the CPU and stores its bytes nowhere.
+    return bool(tensor.untyped_storage().device.type == "cpu")
 
 
 def _status_bytes(field: str) -> int:

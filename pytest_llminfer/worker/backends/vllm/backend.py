@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _CAPABILITIES = frozenset(
     {
-        "generate", "generate:no_cache", "generate:logprobs", "score", "layout", "memory", "kv_pool", "ranks", "settings",
-        "calibrate", "run",
+        "generate", "generate:no_cache", "generate:logprobs", "score", "score_top", "layout", "memory", "kv_pool", "ranks",
+        "settings", "calibrate", "run",
     }
 )  # fmt: skip
 
@@ -95,6 +95,11 @@ class VllmBackend:
         # vLLM wants room for one token after a prompt.
         requests.check_tokens(sequences, least=2, extra=0 if route == "decode" else 1, **self._live.limits)
         return {"logprobs": self._live.score(sequences, decode=route == "decode")}
+
+    def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
+        """The last tokens of given sequences, all of them under way at once."""
+        requests.check_tokens(sequences, least=last + 2, extra=1, **self._live.limits)
+        return {"scores": self._live.score_top(sequences, top=top, last=last)}
 
     def layout(self) -> Message:
         """Every stored tensor of the first rank of each stage, by vLLM's own names."""

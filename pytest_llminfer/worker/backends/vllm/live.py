@@ -111,6 +111,11 @@ class LiveEngine:
         with failures.running("scoring", self._processes, self._log):
             return scoring.score(self.llm, self._vllm.SamplingParams, sequences, decode=decode, progress=self._progress)
 
+    def score_top(self, sequences: Sequence[Sequence[int]], *, top: int, last: int) -> list[dict[str, np.ndarray]]:
+        """The last tokens of given sequences, with the most likely tokens of each position."""
+        with failures.running("scoring", self._processes, self._log):
+            return scoring.score_top(self.llm, self._vllm.SamplingParams, sequences, top=top, last=last, progress=self._progress)
+
     def layout(self) -> dict[str, Any]:
         """The parameters of the first rank of each pipeline stage."""
         stages = sorted(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_llminfer.worker.backends.vllm.generation import generate, sampling_params
+from pytest_llminfer.worker.backends.vllm.generation import generate, sampling_params, top_logprobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +23,21 @@ def score(llm: Any, params_class: Any, sequences: Sequence[Sequence[int]], *, de
     scores: list[np.ndarray] = []
     for part in slices(sequences, most=_SLICE_TOKENS):
         scores += one(llm, params_class, part)
+        progress("scoring", len(scores), len(sequences))
+    return scores
+
+
+def score_top(
+    llm: Any, params_class: Any, sequences: Sequence[Sequence[int]], *, top: int, last: int, progress: Progress
+) -> list[dict[str, np.ndarray]]:
+    """The fields of ``Scores``. vLLM lists the given token before the most likely ones, whether it is one of them or not."""
+    params = sampling_params(params_class, prompt_logprobs=top, **_fields(1))
+    scores: list[dict[str, np.ndarray]] = []
+    for part in slices(sequences, most=_SLICE_TOKENS):
+        for output, sequence in zip(generate(llm, part, params, None), part, strict=True):
+            steps = list(output.prompt_logprobs)
+            ids, values = top_logprobs(steps[-last:], top)
+            scores.append({"logprobs": _given(steps, sequence)[-last:], "top_ids": ids, "top_logprobs": values})
         progress("scoring", len(scores), len(sequences))
     return scores
 

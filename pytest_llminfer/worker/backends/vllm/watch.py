@@ -31,21 +31,28 @@ def watched(processes: Collection[int], *, grace_seconds: float = _GRACE_SECONDS
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    done = threading.Event()
+    done, lock = threading.Event(), threading.Lock()
     before = signal.signal(_SIGNAL, _raise)
-    threading.Thread(target=_watch, args=(processes, done, grace_seconds), name="llminfer-watch", daemon=True).start()
+    threading.Thread(target=_watch, args=(processes, done, lock, grace_seconds), name="llminfer-watch", daemon=True).start()
     try:
         yield
     finally:
-        done.set()
-        signal.signal(_SIGNAL, before)
+        try:
+            with lock:
+                done.set()
+        finally:
+            # None: a handler that is not Python's, which cannot be put back; the default one would end this process.
+            signal.signal(_SIGNAL, signal.SIG_IGN if before is None else before)
 
 
-def _watch(processes: Collection[int], done: threading.Event, grace_seconds: float) -> None:
+def _watch(processes: Collection[int], done: threading.Event, lock: threading.Lock, grace_seconds: float) -> None:
     while not done.wait(_LOOK_SECONDS):
         if any(map(is_dead, processes)):
-            if not done.wait(grace_seconds):
-                signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
+            done.wait(grace_seconds)
+            # Never after the end of the watch, when the signal means something else again.
+            with lock:
+                if not done.is_set():
+                    signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
             return
 
 

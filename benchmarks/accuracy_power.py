@@ -1,0 +1,299 @@
+"""False alarms, power and questions asked of the accuracy test that the suites use, by simulation, beside what METHODS gives.
+
+Model A of METHODS 1.2 over 1,319 questions of which 80 % are right: a share of 3 d questions is right with a probability drawn
+evenly from 0 to 1, so that two runs differ in d of all questions; the others are always right or always wrong; a drop turns
+always-right questions wrong. Every simulated run is a new record and a new run, judged by ``AccuracyTest`` itself.
+
+Table 1: one look at the end. Table 2: eight looks, with the two rules by which METHODS simulated its rows in place of the
+shipped ones: the Wang-Tsiatis boundary for PASS where K = 1, and the normal statistic Z_F in place of the exact p for FAIL
+where K = 4, whose looks after few questions are less cautious than 1 - Phi(z_k) says. Table 3: the same with the shipped rules
+(Pocock for PASS, the exact p for FAIL), of which only the questions asked without a drop at K = 4 are held to METHODS. Table 4:
+90 nights against one record, by the plain product of nightly e-values and by the pooled e-value of ``stats/evalues.py``.
+
+Ends with status 1 where false alarms exceed 1 % (by more than two standard errors of the simulation) or a number is off by more
+than four standard errors and the rounding of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import statistics
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_llminfer.checks.accuracy import Answer
+from pytest_llminfer.checks.recorded_answers import Recorded
+from pytest_llminfer.checks.sequential_accuracy import AccuracyTest
+from pytest_llminfer.stats import evalues, exchangeable, sequential
+from pytest_llminfer.verdict import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+N, RIGHT_SHARE = 1319, 0.80
+IDS = [f"q{number}" for number in range(N)]
+ANSWERS = (Answer(strict=False, flexible=False), Answer(strict=True, flexible=True))
+PIECES = 20  # of a cell's runs, so that the cores stay busy
+FALSE_ALARMS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One setting, and what METHODS gives for it: {"fail", "pass" (in %), "asked"}: (number, half of its last digit)."""
+
+    runs: int
+    discordance: float
+    drop: float
+    margin: float
+    looks: int
+    shipped: bool
+    stated: tuple[tuple[str, float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the simulated runs of one cell came to."""
+
+    runs: int
+    outcomes: Counter[Outcome]
+    asked: int
+    asked_squares: int
+
+    def value(self, name: str) -> float:
+        """The mean of the questions asked, or a percentage of the runs."""
+        return self.asked / self.runs if name == "asked" else 100 * self.outcomes[Outcome(name)] / self.runs
+
+    def error(self, name: str) -> float:
+        """The standard error of :meth:`value`; of a percentage with one run of each kind added, so that it is never zero."""
+        if name == "asked":
+            return math.sqrt(max(0.0, self.asked_squares / self.runs - self.value(name) ** 2) / self.runs)
+        share = (self.outcomes[Outcome(name)] + 1) / (self.runs + 2)
+        return 100 * math.sqrt(share * (1 - share) / self.runs)
+
+
+def at_the_end() -> Iterator[Cell]:
+    """METHODS 1.2: percent of runs that fail at drops of 0, 1, 2, 3 and 5 points."""
+    table = {
+        (1, 0.03): ("0.6", "26", "80", "98", "100"),
+        (1, 0.06): ("0.7", "15", "57", "90", "100"),
+        (1, 0.10): ("0.8", "9.5", "38", "74", "99"),
+        (4, 0.03): ("0.7", "52", "97", "100", ""),
+        (4, 0.06): ("0.8", "30", "84", "99", ""),
+        (4, 0.10): ("0.9", "16", "65", "95", ""),
+    }
+    for (runs, discordance), row in table.items():
+        for drop, text in zip((0.0, 0.01, 0.02, 0.03, 0.05), row, strict=True):
+            yield Cell(runs, discordance, drop, 0.02, looks=1, shipped=True, stated=stated(fail=text))
+
+
+def with_looks(*, shipped: bool) -> Iterator[Cell]:
+    """METHODS 1.3, group-sequential rows: questions asked, passes and fails at drops of 0, 2, 3 and 5 points."""
+    table = {
+        (1, 0.03, 0.03): (("462", "99.7", "0.3"), ("859", "34", "66"), ("", "", "96"), ("484", "", "100")),
+        (1, 0.03, 0.02): (("659", "98.5", "0.6"), ("995", "5", "78"), ("", "", "98"), ("487", "", "100")),
+        (1, 0.06, 0.02): (("847", "87", "0.6"), ("1126", "5", "52"), ("", "", "88"), ("587", "", "100")),
+        (4, 0.03, 0.03): (("362", "99.7", "0.3"), ("590", "20", "80"), ("", "", "98"), ("295", "", "100")),
+        (4, 0.03, 0.02): (("573", "98.5", "0.7"), ("668", "4", "95"), ("", "", "99.5"), ("295", "", "100")),
+        (4, 0.06, 0.03): (("476", "99.0", "1.0"), ("768", "22", "78"), ("", "", "98"), ("377", "", "100")),
+    }
+    for (runs, discordance, margin), row in table.items():
+        for drop, (asked, passed, failed) in zip((0.0, 0.02, 0.03, 0.05), row, strict=True):
+            numbers = stated(asked=asked, passed=passed, fail=failed)
+            yield Cell(runs, discordance, drop, margin, sequential.LOOKS, shipped, numbers)
+
+
+def stated(asked: str = "", passed: str = "", fail: str = "") -> tuple[tuple[str, float, float], ...]:
+    """Numbers as METHODS prints them, each with half of its last digit."""
+    texts = {"asked": asked, "pass": passed, "fail": fail}
+    return tuple((name, float(text), 0.05 if "." in text else 0.5) for name, text in texts.items() if text)
+
+
+class Questions:
+    """How likely each of the 1,319 questions is right, drawn anew, and runs over them."""
+
+    def __init__(self, rng: np.random.Generator, discordance: float, drop: float) -> None:
+        self._rng = rng
+        flippy = 3 * discordance
+        kind, level = rng.random(N), rng.random(N)
+        always = (RIGHT_SHARE - flippy / 2) / (1 - flippy)
+        stable = (level < always).astype(float)
+        self.before = np.where(kind < flippy, level, stable)
+        lost = (kind >= flippy) & (stable == 1) & (rng.random(N) < drop / (always * (1 - flippy)))
+        self.after = np.where(lost, 0.0, self.before)
+
+    def recorded(self, runs: int) -> list[int]:
+        """Right answers of each question in ``runs`` runs without the drop."""
+        return [int(count) for count in self._rng.binomial(runs, self.before)]
+
+    def new(self) -> list[bool]:
+        """One run with the drop."""
+        return [bool(right) for right in self._rng.random(N) < self.after]
+
+
+class AsSimulatedInMethods(AccuracyTest):
+    """The two rules of METHODS 1.3 that are not the shipped ones."""
+
+    def __init__(self, recorded: Recorded, **options: Any) -> None:
+        super().__init__(recorded, **options)
+        if recorded.runs == 1:
+            self._pass_shape = sequential.WANG_TSIATIS
+        else:
+            self._exact = lambda counts: math.erfc(exchangeable.z_fail(counts) / math.sqrt(2)) / 2
+
+
+def judge(cell: Cell, rng: np.random.Generator) -> tuple[Outcome, int]:
+    """One record and one run: the verdict, and the questions that it took."""
+    questions = Questions(rng, cell.discordance, cell.drop)
+    counts, outcomes = questions.recorded(cell.runs), questions.new()
+    positions = sequential.stratified_order(counts, cell.runs, 20260101) if cell.looks > 1 else tuple(range(N))
+    right = dict(zip(IDS, counts, strict=True))
+    discordance = exchangeable.self_discordance(counts, cell.runs) if cell.runs > 1 else None
+    order = tuple(IDS[position] for position in positions)
+    recorded = Recorded(cell.runs, right, right, {}, {}, None, discordance, order)
+    kind = AccuracyTest if cell.shipped else AsSimulatedInMethods
+    test = kind(recorded, margin=cell.margin, looks=cell.looks)
+    answers: dict[str, Answer] = {}
+    for upto in test.chunks:
+        answers |= {IDS[position]: ANSWERS[outcomes[position]] for position in positions[len(answers) : upto]}
+        verdict = test.look(answers)
+        if verdict:
+            return verdict.outcome, upto
+    raise AssertionError("the last look has a verdict")
+
+
+def simulate(task: tuple[Cell, int, int]) -> Seen:
+    """``runs`` runs of a cell, from one seed."""
+    cell, runs, seed = task
+    rng, outcomes, asked, squares = np.random.default_rng(seed), Counter[Outcome](), 0, 0
+    for _ in range(runs):
+        outcome, questions = judge(cell, rng)
+        outcomes[outcome] += 1
+        asked, squares = asked + questions, squares + questions**2
+    return Seen(runs, outcomes, asked, squares)
+
+
+def merged(parts: list[Seen]) -> Seen:
+    """The parts of one cell together."""
+    outcomes = sum((part.outcomes for part in parts), Counter[Outcome]())
+    sums = [sum(getattr(part, name) for part in parts) for name in ("runs", "asked", "asked_squares")]
+    return Seen(sums[0], outcomes, sums[1], sums[2])
+
+
+def line(cell: Cell, seen: Seen) -> tuple[str, int]:
+    """A row of the table, and how many of its numbers are out of bounds."""
+    known = {name: (number, rounding) for name, number, rounding in cell.stated}
+    columns, wrong = [f"K={cell.runs} d={100 * cell.discordance:4.1f} m={100 * cell.margin:g} drop={100 * cell.drop:g}"], 0
+    for name in ("fail", "pass", "asked") if cell.looks > 1 else ("fail",):
+        value, error = seen.value(name), seen.error(name)
+        text = f"{name} {value:7.2f} ±{error:.2f}"
+        if name in known:
+            number, rounding = known[name]
+            held = not cell.shipped or cell.looks == 1 or (name == "asked" and cell.runs > 1 and cell.drop == 0)
+            off = held and abs(value - number) > 4 * error + rounding
+            text += f" ({number:g}{', OFF' * off})"
+            wrong += off
+        if name == "fail" and cell.drop == 0 and value > FALSE_ALARMS + 2 * error:
+            text, wrong = f"{text} FALSE ALARMS", wrong + 1
+        columns.append(text)
+    return " | ".join(columns), wrong
+
+
+def nights(task: tuple[int, int, float, int, int]) -> tuple[list[int], list[int]]:
+    """First night of proof at alpha .01 by the product, and by the pooled e-value; 0 for never.
+
+    task: histories, nights, drop, K, seed.
+    """
+    histories, count, drop, runs, seed = task
+    rng, by_product, by_pool = np.random.default_rng(seed), [], []
+    for _ in range(histories):
+        questions = Questions(rng, 0.03, drop)
+        right = np.array(questions.recorded(runs))
+        telling = (questions.before % 1 != 0) | (questions.before != questions.after)
+        right, product, new = right[telling], 0.0, np.zeros(int(telling.sum()), dtype=int)
+        found = {"product": 0, "pool": 0}
+        judged = evalues.judged_nights(count)
+        for night in range(1, count + 1):
+            outcomes = np.array(questions.new())[telling]
+            product += evalues.log_e(exchangeable.tally(right.tolist(), runs, outcomes.tolist()))
+            new += outcomes
+            if not found["product"] and product >= -math.log(0.01):
+                found["product"] = night
+            if not found["pool"] and night in judged:
+                pooled = evalues.pooled_log_e(right.tolist(), runs, [night] * len(right), new.tolist())
+                if pooled >= evalues.log_e_needed(judged.index(night) + 1, 0.01):
+                    found["pool"] = night
+            if drop and all(found.values()):
+                break
+        by_product.append(found["product"])
+        by_pool.append(found["pool"])
+    return by_product, by_pool
+
+
+def drifts(pool: ProcessPoolExecutor, histories: int) -> int:
+    """Table 4; how many of its numbers are out of bounds."""
+    wrong = 0
+    for runs, drop in ((1, 0.0), (4, 0.0), (4, 0.005), (4, 0.01), (4, 0.02)):
+        tasks = [(histories // PIECES, 90, drop, runs, seed) for seed in range(1000, 1000 + PIECES)]
+        parts = list(pool.map(nights, tasks))
+        for name, column in (("plain product", 0), ("pooled", 1)):
+            first = [night for part in parts for night in part[column]]
+            proven = [night or math.inf for night in first]
+            share = 100 * sum(night > 0 for night in first) / len(first)
+            error = 100 * math.sqrt((share / 100 + 1e-3) * (1 - share / 100 + 1e-3) / len(first))
+            text = f"K={runs} drift {100 * drop:g} points, {name}: proven within 90 nights {share:.1f} ±{error:.1f} %"
+            if drop:
+                text += f", median night {statistics.median(proven):g}"
+            elif column and share > FALSE_ALARMS + 2 * error:
+                text, wrong = f"{text} FALSE ALARMS", wrong + 1
+            print(text, flush=True)
+    return wrong
+
+
+def table(pool: ProcessPoolExecutor, cells: list[Cell], runs: int, title: str, seeds: Iterator[int]) -> int:
+    """Print one table; how many of its numbers are out of bounds."""
+    print(f"\n{title}\n  ours ± standard error of the simulation (METHODS)", flush=True)
+    tasks = [(cell, runs // PIECES, next(seeds)) for cell in cells for _ in range(PIECES)]
+    done, wrong = pool.map(simulate, tasks, chunksize=2), 0
+    for cell in cells:
+        text, off = line(cell, merged([next(done) for _ in range(PIECES)]))
+        print(text, flush=True)
+        wrong += off
+    return wrong
+
+
+def judged(pool: ProcessPoolExecutor, runs: int, seeds: Iterator[int]) -> int:
+    """Tables 1 to 3; how many of their numbers are out of bounds."""
+    wrong = table(pool, list(at_the_end()), runs, "Table 1 (METHODS 1.2): one look at the end, % of runs", seeds)
+    title = "Table 2 (METHODS 1.3): eight looks, by METHODS' rules, % of runs"
+    wrong += table(pool, list(with_looks(shipped=False)), runs, title, seeds)
+    title = "Table 3 (METHODS 1.3): eight looks, by the shipped rules, % of runs"
+    return wrong + table(pool, list(with_looks(shipped=True)), runs, title, seeds)
+
+
+def main(arguments: Any) -> int:
+    """All tables; how many numbers are out of bounds."""
+    started, seeds = time.perf_counter(), itertools.count(arguments.seed)
+    print(f"{arguments.runs:,} runs a cell, {N:,} questions, alpha .01")
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        wrong = 0 if arguments.nights_only else judged(pool, arguments.runs, seeds)
+        print("\nTable 4: 90 nights against one record, d=3, alpha .01")
+        wrong += drifts(pool, max(PIECES, arguments.runs // 5))
+    print(f"\n{wrong} numbers out of bounds; {time.perf_counter() - started:.0f} s")
+    return wrong
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10_000, help="simulated runs of a cell (a multiple of 20)")
+    parser.add_argument("--nights-only", action="store_true", help="table 4 alone")
+    parser.add_argument("--processes", type=int, default=None, help="all cores by default")
+    parser.add_argument("--seed", type=int, default=1)
+    sys.exit(main(parser.parse_args()) > 0)

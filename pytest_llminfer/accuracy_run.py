@@ -1,0 +1,175 @@
+"""One run of a dataset's questions through a cell, judged while the answers come in and stopped when the verdict is reached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer import matrix, options
+from pytest_llminfer.accuracy_record import unpack
+from pytest_llminfer.baselines import ledger
+from pytest_llminfer.checks.answers import check_format, check_length, check_truncation
+from pytest_llminfer.checks.comparable import check_questions, check_transport
+from pytest_llminfer.checks.nights import check_nights
+from pytest_llminfer.checks.sequential_accuracy import AccuracyTest, plan_margin
+from pytest_llminfer.errors import TransportError
+from pytest_llminfer.evidence import EVIDENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pytest
+
+    from pytest_llminfer.answering import QuestionSet
+    from pytest_llminfer.checks.accuracy import Answer
+    from pytest_llminfer.checks.recorded_answers import Recorded
+    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.judging import Judge
+    from pytest_llminfer.recording import Baseline
+    from pytest_llminfer.verdict import Verdict
+
+FAMILY = "gsm8k"
+MARGIN = 0.02
+MARGIN_OF_FOUR_BITS = 0.04
+FOUR_BITS = ("awq", "fp4", "gptq", "nf4", "q4_0", "q4_k_m", "q4_k_s", "w4a16")
+"""Formats of about four bits a weight; the others keep eight or more."""
+
+
+class AccuracyRun:
+    """The verdicts on one cell's accuracy. Questions are asked when one of them is asked for.
+
+    full_width: whether the record is that of the same engine with weights that are not quantized, and a drop within the margin is
+    what quantization costs.
+    """
+
+    def __init__(
+        self,
+        item: pytest.Item,
+        engine: Engine,
+        questions: QuestionSet,
+        baseline: Baseline,
+        judge: Judge,
+        *,
+        full_width: bool = False,
+    ) -> None:
+        self._item, self._engine, self._questions = item, engine, questions
+        self._baseline, self._judge, self._full_width = baseline, judge, full_width
+        self._settings = item.config.stash[options.STASH]
+
+    @cached_property
+    def expected(self) -> Mapping[str, Any]:
+        """What is recorded; ends the test as a skip where nothing is, or where this run recorded it."""
+        return self._baseline.expected(
+            FAMILY,
+            observed=self._record,
+            conditions=self._questions.conditions(self._engine),
+            n=lambda record: record["questions"],
+            full_width=self._full_width,
+        )
+
+    @cached_property
+    def recorded(self) -> Recorded:
+        """The recorded runs."""
+        return unpack(self.expected, self._questions.ids(self._engine, self.expected["questions"]))
+
+    @property
+    def margin(self) -> float:
+        """The drop, as a share, that a PASS rules out."""
+        if self._settings.accuracy_margin is not None:
+            return self._settings.accuracy_margin
+        four_bits = self._full_width and self._engine.spec.quantization in FOUR_BITS
+        return MARGIN_OF_FOUR_BITS if four_bits else MARGIN
+
+    @cached_property
+    def _judged(self) -> tuple[AccuracyTest, Verdict, dict[str, Answer]]:
+        recorded, count = self.recorded, self._questions.count(self._engine)
+        if self._questions.limited and count > len(recorded.order):
+            self._judge(check_questions(asked=count, recorded=len(recorded.order)))
+        test = AccuracyTest(
+            recorded,
+            cells=len(self._item.config.stash[matrix.CELLS]),
+            margin=self.margin,
+            tolerated=self.margin if self._full_width else 0.0,
+            questions=count,
+        )
+        asking = self._questions.asking(self._engine)
+        verdict = None
+        for count in test.chunks:
+            try:
+                answers = asking.ask(test.order[:count]).answers
+            except TransportError as error:
+                self._judge(check_transport(error=str(error), asked=count))
+                raise
+            seen = test.look(answers)
+            verdict = verdict or seen
+            if verdict and not self._settings.full:
+                break
+        assert verdict is not None, "the last look has a verdict"  # noqa: S101 - tells the type checker
+        return test, seen if self._settings.full and seen else verdict, answers
+
+    @property
+    def answers(self) -> dict[str, Answer]:
+        """The answers that the verdict stands on, by question id."""
+        return self._judged[2]
+
+    @property
+    def verdict(self) -> Verdict:
+        """On accuracy; the evidence is noted for the session's correction over cells, and for the ledger."""
+        test, verdict, _ = self._judged
+        self._item.user_properties.append((EVIDENCE, json.dumps(self._evidence(test, verdict))))
+        return verdict
+
+    def validity(self) -> tuple[Verdict, ...]:
+        """What must hold before accuracy is compared at all."""
+        answers, recorded = self.answers, self.recorded
+        if self._full_width:
+            return (check_truncation(answers=answers, recorded=recorded), check_format(answers=answers, recorded=recorded))
+        return tuple(check(answers=answers, recorded=recorded) for check in (check_truncation, check_format, check_length))
+
+    def over_nights(self) -> Verdict:
+        """What all nights in the ledger and this one show together."""
+        path = self._baseline.ledger_path
+        nights = [night.outcomes for night in ledger.read(path, entry=self._entry, record=self._fingerprint)]
+        return check_nights(recorded=self.recorded, nights=[*nights, self._outcomes()])
+
+    def _record(self, previous: Mapping[str, Any] | None) -> dict[str, Any]:
+        record = self._questions.record(self._engine, previous)
+        plan_margin(unpack(record, self._questions.ids(self._engine, record["questions"])), self.margin)
+        return record
+
+    @property
+    def _entry(self) -> str:
+        return self._baseline.entry()
+
+    @property
+    def _fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(dict(self.expected), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _outcomes(self) -> str:
+        answers = self.answers
+        words = {True: ledger.RIGHT, False: ledger.WRONG}
+        return "".join(words[answers[name].flexible] if name in answers else ledger.NOT_ASKED for name in self.recorded.flexible)
+
+    def _evidence(self, test: AccuracyTest, verdict: Verdict) -> dict[str, Any]:
+        return {
+            "cell": str(self._engine.spec),
+            "against": "full width" if self._full_width else "record",
+            "outcome": verdict.outcome.value,
+            "p_value": test.p_value,
+            "log_e": test.log_e,
+            "asked": len(self.answers),
+            "of": len(test.order),
+            "night": None
+            if self._full_width or not self._settings.nights
+            else {
+                "path": str(self._baseline.ledger_path),
+                "entry": self._entry,
+                "record": self._fingerprint,
+                "outcomes": self._outcomes(),
+                "p_value": test.p_value,
+                "log_e": test.log_e,
+                "versions": dict(self._engine.info.versions),
+            },
+        }

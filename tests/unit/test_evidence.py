@@ -1,0 +1,57 @@
+"""What cells show together: corrected over cells, and added to the ledger."""
+
+from __future__ import annotations
+
+import json
+
+from pytest_llminfer import evidence
+
+
+def note(cell: str, p_value: float, outcome: str = "pass", night: dict | None = None) -> dict:
+    shown = {"cell": cell, "against": "record", "outcome": outcome, "asked": 38, "of": 300}
+    return {**shown, "p_value": p_value, "log_e": 0.7, "night": night}
+
+
+def test_what_only_the_correction_over_judged_cells_rejects_fails_the_session() -> None:
+    # Three of ten cells were judged: .004 is above .01 / 10, and Holm's adjusted p is .004 x 2.
+    notes = [note("a", 0.0001, "fail"), note("b", 0.004, "inconclusive"), note("c", 0.5)]
+    (line,) = evidence.settle(notes)
+    assert line.startswith("ERROR: accuracy of b has dropped: p = 0.004, over 3 cells 0.008 by Holm")
+
+
+def test_what_many_cells_do_not_bear_is_no_failure() -> None:
+    assert evidence.settle([note("a", 0.004, "inconclusive"), *(note(str(number), 0.5) for number in range(3))]) == []
+
+
+def test_what_is_invalid_is_not_failed_as_well() -> None:
+    assert evidence.settle([note("a", 1e-9, "invalid")]) == []
+
+
+def test_a_line_a_cell() -> None:
+    header, first, second = evidence.render([note("a", 0.004), note("b", 0.5)])
+    assert header.split() == ["cell", "against", "asked", "p-value", "over", "cells", "e-value", "verdict"]
+    assert first.split() == ["a", "record", "38", "of", "300", "0.004", "0.008", "2", "pass"]
+    assert second.split() == ["b", "record", "38", "of", "300", "0.5", "0.5", "2", "pass"]
+
+
+def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path) -> None:
+    path = tmp_path / "any" / "reference" / "ledger.jsonl"
+    night = {
+        "path": str(path),
+        "entry": "e",
+        "record": "r",
+        "outcomes": "10-",
+        "p_value": 0.5,
+        "log_e": 0.1,
+        "versions": {"engine": "1"},
+    }
+    for count in (1, 2):
+        assert evidence.settle([note("a", 0.5, night=night)]) == [f"ledger: 1 night added to {path}"]
+        assert len(path.read_text().splitlines()) == count
+    written = json.loads(path.read_text().splitlines()[0])
+    assert written.pop("date").endswith("Z")
+    assert written == {name: value for name, value in night.items() if name != "path"}
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    (line,) = evidence.settle([note("a", 0.5, night={**night, "path": str(blocked / "ledger.jsonl")})])
+    assert line.startswith("ERROR: ledger ")

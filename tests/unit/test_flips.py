@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from pytest_llminfer.stats import flips
+
+
+def test_flips_are_counted_against_most_runs():
+    assert flips.count_flips([4, 3, 2, 1, 0], 4, [False, True, False, True, False]) == 2
+    assert flips.count_flips([1, 0], 1, [False, True]) == 2
+    with pytest.raises(ValueError, match="argument"):
+        flips.count_flips([1, 0], 1, [True])
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 1500), share=st.floats(1e-4, 0.5), part=st.floats(0, 1))
+def test_the_p_value_is_a_binomial_tail(n, share, part):
+    count = round(n * part)
+    assert flips.flips_p_value(count, n, share) == pytest.approx(stats.binom.sf(count - 1, n, share), rel=1e-7, abs=1e-290)
+
+
+def test_the_limit_of_methods():
+    assert flips.flagged_from(1319, 0.03) == 61
+    assert stats.binom.sf(60, 1319, 0.06) > 0.98  # a doubled discordance is seen
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 400), share=st.floats(0.001, 0.9), alpha=st.sampled_from([0.05, 0.001]))
+def test_the_limit_is_the_first_count_that_is_flagged(n, share, alpha):
+    limit = flips.flagged_from(n, share, alpha)
+    assert limit == n + 1 or flips.flips_p_value(limit, n, share) <= alpha
+    assert flips.flips_p_value(limit - 1, n, share) > alpha
+
+
+def test_what_is_expected():
+    assert flips.expected_share(None, 1319) == 0.03
+    assert flips.expected_share(0.05, 1319) == 0.05
+    assert flips.expected_share(0.0, 1319) == 1 / 1319
+    assert 5 <= flips.flagged_from(1319, 1 / 1319) <= 7
+
+
+@pytest.mark.parametrize(("count", "n", "share"), [(-1, 10, 0.1), (11, 10, 0.1), (1, 10, 1.5)])
+def test_impossible(count, n, share):
+    with pytest.raises(ValueError, match="impossible"):
+        flips.flips_p_value(count, n, share)

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from pytest_llminfer.checks.accuracy import Answer
+from pytest_llminfer.checks.recorded_answers import Recorded, recorded_runs
+from pytest_llminfer.checks.sequential_accuracy import AccuracyTest, check_accuracy_at_once, plan_margin
+from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.stats import exchangeable, sequential
+from pytest_llminfer.verdict import Outcome
+
+RIGHT, WRONG = Answer(strict=True, flexible=True, tokens=100), Answer(strict=False, flexible=False, tokens=100)
+
+
+def record(right=640, flippy=0, wrong=160, runs=4):
+    """``right`` questions always right, ``flippy`` right in half of the runs, ``wrong`` never; in their stratified order."""
+    counts = (
+        {f"r{i}": runs for i in range(right)} | {f"f{i}": runs // 2 for i in range(flippy)} | {f"w{i}": 0 for i in range(wrong)}
+    )
+    order = sequential.stratified_order(list(counts.values()), runs, 1)
+    discordance = exchangeable.self_discordance(list(counts.values()), runs) if runs > 1 else None
+    none = dict.fromkeys(counts, 0)
+    return Recorded(runs, counts, counts, none, none, 100.0, discordance, tuple(list(counts)[position] for position in order))
+
+
+def answers(recorded, lost=0, won=0):
+    """As recorded, but for the first ``lost`` right questions of the order and the first ``won`` wrong ones."""
+    given, left = {}, {"r": lost, "w": won}
+    for name in recorded.order:
+        changed = left.get(name[0], 0) > 0
+        left[name[0]] = left.get(name[0], 0) - 1
+        given[name] = RIGHT if (name[0] == "r") != changed else WRONG
+    return given
+
+
+def go(judge, given):
+    """The verdict, and how many questions it took."""
+    for upto in judge.chunks:
+        verdict = judge.look({name: given[name] for name in judge.order[:upto]})
+        if verdict:
+            return verdict, upto
+    raise AssertionError("no verdict at the last look")
+
+
+def value(verdict, name):
+    return next(entry for entry in verdict.measurements if entry.name == name).value
+
+
+def test_the_same_answers_pass_early():
+    recorded = record()
+    verdict, asked = go(AccuracyTest(recorded), answers(recorded))
+    assert (verdict.outcome, asked) == (Outcome.PASS, 300)
+    assert verdict.key == "80.0 %"
+    assert (value(verdict, "p-value"), value(verdict, "sequential p-value"), value(verdict, "e-value")) == (1.0, 1.0, 1.0)
+    assert value(verdict, "largest drop not ruled out") < 2
+
+
+def test_a_drop_fails_early_and_names_what_was_lost():
+    recorded = record()
+    verdict, asked = go(AccuracyTest(recorded), answers(recorded, lost=20))
+    assert (verdict.outcome, asked) == (Outcome.FAIL, 100)
+    assert value(verdict, "lost") == 20
+    assert value(verdict, "drop") == pytest.approx(20.0)
+    # Four equal runs are nearly copies: McNemar's test, 2^-20, says less than the exact one, 5^-20.
+    assert value(verdict, "p-value") == pytest.approx(0.5**20, rel=1e-6)
+    lost = [name for name in recorded.order[:100] if name[0] == "r"][:10]
+    assert f"lost: {', '.join(lost)} and 10 more" in str(verdict)
+    assert value(verdict, "e-value") > 100
+
+
+def test_a_large_discordance_is_inconclusive():
+    recorded = record(right=100, flippy=40, wrong=20)
+    given = answers(recorded) | {f"f{i}": RIGHT for i in range(20)}
+    verdict, asked = go(AccuracyTest(recorded), given)
+    assert (verdict.outcome, asked) == (Outcome.INCONCLUSIVE, 160)
+    assert "accept a margin of" in verdict.advice
+
+
+def test_evidence_that_many_cells_do_not_bear_is_never_a_pass():
+    """Seven losses, p = .0078, fail alone. Among twenty cells they do not, and may not pass although a drop of 2 is ruled out."""
+    recorded = record(right=1000, wrong=250)
+    given = answers(recorded, lost=7)
+    alone = AccuracyTest(recorded, looks=1).look(given)
+    among = AccuracyTest(recorded, looks=1, cells=20).look(given)
+    assert (alone.outcome, among.outcome) == (Outcome.FAIL, Outcome.INCONCLUSIVE)
+    assert value(among, "largest drop not ruled out") < 2
+    assert "20 cells together" in among.advice
+    assert AccuracyTest(recorded, looks=1, cells=20).look(answers(recorded, lost=6)).outcome is Outcome.PASS
+
+
+def test_the_sequential_p_value_says_fail_exactly_where_the_verdict_does():
+    rng = np.random.default_rng(5)
+    outcomes = set()
+    for _ in range(60):
+        recorded = record(right=300, wrong=80)
+        given = answers(recorded, lost=int(rng.integers(0, 14)), won=int(rng.integers(0, 5)))
+        judge = AccuracyTest(recorded)
+        assert judge.p_value == 1.0
+        verdict, _ = go(judge, given)
+        outcomes.add(verdict.outcome)
+        assert (verdict.outcome is Outcome.FAIL) == (judge.p_value <= 0.01)
+        assert value(verdict, "sequential p-value") == judge.p_value
+    assert outcomes == {Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE}
+
+
+def test_the_gate_chooses_the_reading():
+    recorded = record()
+    unmarked = {name: dataclasses.replace(answer, strict=False) for name, answer in answers(recorded).items()}
+    assert go(AccuracyTest(recorded), unmarked)[0].outcome is Outcome.PASS
+    assert go(AccuracyTest(recorded, gate="strict"), unmarked)[0].outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize("questions", [None, 400, 9, 3])
+def test_the_chunks_are_the_looks(questions):
+    judge = AccuracyTest(record(), questions=questions)
+    assert judge.chunks == sequential.chunks(questions or 800)
+    assert len(judge.order) == judge.chunks[-1]
+
+
+def test_looks_may_be_left_out_at_their_price():
+    recorded = record(right=300, wrong=80)
+    given = answers(recorded, lost=4)
+    judge = AccuracyTest(recorded)
+    judge.look(given)
+    assert judge.p_value > exchangeable.p_value(exchangeable.tally([4] * 300, 4, [False] * 4 + [True] * 296))
+
+
+def test_a_number_of_answers_that_is_no_look():
+    judge = AccuracyTest(record())
+    given = answers(record())
+    with pytest.raises(ValueError, match="99 answers after 0 is none of the looks at 100, 200"):
+        judge.look(dict(list(given.items())[:99]))
+    assert judge.look(dict(list(given.items())[:100])) is None
+    with pytest.raises(ValueError, match="100 answers after 100"):
+        judge.look(dict(list(given.items())[:100]))
+
+
+def test_other_questions_are_invalid():
+    verdict = AccuracyTest(record()).look({f"other{i}": RIGHT for i in range(100)})
+    assert verdict.outcome is Outcome.INVALID
+    assert "100 answers, but none to 100 of the recorded questions" in str(verdict)
+
+
+@pytest.mark.parametrize("options", [{"questions": 0}, {"looks": 0}, {"cells": 0}])
+def test_nothing_to_judge(options):
+    with pytest.raises(ValueError, match="nothing to judge"):
+        AccuracyTest(record(), **options)
+
+
+def test_one_look_at_all():
+    recorded = record()
+    assert check_accuracy_at_once(answers=answers(recorded), recorded=recorded).outcome is Outcome.PASS
+    few = dict(list(answers(recorded, lost=7).items())[:100])
+    verdict = check_accuracy_at_once(answers=few, recorded=recorded)
+    assert verdict.outcome is Outcome.FAIL
+    assert value(verdict, "sequential p-value") == value(verdict, "p-value") == pytest.approx(0.5**7)
+    more = answers(recorded) | {"another": WRONG}
+    assert check_accuracy_at_once(answers=more, recorded=recorded).outcome is Outcome.PASS
+    del more["r0"]
+    assert check_accuracy_at_once(answers=more, recorded=recorded).outcome is Outcome.INVALID
+    with pytest.raises(BadInputError, match="no question"):
+        check_accuracy_at_once(answers={}, recorded=recorded)
+
+
+def test_a_margin_that_cannot_be_supported_is_refused_with_the_one_that_can():
+    recorded = record(right=700, flippy=80, wrong=220)
+    smallest = exchangeable.smallest_margin(1000, 4, recorded.self_discordance)
+    assert plan_margin(recorded, smallest) == smallest
+    with pytest.raises(BadInputError) as caught:
+        plan_margin(recorded, 0.01)
+    text = str(caught.value)
+    assert "a margin of 1 points cannot be told from noise with 1,000 questions, 4 recorded runs and 5.3% discordance" in text
+    offered = float(text.partition("the smallest that can: ")[2].split(" points")[0]) / 100
+    assert plan_margin(recorded, offered) == offered
+    assert offered - smallest < 1e-4
+
+
+def test_one_run_plans_for_three_percent():
+    recorded = record(runs=1)
+    smallest = exchangeable.smallest_margin(800, 1, 0.03)
+    assert plan_margin(recorded, smallest) == smallest
+    with pytest.raises(BadInputError, match="planned for: one run cannot tell"):
+        plan_margin(recorded, smallest - 1e-4)
+    with pytest.raises(BadInputError, match="with 100 questions"):
+        plan_margin(recorded, smallest, questions=100)
+
+
+def test_runs_become_a_record():
+    runs = [
+        {"a": RIGHT, "b": WRONG, "c": Answer(strict=False, flexible=True, format_miss=True, tokens=50)},
+        {"a": RIGHT, "b": RIGHT, "c": Answer(strict=False, flexible=False, truncated=True, tokens=150)},
+    ]
+    recorded = recorded_runs(runs, seed=3)
+    assert (recorded.runs, recorded.flexible) == (2, {"a": 2, "b": 1, "c": 1})
+    assert recorded.strict == {"a": 2, "b": 1, "c": 0}
+    assert (recorded.format_misses["c"], recorded.truncated["c"], recorded.truncated["a"]) == (1, 1, 0)
+    assert recorded.mean_tokens == 100
+    assert recorded.self_discordance == recorded.discordance("flexible") == pytest.approx(2 / 3)
+    assert recorded.discordance("strict") == pytest.approx(1 / 3)
+    assert sorted(recorded.order) == ["a", "b", "c"]
+    assert recorded_runs(runs[:1], seed=3).discordance("strict") is None
+    with pytest.raises(ValueError, match="same questions"):
+        recorded_runs([runs[0], {"a": RIGHT}], seed=3)
+    with pytest.raises(ValueError, match="needs a run"):
+        recorded_runs([], seed=3)
+
+
+def simulated(rng, drop, n=1319):
+    level = np.where(rng.random(n) < 0.09, rng.random(n), rng.random(n) < 0.83)
+    runs = [dict(zip(map(str, range(n)), np.where(rng.random(n) < level, RIGHT, WRONG), strict=True)) for _ in range(4)]
+    fallen = np.where((level == 1) & (rng.random(n) < drop / 0.755), 0.0, level)
+    now = dict(zip(map(str, range(n)), np.where(rng.random(n) < fallen, RIGHT, WRONG), strict=True))
+    return recorded_runs(runs, seed=1), now
+
+
+@pytest.mark.parametrize(("drop", "wanted"), [(0.0, Outcome.PASS), (0.05, Outcome.FAIL)])
+def test_simulated_runs(drop, wanted):
+    """Twenty of each; a clean run fails in at most one of a hundred, a drop of five points never passes."""
+    rng, seen = np.random.default_rng(17), []
+    for _ in range(20):
+        recorded, now = simulated(rng, drop)
+        seen.append(go(AccuracyTest(recorded), now))
+    outcomes = [verdict.outcome for verdict, _ in seen]
+    assert outcomes.count(wanted) >= 18
+    assert (Outcome.PASS if drop else Outcome.FAIL) not in outcomes
+    assert np.mean([asked for _, asked in seen]) < 750
+
+
+def test_the_verdict_says_what_it_could_have_seen():
+    recorded = record(right=640, flippy=40, wrong=120)
+    given = answers(recorded) | {f"f{i}": RIGHT for i in range(20)}
+    verdict, asked = go(AccuracyTest(recorded, margin=0.04), given)
+    assert verdict.outcome is Outcome.PASS
+    assert f"80 % power at n={asked:,} and {recorded.self_discordance:.1%} discordance" in verdict.smallest_detectable
+    assert math.isfinite(value(verdict, "drop"))
+    assert "of 800" in str(next(entry for entry in verdict.measurements if entry.name == "questions asked"))

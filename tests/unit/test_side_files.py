@@ -1,0 +1,95 @@
+"""Side files: the same bytes every time, found again by hash, and gone when nothing names them."""
+
+from __future__ import annotations
+
+import base64
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pytest_llminfer.baselines import side_files
+from pytest_llminfer.baselines.record import BaselineKey, Record
+from pytest_llminfer.baselines.store import Store
+from pytest_llminfer.errors import BaselineError
+
+KEY = BaselineKey("any", "reference", "divergence", "transformers-none-bf16-kv_bf16")
+
+
+def arrays(value: float = 0.5) -> dict[str, np.ndarray]:
+    return {"logprobs": np.full((4, 3), value, np.float32), "ids": np.arange(12, dtype=np.int32)}
+
+
+def test_arrays_come_back_and_the_bytes_do_not_depend_on_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = side_files.pack(arrays())
+    for name, array in arrays().items():
+        found = side_files.unpack(content)[name]
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == array.dtype
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    assert side_files.pack(arrays()) == content
+    assert side_files.pack(arrays(0.25)) != content
+
+
+def test_objects_are_refused() -> None:
+    with pytest.raises(ValueError, match="allow_pickle"):
+        side_files.pack({"objects": np.array([{}], dtype=object)})
+
+
+def test_a_side_file_is_found_in_the_first_folder_that_has_it(tmp_path: Path) -> None:
+    content = side_files.pack(arrays())
+    reference = side_files.refer("divergence", content)
+    side_files.write(tmp_path / "second" / reference["name"], content)
+    assert side_files.load(reference, [tmp_path / "first", tmp_path / "second"]) == content
+
+
+def test_missing_and_altered_are_one_clear_line_each(tmp_path: Path) -> None:
+    content = side_files.pack(arrays())
+    reference = side_files.refer("divergence", content)
+    with pytest.raises(BaselineError, match=rf"^side file {reference['name']}.* is missing; restore it .*$"):
+        side_files.load(reference, [tmp_path])
+    (tmp_path / reference["name"]).write_bytes(content[:-1] + b"x")
+    with pytest.raises(BaselineError, match=r"^side file .* is not what was recorded \(its sha256 differs\); restore it .*$"):
+        side_files.load(reference, [tmp_path])
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BaselineError, match=r"side file .* cannot be written"):
+        side_files.write(tmp_path / "file" / "a.npz", b"content")
+
+
+def record(store: Store, files: side_files.SideFiles, value: float, key: BaselineKey = KEY) -> str:
+    content = side_files.pack(arrays(value))
+    reference = side_files.refer("divergence", content)
+    expected = {"side_file": reference}
+    files.take({"name": reference["name"], "content": base64.b64encode(content).decode()})
+    files.write(store.path(key), expected)
+    store.stage(key, Record(expected, {}, {}))
+    store.write()
+    return reference["name"]
+
+
+def test_a_replaced_record_takes_its_side_file_along_and_no_other(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    other = BaselineKey("any", "reference", "divergence", "transformers-nf4-bf16-kv_bf16")
+    folder = store.path(KEY).parent
+    first, kept = record(store, side_files.SideFiles(), 0.5), record(store, side_files.SideFiles(), 0.25, other)
+    (folder / "divergence-of-somebody.npz").touch()
+    files = side_files.SideFiles()
+    second = record(store, files, 0.75)
+    assert {path.name for path in folder.glob("*.npz")} == {first, kept, second, "divergence-of-somebody.npz"}
+    assert files.settle() == ""
+    assert {path.name for path in folder.glob("*.npz")} == {kept, second, "divergence-of-somebody.npz"}
+
+
+def test_a_side_file_that_two_records_name_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    other = BaselineKey("any", "reference", "divergence", "vllm-none-bf16-kv_bf16")
+    files = side_files.SideFiles()
+    shared = record(store, files, 0.5)
+    assert record(store, files, 0.5, other) == shared
+    record(store, files, 0.75)
+    files.settle()
+    assert (store.path(KEY).parent / shared).is_file()
