@@ -11,14 +11,14 @@ from pytest_llminfer.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from pytest_llminfer.answering import Answered
-    from pytest_llminfer.checks.accuracy import Answer
+    from pytest_llminfer.checks.recorded_answers import Recorded
     from pytest_llminfer.greedy import Greedy
     from pytest_llminfer.recording import Baseline
     from pytest_llminfer.spec import EngineSpec
 
 SPREAD = "llminfer_spread"
 GREEDY = pytest.StashKey["dict[EngineSpec, Greedy]"]()
-ANSWERS = pytest.StashKey["dict[EngineSpec, dict[str, Answer]]"]()
+ANSWERS = pytest.StashKey["dict[EngineSpec, dict[str, Any]]"]()
 
 
 def remember_greedy(config: pytest.Config, spec: EngineSpec, greedy: Greedy) -> Greedy:
@@ -47,9 +47,12 @@ class OneGpu:
         return self._find(GREEDY)  # type: ignore[no-any-return]
 
     @property
-    def answers(self) -> dict[str, Answer]:
-        """Its graded answers by question id."""
-        return self._find(ANSWERS)  # type: ignore[no-any-return]
+    def recorded(self) -> Recorded:
+        """Its graded answers, as a record of one run."""
+        from pytest_llminfer.accuracy_record import ORDER_SEED
+        from pytest_llminfer.checks.recorded_answers import recorded_runs
+
+        return recorded_runs([self._find(ANSWERS)], ORDER_SEED)
 
     def _find(self, key: pytest.StashKey[Any]) -> Any:
         if self._spec.draws_per_rank:

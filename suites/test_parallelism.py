@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llminfer.checks.accuracy import check_accuracy
 from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
 from pytest_llminfer.checks.parallelism import check_rank_weights, check_ranks, check_reference_answers, expected_rank_weights
+from pytest_llminfer.checks.sequential_accuracy import check_accuracy_at_once
 
 if TYPE_CHECKING:
     from pytest_llminfer.answering import Answered
@@ -42,7 +42,7 @@ def test_accuracy_is_that_of_one_gpu(
     """The same questions, paired. Time and accuracy go into the table at the end of the session."""
     spread_table.add(answered)
     if engine.spec.parallel:
-        judge(check_accuracy(answers=answered.answers, baseline=one_gpu.answers))
+        judge(check_accuracy_at_once(answers=answered.answers, recorded=one_gpu.recorded))
     else:
         judge(check_reference_answers(answers=answered.answers))
 

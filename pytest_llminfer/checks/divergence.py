@@ -185,23 +185,26 @@ def check_divergence_ratio(
 def check_unchanged(
     *, candidate: Sequence[Scores], recorded: Sequence[Scores], noise: float, dtype: str, same_setting: bool
 ) -> Verdict:
-    """Whether a cell still gives the distributions of its own record, up to four times what another schedule changes.
+    """Whether a cell still gives the distributions of its own record.
 
-    noise: nats, measured when the record was made. same_setting: whether device and spread are those of the record; where they
-    are not, other kernels are expected, and the limit is what the same weights may change.
+    PASS up to four times what another schedule changes (noise: nats, measured when the record was made). FAIL beyond what other
+    kernels may change with the same weights. Between the two something computes otherwise at equal quality, as after an
+    upgrade: INCONCLUSIVE, a warning. same_setting: whether device and spread are those of the record; where they are not, other
+    kernels are expected, and all that they may change passes.
     """
     found = compare(candidate=candidate, reference=recorded, dtype=dtype)
     floor = max(noise, NOISE_FLOOR[torch_dtype(dtype)])
-    limit = NOISE_FACTOR * floor if same_setting else max(NOISE_FACTOR * floor, LIMITS[SAME_WEIGHTS].kl)
+    most = max(NOISE_FACTOR * floor, LIMITS[SAME_WEIGHTS].kl)
+    limit = NOISE_FACTOR * floor if same_setting else most
     low, high = limits(resampled_means(found.kl)[0])
-    outcome = Outcome.FAIL if found.problems or low > limit else Outcome.PASS if high <= limit else Outcome.INCONCLUSIVE
+    outcome = Outcome.FAIL if found.problems or low > most else Outcome.PASS if high <= limit else Outcome.INCONCLUSIVE
     return Verdict(
         outcome=outcome,
         claim="next-token distributions are those that this cell gave when the baseline was recorded",
         key=f"KL {found.kl.mean():.2g} to record",
         measurements=(*_measurements(found), Measurement("noise of another schedule", noise, "nats", found.positions)),
-        threshold=f"KL <= {limit:.3g} nats, by its 99 % limits",
-        threshold_source=f"{NOISE_FACTOR:g} times the noise of another schedule, {floor:.2g} nats"
+        threshold=f"PASS if KL <= {limit:.3g} nats, FAIL if KL > {most:.3g} nats, by its 99 % limits",
+        threshold_source=f"{NOISE_FACTOR:g} times the noise of another schedule, {floor:.2g} nats; what other kernels may change"
         if same_setting
         else "what other kernels may change with the same weights, since device or spread are not those of the record",
         smallest_detectable=f"a mean KL of {limit + found.kl.mean() - low:.3g} nats",

@@ -104,16 +104,6 @@ def questions_to_detect(*, drop: float, discordance: float, alpha: float = 0.01,
     return (root / drop) ** 2
 
 
-def questions_to_rule_out(*, margin: float, discordance: float, confidence: float = 0.95, power: float = 0.8) -> int:
-    """How many questions show, with probability ``power``, that a run without any drop lost less than ``margin``.
-
-    From :func:`tango_z` with losses equal to wins. At margin 0.02: 1 % discordance 298 questions, 3 % 558, 6 % 982.
-    """
-    z_bound, z_power = NormalDist().inv_cdf(confidence), NormalDist().inv_cdf(power)
-    null = _score_variance(discordance / 2, discordance / 2, margin)
-    return math.ceil(((z_bound * math.sqrt(null) + z_power * math.sqrt(discordance)) / margin) ** 2)
-
-
 def _score_variance(lost: float, won: float, margin: float) -> float:
     """Variance per question of (loss - win) at the likeliest shares with losses - wins = margin."""
     b = -lost - won + (2 - lost + won) * margin

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 QUESTIONS = 60
 # A speed that is not recorded because other work moved the device's own rate meanwhile: on a machine that is shared, no defect.
 REFUSED = "EngineError: the device's own rate moved by"
-SUITES = ("dtype_layout", "gsm8k", "kv_cache", "memory_budget", "parallelism", "settings", "throughput", "tokens")
+SUITES = ("divergence", "dtype_layout", "gsm8k", "kv_cache", "memory_budget", "parallelism", "settings", "throughput", "tokens")
 
 
 @pytest.fixture
@@ -53,6 +53,7 @@ def check_cells(result: pytest.RunResult, single: str, spreads: tuple[str, ...],
         cell = f"{single}{words}{at}"
         assert passed(result, "test_greedy_tokens_are_those_of_one_gpu", cell)
         assert passed(result, "test_greedy_tokens_are_as_recorded", cell)
+        assert passed(result, "test_divergence_from_full_width", cell)
         assert passed(result, "test_every_rank_is_there", cell)
         assert passed(result, "test_weights_take_the_bytes_that_the_configuration_implies", cell)
     for words in spreads:

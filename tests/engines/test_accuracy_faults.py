@@ -1,0 +1,65 @@
+"""The gates on accuracy on the reference model: silent on clean runs, and each fault met by the gate that should."""
+
+from __future__ import annotations
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_llminfer.answering import QuestionSet
+from pytest_llminfer.baselines.record import differing
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.verdict import Outcome
+
+TOOLS = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "accuracy_faults.py"))
+FAULTS = TOOLS["MODEL_FAULTS"]
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return TOOLS["Bench"](1000)
+
+
+@pytest.fixture(scope="module")
+def engine(bench):
+    """Started once for all tests."""
+    with bench.engine(EngineSpec("transformers")) as engine:
+        yield engine
+
+
+def test_clean_runs_pass_in_every_order_and_are_asked_no_more_than_it_takes(bench, engine) -> None:
+    for seed in range(3):
+        row = bench.judge(engine, seed=seed)
+        assert row.outcomes["accuracy"] is Outcome.PASS
+        assert not row.caught
+        assert row.asked <= 500
+
+
+def test_two_percent_of_answers_altered_fail_accuracy(bench, engine) -> None:
+    assert bench.judge(engine, TOOLS["alter"](0.02)).outcomes["accuracy"] is Outcome.FAIL
+
+
+def test_another_sampling_field_is_another_condition(bench, engine) -> None:
+    conditions = bench.questions.conditions(engine)
+    changed = QuestionSet(bench.dataset, bench.model, 1000)
+    changed.sampling = replace(changed.sampling, repetition_penalty=1.05)
+    (difference,) = differing(conditions, changed.conditions(engine))
+    assert str(difference) == "sampling.repetition_penalty: recorded 1.0, now 1.05"
+
+
+def test_another_template_is_invalid(bench, engine) -> None:
+    outcomes = TOOLS["with_other_template"](bench, engine).outcomes
+    assert Outcome.INVALID in (outcomes["format"], outcomes["length"], outcomes["truncated"])
+
+
+@pytest.mark.parametrize("fault", ["shift_positions", "lose_a_block", "round_weights"])
+def test_a_fault_in_the_model_fails_accuracy(bench, engine, fault: str) -> None:
+    engine.run(f"{FAULTS}::{fault}")
+    try:
+        row = bench.judge(engine)
+        assert row.caught
+        assert row.outcomes["accuracy"] is Outcome.FAIL
+    finally:
+        engine.restart()
