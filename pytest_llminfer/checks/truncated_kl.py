@@ -68,7 +68,8 @@ def _cut(*, known: np.ndarray, of: np.ndarray, most: np.ndarray, other: np.ndarr
 
 def _term(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     p, q = np.maximum(p, _SMALLEST), np.maximum(q, _SMALLEST)
-    return np.asarray(p * np.log(p / q) - p + q)
+    # Never negative but for its own rounding.
+    return np.asarray(np.maximum(p * np.log(p / q) - p + q, 0.0))
 
 
 def _probabilities(scores: Scores) -> np.ndarray:
