@@ -3,29 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-T = TypeVar("T")
-
-
-def only(gpus: tuple[int, ...]) -> int | None:
-    """The one number, None where none was given."""
-    if len(gpus) > 1:
-        raise pytest.UsageError("--gpus takes one number, of all GPUs to use; for several sizes say --dp=1,2 or --tp=1,2")
-    return gpus[0] if gpus else None
-
-
-def read(flag: str, word: str, convert: Callable[[str], T]) -> T:
-    """What ``convert`` makes of ``word``; its ValueError becomes a usage error that begins with the option."""
-    try:
-        return convert(word)
-    except ValueError as error:
-        raise pytest.UsageError(f"{flag}: {error}") from None
+from typing import Any
 
 
 def engine(word: str) -> str:

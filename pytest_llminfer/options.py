@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pytest
 
 from pytest_llminfer import option_values as values
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+T = TypeVar("T")
 
 
 class _Option(NamedTuple):
@@ -195,12 +198,12 @@ def resolve(config: pytest.Config) -> Options:
     words = {name: tuple(word.strip() for word in value.split(",") if word.strip()) for name, (_, value) in by_name.items()}
 
     def numbers(name: str) -> tuple[int, ...]:
-        return tuple(values.read(by_name[name][0].flag, word, values.positive) for word in words[name])
+        return tuple(_read(by_name[name][0].flag, word, values.positive) for word in words[name])
 
     questions = by_name["gsm8k_questions"][1]
     gpus = numbers("gpus")
     return Options(
-        engine=tuple(values.read("--engine", word, values.engine) for word in words["engine"]),
+        engine=tuple(_read("--engine", word, values.engine) for word in words["engine"]),
         model=words["model"],
         weights=words["weights"],
         dtype=words["dtype"],
@@ -211,21 +214,34 @@ def resolve(config: pytest.Config) -> Options:
         dp=numbers("dp"),
         replication=words["replication"],
         serve=bool(config.getoption("llminfer_serve") or config.getini("llminfer_serve")),
-        gpus=values.only(gpus),
-        engine_args=values.read("--engine-args", by_name["engine_args"][1] or "{}", values.json_object),
+        gpus=_only(gpus),
+        engine_args=_read("--engine-args", by_name["engine_args"][1] or "{}", values.json_object),
         dataset=by_name["dataset"][1],
-        gsm8k_questions=values.read("--gsm8k-questions", questions, values.questions) if questions else None,
+        gsm8k_questions=_read("--gsm8k-questions", questions, values.questions) if questions else None,
         gsm8k_form=by_name["gsm8k_form"][1],
-        gsm8k_runs=values.read("--gsm8k-runs", by_name["gsm8k_runs"][1], values.positive),
-        accuracy_margin=values.read("--accuracy-margin", margin, values.points)
-        if (margin := by_name["accuracy_margin"][1])
-        else None,
+        gsm8k_runs=_read("--gsm8k-runs", by_name["gsm8k_runs"][1], values.positive),
+        accuracy_margin=_read("--accuracy-margin", margin, values.points) if (margin := by_name["accuracy_margin"][1]) else None,
         full=bool(config.getoption("llminfer_full") or config.getini("llminfer_full")),
         nights=bool(config.getoption("llminfer_nights") or config.getini("llminfer_nights")),
-        divergence_limits=values.read("--divergence-limits", by_name["divergence_limits"][1] or "{}", values.limits),
+        divergence_limits=_read("--divergence-limits", by_name["divergence_limits"][1] or "{}", values.limits),
         baselines=config.rootpath / by_name["baselines"][1],
-        timeout=values.read("--llminfer-timeout", by_name["timeout"][1], values.seconds),
+        timeout=_read("--llminfer-timeout", by_name["timeout"][1], values.seconds),
         update_baselines=config.getoption("llminfer_update_baselines") or "",
         strict=bool(config.getoption("llminfer_strict") or config.getini("llminfer_strict")),
         sources=sources,
     )
+
+
+def _only(gpus: tuple[int, ...]) -> int | None:
+    """The one number, None where none was given."""
+    if len(gpus) > 1:
+        raise pytest.UsageError("--gpus takes one number, of all GPUs to use; for several sizes say --dp=1,2 or --tp=1,2")
+    return gpus[0] if gpus else None
+
+
+def _read(flag: str, word: str, convert: Callable[[str], T]) -> T:
+    """What ``convert`` makes of ``word``; its ValueError becomes a usage error that begins with the option."""
+    try:
+        return convert(word)
+    except ValueError as error:
+        raise pytest.UsageError(f"{flag}: {error}") from None

@@ -101,11 +101,14 @@ def test_nights_are_added_to_the_ledger_and_judged_together(gsm8k, pytester: pyt
     (file,) = pytester.path.glob("baselines/any/reference/ledger.jsonl")
     night = json.loads(file.read_text())
     assert set(night["outcomes"]) <= set("01-")
-    # What nobody would prove in one night: the same handful of losses, again and again.
-    night["outcomes"] = "".join("0" if index % 5 == 0 else mark for index, mark in enumerate(night["outcomes"].replace("-", "1")))
-    file.write_text("".join(json.dumps(night) + "\n" for _ in range(47)))
+    night["outcomes"] = "0" * 16
+    file.write_text("".join(json.dumps(night) + "\n" for _ in range(2)))
     result = gsm8k("-k", "nights")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["FAIL: 48 nights together do not prove a drop in accuracy"])
+    result.stdout.fnmatch_lines(["FAIL: 3 nights together do not prove a drop in accuracy", "*questions lost and 0 won for good*"])
+    # One lost question, night after night: nothing that a harmless change could not do.
+    night["outcomes"] = "".join("0" if index == 3 else "1" for index in range(16))
+    file.write_text("".join(json.dumps(night) + "\n" for _ in range(30)))
+    gsm8k("-k", "nights").assert_outcomes(passed=1)
     file.write_text("no night\n")
     gsm8k("-k", "nights").stdout.fnmatch_lines(["BaselineError: ledger *ledger.jsonl, line 1 is no record of a night; *"])

@@ -16,7 +16,9 @@ PACKAGE = Path(pytest_llminfer.__file__).parent
 FRAMEWORKS = {"torch", "transformers", "vllm", "sglang", "llama_cpp", "bitsandbytes", "accelerate"}
 GLUE = {
     "plugin",
+    "accuracy_run",
     "ahead",
+    "diverging",
     "spreading",
     "fixtures",
     "options",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -207,4 +209,12 @@ def test_a_configuration_without_vocabulary_is_named(tmp_path: Path, config: dic
 
 
 def test_nothing_of_this_brings_a_framework() -> None:
+    """In a process of its own: other tests of this one may have imported anything."""
+    code = """
+    import sys
+    from pytest_llminfer.models.model import Model
+    model = Model("reference")
+    assert model.chat([{"role": "user", "content": "2 + 3"}]) and model.shape.layers and model.sha256
     assert not {"torch", "transformers"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
