@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Half the cores: engine workers bring threads of their own.
 PROCESSES ?= $(shell expr \( $$(nproc 2>/dev/null || echo 2) + 1 \) / 2)
 # What `make suites` tests unless ARGS says otherwise.
-ARGS_OF_SUITES := $(or $(ARGS),--quantization=none$(comma)int8$(comma)nf4$(comma)fp4)
+ARGS_OF_SUITES := $(or $(ARGS),--quantization=none$(comma)int8$(comma)nf4)
 DEFAULT_ENGINE := suites,transformers,bitsandbytes
 
 .PHONY: suites test test-oldest lint benchmarks clean

@@ -19,7 +19,7 @@ from result import REPOSITORY, Result, finish
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ARGUMENTS = ("--quantization=none,int8,nf4,fp4",)
+ARGUMENTS = ("--quantization=none,int8,nf4",)
 """The cells of ``make suites``."""
 LIMIT_SECONDS = 180.0
 LIMIT_LOADS = 1.0

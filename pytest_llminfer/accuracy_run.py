@@ -16,6 +16,7 @@ from pytest_llminfer.checks.nights import check_nights
 from pytest_llminfer.checks.sequential_accuracy import AccuracyTest, plan_margin
 from pytest_llminfer.errors import TransportError
 from pytest_llminfer.evidence import EVIDENCE
+from pytest_llminfer.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.judging import Judge
     from pytest_llminfer.recording import Baseline
-    from pytest_llminfer.verdict import Verdict
 
 FAMILY = "gsm8k"
 MARGIN = 0.02
@@ -121,8 +121,11 @@ class AccuracyRun:
         self._item.user_properties.append((EVIDENCE, json.dumps(self._evidence(test, verdict))))
         return verdict
 
-    def validity(self) -> tuple[Verdict, ...]:
-        """What must hold before accuracy is compared at all."""
+    def objections(self) -> list[Verdict]:
+        """What speaks against comparing accuracy at all: verdicts that are no PASS."""
+        return [verdict for verdict in self._validity() if verdict.outcome is not Outcome.PASS]
+
+    def _validity(self) -> tuple[Verdict, ...]:
         answers, recorded = self.answers, self.recorded
         if self._full_width:
             return (check_truncation(answers=answers, recorded=recorded), check_format(answers=answers, recorded=recorded))

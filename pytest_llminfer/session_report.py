@@ -170,8 +170,7 @@ def _entries(report: pytest.TestReport) -> list[TableEntry]:
     from pytest_llminfer.report.table import TableEntry
 
     notes = judging.verdicts(report.user_properties)
-    # A test judges last what it is about: of equal verdicts the table shows that.
-    entries = [TableEntry(note["outcome"], note["key"]) for note in reversed(notes)]
+    entries = [TableEntry(note["outcome"], note["key"]) for note in notes]
     if report.skipped:
         recorded = any(name == RECORD for name, _ in report.user_properties)
         entries.append(TableEntry("skip", "recorded" if recorded else ""))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def test_accuracy_has_not_dropped(accuracy: AccuracyRun, judge: Judge) -> None:
     """The flexible reading (last number) gates. Answers that are cut off, malformed or of another length are INVALID, not worse."""
-    for verdict in accuracy.validity():
+    for verdict in accuracy.objections():
         judge(verdict)
     judge(accuracy.verdict)
 
@@ -25,7 +25,7 @@ def test_outcomes_change_sides_no_more_than_in_repeats(accuracy: AccuracyRun, ju
 
 def test_accuracy_is_near_that_of_full_width(full_width_accuracy: AccuracyRun, judge: Judge) -> None:
     """Quantized cells only: what the format costs, beside the same engine with 16-bit weights."""
-    for verdict in full_width_accuracy.validity():
+    for verdict in full_width_accuracy.objections():
         judge(verdict)
     judge(full_width_accuracy.verdict)
 
