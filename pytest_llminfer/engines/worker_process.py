@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from pytest_llminfer.errors import WORKER_ERRORS, BadInputError, EngineDiedError, EngineError, EngineHungError, EngineStartError
 from pytest_llminfer.worker.protocol import MAGIC, ProtocolError, read_message, write_message
+from pytest_llminfer.worker.shared_memory import named_by_group, unname
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,6 +44,8 @@ class WorkerProcess:
         self._request_id = 0
         self._busy = False
         self._ended = self._begun = False
+        self._started = time.time()
+        self._named: list[Path] = []
         threading.Thread(target=_receive, args=(process.stdout, self._inbox), name="llminfer-answers", daemon=True).start()
         _live.add(self)
 
@@ -76,7 +79,7 @@ class WorkerProcess:
             stdin.write(frame)
             stdin.flush()
         except (OSError, ValueError):
-            raise self._died(method) from None
+            raise self._refused(method) from None
         while True:
             message = self._next(method, timeout)
             if message["id"] != self._request_id:
@@ -112,6 +115,8 @@ class WorkerProcess:
     def close(self) -> None:
         """Ask the worker to end if it is idle, then end its whole process group whatever it answered."""
         if self.alive and not self._busy:
+            # An engine that is told to end kills its processes too.
+            self._named = named_by_group(self.process.pid, since=self._started)
             with contextlib.suppress(EngineError):
                 self.request("close", {}, timeout=CLOSE_SECONDS)
         self.kill()
@@ -122,8 +127,11 @@ class WorkerProcess:
             return
         self._ended = True
         _live.discard(self)
+        # Asked for while its processes live: afterwards nobody could tell whose a name was.
+        left = [*self._named, *named_by_group(self.process.pid, since=self._started)]
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        unname(left)
         try:
             self.process.wait(timeout=KILL_SECONDS)
         except subprocess.TimeoutExpired:
@@ -155,6 +163,14 @@ class WorkerProcess:
         if isinstance(message, Exception):
             raise self._garbled(method, message)
         return message
+
+    def _refused(self, method: str) -> EngineError:
+        """The process ended before it was asked: by what it wrote, where that was no message."""
+        with contextlib.suppress(queue.Empty):
+            message = self._inbox.get(timeout=LOOK_SECONDS)
+            if isinstance(message, Exception):
+                return self._garbled(method, message)
+        return self._died(method)
 
     def _hung(self, method: str, timeout: float) -> EngineHungError:
         self.kill()

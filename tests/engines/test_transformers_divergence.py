@@ -95,6 +95,7 @@ def test_weights_rounded_to_three_bits_fail_whatever_they_are_called(faulty, rec
     assert outcomes(faulty("round_weights", "restore_weights", bits=3), recorded, kind) == (Outcome.FAIL, Outcome.FAIL)
 
 
-def test_weights_rounded_to_eight_bits_are_eight_bit_and_not_the_same_weights(faulty, recorded):
+def test_weights_rounded_to_eight_bits_are_within_eight_bit_and_warned_of(faulty, recorded):
+    """They change less than another engine may, and far more than another schedule of this one."""
     rounded = faulty("round_weights", "restore_weights", bits=8)
-    assert outcomes(rounded, recorded, "8-bit") == (Outcome.PASS, Outcome.FAIL)
+    assert outcomes(rounded, recorded, "8-bit") == (Outcome.PASS, Outcome.INCONCLUSIVE)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pytest_llminfer.engines.worker_process import WorkerProcess
 from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineError, EngineHungError, EngineStartError
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.worker.shared_memory import FOLDER
 
 ANSWERING = """
 import sys
@@ -178,6 +180,13 @@ def test_foreign_output_is_quoted(start, method, error, then):
     assert worker.ended
 
 
+def test_foreign_output_is_quoted_where_its_writer_has_ended_before_it_is_asked(start):
+    worker = start("import os; os.write(1, b'hello\\n')")
+    worker.process.wait(timeout=20)
+    with pytest.raises(EngineStartError, match=r"took over: b'hello\\n', which was met"):
+        worker.request("load", {}, timeout=20)
+
+
 def test_an_answer_cut_short_is_a_death(start):
     worker = start("import os; os.write(1, b'LLM1' + (1000).to_bytes(4, 'little') + b'{'); os._exit(7)")
     with pytest.raises(EngineDiedError, match="exited with status 7"):
@@ -243,3 +252,37 @@ def test_threads_where_affinity_is_unknown(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 9)
     assert local.default_threads() == "8"
+
+
+def test_the_shared_memory_of_a_killed_group_goes_with_it(start, tmp_path):
+    """Its own and its children's; not what another process has mapped as well, nor what was there before."""
+    older = shared_memory.SharedMemory(create=True, size=4096)
+    code = f"""
+import os, pathlib, subprocess, sys, time
+from multiprocessing import resource_tracker, shared_memory
+resource_tracker.register = lambda *_: None
+older = shared_memory.SharedMemory({older.name!r})
+own = shared_memory.SharedMemory(create=True, size=4096)
+shared = shared_memory.SharedMemory(create=True, size=4096)
+names = pathlib.Path({str(tmp_path)!r}) / "names"
+if os.fork() == 0:
+    child = shared_memory.SharedMemory(create=True, size=4096)
+    names.with_suffix(".part").write_text(" ".join([own.name, shared.name, child.name]))
+    names.with_suffix(".part").rename(names)
+time.sleep(100)
+"""
+    worker = start(f"exec({code!r})")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "names").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    own, shared, child = (tmp_path / "names").read_text().split()
+    ours = shared_memory.SharedMemory(shared)
+    try:
+        worker.kill()
+        there = {name: (FOLDER / name).exists() for name in (own, child, shared, older.name)}
+        assert there == {own: False, child: False, shared: True, older.name: True}
+    finally:
+        ours.close()
+        ours.unlink()
+        older.close()
+        older.unlink()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pytest_llminfer.worker.shared_memory import FOLDER, mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-FOLDER = Path("/dev/shm")  # noqa: S108 - where the kernel shows it, not a place for files
 _BORN = time.time()
 """An engine of this process starts later than that; what is older belongs to somebody else, such as a model that is kept there."""
 
@@ -29,12 +29,3 @@ def unlink(processes: Iterable[int]) -> None:
                 status = file.stat()
                 if status.st_ino in held and status.st_ctime >= _BORN:
                     file.unlink()
-
-
-def mapped(pid: int) -> set[int]:
-    """Inodes of the shared memory that a process has mapped: a semaphore is mapped under a name that it no longer has."""
-    try:
-        lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return {int(line.split(maxsplit=5)[4]) for line in lines if f" {FOLDER}/" in line}
