@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class _FromMessage:
+class FromMessage:
     """Build from a worker's message; fields that this version does not know are left out."""
 
     __slots__ = ()
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> Self:
+        """Build from a worker's message."""
         names = {entry.name for entry in fields(cls)}  # type: ignore[arg-type]
         return cls(**{name: _frozen(value) for name, value in message.items() if name in names})
 
@@ -30,7 +31,7 @@ def _frozen(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling(_FromMessage):
+class Sampling(FromMessage):
     """How tokens are chosen. Every field is always sent: engines differ in the defaults they read from a model.
 
     ``temperature`` 0 is greedy; ``top_k`` -1 keeps all tokens; ``stop_token_ids`` come on top of the model's end tokens,
@@ -54,7 +55,7 @@ class Sampling(_FromMessage):
 
 
 @dataclass(frozen=True, slots=True)
-class Generation(_FromMessage):
+class Generation(FromMessage):
     """One prompt's answer. T is the number of generated tokens, the end token included where one was produced.
 
     finish_reason: ``stop`` (an end token) or ``length`` (the limit).
@@ -73,7 +74,7 @@ class Generation(_FromMessage):
 
 
 @dataclass(frozen=True, slots=True)
-class Scores(_FromMessage):
+class Scores(FromMessage):
     """What an engine makes of the last T tokens of a given sequence, each predicted from all before it (teacher forcing).
 
     logprobs (T,) float32: of the given tokens, nats. top_ids (T, k) int32 and top_logprobs (T, k) float32: the k most likely
@@ -86,7 +87,7 @@ class Scores(_FromMessage):
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter(_FromMessage):
+class Parameter(FromMessage):
     """One stored tensor of the loaded model.
 
     shape: of the weight it stands for, (out, in) for a linear; stored_shape: of the tensor that holds it, packed or not.
@@ -124,7 +125,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryReport(_FromMessage):
+class MemoryReport(FromMessage):
     """Bytes by category, on the device that holds the model.
 
     weights_bytes: parameters and quantization state, each storage once. buffers_bytes: what else the model registers (RoPE tables).
@@ -151,7 +152,7 @@ class MemoryReport(_FromMessage):
 
 
 @dataclass(frozen=True, slots=True)
-class KVPool(_FromMessage):
+class KVPool(FromMessage):
     """The paged KV cache that an engine takes in advance.
 
     num_blocks blocks of block_size tokens hold capacity_tokens at once; a block that the engine keeps to itself is not among
@@ -170,7 +171,20 @@ class KVPool(_FromMessage):
 
 
 @dataclass(frozen=True, slots=True)
-class Rank(_FromMessage):
+class CacheCounters(FromMessage):
+    """What an engine counted since it was loaded; None where it does not say.
+
+    preemptions: requests that lost their cache to others and were computed anew. prefix_queries, prefix_hits: prompt tokens that
+    were looked up in the prefix cache, and that were found.
+    """
+
+    preemptions: int | None = None
+    prefix_queries: int | None = None
+    prefix_hits: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rank(FromMessage):
     """One process that holds a part of the model.
 
     name: as the engine or the operating system calls the process. device: "cpu", or the exact id of its accelerator.
@@ -187,7 +201,7 @@ class Rank(_FromMessage):
 
 
 @dataclass(frozen=True, slots=True)
-class CacheLayer(_FromMessage):
+class CacheLayer(FromMessage):
     """Keys and values of one layer: shapes (batch, kv_heads, length, head_dim), bytes of both together."""
 
     key_shape: tuple[int, ...]
@@ -225,7 +239,7 @@ class CacheReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration(_FromMessage):
+class Calibration(FromMessage):
     """What the device can do right now, measured beside the engine: the yardstick of a throughput.
 
     matmul_flops_per_second: a large matrix product in the cell's dtype; copy_bytes_per_second: a large copy, bytes read plus
@@ -238,7 +252,7 @@ class Calibration(_FromMessage):
 
 
 @dataclass(frozen=True, slots=True)
-class EngineInfo(_FromMessage):
+class EngineInfo(FromMessage):
     """What was loaded, as the worker resolved it.
 
     dtype, kv_dtype: resolved, never ``auto``. device: "cpu" or "cuda"; device_name: the exact name of the processor or

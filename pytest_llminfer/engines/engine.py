@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.engines.probes import locate
 from pytest_llminfer.engines.replica import MAX_DEATHS, Launch, Replica
-from pytest_llminfer.engines.replicas import SharedProgress, at_once, collect, deal, first_of_equal
-from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
+from pytest_llminfer.engines.replicas import SharedProgress, at_once, collect, deal, first_of_equal, of_the_fullest
+from pytest_llminfer.errors import EngineError, UnsupportedError
 from pytest_llminfer.observations import (
+    CacheCounters,
     CacheReport,
     Calibration,
     EngineInfo,
@@ -24,6 +23,7 @@ from pytest_llminfer.observations import (
     Sampling,
     Scores,
 )
+from pytest_llminfer.routes import Route, RouteComparisons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence, Sized
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_DEATHS", "Engine", "Launch"]
 
 
-_ON_ALL = ("run", "layout", "memory", "ranks", "kv_pool")
+_ON_ALL = ("run", "layout", "memory", "ranks", "kv_pool", "forget_prefixes")
 """Asked of every replica: what one of them says need not be true of the others."""
 
 
@@ -63,7 +63,7 @@ class Engine:
             if self._on_load is not None:
                 self._on_load(self, replica.info)
             for probe, arguments in self._preparations:
-                path, function = _locate(probe)
+                path, function = locate(probe)
                 replica.ask("run", {"path": path, "function": function, "arguments": arguments})
 
         return loaded
@@ -207,21 +207,42 @@ class Engine:
 
     def memory(self, *, reset_peak: bool = False) -> MemoryReport:
         """Bytes by category, of the replica with the most; ``reset_peak`` starts the run peak anew after this reading."""
-        answers = self._ask("memory", reset_peak=reset_peak)
-        largest = {
-            name: max(answer[name] for answer in answers)
-            for name, value in answers[0].items()
-            if isinstance(value, int) and all(isinstance(answer.get(name), int) for answer in answers)
-        }
-        return MemoryReport.from_message(answers[0] | largest)
+        return MemoryReport.from_message(of_the_fullest(self._ask("memory", reset_peak=reset_peak)))
 
     def kv_cache(self, prompt: Sequence[int], *, extend: int) -> CacheReport:
         """The KV cache after a prompt, and after ``extend`` more tokens."""
         return CacheReport.from_message(self._ask("kv_cache", prompt=list(prompt), extend=extend))
 
+    def compare_routes(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        candidate: Route,
+        reference: Route | None = None,
+        config: Mapping[str, Any] | None = None,
+        dtype: str = "",
+        seed: int = 0,
+    ) -> RouteComparisons:
+        """What two ways through the KV cache make of the same tokens; the reference is prefill alone unless another is given.
+
+        ``config``: of a model with random weights drawn from ``seed`` that is made for this in ``dtype``; without it, the model
+        that is served. A model made before is kept and used again.
+        """
+        routes = {"candidate": candidate.to_dict(), "reference": (reference or Route()).to_dict()}
+        asked: Any = {**routes, "config": dict(config) if config is not None else None, "dtype": dtype, "seed": seed}
+        return RouteComparisons.from_message(self._ask("compare_routes", sequences=[list(ids) for ids in sequences], **asked))
+
     def kv_pool(self) -> KVPool:
         """The paged KV cache of a replica: that with the fewest blocks, which is the one that fills first."""
         return KVPool.from_message(min(self._ask("kv_pool"), key=lambda answer: int(answer["num_blocks"])))
+
+    def cache_counters(self) -> CacheCounters:
+        """Preemptions and prefix-cache hits of the first replica since it was loaded."""
+        return CacheCounters.from_message(self._ask("cache_counters"))
+
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache of every replica."""
+        self._ask("forget_prefixes")
 
     def ranks(self) -> tuple[Rank, ...]:
         """Every process that holds a part of the model, in all replicas."""
@@ -256,7 +277,7 @@ class Engine:
         ``probe``: a function at the top level of a file that the engine's interpreter can import, or ``"path.py::function"``.
         Arguments and result are plain data and arrays.
         """
-        path, function = _locate(probe)
+        path, function = locate(probe)
         return self._ask("run", path=path, function=function, arguments=arguments)[0]["result"]
 
     def prepare(self, probe: Callable[..., Any] | str, /, **arguments: Any) -> None:
@@ -274,16 +295,3 @@ class Engine:
             replica.close()
         if self._launch.lease is not None:
             self._launch.lease.release()
-
-
-def _locate(probe: Callable[..., Any] | str) -> tuple[str, str]:
-    if isinstance(probe, str):
-        path, separator, function = probe.partition("::")
-        if not separator or not Path(path).is_file():
-            raise BadInputError(f"a probe is named 'path/to/file.py::function'; {probe!r} is not, or the file does not exist")
-        return os.path.abspath(path), function
-    if "<" in probe.__qualname__ or "." in probe.__qualname__:
-        raise BadInputError(
-            f"the probe {probe.__qualname__!r} must be a function at the top level of its file: the worker imports it"
-        )
-    return os.path.abspath(inspect.getfile(probe)), probe.__name__

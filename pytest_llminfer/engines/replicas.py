@@ -64,3 +64,13 @@ def first_of_equal(answers: Sequence[Any]) -> tuple[Any, int | None]:
     """The first answer, and the number of the first replica that gave another one."""
     other = next((number for number, answer in enumerate(answers) if answer != answers[0]), None)
     return answers[0], other
+
+
+def of_the_fullest(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One report of memory out of those of all replicas: each figure that all give is that of the replica with the most."""
+    most = {
+        name: max(report[name] for report in reports)
+        for name, value in reports[0].items()
+        if isinstance(value, int) and all(isinstance(report.get(name), int) for report in reports)
+    }
+    return reports[0] | most

@@ -33,7 +33,8 @@ class Backend(Protocol):
     capabilities: frozenset[str]
     """Names of the requests that are answered: ``generate``, ``generate:loop``, ``generate:no_cache``, ``generate:messages``,
     ``generate:logprobs``, ``score``, ``score:decode``, ``score_top``, ``layout``, ``memory``, ``kv_cache``, ``kv_pool``, ``ranks``,
-    ``settings``, ``calibrate``, ``run``; of a server also ``talk`` and ``serving:stop``. Known after ``load``."""
+    ``settings``, ``calibrate``, ``run``, ``compare_routes``, ``cache_counters``, ``forget_prefixes``; of a server also ``talk`` and
+    ``serving:stop``. Known after ``load``."""
 
     def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
         """Remember the arguments. ``model_path``: a folder with config.json, or the id of a model that the engine fetches."""
@@ -74,6 +75,27 @@ class Backend(Protocol):
 
     def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:
         """The fields of ``CacheReport`` for one prompt and ``extend`` tokens decoded after it."""
+
+    def compare_routes(
+        self,
+        *,
+        sequences: Sequence[Sequence[int]],
+        candidate: Message,
+        reference: Message,
+        config: Message | None = None,
+        dtype: str = "",
+        seed: int = 0,
+    ) -> Message:
+        """The fields of ``RouteComparisons`` for two ``Route``s over the same tokens.
+
+        config: of a model made for this with random weights from ``seed``, in ``dtype``; None means the one that is served.
+        """
+
+    def cache_counters(self) -> Message:
+        """The fields of ``CacheCounters``: what the engine counted since it was loaded."""
+
+    def forget_prefixes(self) -> Message:
+        """Empty the prefix cache, so that the next request finds nothing there: ``{}``."""
 
     def kv_pool(self) -> Message:
         """The fields of ``KVPool``."""
