@@ -77,6 +77,11 @@ class Model:
         """The text of ``token_ids``, without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    @property
+    def special_tokens(self) -> dict[int, str]:
+        """What the tokenizer calls its special tokens, by id."""
+        return {number: token.content for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+
     @cached_property
     def chat_template(self) -> str:
         """The Jinja source of the chat template; empty where the model has none."""
