@@ -11,10 +11,23 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-QUESTIONS = 60
+QUESTIONS = 40
 # A speed that is not recorded because other work moved the device's own rate meanwhile: on a machine that is shared, no defect.
 REFUSED = "EngineError: the device's own rate moved by"
-SUITES = ("divergence", "dtype_layout", "gsm8k", "kv_cache", "memory_budget", "parallelism", "settings", "throughput", "tokens")
+# The speed of several processes on a few cores says nothing, and takes longest.
+CHOSEN = "not (tokens_per_second and (dp2 or tp2))"
+SUITES = (
+    "chat",
+    "divergence",
+    "dtype_layout",
+    "gsm8k",
+    "kv_cache",
+    "memory_budget",
+    "parallelism",
+    "settings",
+    "throughput",
+    "tokens",
+)
 
 
 @pytest.fixture
@@ -29,7 +42,9 @@ def suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callab
     def run(*arguments: str, names: tuple[str, ...] = SUITES) -> pytest.RunResult:
         for name in names:
             shutil.copy(REPOSITORY / "suites" / f"test_{name}.py", pytester.path)
-        result = pytester.runpytest_subprocess("-v", f"--gsm8k-questions={QUESTIONS}", "--update-baselines=new", *arguments)
+        result = pytester.runpytest_subprocess(
+            "-v", "-k", CHOSEN, f"--gsm8k-questions={QUESTIONS}", "--update-baselines=new", *arguments
+        )
         failures = [line for line in result.stdout.lines if line.startswith(("FAILED ", "ERROR "))]
         refused = [line for line in result.stdout.lines if REFUSED in line]
         assert len([line for line in failures if line.startswith("FAILED test_throughput.py::")]) == len(refused)
