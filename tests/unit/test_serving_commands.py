@@ -151,6 +151,14 @@ def test_what_the_cell_decides_is_no_argument(command, engine: str, names: str) 
             command(engine, "/no/such/python", **{name: 1})
 
 
+def test_sglang_on_a_processor_is_told_what_it_needs_there_unless_the_user_says_otherwise(command) -> None:
+    argv = " ".join(command("sglang", gpu="").argv)
+    assert "--attention-backend torch_native" in argv
+    assert "--disable-cuda-graph" in argv
+    assert "--attention-backend intel_amx" in " ".join(command("sglang", gpu="", attention_backend="intel_amx").argv)
+    assert "torch_native" not in " ".join(command("sglang").argv)
+
+
 def test_other_arguments_go_to_the_server(interpreter, command) -> None:
     assert command("sglang", max_running_requests=4).argv[-2:] == ("--max-running-requests", "4")
     assert command("vllm", interpreter(vllm_files(), vllm="0.32.0"), max_num_seqs=4).argv[-2:] == ("--max-num-seqs", "4")

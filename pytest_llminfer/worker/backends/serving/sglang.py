@@ -6,6 +6,7 @@ import json
 
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.worker.backends.serving.command import Command, Order, flags, private_file, refuse_taken
+from pytest_llminfer.worker.backends.sglang.arguments import CPU_DEFAULTS
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _KV_DTYPES = {"bf16": "bf16", "fp8": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
@@ -45,7 +46,8 @@ def command(order: Order) -> Command:
     # JSON is YAML, which is what the server reads. It takes no deprecated flag from there, so the user's own are flags;
     # those that are yes or no can only be said to be on.
     file = private_file(order.folder, "server.yaml", json.dumps({name.replace("_", "-"): value for name, value in chosen.items()}))
-    given = {name: value for name, value in order.arguments.items() if value is not False}
+    arguments = dict(order.arguments) if order.gpu else {**CPU_DEFAULTS, **order.arguments}
+    given = {name: value for name, value in arguments.items() if value is not False}
     return Command(
         argv=(order.interpreter, "-m", "sglang.launch_server", "--config", str(file), *flags(given)),
         device="cuda" if order.gpu else "cpu",
