@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.worker.backends import probe, requests
 from pytest_llminfer.worker.backends.checkpoint import is_local, read_checkpoint, read_configuration
 from pytest_llminfer.worker.backends.packages import require
@@ -36,7 +37,7 @@ class TransformersBackend:
     capabilities = frozenset(
         {
             *("generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode", "score_top"),
-            *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "run"),
+            *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "run", "compare_routes"),
         }
     )
 
@@ -54,6 +55,8 @@ class TransformersBackend:
     def load(self) -> Message:
         """Look at the arguments and files, import the framework, load the model."""
         check_parallelism(self._spec)
+        if self._spec.tp > 1:
+            self.capabilities = self.capabilities - {"compare_routes"}
         arguments = Arguments.read(self._engine_args)
         if is_local(self._model_path):
             check_heads(read_configuration(self._model_path), self._spec.tp)
@@ -111,6 +114,24 @@ class TransformersBackend:
         params = {"prompt": prompt, "extend": extend}
         answers = self._by_all("kv_cache", params, lambda: self._live.cache_report(prompt, extend), keep=True)
         return combine.kv_cache(answers, self._live.kv_heads) if len(answers) > 1 else answers[0]
+
+    def compare_routes(
+        self,
+        *,
+        sequences: Sequence[Sequence[int]],
+        candidate: Message,
+        reference: Message,
+        config: Message | None = None,
+        dtype: str = "",
+        seed: int = 0,
+    ) -> Message:
+        """Two ways through the cache of the loaded model, or of one made of ``config`` in this process."""
+        if self._spec.tp > 1:
+            raise UnsupportedError(f"{self._spec}: no rank holds a whole KV cache to compare routes over; use tp=1")
+        if config is None and dtype not in {"", self._live.spec_dtype}:
+            raise UnsupportedError(f"the loaded model computes in {self._live.spec_dtype}, not {dtype}; load it with dtype={dtype}")
+        routes = {"candidate": candidate, "reference": reference}
+        return self._live.compare_routes(sequences, routes, config, dtype, seed)
 
     def ranks(self) -> Message:
         """This process, and the others that hold a part of the model."""

@@ -6,11 +6,12 @@ import gc
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.worker.backends.packages import versions
+from pytest_llminfer.worker.backends.requests import check_tokens
 from pytest_llminfer.worker.backends.transformers import (
     cache,
     calibration,
@@ -21,6 +22,7 @@ from pytest_llminfer.worker.backends.transformers import (
     loading,
     loops,
     memory,
+    route_comparison,
     scoring,
     settings,
     sharding,
@@ -29,6 +31,8 @@ from pytest_llminfer.worker.backends.transformers import (
 from pytest_llminfer.worker.backends.transformers.faults import inference
 from pytest_llminfer.worker.backends.transformers.group import own_rank
 from pytest_llminfer.worker.backends.transformers.parallelism import check_heads
+from pytest_llminfer.worker.backends.transformers.random_model import RandomModels
+from pytest_llminfer.worker.backends.transformers.routes import positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +67,7 @@ class LiveModel:
     max_batch_tokens: int
     limits: dict[str, int]
     progress: Progress
+    random_models: RandomModels = field(default_factory=RandomModels)
 
     @classmethod
     def load(cls, spec: EngineSpec, model_path: str, arguments: Arguments, progress: Progress, *, started: float) -> Self:
@@ -111,6 +116,11 @@ class LiveModel:
             progress=progress,
         )
 
+    @property
+    def spec_dtype(self) -> str:
+        """What it computes in, in the words of a cell."""
+        return loading.SPEC_DTYPES[self.dtype]
+
     def information(self, *packages: str) -> dict[str, Any]:
         """The fields of ``EngineInfo`` but the capabilities, with the versions of ``packages``."""
         found = versions("transformers", *packages)
@@ -154,6 +164,24 @@ class LiveModel:
         """The fields of ``CacheReport``."""
         with inference("filling the KV cache"):
             return cache.report(self.model, prompt, extend)
+
+    def compare_routes(
+        self,
+        sequences: Sequence[Sequence[int]],
+        routes: Mapping[str, Mapping[str, Any]],
+        config: Mapping[str, Any] | None,
+        dtype: str,
+        seed: int,
+    ) -> dict[str, Any]:
+        """The fields of ``RouteComparisons``: of this model, or of one with random weights that ``config`` describes."""
+        with inference(f"comparing routes over {len(sequences)} sequences"):
+            model = self.model
+            if config is not None:
+                attention = self.model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
+                model = self.random_models.get(config, dtype, seed, device=self.device, attention=attention)
+            text = model.config.get_text_config()
+            check_tokens(sequences, vocab_size=text.vocab_size, max_positions=positions(text))
+            return route_comparison.compare(model, sequences, **routes, progress=self.progress)
 
     def layout(self) -> dict[str, Any]:
         """Every stored tensor, as it is stored now."""
