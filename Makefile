@@ -8,6 +8,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PROCESSES ?= $(shell expr \( $$(nproc 2>/dev/null || echo 2) + 1 \) / 2)
 # What `make suites` tests unless ARGS says otherwise.
 ARGS_OF_SUITES := $(or $(ARGS),--quantization=none$(comma)int8$(comma)nf4)
+# NumPy's matrices are small here: threads of its own wait for each other, on a busy machine for most of the time.
+export OPENBLAS_NUM_THREADS ?= 1
 DEFAULT_ENGINE := suites,transformers,bitsandbytes
 
 .PHONY: suites test test-oldest lint benchmarks clean
