@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from pytest_llminfer.datasets.load import Dataset
     from pytest_llminfer.diverging import Divergence, Forced
     from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.equivalence import KVEquivalence
     from pytest_llminfer.greedy import Greedy
     from pytest_llminfer.hardware import Hardware
+    from pytest_llminfer.kv_variants import KVVariants
     from pytest_llminfer.measuring import Throughput
+    from pytest_llminfer.memory_ledger import MemoryLedger
     from pytest_llminfer.models.model import Model
     from pytest_llminfer.recording import Baseline
     from pytest_llminfer.spec import EngineSpec
@@ -78,6 +81,26 @@ def greedy(engine: Engine, pytestconfig: pytest.Config) -> Greedy:
     return spreading.remember_greedy(pytestconfig, engine.spec, Greedy.ask(engine))
 
 
+@pytest.fixture(scope="module")
+def kv_variants(
+    engine: Engine, greedy: Greedy, launch_engine: Callable[..., Engine], pytestconfig: pytest.Config
+) -> Iterator[KVVariants]:
+    """This cell started otherwise, with an engine of its own for each variant, where ``--kv-variants`` asks for that."""
+    from pytest_llminfer.kv_variants import KVVariants
+
+    variants = KVVariants(engine, greedy, launch_engine, asked_for=pytestconfig.stash[options.STASH].kv_variants)
+    yield variants
+    variants.close()
+
+
+@pytest.fixture
+def kv_equivalence(engine: Engine, judge: judging.Judge) -> KVEquivalence:
+    """Every way through this cell's KV cache: ``structure()``, ``first_layer(prompts)`` and ``window()``, each judged."""
+    from pytest_llminfer.equivalence import KVEquivalence
+
+    return KVEquivalence(engine, judge)
+
+
 @pytest.fixture(scope="session")
 def answered(engine: Engine, gsm8k: QuestionSet, pytestconfig: pytest.Config) -> Answered:
     """The graded answers of this cell, and how long they took: to all of the session's questions where cells are spread over
@@ -126,6 +149,14 @@ def baseline(
 def spread_table(request: pytest.FixtureRequest, engine: Engine, baseline: Baseline) -> spreading.SpreadTable:
     """Time and accuracy of this cell, beside those of the others."""
     return spreading.SpreadTable(request.node, engine.spec, baseline)
+
+
+@pytest.fixture
+def memory_ledger(request: pytest.FixtureRequest, engine: Engine, baseline: Baseline) -> MemoryLedger:
+    """Predicted and measured memory of this cell, line by line."""
+    from pytest_llminfer.memory_ledger import MemoryLedger
+
+    return MemoryLedger(request.node, engine, baseline)
 
 
 @pytest.fixture(scope="session")

@@ -92,8 +92,8 @@ class Parameter(FromMessage):
 
     shape: of the weight it stands for, (out, in) for a linear; stored_shape: of the tensor that holds it, packed or not.
     dtype: of that tensor, in torch's words ("bfloat16", "int8", "uint8"). stored_bytes: the tensor with all its quantization
-    state (scales, absolute maxima, codebooks); state_bytes: that state alone. packing: "" or the format that the engine names
-    ("nf4", "fp4", "int8"). double_quantized: whether the scales are quantized too; None where that has no meaning.
+    state (scales, absolute maxima, codebooks); state_bytes: that state alone; state: dtype and bytes of each of its tensors, empty
+    where the engine does not say. packing: "" or the format that the engine names ("nf4", "fp4", "int8"). double_quantized: whether the scales are quantized too; None where that has no meaning.
     """
 
     name: str
@@ -106,6 +106,7 @@ class Parameter(FromMessage):
     block_size: int | None = None
     double_quantized: bool | None = None
     device: str = "cpu"
+    state: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,8 @@ class KVPool(FromMessage):
     num_blocks blocks of block_size tokens hold capacity_tokens at once; a block that the engine keeps to itself is not among
     them, but its bytes are. dtype: in torch's
     words. stored_bytes: of the pool's tensors over all layers and ranks of one replica; bytes_per_token: the same, of one token.
-    max_model_len: the longest sequence.
+    max_model_len: the longest sequence. max_concurrency: how many of those the engine says it has room for; None where it says
+    nothing.
     """
 
     num_blocks: int
@@ -168,6 +170,7 @@ class KVPool(FromMessage):
     stored_bytes: int
     bytes_per_token: int
     max_model_len: int
+    max_concurrency: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,7 @@ class Options(NamedTuple):
     divergence_limits: dict[str, tuple[float, float]]
     baselines: Path
     timeout: float
+    kv_variants: bool
     update_baselines: str
     strict: bool
     sources: dict[str, str]
@@ -166,6 +167,14 @@ def add_options(parser: pytest.Parser) -> None:
         help="add this run's evidence on accuracy to the ledger beside the baselines (ini: llminfer_nights)",
     )
     parser.addini("llminfer_nights", "add each run's evidence on accuracy to the ledger", type="bool", default=False)
+    group.addoption(
+        "--kv-variants",
+        dest="llminfer_kv_variants",
+        action="store_true",
+        default=None,
+        help="start each engine again with other pools, chunks and cache dtypes, and compare (ini: llminfer_kv_variants)",
+    )
+    parser.addini("llminfer_kv_variants", "start each engine again with other pools, chunks and caches", type="bool", default=False)
     group.addoption(
         "--llminfer-strict",
         dest="llminfer_strict",
@@ -226,6 +235,7 @@ def resolve(config: pytest.Config) -> Options:
         divergence_limits=_read("--divergence-limits", by_name["divergence_limits"][1] or "{}", values.limits),
         baselines=config.rootpath / by_name["baselines"][1],
         timeout=_read("--llminfer-timeout", by_name["timeout"][1], values.seconds),
+        kv_variants=bool(config.getoption("llminfer_kv_variants") or config.getini("llminfer_kv_variants")),
         update_baselines=config.getoption("llminfer_update_baselines") or "",
         strict=bool(config.getoption("llminfer_strict") or config.getini("llminfer_strict")),
         sources=sources,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 RECORD = "llminfer_record"
 USED = "llminfer_baseline_used"
 MISSING = "llminfer_baseline_missing"
+MEMORY = "llminfer_memory"
 SIDE_FILE = "llminfer_side_file"
 """Arrays that the record after it refers to: ``{"name", "content"}``, in base64."""
 
@@ -41,6 +42,7 @@ class SessionReport:
         self._missing: list[dict[str, Any]] = []
         self._spreads: list[dict[str, Any]] = []
         self._evidence: list[dict[str, Any]] = []
+        self._ledgers: list[dict[str, Any]] = []
         self._written: dict[Path, None] = {}
         self._side_files = SideFiles()
         self._problem = ""
@@ -55,7 +57,7 @@ class SessionReport:
         self._families.setdefault(family)
         self._rows.setdefault(cell, {}).setdefault(family, []).extend(_entries(report))
         takers = {judging.LOADED: self._loads, RECORD: self._records, USED: self._used, MISSING: self._missing}
-        takers |= {spreading.SPREAD: self._spreads, evidence.EVIDENCE: self._evidence}
+        takers |= {spreading.SPREAD: self._spreads, evidence.EVIDENCE: self._evidence, MEMORY: self._ledgers}
         for name, value in report.user_properties:
             if name == SIDE_FILE:
                 self._side_files.take(json.loads(str(value)))
@@ -145,13 +147,18 @@ class SessionReport:
             terminalreporter.write_line(line, red=line.startswith("ERROR"))
 
     def _other_tables(self, names: dict[str, str]) -> Iterator[str]:
-        """Cells spread over several GPUs, the evidence on accuracy, and the loads; each where there is any."""
+        """Cells spread over several GPUs, the evidence on accuracy, the memory, and the loads; each where there is any."""
         if any(line["spread"] != "single" for line in self._spreads):
             yield ""
             yield from spreading.render([line | {"cell": names[line["cell"]]} for line in self._spreads])
         if self._evidence:
             yield ""
             yield from evidence.render([note | {"cell": names[note["cell"]]} for note in self._evidence])
+        if self._ledgers:
+            from pytest_llminfer import memory_ledger
+
+            yield ""
+            yield from memory_ledger.render([note | {"cell": names[note["cell"]]} for note in self._ledgers])
         if self._loads:
             yield f"engine loads: {len(self._loads)}"
             for load in self._loads:

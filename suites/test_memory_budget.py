@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llminfer.checks.ledger import check_ledger
 from pytest_llminfer.checks.memory import check_kv_bytes_per_token, check_no_growth, check_peak, check_weights, predict_weights
 from pytest_llminfer.checks.parallelism import expected_rank_weights
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.judging import Judge
+    from pytest_llminfer.memory_ledger import MemoryLedger
     from pytest_llminfer.recording import Baseline
 
 REQUESTS = 20
@@ -27,6 +29,11 @@ def test_weights_take_the_bytes_that_the_configuration_implies(engine: Engine, j
     else:
         predicted = predict_weights(**of, engine=spec.engine)
     judge(check_weights(report=engine.memory(), predicted=predicted))
+
+
+def test_every_line_of_memory_is_what_the_configuration_predicts(memory_ledger: MemoryLedger, judge: Judge) -> None:
+    """Weights, tables of positions, keys and values: each within its gate. The ledger is printed under the tables."""
+    judge(check_ledger(lines=memory_ledger.take()))
 
 
 def test_cache_takes_the_bytes_per_token_that_the_configuration_implies(engine: Engine, judge: Judge) -> None:

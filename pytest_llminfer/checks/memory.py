@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.checks.storage import expected_layout
+from pytest_llminfer.memory_model.formats import FormatOptions
+from pytest_llminfer.memory_model.weights import allocated_bytes, held_weights, stored_bytes
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ RELATIVE = 0.003
 ABSOLUTE_BYTES = 8 * MIB
 SMALL_MODEL = 0.01
 PEAK_FACTOR = 1.03
-_ALLOCATION_STEP = 512
-_SEGMENT = 2 * MIB
-_LARGE = 10 * MIB
-_NOT_SPLIT = MIB
 _LEAST_READINGS = 4
 _COARSEST = 16
 
@@ -34,27 +31,14 @@ def predict_weights(
     Raises:
         UnsupportedError: a quantization whose storage is not known here.
     """
-    weights = expected_layout(shape=shape, dtype=dtype, quantization=quantization, double_quantized=double_quantized, engine=engine)
-    return sum(weight.parameter.stored_bytes for weight in weights)
+    options = FormatOptions(double_quantized=double_quantized)
+    return stored_bytes(held_weights(shape, dtype=dtype, quantization=quantization, engine=engine, options=options)[0])
 
 
 def predict_allocated(*, shape: ModelShape, dtype: str, quantization: str, double_quantized: bool | None = None) -> int:
-    """Bytes that PyTorch's CUDA allocator counts for the same tensors: :func:`cuda_allocation` of each."""
-    weights = expected_layout(shape=shape, dtype=dtype, quantization=quantization, double_quantized=double_quantized)
-    return sum(cuda_allocation(size) for weight in weights for size in weight.tensors)
-
-
-def cuda_allocation(size: int) -> int:
-    """Bytes that PyTorch's CUDA caching allocator counts for a tensor of ``size`` bytes (METHODS 4.1).
-
-    Sizes are rounded up to 512 bytes. From 10 MiB on a tensor gets a segment in whole 2 MiB, and a rest of at most 1 MiB
-    is not split off, so it counts. With ``expandable_segments:True`` only the 512 bytes remain.
-    """
-    rounded = -(-size // _ALLOCATION_STEP) * _ALLOCATION_STEP
-    if rounded < _LARGE:
-        return rounded
-    segment = -(-rounded // _SEGMENT) * _SEGMENT
-    return segment if segment - rounded <= _NOT_SPLIT else rounded
+    """Bytes that PyTorch's CUDA allocator counts for the same tensors: ``cuda_allocation`` of each."""
+    options = FormatOptions(double_quantized=double_quantized)
+    return allocated_bytes(held_weights(shape, dtype=dtype, quantization=quantization, options=options)[0])
 
 
 def weights_tolerance(predicted: int) -> int:

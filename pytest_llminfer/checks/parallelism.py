@@ -6,24 +6,16 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.checks.offenders import first_offenders
-from pytest_llminfer.checks.storage import FUSING, VOCABULARY_BLOCK
-from pytest_llminfer.errors import UnsupportedError
-from pytest_llminfer.models.shape import item_bytes
+from pytest_llminfer.memory_model.shards import SHARDED
+from pytest_llminfer.memory_model.weights import held_weights, stored_bytes
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from pytest_llminfer.checks.accuracy import Answer
-    from pytest_llminfer.models.shape import ModelShape, WeightShape
+    from pytest_llminfer.models.shape import ModelShape
     from pytest_llminfer.observations import Rank
-
-SHARDED: dict[str, frozenset[str]] = {
-    "sglang": frozenset({"embedding", "attention", "mlp", "bias", "lm_head"}),
-    "transformers": frozenset({"attention", "mlp", "bias"}),
-    "vllm": frozenset({"embedding", "attention", "mlp", "bias", "lm_head"}),
-}
-"""Engine → the roles of weights of which each rank of a tensor-parallel group holds a part; the others are held by all."""
 
 TOLERANCE = 0.003
 _LEAST_ACCURACY = 0.1
@@ -34,47 +26,14 @@ def expected_rank_weights(
 ) -> dict[int, int]:
     """Bytes of weights that one rank holds, by its pipeline rank; all tensor ranks of a stage hold as much.
 
-    plan: the modules that the engine says it shards; asked only about embedding and output matrix, which versions of one engine
-    treat differently: attention and mlp must be sharded whatever it says. Layers are dealt to pipeline stages evenly; the
+    plan: the modules that the engine says it shards (``shards.sharded_roles``). Layers are dealt to pipeline stages evenly; the
     embedding is on the first stage, final norm and output matrix on the last.
 
     Raises:
         UnsupportedError: an engine, a quantization or a split whose shares are not known here: a visible skip.
     """
-    if engine not in SHARDED or quantization != "none":
-        raise UnsupportedError(f"how {engine} spreads weights with quantization {quantization!r} is not known here")
-    if shape.layers % pp:
-        raise UnsupportedError(f"{shape.layers} layers do not divide by pp={pp}: which stage gets more is the engine's choice")
-    ends = {weight.role for weight in shape.parameters() if weight.name.removesuffix(".weight") in plan}
-    sharded = SHARDED[engine] | (ends & {"embedding", "lm_head"})
-    stages = dict.fromkeys(range(pp), 0)
-    for weight in shape.parameters():
-        size = _rank_elements(weight, shape, engine, tp, sharded) * item_bytes(dtype)
-        for stage in _stages(weight, shape, pp):
-            stages[stage] += size
-    return stages
-
-
-def _stages(weight: WeightShape, shape: ModelShape, pp: int) -> tuple[int, ...]:
-    numbers = [int(word) for word in weight.name.split(".") if word.isdigit()]
-    if numbers:
-        return (numbers[0] * pp // shape.layers,)
-    if weight.role in ("embedding", "position"):
-        return tuple(sorted({0, pp - 1})) if shape.tied and weight.role == "embedding" else (0,)
-    return (pp - 1,)
-
-
-def _rank_elements(weight: WeightShape, shape: ModelShape, engine: str, tp: int, sharded: Collection[str]) -> int:
-    rows = weight.shape[0]
-    if weight.role in ("embedding", "lm_head") and engine in FUSING:
-        rows = -(-rows // VOCABULARY_BLOCK) * VOCABULARY_BLOCK
-    elements = rows * weight.elements // weight.shape[0]
-    if weight.role not in sharded or ".o_proj.bias" in weight.name or ".down_proj.bias" in weight.name:
-        return elements
-    if ".k_proj." in weight.name or ".v_proj." in weight.name:
-        # Each rank has at least one KV head: with more ranks than heads they are held several times.
-        return elements * max(1, shape.kv_heads // tp) // shape.kv_heads
-    return elements // tp
+    held = held_weights(shape, dtype=dtype, quantization=quantization, engine=engine, tp=tp, pp=pp, plan=plan)
+    return {stage: stored_bytes(weights) for stage, weights in held.items()}
 
 
 def check_ranks(*, ranks: Sequence[Rank], tp: int, pp: int, dp: int) -> Verdict:

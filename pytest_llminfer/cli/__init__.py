@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SUBCOMMANDS = {
+    "checkpoint": ("pytest_llminfer.cli.checkpoint:run", "whether a checkpoint on disk is stored as it declares"),
     "doctor": ("pytest_llminfer.cli.doctor:run", "what can run here, and what is missing"),
     "env": ("pytest_llminfer.cli.env:run", "list, make and remove the environments of engines"),
+    "memory": ("pytest_llminfer.cli.memory:run", "what will fit on a GPU, before anything is loaded"),
 }
 """Name to where its function lies (it takes the arguments after the name, and returns the exit status) and what it does."""
 
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     listed = "\n".join(f"  {name.ljust(width)}  {purpose}" for name, (_, purpose) in SUBCOMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="llminfer",
-        description="Beside pytest: the environments of engines, and what can run here.",
+        description="Beside pytest: the environments of engines, what can run here, and what will fit.",
         epilog=f"subcommands:\n{listed}\n\n`llminfer SUBCOMMAND --help` tells more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="llminfer [--version] [--help] SUBCOMMAND ...",

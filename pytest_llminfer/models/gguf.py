@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.worker.backends.llamacpp.gguf_file import GGML_TYPES, GgufFile, GgufTensor, read_gguf
+from pytest_llminfer.memory_model.gguf_mixtures import block_elements, stored_type, type_bytes
+from pytest_llminfer.worker.backends.llamacpp.gguf_file import GgufFile, GgufTensor, read_gguf
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 __all__ = ["GgufFile", "GgufTensor", "block_elements", "config_from_gguf", "read_gguf", "stored_type", "type_bytes"]
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_BLOCKS = {name: (block, size) for name, block, size in GGML_TYPES.values()}
 _ROPE_FACTOR = "rope_freqs.weight"
 
 
@@ -75,53 +75,3 @@ def _rope_scaling(architecture: str, file: GgufFile) -> Mapping[str, Any] | None
     if kind != "none":
         return {"rope_type": kind, "factor": file.metadata.get(f"{architecture}.rope.scaling.factor")}
     return {"rope_type": "llama3"} if _ROPE_FACTOR in file.tensors else None
-
-
-MIXTURES: dict[str, tuple[str, str]] = {"q8_0": ("q8_0", "q8_0"), "q4_0": ("q4_0", "q6_k"), "q4_k_m": ("q4_k", "q6_k")}
-"""Quantization → type of matrices, type of the output matrix (of the embedding where that is the output matrix too)."""
-
-_WIDER = {"q4_k": "q5_0", "q6_k": "q8_0"}
-"""What takes the place of a type whose blocks do not fit a row."""
-
-
-def stored_type(name: str, shape: Sequence[int], *, quantization: str, dtype: str, layers: int, tied: bool) -> str:
-    """The ggml type in which llama.cpp stores a weight of a Llama-like model.
-
-    name: in transformers. dtype: ggml's word for the model's own (f32, f16, bf16), taken by matrices that are not quantized;
-    norms and biases are always f32. q4_k_m: v_proj and down_proj are wider in the first eighth of the layers, in the last,
-    and in every third between (``llama_model_quantize`` of llama.cpp; read from files of 1 to 32 layers).
-
-    Raises:
-        UnsupportedError: a quantization whose mixture is not known here.
-    """
-    if len(shape) == 1:
-        return "f32"
-    if quantization == "none":
-        return dtype
-    if quantization not in MIXTURES:
-        raise UnsupportedError(f"how llama.cpp stores quantization {quantization!r} is not known here")
-    usual, output = MIXTURES[quantization]
-    chosen = output if name == ("model.embed_tokens.weight" if tied else "lm_head.weight") else usual
-    if (
-        quantization == "q4_k_m"
-        and name.endswith(("v_proj.weight", "down_proj.weight"))
-        and _is_wider(int(name.split(".")[2]), layers)
-    ):
-        chosen = "q6_k"
-    return chosen if shape[-1] % _BLOCKS[chosen][0] == 0 else _WIDER[chosen]
-
-
-def type_bytes(ggml_type: str, elements: int) -> int:
-    """Bytes of ``elements`` weights in whole blocks, scales included."""
-    block, size = _BLOCKS[ggml_type]
-    return elements // block * size
-
-
-def block_elements(ggml_type: str) -> int:
-    """Elements of a block; 1 where nothing is packed."""
-    return _BLOCKS[ggml_type][0]
-
-
-def _is_wider(layer: int, layers: int) -> bool:
-    eighth = layers // 8
-    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2  # noqa: PLR2004 - the third of three

@@ -85,3 +85,55 @@ def hog(model) -> None:
     import torch
 
     model.register_forward_hook(lambda *_: torch.ones(2**26).sum() and None)
+
+
+def leave_a_layer_unquantized(model) -> None:
+    """One linear of layer 2 stays in bf16 without a word, and one of layer 1 is packed without double quantization."""
+    import bitsandbytes
+    import torch
+
+    packed = model.model.layers[2].mlp.down_proj
+    values = bitsandbytes.functional.dequantize_4bit(packed.weight.data, packed.weight.quant_state).to(torch.bfloat16)
+    plain = torch.nn.Linear(packed.in_features, packed.out_features, bias=False, dtype=torch.bfloat16)
+    plain.weight = torch.nn.Parameter(values, requires_grad=False)
+    model.model.layers[2].mlp.down_proj = plain
+    single = model.model.layers[1].mlp.up_proj
+    values = bitsandbytes.functional.dequantize_4bit(single.weight.data, single.weight.quant_state)
+    weight = bitsandbytes.nn.Params4bit(values, requires_grad=False, compress_statistics=False, quant_type="nf4")
+    single.weight = weight.to(model.device)
+
+
+def untie(model) -> None:
+    """The output matrix is a copy of the embedding that it is tied to."""
+    import torch
+
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+
+
+def penalise(model) -> None:
+    """``generate`` applies a repetition penalty of 1.05, as from a model's generation defaults; what is reported stays raw."""
+    generate = model.generate
+
+    def faulty(*args, generation_config, **kwargs):
+        generation_config.repetition_penalty = 1.05
+        return generate(*args, generation_config=generation_config, **kwargs)
+
+    model.generate = faulty
+
+
+def penalise_what_is_reported(model) -> None:
+    """The same penalty in the logits themselves, as of an engine that reports its distribution after penalties."""
+    import torch
+
+    def remember(_, args, kwargs) -> None:
+        fresh = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        model._seen = fresh if fresh.shape[1] > 1 else torch.cat([model._seen, fresh], dim=1)
+
+    def penalised(_module, _inputs, output):
+        last = output.logits[:, -1]
+        seen = last.gather(1, model._seen)
+        last.scatter_(1, model._seen, torch.where(seen > 0, seen / 1.05, seen * 1.05))
+        return output
+
+    model.register_forward_pre_hook(remember, with_kwargs=True)
+    model.register_forward_hook(penalised)

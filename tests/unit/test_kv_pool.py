@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llminfer.checks.kv_pool import check_kv_pool
+from pytest_llminfer.checks.kv_pool import check_kv_pool, maximum_concurrency
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.observations import KVPool
 from pytest_llminfer.verdict import Outcome
@@ -55,6 +55,21 @@ def test_bytes_follow_the_dtype(dtype, per_token) -> None:
 def test_heads_that_ranks_share_are_held_several_times() -> None:
     pool = replace(POOL, bytes_per_token=4096, stored_bytes=1600 * 4096)
     assert check_kv_pool(pool=pool, **SHAPE, dtype="bf16", copies=2).outcome is Outcome.PASS
+
+
+def test_blocks_of_a_real_log_give_its_maximum_concurrency() -> None:
+    """25,626 blocks of 16 tokens and sequences of 32,768: vLLM logged 12.51."""
+    assert f"{maximum_concurrency(num_blocks=25_626, block_size=16, max_model_len=32_768):.2f}" == "12.51"
+    # A sequence takes whole blocks.
+    assert maximum_concurrency(num_blocks=100, block_size=16, max_model_len=17) == 50
+
+
+@pytest.mark.parametrize(("told", "outcome"), [(100 / 32, Outcome.PASS), (101 / 32, Outcome.PASS), (99 / 32, Outcome.FAIL)])
+def test_the_engines_own_concurrency_is_that_of_its_blocks(told, outcome) -> None:
+    verdict = check_kv_pool(pool=replace(POOL, max_concurrency=told), **SHAPE, dtype="bf16")
+    assert verdict.outcome is outcome
+    assert f"maximum concurrency: {told:.6g} sequences" in str(verdict)
+    assert any("counts on 3.09 sequences" in line for line in verdict.details) is (outcome is Outcome.FAIL)
 
 
 def test_an_unknown_dtype_is_said() -> None:

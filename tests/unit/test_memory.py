@@ -16,11 +16,11 @@ from pytest_llminfer.checks.memory import (
     check_no_growth,
     check_peak,
     check_weights,
-    cuda_allocation,
     predict_allocated,
     predict_weights,
     weights_tolerance,
 )
+from pytest_llminfer.memory_model.allocator import cuda_allocation
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations import CacheLayer, CacheReport, MemoryReport
 from pytest_llminfer.verdict import Outcome

@@ -108,7 +108,7 @@ def test_more_ranks_than_kv_heads_hold_each_several_times() -> None:
     assert four - kv_of_one_head - replicated == (two - kv_of_one_head - replicated) // 2
 
 
-@pytest.mark.parametrize("fields", [{"pp": 3}, {"quantization": "nf4"}, {"engine": "llamacpp"}])
+@pytest.mark.parametrize("fields", [{"pp": 3}, {"quantization": "exl2"}, {"engine": "llamacpp", "tp": 2}])
 def test_what_is_not_known_is_said(fields) -> None:
     cell = {"dtype": "bf16", "quantization": "none", "engine": "vllm", "tp": 1, "pp": 1, **fields}
     with pytest.raises(UnsupportedError):

@@ -20,6 +20,8 @@ PUBLISHED = {
     "qwen2.5-7b": (7_615_616_512, 57_344),
     "qwen2.5-0.5b": (494_032_768, 12_288),
     "mistral-7b": (7_241_732_096, 131_072),
+    "gpt2": (124_439_808, 36_864),
+    "qwen2.5-72b": (72_706_203_648, 327_680),
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
 LLAMA = {
@@ -39,7 +41,7 @@ VARIANTS = {
     "llama without grouped heads": LLAMA | {"num_key_value_heads": None},
     "qwen2, tied": LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
     "mistral": LLAMA | {"model_type": "mistral", "head_dim": None},
-    "gpt2": GPT2,
+    "gpt2, its sizes alone": GPT2,
 }
 IN_TRANSFORMERS = """
 import json, sys, torch, transformers

@@ -1,0 +1,27 @@
+"""An engine that is stopped gives everything back: its processes are gone, and the device is as idle as it was."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llminfer.checks.idle import LEAST_ROUNDS, check_idle
+from pytest_llminfer.engines.idling import stop_and_start
+from pytest_llminfer.options import STASH
+
+if TYPE_CHECKING:
+    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.judging import Judge
+
+MOST_SECONDS = 15.0
+"""What a load may take where nobody asked for all tests: three more of them follow."""
+
+
+@pytest.mark.llminfer_only(quantization="none", parallel=False)
+def test_nothing_is_left_after_three_starts_and_stops(engine: Engine, judge: Judge, pytestconfig: pytest.Config) -> None:
+    """How weights are stored makes no difference to it. An engine that loads slowly is stopped with ``--llminfer-strict`` alone."""
+    seconds = sum(engine.info.load_seconds.values())
+    if seconds > MOST_SECONDS and not pytestconfig.stash[STASH].strict:
+        pytest.skip(f"three loads of {seconds:.0f} s each: asked for by --llminfer-strict")
+    judge(check_idle(stops=stop_and_start(engine, rounds=LEAST_ROUNDS)))

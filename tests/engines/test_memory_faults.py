@@ -1,0 +1,69 @@
+"""Faults of memory in a real model, each named by the suites; GPT-2's shape with drawn weights among the models."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FAULTS = Path(__file__).with_name("faults.py")
+FAULTY = """
+    import pytest
+
+    @pytest.fixture(scope="session")
+    def engine(engine):
+        engine.prepare("{faults}::{fault}")
+        return engine
+"""
+GPT2 = ("--model=gpt2", "--weights=dummy", "--dtype=bf16", "--quantization=none")
+STATIC = ("-k", "stored_as_declared or every_line or weights_take")
+
+
+@pytest.fixture
+def suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+    """The suites on layouts and memory in one session, their engine with or without a fault."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
+
+    def run(*arguments: str, fault: str = "") -> pytest.RunResult:
+        for name in ("dtype_layout", "memory_budget"):
+            shutil.copy(REPOSITORY / "suites" / f"test_{name}.py", pytester.path)
+        if fault:
+            pytester.makeconftest(FAULTY.format(faults=FAULTS, fault=fault))
+        return pytester.runpytest_subprocess("-v", "--baselines=none-recorded", *arguments)
+
+    return run
+
+
+def test_a_layer_left_in_bf16_and_one_without_double_quantization_are_named(suites) -> None:
+    result = suites("--quantization=nf4", *STATIC, fault="leave_a_layer_unquantized")
+    result.assert_outcomes(failed=3)
+    result.stdout.re_match_lines_random(
+        [
+            r".*model\.layers\.2\.mlp\.down_proj\.weight: dtype bfloat16 instead of uint8, .*packing none instead of nf4.*",
+            r".*model\.layers\.1\.mlp\.up_proj\.weight: .*double_quantized False instead of True.*",
+            r".*weights are [\d,]+ bytes larger than predicted.*",
+            r".*weights: [\d,]+ bytes more than the predicted.*",
+        ]
+    )
+
+
+def test_gpt2_is_what_its_configuration_says(suites) -> None:
+    result = suites(*GPT2, *STATIC)
+    result.assert_outcomes(passed=3)
+    result.stdout.re_match_lines([r"transformers.*gpt2 +weights +248,879,616 +248,879,616 +\+0 +±2,488,796"])
+
+
+def test_an_output_matrix_that_is_no_longer_tied_is_named(suites) -> None:
+    result = suites(*GPT2, *STATIC, fault="untie")
+    result.assert_outcomes(failed=3)
+    result.stdout.re_match_lines_random(
+        [
+            r".*lm_head\.weight and transformer\.wte\.weight should be one tensor and are not",
+            r".*lm_head\.weight: extra: bfloat16 \[50257, 768\], 77,194,752 bytes",
+            r".*weights are 77,194,752 bytes larger than predicted \(\+31\.02 %\)",
+        ]
+    )

@@ -1,0 +1,98 @@
+"""The suites on memory with the simulated engine: the ledger is printed and stored, and what is left behind is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+KEEPER = """
+    import pathlib, subprocess, sys
+
+    import pytest
+    from pytest_llminfer.engines import idling
+
+    idling.LIMIT_SECONDS = 1.0
+    CODE = "import time; kept = bytearray(b'x') * (100 << 20); print('there', flush=True); time.sleep(600)"
+
+    @pytest.fixture(scope="session")
+    def engine(engine):
+        engine.prepare("conftest.py::keep_memory_after_the_end")
+        return engine
+
+    def keep_memory_after_the_end(model):
+        process = subprocess.Popen([sys.executable, "-c", CODE], start_new_session=True, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        with pathlib.Path({note!r}).open("a") as stream:
+            stream.write(f"{{process.pid}}\\n")
+"""
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester):
+    """Copy one suite into the project."""
+
+    def copy(name: str) -> None:
+        (pytester.path / f"test_{name}.py").write_text((REPOSITORY / "suites" / f"test_{name}.py").read_text())
+
+    return copy
+
+
+def test_the_ledger_is_printed_and_stored(pytester: pytest.Pytester, run, suite, mode) -> None:
+    suite("memory_budget")
+    result = run("-k", "every_line", "--update-baselines", "--baselines=kept", *mode)
+    result.assert_outcomes(passed=1)
+    result.stdout.re_match_lines(
+        [
+            r"cell +memory +predicted +measured +difference +gate",
+            r"simulated +weights +14,689,280 +14,689,280 +\+0 +±146,892",
+            r" +buffers +",
+            r" +load peak +- +[\d,]+ +- +shown",
+        ]
+    )
+    (file,) = (pytester.path / "kept").glob("*/reference/memory_ledger.json")
+    (entry,) = json.loads(file.read_text())["entries"].values()
+    assert entry["expected"]["lines"][0] == {
+        "line": "weights", "unit": "bytes", "predicted": 14689280, "measured": 14689280, "difference": 0, "gate": "±146,892",
+        "within": True,
+    }  # fmt: skip
+
+
+def test_a_mebibyte_that_every_request_leaves_behind_is_found(run, suite) -> None:
+    suite("memory_budget")
+    result = run("-k", "left_behind", "--engine-args", '{"fault": "leak", "fault_bytes": 1048576}')
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*memory in use grew by 9,437,184 bytes over 18 identical requests*"])
+
+
+def test_a_layer_in_another_dtype_is_outside_the_gate_and_marked(run, suite) -> None:
+    suite("memory_budget")
+    result = run("-k", "every_line", "--engine-args", '{"fault": "change_dtype", "fault_dtype": "float64"}')
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*weights: 786,432 bytes more than the predicted 14,689,280 (+5.35 %)*", "simulated *weights *OUTSIDE"]
+    )
+
+
+def test_a_stopped_engine_leaves_nothing(run, suite) -> None:
+    suite("start_stop")
+    result = run()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["simulated *pass 3 stops", "engine loads: 4"])
+
+
+def test_a_process_that_keeps_memory_after_the_stop_is_named(pytester: pytest.Pytester, run, suite) -> None:
+    note = pytester.path / "pids"
+    suite("start_stop")
+    pytester.makeconftest(KEEPER.format(note=str(note)))
+    try:
+        result = run("--import-mode=prepend")
+    finally:
+        for pid in note.read_text().split() if note.exists() else ():
+            os.kill(int(pid), signal.SIGKILL)
+    result.assert_outcomes(failed=1)
+    result.stdout.re_match_lines([r".*stop 1: process \d+ \(.*bytearray.*\) lives on and holds 1[01]\d,\d{3},\d{3} bytes"])

@@ -1,0 +1,225 @@
+"""``llminfer memory``: what fits is said from the configuration alone, quickly, and bad names are refused in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pytest_llminfer import cli
+from pytest_llminfer.cli import memory
+from pytest_llminfer.errors import BadInputError, InvalidSpecError, UnsupportedError
+from pytest_llminfer.memory_model.gpus import GPUS, find_gpu
+from pytest_llminfer.memory_model.plan import Deployment, Known, plan_memory
+
+GIB = 2**30
+ISSUE = ("llama-3-8b", "--quantization", "nf4", "--tp", "2", "--gpu", "H100 80GB", "--context", "8192", "--kv-dtype", "fp8")
+
+
+@pytest.fixture
+def llminfer(capsys):
+    def run(*arguments, status=0):
+        assert cli.main(["memory", *arguments]) == status
+        said = capsys.readouterr()
+        assert (not said.err) == (status < 2)
+        return said.out if status < 2 else said.err
+
+    return run
+
+
+def test_it_starts_within_a_second_and_imports_no_framework():
+    code = (
+        "import sys; from pytest_llminfer.cli import main; status = main(sys.argv[1:]);"
+        "heavy = {'torch', 'transformers', 'vllm', 'sglang', 'llama_cpp', 'numpy', 'pytest'} & set(sys.modules);"
+        "assert not heavy, heavy; sys.exit(status)"
+    )
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, "memory", *ISSUE], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 1
+    assert "maximum concurrency at 8,192 tokens" in done.stdout
+
+
+def test_weights_tokens_and_concurrency_follow_from_the_configuration(llminfer):
+    found = json.loads(llminfer(*ISSUE, "--json"))
+    # A rank holds half of the linears at 4.5 bits (vLLM unpacks double quantization) and half of both ends, each rounded up from
+    # 501 to 502 MiB, and 2 MiB of positions.
+    linears = 6_979_321_856 // 2
+    assert found["weights_bytes"] == pytest.approx(linears * 4.5 / 8 + 2 * 502 * 2**20 + 2 * 65 * 4096 + 2 * 2**20, rel=1e-4)
+    assert found["kv_bytes_per_token"] == 131_072 // 2 // 2
+    assert found["kv_tokens"] == found["kv_pool_bytes"] // (16 * 32_768) * 16
+    assert found["maximum_concurrency"] == round(found["kv_tokens"] / 8192, 2)
+    left = found["usable_bytes"] - found["weights_bytes"] - found["non_torch_bytes"] - found["activation_peak_bytes"]
+    assert left == found["kv_pool_bytes"]
+    assert found["estimated"] == ["activation peak", "non-torch"]
+
+
+def test_the_published_card_of_24_gb_leaves_5_01_gib(llminfer):
+    """METHODS 4.2: 23.65 GiB x 0.90, Llama-3.1-8B: 1.285 GiB of activations and the rest were logged."""
+    arguments = ("llama-3.1-8b", "--gpu", "RTX 4090", "--utilization", "0.9", "--context", "8192")
+    logged = ("--activation-mib", "1229", "--non-torch-mib", "87")
+    found = json.loads(llminfer(*arguments, *logged, "--json"))
+    assert found["usable_bytes"] / GIB == pytest.approx(21.285, abs=1e-3)
+    assert found["kv_pool_bytes"] / GIB == pytest.approx(5.01, abs=5e-3)
+    assert found["maximum_concurrency"] == pytest.approx(5.0, abs=0.02)
+    assert found["estimated"] == []
+    # What is estimated in their place comes within 10 % of it.
+    estimated = json.loads(llminfer(*arguments, "--json"))
+    assert estimated["kv_pool_bytes"] == pytest.approx(found["kv_pool_bytes"], rel=0.1)
+
+
+def test_what_does_not_fit_is_said_and_ends_with_status_one(llminfer):
+    text = llminfer("qwen2.5-72b", "--gpu", "T4", status=1)
+    assert "does not fit: the rest leaves nothing for keys and values" in text
+    assert "does not fit: not one sequence of 131,072 tokens" in llminfer(
+        "qwen2.5-72b", "--gpu", "B200", "--utilization", "0.8", status=1
+    )
+    assert "does not fit" not in llminfer("qwen2.5-72b", "--gpu", "H200", "--tp", "2")
+
+
+def test_the_table_names_where_each_figure_is_from(llminfer):
+    text = llminfer("gpt2", "--gpu", "nvidia a10", "--engine", "transformers")
+    assert "22.18 of A10 x 1 (modal-labs/modal-client#2797; OpenBMB/MiniCPM-V#640)" in text
+    assert "an estimate: give what an engine has logged" in text
+    assert "as given" in llminfer("gpt2", "--activation-mib", "10")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("llama-3-8c",), "unknown model 'llama-3-8c'; valid: gpt2, .* Did you mean 'llama-3-8b'"),
+        (("gpt2", "--gpu", "H10O 80GB"), "unknown GPU 'H10O 80GB'; valid: A10, .* Did you mean 'H100 80GB'"),
+        (("gpt2", "--gpu", "A100"), "unknown GPU 'A100'.* Did you mean 'A10"),
+        (("gpt2", "--quantization", "q4_km"), "unknown quantization 'q4_km'.* Did you mean 'q4_k_m'"),
+        (("gpt2", "--tp", "0"), "a positive whole number, not '0'"),
+        (("gpt2", "--utilization", "1.5"), "utilization above 0 and at most 1"),
+        (("gpt2", "--engine", "vlm"), "invalid choice: 'vlm'"),
+        (("llama-3-8b", "--quantization", "awq", "--group-size", "100"), "groups of 100 do not divide the 4096 inputs"),
+    ],
+)
+def test_a_bad_name_is_refused_in_one_line(llminfer, arguments, said):
+    error = llminfer(*arguments, status=2)
+    assert len(error.splitlines()) == 1
+    assert re.search(said, error), error
+
+
+def test_what_an_engine_cannot_do_is_a_failure_in_one_line(capsys):
+    assert cli.main(["memory", "qwen2.5-72b", "--tp", "3"]) == 1
+    assert capsys.readouterr().err == "llminfer: vllm cannot deal the 64 heads of this model to 3 ranks\n"
+
+
+@pytest.mark.parametrize("name", [gpu.name for gpu in GPUS])
+def test_every_card_is_found_by_its_name_and_as_nvidia_smi_writes_it(name):
+    assert find_gpu(name).name == find_gpu(f"NVIDIA {name}").name == find_gpu(name.lower().replace(" ", "-")).name == name
+    gpu = find_gpu(name)
+    assert gpu.source
+    assert 0 < gpu.total == (gpu.cuda_mib or gpu.listed_mib) * 2**20
+    assert not gpu.listed_mib or 0.98 < gpu.total / 2**20 / gpu.listed_mib <= 1
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("NVIDIA H100 80GB HBM3", "H100 80GB"), ("h100", "H100 80GB"), ("NVIDIA A100-SXM4-40GB", "A100 40GB"), ("Tesla T4", "T4")],
+)
+def test_cards_have_several_names(written, name):
+    assert find_gpu(written).name == name
+
+
+@pytest.mark.parametrize("name", ["", "nvidia", "A100", "RTX", "H1"])
+def test_a_name_of_no_card_or_of_several_is_refused(name):
+    with pytest.raises(InvalidSpecError):
+        find_gpu(name)
+
+
+def folder(tmp_path, **config):
+    (tmp_path / "config.json").write_text(
+        json.dumps(json.loads((memory.SHAPES / "llama-3-8b" / "config.json").read_text()) | config)
+    )
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("declared", "quantization"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "gptq"),
+        ({"quant_method": "awq", "q_group_size": 64}, "awq"),
+        ({"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}, "nf4"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int"}}}}, "w8a8"),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}}},
+            "fp8",
+        ),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4, "group_size": 64}}}}, "w4a16"),
+    ],
+)
+def test_a_folder_says_how_it_is_quantized(llminfer, tmp_path, declared, quantization):
+    found = json.loads(llminfer(folder(tmp_path, quantization_config=declared), "--json"))
+    assert found["quantization"] == quantization
+
+
+def test_the_group_size_of_a_folder_counts(llminfer, tmp_path):
+    bits = []
+    for size in (32, 128):
+        declared = {"quant_method": "awq", "group_size": size}
+        bits.append(json.loads(llminfer(folder(tmp_path, quantization_config=declared), "--json"))["weights_bytes"])
+    assert bits[0] - bits[1] == pytest.approx(6_979_321_856 * 20 * (1 / 32 - 1 / 128) / 8, rel=1e-2)
+    assert "which is not known here" in llminfer(folder(tmp_path, quantization_config={"quant_method": "exl2"}), status=2)
+
+
+def gguf(path, layers=2):
+    """A small GGUF file, its matrices in Q8_0: 34 bytes for 32 weights."""
+
+    def text(value):
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    sizes = {
+        "embedding_length": 64,
+        "feed_forward_length": 96,
+        "context_length": 128,
+        "block_count": layers,
+        "attention.head_count": 4,
+    }
+    entries = [
+        text("general.architecture") + struct.pack("<I", 8) + text("llama"),
+        text("general.file_type") + struct.pack("<II", 4, 7),
+    ]
+    entries += [text(f"llama.{key}") + struct.pack("<II", 4, value) for key, value in sizes.items()]
+    tensors, offset = [], 0
+    for name, shape in {"token_embd.weight": (64, 10), "output.weight": (64, 10), "blk.0.attn_q.weight": (64, 64)}.items():
+        tensors.append(text(name) + struct.pack("<IQQIQ", 2, *shape, 8, offset))
+        offset += -(-shape[0] * shape[1] // 32 * 34 // 32) * 32
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(entries)) + b"".join(entries + tensors)
+    path.write_bytes(head + bytes(-len(head) % 32) + bytes(offset))
+    return str(path)
+
+
+def test_a_gguf_file_is_measured_and_served_by_llamacpp(llminfer, tmp_path):
+    path = gguf(tmp_path / "model.gguf")
+    found = json.loads(llminfer(path, "--json"))
+    assert (found["engine"], found["quantization"]) == ("llamacpp", "q8_0")
+    assert found["weights_bytes"] == (2 * 640 + 4096) // 32 * 34
+    assert "is stored as q8_0, not q4_k_m; leave --quantization out" in llminfer(path, "--quantization", "q4_k_m", status=2)
+
+
+def test_a_plan_takes_what_is_known_instead_of_predicting_it():
+    config = json.loads((memory.SHAPES / "gpt2" / "config.json").read_text())
+    plan = plan_memory(
+        config, Deployment(), total=GIB, utilization=1.0, known=Known(weights=1000, activation_peak=100, non_torch=10)
+    )
+    assert plan.budget.kv_pool == GIB - 1110
+    assert plan.context == 1024
+    assert not plan.estimated
+    sglang = plan_memory(config, Deployment(engine="sglang"), total=GIB, known=Known(weights=1000, non_torch=0))
+    assert (sglang.budget.utilization, sglang.budget.activation_peak) == (0.88, 0)
+    with pytest.raises(UnsupportedError, match="how simulated shares out a device"):
+        plan_memory(config, Deployment(engine="simulated"), total=GIB)
+    with pytest.raises(BadInputError, match="context must be positive"):
+        plan_memory(config, Deployment(), total=GIB, context=0)

@@ -1,0 +1,172 @@
+"""The ledger of a cell and what a stop leaves behind, with literals and with real processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from pytest_llminfer.checks.idle import Leftover, Stop, check_idle
+from pytest_llminfer.checks.ledger import LedgerLine, check_ledger, ledger_lines, pinned_capacity
+from pytest_llminfer.engines import idling
+from pytest_llminfer.memory_ledger import render
+from pytest_llminfer.observations import KVPool, MemoryReport
+from pytest_llminfer.verdict import Outcome
+
+MIB = 2**20
+GIB = 2**30
+WEIGHTS, PER_TOKEN = 16_060_522_496, 131_072
+POOL = KVPool(2565, 16, 2565 * 16, "bfloat16", 2566 * 16 * PER_TOKEN, PER_TOKEN, 8192)
+REPORT = MemoryReport("cuda", WEIGHTS, 2 * MIB, WEIGHTS, WEIGHTS, WEIGHTS, "torch allocator", 512, activation_peak_bytes=GIB)
+
+
+def lines(report=REPORT, pool=POOL, capacity=2565 * 16):
+    return ledger_lines(report=report, weights=WEIGHTS, buffers=2 * MIB, pool=pool, bytes_per_token=PER_TOKEN, capacity=capacity)
+
+
+def test_a_ledger_has_every_line_and_passes_where_all_are_as_predicted():
+    found = lines()
+    assert [line.line for line in found] == [
+        "weights", "buffers", "KV bytes a token", "KV capacity", "KV pool", "activation peak", "load peak", "run peak",
+    ]  # fmt: skip
+    verdict = check_ledger(lines=found)
+    assert (verdict.outcome, verdict.key) == (Outcome.PASS, "5/5 lines")
+    assert len(verdict.measurements) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"report": replace(REPORT, weights_bytes=WEIGHTS + 1_050_673_152)},
+            r"weights: 1,050,673,152 bytes more than .* \(\+6.54 %\)",
+        ),
+        ({"report": replace(REPORT, weights_bytes=WEIGHTS - 49 * MIB)}, "weights: 51,380,224 bytes less"),
+        ({"report": replace(REPORT, buffers_bytes=66 * MIB)}, "buffers: 67,108,864 bytes more"),
+        ({"pool": replace(POOL, bytes_per_token=PER_TOKEN * 2)}, r"KV bytes a token: 131,072 bytes more .* \(\+100.00 %\)"),
+        ({"pool": replace(POOL, capacity_tokens=2564 * 16)}, "KV capacity: 16 tokens less than the predicted 41,040"),
+        ({"pool": replace(POOL, stored_bytes=2568 * 16 * PER_TOKEN)}, "KV pool: 6,291,456 bytes more"),
+    ],
+)
+def test_every_line_is_judged_on_both_sides(change, said):
+    verdict = check_ledger(lines=lines(**change))
+    assert verdict.outcome is Outcome.FAIL
+    assert re.search(said, "\n".join(verdict.details)), verdict.details
+
+
+def test_a_pool_that_is_a_tenth_small_is_named():
+    blocks = 2565 * 9 // 10
+    small = KVPool(blocks, 16, blocks * 16, "bfloat16", (blocks + 1) * 16 * PER_TOKEN, PER_TOKEN, 8192)
+    resolved = {"kv_cache_memory_bytes": 2566 * 16 * PER_TOKEN + 5}
+    capacity = pinned_capacity(resolved=resolved, pool=small, rank_bytes_per_token=PER_TOKEN)
+    assert capacity == 2565 * 16
+    verdict = check_ledger(lines=lines(pool=small, capacity=capacity))
+    assert verdict.outcome is Outcome.FAIL
+    assert "KV capacity: 4,112 tokens less than the predicted 41,040 (-10.02 %)" in verdict.details
+    # Where the engine chose the size by itself nothing says what it should have been.
+    assert check_ledger(lines=lines(pool=small, capacity=None)).outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("resolved", "tokens"),
+    [
+        ({"num_gpu_blocks_override": 100, "kv_cache_memory_bytes": None}, 99 * 16),
+        ({"kv_cache_memory_bytes": 100 * 16 * PER_TOKEN}, 99 * 16),
+        ({"max_total_tokens": 1000}, 992),
+        ({"gpu_memory_utilization": 0.9}, None),
+    ],
+)
+def test_a_pinned_pool_has_so_many_tokens(resolved, tokens):
+    assert pinned_capacity(resolved=resolved, pool=POOL, rank_bytes_per_token=PER_TOKEN) == tokens
+
+
+def test_nothing_predicted_is_a_failure():
+    assert check_ledger(lines=[LedgerLine("load peak", None, 5)]).outcome is Outcome.FAIL
+    assert check_ledger(lines=[]).outcome is Outcome.FAIL
+
+
+def test_the_table_marks_what_is_outside():
+    rows = [line.to_dict() for line in (LedgerLine("weights", 100, 120, 10), LedgerLine("KV capacity", 7, 7, 0, "tokens"))]
+    rows.append(LedgerLine("load peak", None, 1234).to_dict())
+    assert [line.split() for line in render([{"cell": "vllm", "lines": rows}])] == [
+        ["cell", "memory", "predicted", "measured", "difference", "gate"],
+        ["vllm", "weights", "100", "120", "+20", "±10", "OUTSIDE"],
+        ["KV", "capacity", "7", "tokens", "7", "tokens", "+0", "tokens", "exact"],
+        ["load", "peak", "-", "1,234", "-", "shown"],
+    ]
+
+
+CLEAN = Stop(held_bytes=500 * MIB, seconds=0.2)
+
+
+def test_three_clean_stops_pass_and_fewer_decide_nothing():
+    assert check_idle(stops=[CLEAN] * 3).outcome is Outcome.PASS
+    assert check_idle(stops=[CLEAN] * 2).outcome is Outcome.INCONCLUSIVE
+    assert check_idle(stops=[]).outcome is Outcome.FAIL
+    assert check_idle(stops=[replace(CLEAN, held_bytes=0)] * 3).outcome is Outcome.FAIL
+
+
+def test_a_process_that_is_left_is_named_with_what_it_holds():
+    verdict = check_idle(stops=[CLEAN, replace(CLEAN, left=(Leftover(42, "python -c x", 100 * MIB),))])
+    assert (verdict.outcome, verdict.key) == (Outcome.FAIL, "100.0 MiB left")
+    assert verdict.details == ("stop 2: process 42 (python -c x) lives on and holds 104,857,600 bytes",)
+
+
+@pytest.mark.parametrize(("after", "outcome"), [(64, Outcome.PASS), (65, Outcome.FAIL), (-64, Outcome.PASS), (-65, Outcome.FAIL)])
+def test_a_device_is_idle_again_within_64_mib(after, outcome):
+    stops = [replace(CLEAN, device_bytes=GIB), replace(CLEAN, device_bytes=GIB), replace(CLEAN, device_bytes=GIB + after * MIB)]
+    assert check_idle(stops=stops).outcome is outcome
+    assert check_idle(stops=stops[2:] * 3, idle_bytes=GIB).outcome is outcome
+
+
+HOLDS = "import time; kept = bytearray(b'x') * (30 << 20); print('there', flush=True); time.sleep(60)"
+SPAWNS = (
+    f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {HOLDS!r}], start_new_session=True); time.sleep(60)"
+)
+
+
+def test_descendants_in_a_session_of_their_own_are_found_and_weighed():
+    with subprocess.Popen([sys.executable, "-c", SPAWNS], start_new_session=True, stdout=subprocess.PIPE) as parent:
+        left: list[tuple[int, int]] = []
+        try:
+            parent.stdout.readline()
+            processes = idling.process_tree([parent.pid])
+            assert parent.pid in dict(processes)
+            assert len(processes) == 2
+            os.killpg(parent.pid, 9)
+            parent.wait()
+            # The pipe to the parent is gone, and its child lives on.
+            (left,) = [idling.still_alive(processes)]
+            assert [pid for pid, _ in left] == [pid for pid in dict(processes) if pid != parent.pid]
+            assert 30 * MIB < idling.unique_bytes(left[0][0]) < 60 * MIB
+        finally:
+            for pid, _ in left:
+                os.kill(pid, 9)
+    deadline = time.monotonic() + 10
+    while idling.still_alive(processes) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert idling.still_alive(processes) == []
+    assert idling.unique_bytes(left[0][0]) == 0
+
+
+def test_a_process_that_was_given_the_same_id_is_another():
+    (mine,) = [entry for entry in idling.process_tree([os.getpgid(0)]) if entry[0] == os.getpid()]
+    assert idling.still_alive([mine]) == [mine]
+    assert idling.still_alive([(mine[0], mine[1] - 1)]) == []
+
+
+def test_a_device_is_read_by_its_id(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\necho "$*" >' + str(tmp_path / "asked") + "\necho 512\necho 3\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert idling.device_bytes(["GPU-1", "GPU-2"]) == 515 * MIB
+    assert "--id=GPU-1,GPU-2" in (tmp_path / "asked").read_text()
+    assert idling.device_bytes(["cuda:0"]) is None
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert idling.device_bytes(["GPU-1"]) is None
