@@ -196,7 +196,7 @@ def check_loss_of_weights(*, found: Sequence[Mapping[str, Any]], name: str, bloc
 def check_near_normal(*, found: Sequence[Mapping[str, Any]]) -> Verdict:
     """Whether weights are what NF4 was made for: zero mean, near normal. Never FAIL: the format then only loses more.
 
-    found: per linear ``name``, ``values``, ``mean``, ``spread``, ``kurtosis`` (excess) and ``histogram`` (16,), four deviations wide.
+    found: per linear ``name``, ``values``, ``mean``, ``spread``, ``kurtosis`` (excess), ``histogram`` (16,) of four deviations.
     """
     lines: list[str] = []
     shown: list[str] = []

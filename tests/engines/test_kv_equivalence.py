@@ -1,0 +1,141 @@
+"""Every way through the KV cache of a real worker: sound ones pass, and each injected fault is caught and told by its own name."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from pytest_llminfer.checks.kv_diagnosis import Kind
+from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.equivalence import KVEquivalence
+from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.models.model import Model
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.verdict import Outcome
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FAULTS = Path(__file__).with_name("kv_faults.py")
+TOOL = runpy.run_path(str(REPOSITORY / "tools" / "kv_fault_table.py"))
+TABLE = TOOL["TABLE"]
+SLIDING = "gemma-3-4b"
+MINE = """
+    def test_my_model(kv_equivalence):
+        kv_equivalence.structure(families=("chunked", "crop"))
+        kv_equivalence.first_layer()
+"""
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    """The reference model in bf16, started once for all tests."""
+    log = tmp_path_factory.mktemp("worker") / "log"
+    engine = Engine(Launch(EngineSpec("transformers"), Model("reference"), {}, {"OMP_NUM_THREADS": "1"}, timeout=240, log=log))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def faulty(engine):
+    """Inject a fault into the worker, which is sound again afterwards."""
+    yield lambda fault, **arguments: engine.run(f"{FAULTS}::{fault}", **arguments)
+    engine.run(f"{FAULTS}::undo")
+
+
+@pytest.fixture
+def found() -> list:
+    return []
+
+
+@pytest.fixture
+def equivalence(engine, found) -> KVEquivalence:
+    """Its verdicts are kept instead of judged."""
+    return KVEquivalence(engine, found.append)
+
+
+def kinds(verdicts) -> list[str]:
+    return [verdict.key for verdict in verdicts if verdict.outcome is not Outcome.PASS]
+
+
+CASES = [(fault, shape) for fault in TABLE for shape in ("own", SLIDING) if shape == SLIDING or not fault.windowed]
+
+
+@pytest.mark.parametrize(("fault", "shape"), CASES, ids=lambda entry: getattr(entry, "name", entry))
+def test_a_fault_is_caught_by_every_family_in_which_it_acts(equivalence, found, faulty, fault, shape):
+    faulty(fault.name)
+    for family in fault.families:
+        if (family, shape) in {("sliding", "own"), ("fp8", SLIDING)}:
+            continue
+        told = kinds(equivalence.examine(family, shape, examples=1, shortened=False))
+        assert set(told) == {fault.kind}, family
+    if shape == "own":
+        equivalence.first_layer()
+        assert kinds(found) == ([fault.kind] if fault.first_layer else [])
+
+
+def test_a_block_of_the_first_layer_shows_in_its_own_dtype(equivalence, found, faulty):
+    faulty("wrong_block", layer=0)
+    equivalence.first_layer()
+    assert kinds(found) == [Kind.BLOCK]
+    assert "tokens 16 to 31 hold keys and values of tokens 0 to 15" in found[0].details[0]
+
+
+def test_a_window_that_is_too_long_reaches_too_far(equivalence, found, faulty):
+    equivalence.window(SLIDING)
+    assert kinds(found) == []
+    faulty("long_window")
+    equivalence.window(SLIDING)
+    assert len(kinds(found)) == 1
+    assert "windows are too long" in found[1].details[0]
+
+
+def test_a_sound_cache_is_told_to_be_sound_and_what_is_refused_is_named(equivalence, found):
+    equivalence.structure(SLIDING, families=("sliding", "fp8"), examples=2)
+    assert [verdict.outcome for verdict in found] == [Outcome.PASS] * 3
+    assert found[-1].key == "1 of 2 families"
+    assert found[-1].details[0].startswith("fp8 was not: transformers refuses")
+    with pytest.raises(UnsupportedError, match="no layer of own has a window"):
+        equivalence.structure(families=("sliding",))
+    with pytest.raises(UnsupportedError, match="no layer of own has a window"):
+        equivalence.window()
+
+
+def test_a_way_that_fails_is_told_in_its_shortest_form(equivalence, faulty):
+    faulty("shifted_after_crop")
+    found = equivalence.examine("crop", examples=3)
+    assert found[0].key == Kind.POSITION
+    assert "sequences of 36 tokens by chunks of 1, 35, crop=1, crop_extra=1" in found[0].details[1]
+
+
+def test_what_does_not_exist_is_refused_by_name(equivalence):
+    with pytest.raises(BadInputError, match="unknown family of routes 'decoded'; valid: decode, chunked"):
+        equivalence.structure(families=("decoded",))
+    with pytest.raises(BadInputError, match="unknown structure 'gpt3'; valid: own, gpt2"):
+        equivalence.structure("gpt3")
+    with pytest.raises(BadInputError, match="at least 24 tokens"):
+        equivalence.first_layer([[1, 2, 3]])
+
+
+def test_drawn_configurations_raise_no_false_alarm(engine, capsys):
+    assert TOOL["clean"](engine, 12) == []
+    assert "12 drawn configurations" in capsys.readouterr().out
+
+
+def test_the_suite_is_green_and_a_test_of_ones_own_is_red_with_a_fault(pytester):
+    (pytester.path / "test_kv_equivalence.py").write_text((REPOSITORY / "suites" / "test_kv_equivalence.py").read_text())
+    faulty = f'def test_faulty(engine): engine.run("{FAULTS}::shifted_after_crop")'
+    pytester.makepyfile(test_one_faulty=faulty, test_two_mine=MINE)
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-k", "own-crop or own-prefix or first_layer or windows or faulty or mine"
+    )
+    result.assert_outcomes(passed=5, failed=1, skipped=1)
+    result.stdout.fnmatch_lines(
+        ["*FAIL: own, crop: *", "*position bug: in layer 0, keys of tokens * differ, and values are equal*"]
+    )
+
+
+def test_an_engine_without_routes_skips_visibly(pytester):
+    pytester.makepyfile(MINE)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rs", "--engine=simulated")
+    result.stdout.fnmatch_lines(["SKIPPED*simulated cannot answer 'compare_routes'"])
