@@ -43,7 +43,7 @@ def check_same_greedy_tokens(
             continue
         compared += min(divergence.position + 1, len(theirs.token_ids))
         target = ties if divergence.is_tie else unresolved if divergence.is_unresolved else failures
-        target.append(_describe(number, divergence))
+        target.append(describe(number, divergence))
     if len(candidate) != len(reference):
         failures.insert(0, f"{len(candidate)} answers for {len(reference)} prompts: some were lost or added")
 
@@ -92,7 +92,8 @@ def _greedy_outcome(
     return Outcome.PASS, "", ""
 
 
-def _describe(prompt: int, divergence: Divergence) -> str:
+def describe(prompt: int, divergence: Divergence) -> str:
+    """One line: where, which tokens, and by how much each side preferred its own."""
     tokens = (divergence.candidate_token, divergence.reference_token)
     ours, theirs = ("its end" if token is None else f"token {token}" for token in tokens)
     text = f"prompt {prompt}, position {divergence.position}: {ours} instead of {theirs}"
@@ -122,7 +123,7 @@ def check_cache_shape(*, report: CacheReport, layers: int, kv_heads: int, head_d
             lines.append(f"{stage}: {len(found)} layers, expected {layers}")
         shape = (batch, kv_heads, tokens, head_dim)
         for number, layer in enumerate(found):
-            lines += (f"{stage}, layer {number}: {line}" for line in _layer_differences(layer, shape, dtype, item))
+            lines += (f"{stage}, layer {number}: {line}" for line in layer_differences(layer, shape, dtype, item))
     per_token = 2 * layers * kv_heads * head_dim * item * batch
     stored = [sum(layer.stored_bytes for layer in found) for _, found, _ in stages]
     if not report.prompt_tokens:
@@ -146,7 +147,8 @@ def check_cache_shape(*, report: CacheReport, layers: int, kv_heads: int, head_d
     )
 
 
-def _layer_differences(layer: CacheLayer, shape: tuple[int, ...], dtype: str, item: int) -> list[str]:
+def layer_differences(layer: CacheLayer, shape: tuple[int, ...], dtype: str, item: int) -> list[str]:
+    """What is wrong with a layer's keys and values; ``item``: bytes of one element."""
     lines = [
         f"{name} have shape {found}, expected {shape}"
         for name, found in (("keys", tuple(layer.key_shape)), ("values", tuple(layer.value_shape)))

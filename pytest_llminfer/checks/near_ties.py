@@ -78,19 +78,24 @@ def first_divergence(candidate: Generation, reference: Generation, *, dtype: str
     noise: from :func:`measured_noise`, in nats; the tolerance of a tie is no less than twice that, once a side.
     """
     for position, (ours, theirs) in enumerate(zip_longest(candidate.token_ids, reference.token_ids)):
-        if ours == theirs:
-            continue
-        candidate_margin, candidate_least = _margin(candidate, position, ours, theirs)
-        reference_margin, reference_least = _margin(reference, position, theirs, ours)
-        return Divergence(
-            position=position,
-            candidate_token=ours,
-            reference_token=theirs,
-            margins=(candidate_margin, reference_margin),
-            at_least=(candidate_least, reference_least),
-            tolerance=max(2 * noise, _tolerance((candidate, reference), position, dtype)),
-        )
+        if ours != theirs:
+            return divergence_at(candidate, reference, position, dtype=dtype, noise=noise)
     return None
+
+
+def divergence_at(candidate: Generation, reference: Generation, position: int, *, dtype: str, noise: float = 0.0) -> Divergence:
+    """How the two answers differ at a position of which both saw the same context."""
+    ours, theirs = (answer.token_ids[position] if position < len(answer.token_ids) else None for answer in (candidate, reference))
+    candidate_margin, candidate_least = _margin(candidate, position, ours, theirs)
+    reference_margin, reference_least = _margin(reference, position, theirs, ours)
+    return Divergence(
+        position=position,
+        candidate_token=ours,
+        reference_token=theirs,
+        margins=(candidate_margin, reference_margin),
+        at_least=(candidate_least, reference_least),
+        tolerance=max(2 * noise, _tolerance((candidate, reference), position, dtype)),
+    )
 
 
 def measured_noise(first: Sequence[Generation], second: Sequence[Generation], *, dtype: str) -> float:

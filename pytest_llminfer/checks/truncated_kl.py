@@ -21,7 +21,7 @@ _MOST_MASS = 1e-3
 """By how much the listed probabilities of a position may exceed 1 before they are none."""
 
 
-def truncated_kl(reference: Scores, candidate: Scores) -> np.ndarray:
+def truncated_kl(reference: Scores, candidate: Scores, *, smallest_tail: float = SMALLEST_TAIL) -> np.ndarray:
     """Per position a lower bound, float64 (T,) in nats, of KL(reference || candidate) over the whole vocabulary.
 
     Each token that both list is a symbol, and everything else is one more, the tail. Of tokens that one side alone lists, the
@@ -29,7 +29,8 @@ def truncated_kl(reference: Scores, candidate: Scores) -> np.ndarray:
     where that makes the bound sharper, the tail is cut in two, with the unknown share chosen so that the divergence is least.
     Without this, two lists that have no token in common would look alike. NaN where a side is no distribution.
 
-    Terms are p ln(p/q) - p + q, which are never negative and sum to the same for distributions.
+    Terms are p ln(p/q) - p + q, which are never negative and sum to the same for distributions. smallest_tail: what tails are
+    raised to; rounding of d in a sum of probabilities leaves up to d^2 / (2 smallest_tail) nats.
     """
     ours, theirs = _probabilities(candidate), _probabilities(reference)
     same = reference.top_ids[:, :, None] == candidate.top_ids[:, None, :]
@@ -46,23 +47,25 @@ def truncated_kl(reference: Scores, candidate: Scores) -> np.ndarray:
 
     tails = np.maximum.reduce(
         [
-            _term(np.maximum(reference_tail, SMALLEST_TAIL), np.maximum(candidate_tail, SMALLEST_TAIL)),
-            _cut(known=missing_here, of=reference_tail, most=most_here, other=candidate_tail),
-            _cut(known=missing_there, of=candidate_tail, most=most_there, other=reference_tail, swapped=True),
+            _term(np.maximum(reference_tail, smallest_tail), np.maximum(candidate_tail, smallest_tail)),
+            _cut(smallest_tail, known=missing_here, of=reference_tail, most=most_here, other=candidate_tail),
+            _cut(smallest_tail, known=missing_there, of=candidate_tail, most=most_there, other=reference_tail, swapped=True),
         ]
     )
     found: np.ndarray = np.where(_is_distribution(theirs) & _is_distribution(ours), common + tails, np.nan)
     return found
 
 
-def _cut(*, known: np.ndarray, of: np.ndarray, most: np.ndarray, other: np.ndarray, swapped: bool = False) -> np.ndarray:
+def _cut(
+    least: float, *, known: np.ndarray, of: np.ndarray, most: np.ndarray, other: np.ndarray, swapped: bool = False
+) -> np.ndarray:
     """The divergence of two tails cut in two: ``known`` and the rest on one side, a share of at most ``most`` on the other.
 
     That share is what makes the divergence least: in proportion, or as near to it as ``most`` allows (it is convex).
     """
-    known, of, other = (np.maximum(value, SMALLEST_TAIL) for value in (known, of, other))
-    share = np.minimum(np.maximum(most, SMALLEST_TAIL), other * np.minimum(known / of, 1.0))
-    pairs = ((known, share), (np.maximum(of - known, SMALLEST_TAIL), np.maximum(other - share, SMALLEST_TAIL)))
+    known, of, other = (np.maximum(value, least) for value in (known, of, other))
+    share = np.minimum(np.maximum(most, least), other * np.minimum(known / of, 1.0))
+    pairs = ((known, share), (np.maximum(of - known, least), np.maximum(other - share, least)))
     return sum((_term(b, a) if swapped else _term(a, b) for a, b in pairs), start=np.zeros_like(of))
 
 

@@ -14,8 +14,11 @@ import pytest
 
 from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
 from pytest_llminfer.checks.kv_pool import check_kv_pool
+from pytest_llminfer.checks.prefixes import check_prefix_hits
+from pytest_llminfer.checks.schedules import check_schedules
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineError, OutOfMemoryError, UnsupportedError
+from pytest_llminfer.kv_schedules import PrefixAnswers, Schedules
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations import Sampling
 from pytest_llminfer.spec import EngineSpec
@@ -34,6 +37,19 @@ def scale(model, *, factor):
 
 def fails(model):
     raise KeyError("no such layer")
+
+def ignore_one_token(model, *, on):
+    # Prefixes that differ in one token are taken for the same, as by a hash that collides.
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+
+    right = getattr(RadixKey, "right", RadixKey.match)
+
+    def match(self, other, page_size=1):
+        found, length = right(self, other, page_size), min(len(self), len(other))
+        differing = sum(ours != theirs for ours, theirs in zip(self.token_ids, other.token_ids))
+        return length if found and differing == 1 else found
+
+    RadixKey.right, RadixKey.match = right, match if on else right
 
 def run_out_of_memory(model):
     import torch
@@ -115,6 +131,27 @@ def test_a_wrong_weight_is_seen_in_the_tokens(single, folder, prompts, reference
     assert np.abs(forget[0] - again[0]).max() > 1
     with pytest.raises(EngineError, match=r"(?s)fails in .*KeyError: 'no such layer'"):
         single.run(f"{folder / 'probes.py'}::fails")
+
+
+def test_a_stale_prefix_is_caught_by_its_counts_and_by_its_answers(single, folder):
+    noise = Schedules.ask(single).noise_of_decode()
+
+    def outcomes():
+        found = PrefixAnswers.ask(single)
+        distributions = check_schedules(
+            candidate=found.kl_of_changed(), noise=noise, dtype="bf16", claim="the answers are the same"
+        )
+        return check_prefix_hits(found=found.cached, block=single.kv_pool().block_size), distributions
+
+    assert [verdict.outcome for verdict in outcomes()] == [Outcome.PASS, Outcome.PASS]
+    probe = f"{folder / 'probes.py'}::ignore_one_token"
+    single.run(probe, on=True)
+    counts, distributions = outcomes()
+    single.run(probe, on=False)
+    single.forget_prefixes()
+    assert counts.outcome is Outcome.FAIL
+    assert "with token 95 changed: 96 tokens found instead of 95" in str(counts)
+    assert distributions.outcome is Outcome.FAIL, str(distributions)
 
 
 def test_answers_come_in_the_order_of_the_prompts(single, prompts):

@@ -73,6 +73,13 @@ def test_kv_cache_is_green_in_fp32(suite) -> None:
     assert outcomes(suite("kv_cache", "--dtype=fp32")) == {"passed": 4}
 
 
+def test_kv_schedules_are_red_for_shifted_positions(suite) -> None:
+    result = suite("kv_schedules", "--dtype=fp32", "-k", "what_prefill_gives", fault="shift_positions")
+    result.stdout.fnmatch_lines(["*FAIL: decoding gives the distributions that prefill gives for the same tokens"])
+    # Where every token is decoded, all positions are shifted alike, and rotary positions are relative.
+    assert outcomes(result) == {"failed": 1, "passed": 1}
+
+
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_dtype_layout_is_red_for_one_linear_in_fp32_and_names_it(suite, quantization: str) -> None:
     result = suite("dtype_layout", f"--quantization={quantization}", fault="keep_a_layer_in_float32")

@@ -22,6 +22,7 @@ SUITES = (
     "dtype_layout",
     "gsm8k",
     "kv_cache",
+    "kv_schedules",
     "memory_budget",
     "parallelism",
     "settings",

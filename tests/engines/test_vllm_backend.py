@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
+from pytest_llminfer.checks.kv_pool import maximum_concurrency
 from pytest_llminfer.checks.layout import check_layout
+from pytest_llminfer.checks.ledger import check_ledger, ledger_lines, pinned_capacity
 from pytest_llminfer.checks.memory import check_no_growth, check_weights, predict_weights
+from pytest_llminfer.checks.preemption import check_preempted
+from pytest_llminfer.checks.prefixes import check_prefix_hits
+from pytest_llminfer.checks.resynchronised import check_resynchronised_tokens
+from pytest_llminfer.checks.schedules import check_schedules
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
+from pytest_llminfer.greedy import Greedy
+from pytest_llminfer.kv_schedules import PrefixAnswers, Schedules
+from pytest_llminfer.kv_variants import KVVariants
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations import Sampling
 from pytest_llminfer.spec import EngineSpec
@@ -21,6 +31,7 @@ from pytest_llminfer.verdict import Outcome
 
 MODEL = Model("reference")
 SHAPE = MODEL.shape
+SUITE = Path(__file__).resolve().parents[2] / "suites" / "test_kv_schedules.py"
 POOL = 64 << 20
 PROBES = """\
 import numpy as np
@@ -34,6 +45,18 @@ def row(model, *, name, number):
 
 def fails(model):
     raise KeyError("no such layer")
+
+def lose_cached_values(model, *, on):
+    # Before prompts go on from a cached prefix, the values of 16 tokens of each block are lost in layer 1.
+    attention = model.model.layers[1].self_attn.attn
+
+    def damage(module, args, kwargs):
+        positions = kwargs["positions"] if "positions" in kwargs else args[1]
+        if len(positions) > 64 and int(positions.min()) >= 128:
+            attention.kv_cache[..., :16, 64:] = 0
+
+    model.damage = model.register_forward_pre_hook(damage, with_kwargs=True) if on else model.damage.remove()
+    return list(attention.kv_cache.shape)
 """
 NORM = "model.layers.1.input_layernorm.weight"
 
@@ -215,6 +238,13 @@ def test_the_pool_is_what_was_asked_for(engine):
     assert (pool.num_blocks, pool.capacity_tokens) == (blocks - 1, (blocks - 1) * pool.block_size)
     assert (pool.bytes_per_token, pool.stored_bytes) == (a_token, blocks * pool.block_size * a_token)
     assert (pool.dtype, pool.max_model_len) == ("bfloat16", 2048)
+    # vLLM counts the block that it keeps to itself.
+    assert pool.max_concurrency == maximum_concurrency(num_blocks=blocks, block_size=pool.block_size, max_model_len=2048)
+    # A pool a tenth smaller than the one that was pinned is a line outside its gate.
+    of = {"report": engine.memory(), "weights": 7_344_640, "buffers": 0, "pool": pool, "bytes_per_token": a_token}
+    for asked, outcome in ((POOL, Outcome.PASS), (POOL * 10 // 9, Outcome.FAIL)):
+        capacity = pinned_capacity(resolved={"kv_cache_memory_bytes": asked}, pool=pool, rank_bytes_per_token=a_token)
+        assert check_ledger(lines=ledger_lines(**of, capacity=capacity)).outcome is outcome
 
 
 def test_what_was_loaded_is_told(engine):
@@ -274,6 +304,46 @@ def test_a_probe_changes_the_live_model_and_the_comparison_sees_it(engine, promp
         engine.run(f"{path}::fails")
     with pytest.raises(BadInputError, match="no function 'missing'; it has: fails, row, scale"):
         engine.run(f"{path}::missing")
+
+
+def test_a_damaged_prefix_is_caught_though_it_is_found(engine, folder):
+    noise = Schedules.ask(engine).noise_of_decode()
+
+    def outcomes():
+        found = PrefixAnswers.ask(engine)
+        distributions = check_schedules(
+            candidate=found.kl_of_repeated(), noise=noise, dtype="bf16", claim="the answers are the same"
+        )
+        return check_prefix_hits(found=found.cached, block=engine.kv_pool().block_size), distributions
+
+    assert [verdict.outcome for verdict in outcomes()] == [Outcome.PASS, Outcome.PASS]
+    probe = f"{folder / 'probes.py'}::lose_cached_values"
+    assert engine.run(probe, on=True)[1:] == [2, engine.kv_pool().block_size, 128]
+    counts, distributions = outcomes()
+    engine.run(probe, on=False)
+    engine.forget_prefixes()
+    assert counts.outcome is Outcome.PASS
+    assert distributions.outcome is Outcome.FAIL, str(distributions)
+
+
+def test_a_tiny_pool_preempts_and_gives_the_same_answers(engine, folder, vllm_python):
+    """Its counters are those of an engine that counts; the one that does not says so."""
+    with pytest.raises(UnsupportedError, match="cache_counters"):
+        engine.cache_counters()
+    greedy = Greedy.ask(engine)
+
+    def launch(spec, _model, engine_args, _variables):
+        pool = {"kv_cache_memory_bytes": None, **engine_args}
+        return start(folder, vllm_python, engine_args=pool, kv_dtype=spec.kv_dtype)
+
+    (tiny,) = [variant for variant in runpy.run_path(str(SUITE))["VARIANTS"] if variant.preempts]
+    found = KVVariants(engine, greedy, launch, asked_for=True).ask(tiny)
+    assert check_preempted(counters=found.counters, requests=8).outcome is Outcome.PASS
+    assert found.counters.prefix_queries > found.counters.prefix_hits
+    verdict = check_resynchronised_tokens(
+        candidate=found.batched, reference=greedy.batched, forced=found.forced, dtype="bf16", claim="the same tokens"
+    )
+    assert verdict.outcome is Outcome.PASS, str(verdict)
 
 
 def test_two_ranks_answer_as_one_and_hold_half_each(engine, answers, prompts, folder, vllm_python):

@@ -31,6 +31,7 @@ class SglangBackend:
         {
             *("generate", "generate:no_cache", "generate:logprobs", "score", "score_top"),
             *("layout", "memory", "kv_pool", "ranks", "settings", "calibrate", "run"),
+            *("cache_counters", "forget_prefixes"),
         }
     )
 
@@ -68,6 +69,8 @@ class SglangBackend:
         self._live = live.LiveEngine.start(self._spec, given, self._progress)
         seconds = {"import": imported - started, "load": time.perf_counter() - imported}
         self._facts = self._live.ask("facts")[0]
+        if not self._facts.pop("keeps_prefixes"):
+            self.capabilities = self.capabilities - {"forget_prefixes"}
         reports.check_pool(self._engine_args.get("max_total_tokens"), self.kv_pool())
         self._end_token_ids = reports.end_token_ids(self._model_path, configuration)
         return self._information(seconds)
@@ -192,6 +195,15 @@ class SglangBackend:
     def kv_pool(self) -> Message:
         """The token pool of one data-parallel replica."""
         return reports.kv_pool(self._live.ask("rank"), self._live.ask("pool"), self._facts["context_length"])
+
+    def cache_counters(self) -> Message:
+        """Requests that a scheduler has retracted; ranks of tensor parallelism retract the same ones."""
+        return {"preemptions": max(answer["retracted"] for answer in self._live.ask("counters"))}
+
+    def forget_prefixes(self) -> Message:
+        """Empty the radix cache."""
+        self._live.flush_cache()
+        return {}
 
     def ranks(self) -> Message:
         """The scheduler processes, which are alive: each has just answered."""

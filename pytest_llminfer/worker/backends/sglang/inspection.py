@@ -22,6 +22,7 @@ class Inspection:
     def __init__(self, server_args: Any, *, tp_rank: int, pp_rank: int, dp_rank: int) -> None:
         self._ranks = {"tp_rank": tp_rank, "pp_rank": pp_rank, "dp_rank": dp_rank}
         self._on_cpu = server_args.device == "cpu"
+        self._retracted = 0
         if self._on_cpu:
             self._meter: memory.Meter = memory.HostMeter()
             self._meter.start()
@@ -31,6 +32,7 @@ class Inspection:
         self._scheduler = scheduler
         self._runner = scheduler.tp_worker.model_runner
         self._model = self._runner.model
+        self._count_retractions()
         if self._on_cpu:
             self._device = torch.device("cpu")
         else:
@@ -39,6 +41,19 @@ class Inspection:
             self._meter = memory.CudaMeter(self._device)
         self._load_peak = self._meter.peak_bytes()
         self._meter.reset_peak()
+
+    def _count_retractions(self) -> None:
+        """SGLang tells their number to its log alone: what the function returns is counted on its way."""
+        from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+        original = ScheduleBatch.retract_decode
+
+        def retract_decode(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            found = original(batch, *args, **kwargs)
+            self._retracted += len(found[0])
+            return found
+
+        ScheduleBatch.retract_decode = retract_decode
 
     def answer(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """The answer of the method ``answer_<method>``."""
@@ -61,6 +76,7 @@ class Inspection:
             "max_req_len": int(self._scheduler.max_req_len),
             "max_req_input_len": int(self._scheduler.max_req_input_len),
             "max_running_requests": int(self._scheduler.max_running_requests),
+            "keeps_prefixes": not getattr(self._scheduler.tree_cache, "disable", False),
         }
 
     def answer_rank(self) -> dict[str, Any]:
@@ -90,6 +106,10 @@ class Inspection:
             "dtype": _name(pool.dtype),
             "stored_bytes": self._pool_bytes(),
         }
+
+    def answer_counters(self) -> dict[str, Any]:
+        """Requests that lost their cache to others, since the start."""
+        return {"retracted": self._retracted}
 
     def answer_calibrate(self) -> dict[str, Any]:
         """What the device can do beside the engine."""

@@ -77,8 +77,7 @@ class VllmBackend:
         ends = _end_tokens(Path(self._model_path), configuration, live) if configuration is not None else None
         imported = time.perf_counter() - started
         self._live = live.LiveEngine(vllm, keywords, end_token_ids=ends, decode=decode, progress=self._progress)
-        if decode:
-            self.capabilities = _CAPABILITIES | {"score:decode"}
+        self.capabilities = _CAPABILITIES | self._live.capabilities
         return {**self._live.information(imported), "capabilities": sorted(self.capabilities)}
 
     def generate(self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine") -> Message:
@@ -116,6 +115,15 @@ class VllmBackend:
     def kv_pool(self) -> Message:
         """The pool, over all ranks."""
         return self._live.kv_pool()
+
+    def cache_counters(self) -> Message:
+        """What vLLM's own metrics have counted."""
+        return self._live.cache_counters()
+
+    def forget_prefixes(self) -> Message:
+        """Empty the prefix cache."""
+        self._live.forget_prefixes()
+        return {}
 
     def ranks(self) -> Message:
         """Every process that holds a part of the model."""

@@ -10,7 +10,7 @@ from pytest_llminfer.worker.backends import requests, shared_memory
 from pytest_llminfer.worker.backends.host import processor_name
 from pytest_llminfer.worker.backends.packages import versions
 from pytest_llminfer.worker.backends.stepwise import generate_without_cache
-from pytest_llminfer.worker.backends.vllm import failures, generation, scoring, settings
+from pytest_llminfer.worker.backends.vllm import failures, generation, metrics, scoring, settings
 from pytest_llminfer.worker.backends.vllm.frames import pack, unpack
 
 if TYPE_CHECKING:
@@ -46,6 +46,16 @@ class LiveEngine:
         shared_memory.unlink(self._processes)
         self.end_token_ids = _end_tokens(self._config.model_config) if end_token_ids is None else end_token_ids
         progress("loading", 1, 1)
+
+    @property
+    def capabilities(self) -> set[str]:
+        """What this engine answers because of how it was started; without a prefix cache there is nothing to forget."""
+        found = {
+            "score:decode": self.decode,
+            "forget_prefixes": bool(self._config.cache_config.enable_prefix_caching),
+            "cache_counters": bool(getattr(self.llm.llm_engine, "log_stats", False)),
+        }
+        return {name for name, there in found.items() if there}
 
     @property
     def limits(self) -> dict[str, int]:
@@ -87,8 +97,7 @@ class LiveEngine:
             one = {**sampling, "max_tokens": 1}
 
             def step(prefixes: list[list[int]], top: int) -> list[dict[str, Any]]:
-                if not self.llm.reset_prefix_cache():
-                    raise EngineError("vllm did not empty its prefix cache, so route 'no_cache' would not be what it says")
+                self.forget_prefixes()
                 return self._answers(prefixes, one, top, None)
 
             return generate_without_cache(step, prompts, sampling["max_tokens"], ends, logprobs=logprobs, progress=self._progress)
@@ -151,7 +160,23 @@ class LiveEngine:
             "stored_bytes": stored,
             "bytes_per_token": stored // (blocks * size),
             "max_model_len": int(self._config.model_config.max_model_len),
+            "max_concurrency": getattr(cache, "kv_cache_max_concurrency", None),
         }
+
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache.
+
+        Raises:
+            EngineError: vLLM did not: a request is still under way.
+        """
+        if not self.llm.reset_prefix_cache():
+            raise EngineError("vllm did not empty its prefix cache, so that the next answer may come from it")
+
+    def cache_counters(self) -> dict[str, Any]:
+        """The fields of ``CacheCounters``: vLLM counts only with the engine argument ``disable_log_stats=false``."""
+        if "cache_counters" not in self.capabilities:
+            raise UnsupportedError("this vllm counts nothing; start it with the engine argument disable_log_stats=false")
+        return metrics.cache_counters(self.llm.get_metrics())
 
     def ranks(self) -> list[dict[str, Any]]:
         """Every rank, asked now."""

@@ -1,0 +1,211 @@
+"""One engine, many schedules: decode and prefill, alone and in a batch, cached and anew, give the same up to its own rounding.
+
+Variants that need an engine of their own (a tiny pool, other chunks, a cache of fewer bits) run with `--kv-variants`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llminfer.checks.batch_invariance import check_batch_invariance
+from pytest_llminfer.checks.kv_pool import check_kv_pool
+from pytest_llminfer.checks.preemption import check_preempted
+from pytest_llminfer.checks.prefixes import check_prefix_hits
+from pytest_llminfer.checks.resynchronised import check_resynchronised_tokens
+from pytest_llminfer.checks.schedules import check_schedules, kl_of_answers
+from pytest_llminfer.kv_schedules import PrefixAnswers, Schedules, promised_invariance, resynchronised
+from pytest_llminfer.kv_variants import Variant
+
+if TYPE_CHECKING:
+    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.greedy import Greedy
+    from pytest_llminfer.judging import Judge
+    from pytest_llminfer.kv_variants import KVVariants
+
+pytestmark = pytest.mark.llminfer_only(dp=1)
+"""Replicas are the same engine several times."""
+
+CHUNK = 64
+VARIANTS = (
+    Variant("no-prefix-caching", {"vllm": {"enable_prefix_caching": False}, "sglang": {"disable_radix_cache": True}}),
+    Variant(
+        "small-chunks",
+        {
+            "vllm": {"enable_chunked_prefill": True, "max_num_batched_tokens": CHUNK, "max_num_seqs": 16},
+            "sglang": {"chunked_prefill_size": CHUNK},
+            "llamacpp": {"n_batch": CHUNK, "n_ubatch": CHUNK},
+        },
+    ),
+    Variant("eager", {"vllm": {"enforce_eager": True}, "sglang": {"disable_cuda_graph": True}}, gpu=True),
+    Variant(
+        "tiny-pool",
+        {
+            "vllm": lambda sizes: {
+                "num_gpu_blocks_override": sizes.tiny_blocks + 1,
+                "max_model_len": sizes.longest,
+                "disable_log_stats": False,
+            },
+            "sglang": lambda sizes: {"max_total_tokens": sizes.tiny_tokens, "schedule_conservativeness": 0.01},
+        },
+        preempts=True,
+    ),
+    Variant(
+        "batch-invariant-kernels",
+        {"vllm": {}},
+        variables={"VLLM_BATCH_INVARIANT": "1"},
+        gpu=True,
+        invariant="VLLM_BATCH_INVARIANT=1",
+    ),
+    Variant(
+        "deterministic-inference",
+        {"sglang": {"enable_deterministic_inference": True}},
+        gpu=True,
+        invariant="enable_deterministic_inference",
+    ),
+    Variant("kv-fp8", {"vllm": {}, "sglang": {}}, kv_dtype="fp8"),
+    Variant("kv-q8_0", {"llamacpp": {"flash_attn": True}}, kv_dtype="q8_0"),
+    Variant("kv-q4_0", {"llamacpp": {"flash_attn": True}}, kv_dtype="q4_0"),
+)
+"""A line for each way to start an engine otherwise, with its engine arguments."""
+FULL_WIDTH = tuple(variant for variant in VARIANTS if not variant.kv_dtype)
+QUANTIZED = tuple(variant for variant in VARIANTS if variant.kv_dtype)
+
+
+@pytest.fixture(scope="module")
+def schedules(engine: Engine) -> Schedules:
+    """How undecided texts go on, decoded in a batch and alone."""
+    return Schedules.ask(engine)
+
+
+@pytest.fixture(scope="module")
+def prefixes(engine: Engine) -> PrefixAnswers:
+    """Answers over cached and over empty prefixes."""
+    return PrefixAnswers.ask(engine)
+
+
+def test_decode_gives_what_prefill_gives(schedules: Schedules, judge: Judge) -> None:
+    """Every answer, decoded over the cache, against the same tokens in one pass."""
+    judge(
+        check_schedules(
+            candidate=schedules.decode_from_prefill(),
+            noise=schedules.noise_of_decode(),
+            dtype=schedules.dtype,
+            claim="decoding gives the distributions that prefill gives for the same tokens",
+        )
+    )
+
+
+def test_forced_decode_gives_what_prefill_gives(schedules: Schedules, judge: Judge) -> None:
+    """Given tokens fed one by one from the first on, where the engine can be made to."""
+    judge(
+        check_schedules(
+            candidate=schedules.forced_from_prefill(),
+            noise=schedules.noise_of_decode(),
+            dtype=schedules.dtype,
+            claim="given tokens, decoded one by one, are as likely as by prefill",
+            unit="k3",
+        )
+    )
+
+
+def test_a_batch_changes_no_more_than_rounding(engine: Engine, greedy: Greedy, schedules: Schedules, judge: Judge) -> None:
+    """Distributions against the noise of prefill; tokens to their end, near ties resynchronised."""
+    judge(
+        check_schedules(
+            candidate=schedules.noise_of_decode(),
+            noise=schedules.noise_of_prefill(),
+            dtype=schedules.dtype,
+            claim="decoding in a batch gives the distributions of each prompt alone",
+        )
+    )
+    judge(
+        check_resynchronised_tokens(
+            candidate=greedy.one_by_one,
+            reference=greedy.batched,
+            forced=resynchronised(engine, greedy.prompts, greedy.one_by_one, greedy.batched, greedy.noise),
+            dtype=greedy.dtype,
+            noise=greedy.noise,
+            claim="decoding in a batch gives the tokens of each prompt alone, near ties aside",
+        )
+    )
+
+
+def test_batch_invariance(engine: Engine, greedy: Greedy, judge: Judge) -> None:
+    """A measured rate; bitwise equality where the engine promises it."""
+    judge(check_batch_invariance(alone=greedy.one_by_one, batched=greedy.batched, promised=promised_invariance(engine)))
+
+
+def test_prefixes_are_found_to_the_block_and_not_beyond_a_changed_token(
+    engine: Engine, prefixes: PrefixAnswers, judge: Judge
+) -> None:
+    """Counts first: without a hit, the next test compares nothing."""
+    judge(check_prefix_hits(found=prefixes.cached, block=engine.kv_pool().block_size))
+
+
+def test_a_cached_prefix_changes_no_more_than_rounding(prefixes: PrefixAnswers, schedules: Schedules, judge: Judge) -> None:
+    """Decoded answers over a cached prefix against those computed anew, for repeated prompts and for changed ones."""
+    for which, found in (("repeated", prefixes.kl_of_repeated()), ("changed", prefixes.kl_of_changed())):
+        judge(
+            check_schedules(
+                candidate=found,
+                noise=schedules.noise_of_decode(),
+                dtype=schedules.dtype,
+                claim=f"answers to {which} prompts over a cached prefix are those that are computed anew",
+            )
+        )
+
+
+@pytest.mark.parametrize("variant", FULL_WIDTH, ids=str)
+def test_a_variant_gives_the_same_answers(
+    kv_variants: KVVariants, greedy: Greedy, schedules: Schedules, judge: Judge, variant: Variant
+) -> None:
+    """Started otherwise, with an engine of its own: the tokens and distributions of the cell."""
+    found = kv_variants.ask(variant)
+    if variant.preempts and found.counters is not None:
+        judge(check_preempted(counters=found.counters, requests=len(found.batched)))
+    if variant.invariant:
+        judge(check_batch_invariance(alone=found.alone, batched=found.batched, promised=variant.invariant))
+    judge(
+        check_resynchronised_tokens(
+            candidate=found.batched,
+            reference=greedy.batched,
+            forced=found.forced,
+            dtype=greedy.dtype,
+            noise=greedy.noise,
+            claim=f"{variant} gives the tokens of the cell, near ties aside",
+        )
+    )
+    judge(
+        check_schedules(
+            candidate=kl_of_answers(found.open_ended, schedules.batched),
+            noise=schedules.noise_of_decode(),
+            dtype=greedy.dtype,
+            claim=f"{variant} gives the distributions of the cell",
+        )
+    )
+
+
+@pytest.mark.parametrize("context", ["short", "long"])
+@pytest.mark.parametrize("variant", QUANTIZED, ids=str)
+def test_a_quantized_cache_differs_as_much_as_its_format(
+    engine: Engine, kv_variants: KVVariants, greedy: Greedy, judge: Judge, variant: Variant, context: str
+) -> None:
+    """Its bytes, exactly; and not more than the format may change, nor as little as rounding. Long: 16,384 tokens, on a GPU."""
+    found = kv_variants.long(variant) if context == "long" else kv_variants.ask(variant)
+    if found.pool is not None:
+        shape = engine.model.shape
+        sizes = {"layers": shape.layers, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim}
+        copies = max(1, engine.spec.tp // shape.kv_heads)
+        judge(check_kv_pool(pool=found.pool, **sizes, dtype=variant.kv_dtype, copies=copies))
+    pair = (found.long, found.long_reference) if context == "long" else (found.batched, found.reference)
+    judge(
+        check_schedules(
+            candidate=kl_of_answers(*pair),
+            noise=kl_of_answers(greedy.one_by_one, greedy.batched),
+            dtype=greedy.dtype,
+            kv_dtype=variant.kv_dtype,
+            claim=f"a cache of {variant.kv_dtype} gives the distributions of the cell, as far off as its format implies",
+        )
+    )

@@ -1,0 +1,49 @@
+"""Quantized caches of llama.cpp: as far off as their format, and red where the cache was not quantized after all."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from pytest_llminfer.checks.kv_pool import check_kv_pool
+from pytest_llminfer.checks.schedules import check_schedules, kl_of_answers
+from pytest_llminfer.greedy import Greedy
+from pytest_llminfer.kv_variants import KVVariants, Variant
+from pytest_llminfer.verdict import Outcome
+
+WORKERS = runpy.run_path(str(Path(__file__).with_name("llamacpp_workers.py")))
+model, cache, start = (WORKERS[name] for name in ("model", "cache", "start"))
+
+
+@pytest.fixture(scope="module")
+def cell(start):
+    return start(dtype="fp16")
+
+
+@pytest.fixture(scope="module")
+def greedy(cell):
+    return Greedy.ask(cell)
+
+
+def test_a_quantized_cache_is_told_from_one_that_is_not(start, cell, greedy):
+    shape = cell.model.shape
+
+    def verdicts(arguments, **cache):
+        def launch(spec, _model, engine_args, _variables):
+            return start(dtype=spec.dtype, engine_args=engine_args, **cache)
+
+        variant = Variant("kv-q8_0", {"llamacpp": arguments}, kv_dtype="q8_0")
+        found = KVVariants(cell, greedy, launch, asked_for=True).ask(variant)
+        noise, candidate = kl_of_answers(greedy.one_by_one, greedy.batched), kl_of_answers(found.batched, found.reference)
+        pool = check_kv_pool(pool=found.pool, layers=shape.layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim, dtype="q8_0")
+        return pool, check_schedules(candidate=candidate, noise=noise, dtype="fp16", kv_dtype="q8_0", claim="quantized")
+
+    assert [verdict.outcome for verdict in verdicts({"flash_attn": True}, kv_dtype="q8_0")] == [Outcome.PASS] * 2
+    # The argument is lost: the same engine once more, and one whose kernels alone differ.
+    pool, distributions = verdicts({})
+    assert [pool.outcome, distributions.outcome] == [Outcome.FAIL] * 2
+    assert "was not quantized to q8_0" in str(distributions)
+    pool, distributions = verdicts({"flash_attn": True})
+    assert (pool.outcome, distributions.outcome is Outcome.PASS) == (Outcome.FAIL, False)

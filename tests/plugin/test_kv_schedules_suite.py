@@ -1,0 +1,62 @@
+"""The suite of schedules end to end on the simulated engine: green, red for a fault of the cache, and open about what it skips."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, run):
+    shutil.copy(REPOSITORY / "suites" / "test_kv_schedules.py", pytester.path)
+    return run
+
+
+def test_a_sound_engine_passes_and_what_does_not_apply_is_said(suite) -> None:
+    result = suite("-rs", "--llminfer-strict")
+    result.assert_outcomes(passed=4, skipped=14)
+    result.stdout.fnmatch_lines_random(
+        ["*simulated keeps no prefixes that could be forgotten*", "*tiny-pool has no engine arguments for simulated*"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        ("shift_positions", "FAIL: given tokens, decoded one by one, are as likely as by prefill"),
+        ("drop_kv_block", "FAIL: decoding gives the distributions that prefill gives for the same tokens"),
+    ],
+)
+def test_a_fault_of_the_cache_is_red(suite, fault: str, line: str) -> None:
+    result = suite(f"--engine-args={json.dumps({'fault': fault})}", "-k", "prefill")
+    assert result.parseoutcomes()["failed"] >= 1
+    result.stdout.fnmatch_lines([line, "*mean k*: * nats *", "*slope: * nats per 100 positions *"])
+
+
+def test_variants_can_be_asked_for_by_the_ini_file_too(suite, pytester: pytest.Pytester) -> None:
+    """The simulated engine has none of the suite: one of its own, with a fault, is an engine beside the cell's."""
+    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\nllminfer_kv_variants = true\n")
+    pytester.makepyfile(
+        test_own="""
+        import pytest
+        from pytest_llminfer.checks.resynchronised import check_resynchronised_tokens
+        from pytest_llminfer.kv_variants import Variant
+
+        @pytest.mark.parametrize("fault", ["", "drop_kv_block"])
+        def test_variant(kv_variants, greedy, judge, fault):
+            found = kv_variants.ask(Variant(fault or "same", {"simulated": {"fault": fault}}))
+            judge(
+                check_resynchronised_tokens(
+                    candidate=found.batched, reference=greedy.batched, forced=found.forced, dtype="fp32", claim="same tokens"
+                )
+            )
+        """
+    )
+    result = suite("test_own.py", "-v")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*drop_kv_block* FAILED*", "FAIL: same tokens", "engine loads: 3"])
