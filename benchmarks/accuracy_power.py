@@ -10,8 +10,15 @@ where K = 4, whose looks after few questions are less cautious than 1 - Phi(z_k)
 (Pocock for PASS, the exact p for FAIL), of which only the questions asked without a drop at K = 4 are held to METHODS. Table 4:
 90 nights against one record, by the plain product of nightly e-values and by the pooled e-value of ``stats/evalues.py``.
 
-Ends with status 1 where false alarms exceed 1 % (by more than two standard errors of the simulation) or a number is off by more
-than four standard errors and the rounding of the table.
+METHODS' own figures are simulated, and those of K runs by fewer draws than the 200,000 of its table: it prints power at K = 1
+twice (26/80/98, 15/57/90, 9.5/38/74 and 26/80/99, 14/56/90, 10/39/75 at 1/2/3 points), 0.76 points apart by root mean square where
+rounding makes 0.41. What is left is the noise of 3,600 draws, which is taken for every percentage at K > 1. It is what three
+figures need, by four standard errors of ours alone and rounding: 18.0 % for 16 % and 93.1 % for 95 % (d = 10 %, 1 and 3 points),
+96.8 % for 98 % (eight looks, d = 6 %, 3 points). A drop that turns any right answer wrong in place of always-right questions fits
+METHODS' 36 figures of K = 1 to 8 no better (both 0.94 points by root mean square, at 3,000 runs).
+
+Ends with status 1 where false alarms exceed 1 % (by more than two standard errors of the simulation), or a number is off by more
+than four standard errors and the rounding of the table. Power above METHODS' is said ("higher") and no fault.
 """
 
 from __future__ import annotations
@@ -43,6 +50,8 @@ IDS = [f"q{number}" for number in range(N)]
 ANSWERS = (Answer(strict=False, flexible=False), Answer(strict=True, flexible=True))
 PIECES = 20  # of a cell's runs, so that the cores stay busy
 FALSE_ALARMS = 1.0
+DRAWS_OF_METHODS = {1: 200_000, 4: 3_600}
+"""By K: how many runs METHODS' percentages are taken to be of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +206,10 @@ def line(cell: Cell, seen: Seen) -> tuple[str, int]:
         if name in known:
             number, rounding = known[name]
             held = not cell.shipped or cell.looks == 1 or (name == "asked" and cell.runs > 1 and cell.drop == 0)
-            off = held and abs(value - number) > 4 * error + rounding
-            text += f" ({number:g}{', OFF' * off})"
+            both = error if name == "asked" else math.hypot(error, error * math.sqrt(seen.runs / DRAWS_OF_METHODS[cell.runs]))
+            far = held and abs(value - number) > 4 * both + rounding
+            off = far and not (name == "fail" and cell.drop and value > number)
+            text += f" ({number:g}{', OFF' * off}{', higher' * (far and not off)})"
             wrong += off
         if name == "fail" and cell.drop == 0 and value > FALSE_ALARMS + 2 * error:
             text, wrong = f"{text} FALSE ALARMS", wrong + 1

@@ -13,6 +13,7 @@ from pytest_llminfer.baselines import ledger
 from pytest_llminfer.checks.answers import check_format, check_length, check_truncation
 from pytest_llminfer.checks.comparable import check_questions, check_transport
 from pytest_llminfer.checks.nights import check_nights
+from pytest_llminfer.checks.sampler import check_sampler
 from pytest_llminfer.checks.sequential_accuracy import AccuracyTest, plan_margin
 from pytest_llminfer.errors import TransportError
 from pytest_llminfer.evidence import EVIDENCE
@@ -127,9 +128,13 @@ class AccuracyRun:
 
     def _validity(self) -> tuple[Verdict, ...]:
         answers, recorded = self.answers, self.recorded
-        if self._full_width:
-            return (check_truncation(answers=answers, recorded=recorded), check_format(answers=answers, recorded=recorded))
-        return tuple(check(answers=answers, recorded=recorded) for check in (check_truncation, check_format, check_length))
+        checks = (check_truncation, check_format) if self._full_width else (check_truncation, check_format, check_length)
+        verdicts = tuple(check(answers=answers, recorded=recorded) for check in checks)
+        return (*self._sampler(answers), *verdicts)
+
+    def _sampler(self, answers: Mapping[str, Answer]) -> tuple[Verdict, ...]:
+        watched = self._questions.watches_sampler(self._engine)
+        return (check_sampler(answers=answers, dtype=self._engine.info.dtype),) if watched else ()
 
     def over_nights(self) -> Verdict:
         """What all nights in the ledger and this one show together."""
@@ -139,6 +144,8 @@ class AccuracyRun:
 
     def _record(self, previous: Mapping[str, Any] | None) -> dict[str, Any]:
         record = self._questions.record(self._engine, previous)
+        for verdict in self._sampler(self._questions.asking(self._engine).some().answers):
+            self._judge(verdict)
         plan_margin(unpack(record, self._questions.ids(self._engine, record["questions"])), self.margin)
         return record
 

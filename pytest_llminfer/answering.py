@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.accuracy_record import ORDER_SEED, pack
+from pytest_llminfer.checks import sampler
 from pytest_llminfer.checks.accuracy import Answer
 from pytest_llminfer.datasets.few_shot import load_examples
 from pytest_llminfer.datasets.fingerprint import prompts_sha256
@@ -75,7 +76,7 @@ class Asking:
             if not self._answers:
                 self._warm_up()
             started = time.perf_counter()
-            fresh = self._questions.graded(self._engine, missing)
+            fresh = self._questions.graded(self._engine, missing, watched=True)
             self._seconds += time.perf_counter() - started
             self._answers |= fresh
         return Answered({name: self._answers[name] for name in ids}, self._seconds)
@@ -186,10 +187,16 @@ class QuestionSet:
             return [[{"role": "user", "content": self._texts[name]}] for name in ids]
         return [self._prompts[name] for name in ids]
 
-    def graded(self, engine: Engine, ids: Sequence[str]) -> dict[str, Answer]:
-        """The graded answers to these questions, asked now, by id."""
-        generations = engine.generate(self.prompts(engine, ids), self.sampling)
-        return {name: self._grade(self._problems[name], generation) for name, generation in zip(ids, generations, strict=True)}
+    def watches_sampler(self, engine: Engine) -> bool:
+        """Whether what the engine chooses can be held against its own distribution, step by step."""
+        return self.sampling.temperature == 0 and engine.supports("generate:logprobs")
+
+    def graded(self, engine: Engine, ids: Sequence[str], *, watched: bool = False) -> dict[str, Answer]:
+        """The graded answers to these questions, asked now, by id; ``watched``: with log-probabilities, where the engine can."""
+        asked: dict[str, Any] = {"logprobs": sampler.TOP} if watched and self.watches_sampler(engine) else {}
+        generations = engine.generate(self.prompts(engine, ids), self.sampling, **asked)
+        dtype = engine.info.dtype
+        return {name: self._grade(self._problems[name], given, dtype) for name, given in zip(ids, generations, strict=True)}
 
     def record(self, engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:
         """What a baseline holds of this engine: ``runs`` runs over the questions that are asked, no fewer than before.
@@ -201,15 +208,18 @@ class QuestionSet:
         runs += [self.graded(engine, _shuffled(ids, number)) for number in range(1, self.runs)]
         return pack(ids, runs)
 
-    def _grade(self, problem: Problem, generation: Generation) -> Answer:
+    def _grade(self, problem: Problem, generation: Generation, dtype: str) -> Answer:
         text, stopped = self._form.read(generation.text or "")
         graded = grade(problem, text)
+        passed_over, unlikely = sampler.passed_over(generation, dtype=dtype) or (None, 0)
         return Answer(
             strict=graded.strict,
             flexible=graded.flexible,
             format_miss=graded.format_miss,
             truncated=generation.finish_reason == "length" and not stopped,
             tokens=len(generation.token_ids),
+            passed_over=passed_over,
+            unlikely=unlikely,
         )
 
 

@@ -4,19 +4,46 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
+from pytest_llminfer.checks.penalties import check_no_penalty, shifts_of_seen_tokens
 from pytest_llminfer.greedy import pack, unpack
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.greedy import Greedy
     from pytest_llminfer.judging import Judge
+    from pytest_llminfer.observations import Generation
     from pytest_llminfer.recording import Baseline
 
 
 def test_greedy_tokens_are_as_recorded(engine: Engine, greedy: Greedy, baseline: Baseline, judge: Judge) -> None:
     """Unquantized engines are all judged by the record of transformers at the same dtype, others by their own."""
     reference = "transformers" if engine.has_plain_weights else ""
+    judge(
+        check_same_greedy_tokens(
+            candidate=greedy.batched,
+            reference=_recorded(engine, greedy, baseline),
+            dtype=greedy.dtype,
+            noise=greedy.noise,
+            claim=f"greedy decoding gives the tokens that {reference or 'this cell'} gave when the baseline was recorded",
+        )
+    )
+
+
+def test_no_penalty_is_in_the_distribution(engine: Engine, greedy: Greedy, baseline: Baseline, judge: Judge) -> None:
+    """Engines that report log-probabilities after penalties show one here alone: their choice is always the likeliest token."""
+    recorded = _recorded(engine, greedy, baseline)
+    shifts = shifts_of_seen_tokens(candidate=greedy.batched, reference=recorded, prompts=greedy.prompts)
+    if not any(shifts):
+        pytest.skip("no step lists a token that was there before beside one that was not")
+    judge(check_no_penalty(shifts=shifts, claim="tokens that are in the text already are as likely as recorded against others"))
+
+
+def _recorded(engine: Engine, greedy: Greedy, baseline: Baseline) -> Sequence[Generation]:
     expected = baseline.expected(
         "tokens",
         observed=lambda _: pack(greedy.batched),
@@ -24,17 +51,9 @@ def test_greedy_tokens_are_as_recorded(engine: Engine, greedy: Greedy, baseline:
         n=len(greedy.prompts),
         per_hardware=engine.spec.draws_on_device,
         per_spread=engine.spec.draws_per_rank,
-        by=reference,
+        by="transformers" if engine.has_plain_weights else "",
     )
-    judge(
-        check_same_greedy_tokens(
-            candidate=greedy.batched,
-            reference=unpack(expected),
-            dtype=greedy.dtype,
-            noise=greedy.noise,
-            claim=f"greedy decoding gives the tokens that {reference or 'this cell'} gave when the baseline was recorded",
-        )
-    )
+    return unpack(expected)
 
 
 def test_tokens_do_not_depend_on_the_batch(greedy: Greedy, judge: Judge) -> None:

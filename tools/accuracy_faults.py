@@ -3,8 +3,8 @@
     python tools/accuracy_faults.py [--repeats 20] [--engine vllm@/path/to/python]... [--questions 1000]
 
 Everything is judged by the bundled record of transformers in bf16 on the reference model. Prints Markdown; ends with status 1 if
-a clean run failed or a fault was caught by no gate. A repetition penalty that an engine applies unsaid is shown only: on this
-model it changes 3 % of texts and hardly an outcome (one that is said is INVALID, by the recorded sampling).
+a clean run failed or a fault was caught by no gate. A repetition penalty of 1.05 that nobody asked for acts in two ways: on the
+choice alone, and in the distribution that is reported (one that is asked for is INVALID, by the recorded sampling).
 ``tests/engines/test_accuracy_faults.py`` asserts the same of some of it.
 """
 
@@ -26,6 +26,8 @@ from pytest_llminfer.baselines import side_files
 from pytest_llminfer.checks.answers import check_flips, check_format, check_length, check_truncation
 from pytest_llminfer.checks.divergence import LIMITS, SAME_WEIGHTS, check_divergence
 from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
+from pytest_llminfer.checks.penalties import check_no_penalty, shifts_of_seen_tokens
+from pytest_llminfer.checks.sampler import check_sampler
 from pytest_llminfer.checks.sequential_accuracy import AccuracyTest
 from pytest_llminfer.datasets.load import load
 from pytest_llminfer.diverging import Forced
@@ -101,7 +103,7 @@ class Bench:
         for upto in test.chunks:
             ids = list(test.order[len(answers) : upto])
             random.Random(seed).shuffle(ids)  # noqa: S311 - an order, no secret
-            answers |= self.questions.graded(engine, ids)
+            answers |= self.questions.graded(engine, ids, watched=True)
             if change:
                 answers = dict(zip(answers, change(list(answers.values())), strict=True))
             if verdict := test.look(answers):
@@ -109,17 +111,20 @@ class Bench:
         assert verdict is not None, "the last look has a verdict"  # noqa: S101 - tells the type checker
         checks = {"truncated": check_truncation, "format": check_format, "length": check_length, "flips": check_flips}
         outcomes = {name: check(answers=answers, recorded=self.recorded).outcome for name, check in checks.items()}
+        outcomes["sampler"] = check_sampler(answers=answers, dtype=engine.info.dtype).outcome
         right = sum(answer.flexible for answer in answers.values())
-        outcomes["tokens"] = self.tokens(engine)
+        outcomes |= self.tokens(engine)
         return Row({"accuracy": verdict.outcome, **outcomes}, len(answers), right / len(answers), test.p_value)
 
-    def tokens(self, engine: Engine) -> Outcome:
-        """Greedy tokens beside the recorded ones, near ties aside."""
+    def tokens(self, engine: Engine) -> dict[str, Outcome]:
+        """Greedy tokens beside the recorded ones, near ties aside, and the distributions that they were chosen from."""
         expected = json.loads((BASELINES / "tokens.json").read_text())["entries"][ENTRY]["expected"]
-        greedy = Greedy.ask(engine)
-        return check_same_greedy_tokens(
-            candidate=greedy.batched, reference=unpack_tokens(expected), dtype=greedy.dtype, noise=greedy.noise, claim="as recorded"
-        ).outcome
+        greedy, reference = Greedy.ask(engine), unpack_tokens(expected)
+        same = check_same_greedy_tokens(
+            candidate=greedy.batched, reference=reference, dtype=greedy.dtype, noise=greedy.noise, claim="as recorded"
+        )
+        shifts = shifts_of_seen_tokens(candidate=greedy.batched, reference=reference, prompts=greedy.prompts)
+        return {"tokens": same.outcome, "penalty": check_no_penalty(shifts=shifts, claim="as recorded").outcome}
 
     def divergence(self, engine: Engine) -> Outcome:
         """Of the same weights: 0.001 nats, 98.5 % the same top-1."""
@@ -181,12 +186,14 @@ def main() -> int:
     with bench.engine(EngineSpec("transformers")) as engine:
         clean = [bench.judge(engine, seed=seed) for seed in range(given.repeats)]
         rows["2 % of answers altered"] = bench.judge(engine, alter(0.02))
-        others["repetition penalty 1.05, unsaid"] = bench.judge(Penalised(engine))  # type: ignore[arg-type]
+        rows["repetition penalty 1.05 on the way to the engine"] = bench.judge(Penalised(engine))  # type: ignore[arg-type]
         rows["another chat template"] = with_other_template(bench, engine)
         for words, fault in (
             ("positions shifted by one", "shift_positions"),
             ("a KV block lost", "lose_a_block"),
             ("weights rounded to four levels", "round_weights"),
+            ("repetition penalty 1.05 in the engine", "penalise"),
+            ("the same, reported after penalties", "penalise_what_is_reported"),
         ):
             engine.run(f"{MODEL_FAULTS}::{fault}")
             row = bench.judge(engine)
@@ -206,7 +213,7 @@ def main() -> int:
 
 def report(clean: list[Row], faults: dict[str, Row], others: dict[str, Row]) -> int:
     """Print; 1 if a clean run failed or a fault was not caught."""
-    gates = ("accuracy", "truncated", "format", "length", "flips", "tokens", "divergence")
+    gates = ("accuracy", "sampler", "truncated", "format", "length", "flips", "tokens", "penalty", "divergence")
     print("| run | accuracy | asked | p-value | " + " | ".join(gates) + " |")
     print("|---" * (4 + len(gates)) + "|")
     for name, row in (*faults.items(), *others.items()):

@@ -23,6 +23,12 @@ def bench():
 
 
 @pytest.fixture(scope="module")
+def few():
+    """As many questions as a processor is asked by default."""
+    return TOOLS["Bench"](300)
+
+
+@pytest.fixture(scope="module")
 def engine(bench):
     """Started once for all tests."""
     with bench.engine(EngineSpec("transformers")) as engine:
@@ -47,6 +53,33 @@ def test_another_sampling_field_is_another_condition(bench, engine) -> None:
     changed.sampling = replace(changed.sampling, repetition_penalty=1.05)
     (difference,) = differing(conditions, changed.conditions(engine))
     assert str(difference) == "sampling.repetition_penalty: recorded 1.0, now 1.05"
+
+
+@pytest.mark.parametrize("where", ["in the worker", "on the way to it"])
+def test_a_penalty_that_nobody_asked_for_is_invalid_by_the_sampler_gate_alone(few, engine, where: str) -> None:
+    asked = TOOLS["Penalised"](engine)
+    if where == "in the worker":
+        engine.run(f"{FAULTS}::penalise")
+        asked = engine
+    try:
+        row = few.judge(asked)
+    finally:
+        engine.restart()
+    assert row.outcomes.pop("sampler") is Outcome.INVALID
+    assert not row.caught
+
+
+def test_a_penalty_that_is_part_of_what_is_reported_is_caught_by_the_distribution_alone(few, engine) -> None:
+    clean = few.tokens(engine)
+    engine.run(f"{FAULTS}::penalise_what_is_reported")
+    try:
+        row = few.judge(engine)
+    finally:
+        engine.restart()
+    assert clean["penalty"] is Outcome.PASS
+    assert row.outcomes.pop("penalty") is Outcome.INVALID
+    assert row.outcomes["sampler"] is Outcome.PASS
+    assert not row.caught
 
 
 def test_another_template_is_invalid(bench, engine) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 SUITES = Path(__file__).resolve().parents[2] / "suites"
 RECORD = ("--update-baselines", "--gsm8k-runs=2", "--accuracy-margin=40")
-WORSE = '--engine-args={"fault": "alter_answers", "fault_rate": 0.9}'
+WORSE = '--engine-args={"fault": "swap_answers", "fault_rate": 0.9}'
 DROPPED = ("-k", "dropped")
 
 
@@ -35,6 +35,13 @@ def test_recorded_outcomes_are_met_and_altered_answers_are_caught(gsm8k, mode) -
     result = gsm8k(WORSE, *DROPPED, *mode)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*FAIL: *", "*lost: syn-*"])
+
+
+def test_a_token_that_is_not_the_likeliest_of_its_step_is_invalid_and_names_the_question(gsm8k) -> None:
+    gsm8k(*RECORD, *DROPPED)
+    result = gsm8k('--engine-args={"fault": "alter_answers", "fault_rate": 0.2}', *DROPPED)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["INVALID: greedy answers hold the likeliest token of every step*", "*tokens of * nats: syn-*"])
 
 
 def test_questions_are_asked_until_the_verdict_is_reached(gsm8k) -> None:
@@ -79,7 +86,8 @@ def test_answers_that_are_cut_off_are_invalid_and_not_wrong(gsm8k, pytester: pyt
         @pytest.fixture(scope="session")
         def engine(engine):
             generate = engine.generate
-            engine.generate = lambda prompts, sampling: generate(prompts, dataclasses.replace(sampling, max_tokens=6))
+            short = lambda sampling: dataclasses.replace(sampling, max_tokens=6)
+            engine.generate = lambda prompts, sampling, **fields: generate(prompts, short(sampling), **fields)
             return engine
         """
     )

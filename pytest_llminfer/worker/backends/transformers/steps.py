@@ -27,6 +27,7 @@ class StepRecorder:
         self._ids: list[torch.Tensor] = []
         self._logprobs: list[torch.Tensor] = []
         self._largest: list[torch.Tensor] = []
+        self._arrays: dict[str, np.ndarray] = {}
 
     def add(self, logits: torch.Tensor) -> None:
         """One step: ``logits`` (rows, vocabulary)."""
@@ -39,24 +40,20 @@ class StepRecorder:
         self._largest.append(raw.abs().amax(dim=-1))
 
     def row(self, row: int, length: int) -> dict[str, np.ndarray]:
-        """The fields of ``Generation`` for the first ``length`` steps of one row; empty if nothing was asked for."""
-        if not self._top:
-            return {}
-        return {
-            "top_ids": _stack(self._ids[:length], row, torch.int32),
-            "top_logprobs": _stack(self._logprobs[:length], row, torch.float32),
-            "max_logit": _stack(self._largest[:length], row, torch.float32),
-        }
+        """The fields of ``Generation`` for the first ``length`` steps of one row; empty if nothing was asked for.
+
+        After :meth:`to_host`.
+        """
+        return {name: steps[row, :length] for name, steps in self._arrays.items()}
 
     def to_host(self) -> None:
         """Bring what was kept to the host in three copies instead of three a step."""
-        for kept in (self._ids, self._logprobs, self._largest):
-            if kept:
-                kept[:] = list(torch.stack(kept).cpu())
+        kept = {"top_ids": self._ids, "top_logprobs": self._logprobs, "max_logit": self._largest} if self._top else {}
+        self._arrays = {name: _by_row(steps, torch.int32 if name == "top_ids" else torch.float32) for name, steps in kept.items()}
 
 
-def _stack(steps: list[torch.Tensor], row: int, dtype: torch.dtype) -> np.ndarray:
-    array: np.ndarray = torch.stack([step[row] for step in steps]).to(dtype).numpy()
+def _by_row(steps: list[torch.Tensor], dtype: torch.dtype) -> np.ndarray:
+    array: np.ndarray = torch.stack(steps, dim=1).to(dtype).cpu().numpy()
     return array
 
 
