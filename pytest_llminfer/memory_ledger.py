@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.checks.ledger import LedgerLine, ledger_lines, pinned_capacity
+from pytest_llminfer.checks.memory import predict_weights
 from pytest_llminfer.checks.parallelism import expected_rank_weights
 from pytest_llminfer.memory_model.buffers import rope_bytes
 from pytest_llminfer.memory_model.kv import bytes_per_token, kv_groups
@@ -46,6 +47,9 @@ class MemoryLedger:
             pp=spec.pp,
             plan=resolved.get("tp_plan") or (),
         )
+        if spec.tp * spec.pp == 1:
+            of: dict[str, Any] = {"dtype": engine.info.dtype, "quantization": spec.quantization, "engine": spec.engine}
+            weights = {0: predict_weights(shape=shape, **of, device=engine.info.device)}
         # Registered for as many positions as the engine allows, which may be fewer than the model's.
         longest = resolved.get("max_model_len")
         limited = {**config, "max_position_embeddings": longest} if longest and "max_position_embeddings" in config else config

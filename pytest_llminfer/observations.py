@@ -93,7 +93,8 @@ class Parameter(FromMessage):
     shape: of the weight it stands for, (out, in) for a linear; stored_shape: of the tensor that holds it, packed or not.
     dtype: of that tensor, in torch's words ("bfloat16", "int8", "uint8"). stored_bytes: the tensor with all its quantization
     state (scales, absolute maxima, codebooks); state_bytes: that state alone; state: dtype and bytes of each of its tensors, empty
-    where the engine does not say. packing: "" or the format that the engine names ("nf4", "fp4", "int8"). double_quantized: whether the scales are quantized too; None where that has no meaning.
+    where the engine does not say. packing: "" or the format that the engine names ("nf4", "fp4", "int8"). double_quantized:
+    whether the scales are quantized too; None where that has no meaning.
     """
 
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.checks.layout import check_layout, check_layout_unchanged, summarise_layout
+from pytest_llminfer.models.stored import group_size
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
@@ -23,6 +24,8 @@ def test_every_parameter_is_stored_as_declared(engine: Engine, judge: Judge) -> 
             quantization=engine.spec.quantization,
             tied=layout.tied,
             engine=engine.spec.engine,
+            group_size=group_size(engine.model.config.get("quantization_config")),
+            asked=str(engine.settings()["resolved"].get("quantization") or "") if "settings" in engine.info.capabilities else "",
         )
     )
 

@@ -27,7 +27,7 @@ def test_weights_take_the_bytes_that_the_configuration_implies(engine: Engine, j
         plan = engine.settings()["resolved"].get("tp_plan") or ()
         predicted = max(expected_rank_weights(**of, engine=spec.engine, tp=spec.tp, pp=spec.pp, plan=plan).values())
     else:
-        predicted = predict_weights(**of, engine=spec.engine)
+        predicted = predict_weights(**of, engine=spec.engine, device=engine.info.device)
     judge(check_weights(report=engine.memory(), predicted=predicted))
 
 

@@ -7,13 +7,14 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.checks.offenders import first_offenders
-from pytest_llminfer.checks.storage import expected_layout
+from pytest_llminfer.checks.storage import LINEARS, expected_layout
 from pytest_llminfer.models.shape import torch_dtype
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pytest_llminfer.checks.storage import StoredWeight
     from pytest_llminfer.models.shape import ModelShape
     from pytest_llminfer.observations import Parameter
 
@@ -26,7 +27,7 @@ REORDERED = {"onednn", "sgl", "zentorch"}
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-def check_layout(
+def check_layout(  # noqa: PLR0913 - what a cell is, and what was found
     *,
     parameters: Sequence[Parameter],
     shape: ModelShape,
@@ -35,27 +36,43 @@ def check_layout(
     tied: Iterable[Sequence[str]],
     double_quantized: bool | None = None,
     engine: str = "transformers",
+    group_size: int | None = None,
+    asked: str = "",
 ) -> Verdict:
     """Whether every tensor is there, once, with the dtype, shape, packing and bytes that the cell implies, and no other.
 
     dtype: the model's, resolved (fp32, fp16, bf16 or torch's words). tied: the pairs of names that the engine reports as one
-    tensor; a tied output matrix is not a parameter of its own. engine: whose names are meant. Bytes are exact, quantization
-    state included (``storage.py``).
+    tensor; a tied output matrix is not a parameter of its own. engine: whose names are meant, or ``checkpoint`` for files. Bytes
+    are exact, quantization state included (``formats.toml``). group_size: that a checkpoint declares. asked: a quantization that
+    the engine itself says it was asked for, beside the cell's: linears in the model's dtype then show that it does nothing.
 
     Raises:
         UnsupportedError: a quantization whose storage is not known here.
     """
-    weights = expected_layout(shape=shape, dtype=dtype, quantization=quantization, double_quantized=double_quantized, engine=engine)
-    expected = {weight.parameter.name: _fields(weight.parameter) for weight in weights}
-    lines = [*_tie_differences(tied, shape), *_differences(parameters, expected), *_device_differences(parameters)]
+    weights = expected_layout(
+        shape=shape,
+        dtype=dtype,
+        quantization=quantization,
+        double_quantized=double_quantized,
+        engine=engine,
+        group_size=group_size,
+        device=parameters[0].device.partition(":")[0] if parameters else "cpu",
+    )
+    lines = [
+        *_tie_differences(tied, shape),
+        *(_ignored(parameters, weights, asked) if asked and quantization == "none" else ()),
+        *_layout_differences(parameters, weights, torch_dtype(dtype), quantization),
+        *_device_differences(parameters),
+    ]
     elements, stored = shape.parameter_count, sum(parameter.stored_bytes for parameter in parameters)
     cell = f"{torch_dtype(dtype)}, {'unquantized' if quantization == 'none' else quantization}"
     return _verdict(
         claim=f"every parameter is stored as the configuration of a {shape.architecture} model implies ({cell})",
         key=f"{8 * stored / elements:.3f} bits/weight",
         parameters=parameters,
-        expected=len(expected),
+        expected=len(weights),
         lines=lines,
+        histogram=_histogram(weight.parameter for weight in weights),
         extra=(Measurement("bits per weight", 8 * stored / elements, "bits", elements),),
         source="the model's configuration and the quantization's storage rule",
         advice="see which role changed: linears in the model's dtype were not quantized, norms or embeddings in another dtype "
@@ -113,7 +130,7 @@ def check_layout_unchanged(*, parameters: Sequence[Parameter], expected: Mapping
     )
 
 
-def _verdict(
+def _verdict(  # noqa: PLR0913 - the parts that two checks word differently
     *,
     claim: str,
     key: str,
@@ -123,19 +140,22 @@ def _verdict(
     extra: tuple[Measurement, ...],
     source: str,
     advice: str,
+    histogram: Mapping[str, int] | None = None,
 ) -> Verdict:
     if not parameters:
         lines, key = ["nothing was compared: the engine reported no parameters"], "no parameters"
-    histogram = Counter[str]()
-    for parameter in parameters:
-        histogram[parameter.dtype] += parameter.stored_bytes
+    found = _histogram(parameters)
+    implied = {dtype: f"expected {taken:,}" for dtype, taken in (histogram or {}).items()}
     return Verdict(
         outcome=Outcome.FAIL if lines else Outcome.PASS,
         claim=claim,
         key=key,
         measurements=(
             Measurement("tensors", len(parameters), "tensors", len(parameters), f"expected {expected}"),
-            *(Measurement(f"stored in {dtype}", stored, "bytes") for dtype, stored in sorted(histogram.items())),
+            *(
+                Measurement(f"stored in {dtype}", found.get(dtype, 0), "bytes", spread=implied.get(dtype, ""))
+                for dtype in sorted(found | implied)
+            ),
             *extra,
         ),
         threshold="every tensor equal in " + ", ".join(COMPARED) + ", none missing, none extra",
@@ -146,9 +166,68 @@ def _verdict(
     )
 
 
+def _histogram(parameters: Iterable[Parameter]) -> dict[str, int]:
+    """Bytes by the dtype of the tensors that hold them; state counts by its own where the engine tells it."""
+    histogram = Counter[str]()
+    for parameter in parameters:
+        told = sum(taken for _, taken in parameter.state)
+        histogram[parameter.dtype] += parameter.stored_bytes - told
+        for dtype, taken in parameter.state:
+            histogram[dtype] += taken
+    return dict(histogram)
+
+
+def _ignored(parameters: Sequence[Parameter], weights: Sequence[StoredWeight], asked: str) -> list[str]:
+    """The linears of an unquantized cell that are plain, where the engine says that it was asked for a quantization."""
+    linears = {weight.parameter.name: weight.parameter.dtype for weight in weights if weight.role in LINEARS}
+    return _grouped(
+        (parameter.name, f"left in {parameter.dtype}, although the engine was asked for {asked}: it does nothing here")
+        for parameter in parameters
+        if linears.get(parameter.name) == parameter.dtype and not parameter.state_bytes
+    )
+
+
 def _fields(parameter: Parameter) -> dict[str, Any]:
     fields = {name: getattr(parameter, name) for name in COMPARED}
     return fields | ({"packing": ""} if parameter.packing in REORDERED else {})
+
+
+def _layout_differences(
+    parameters: Sequence[Parameter], weights: Sequence[StoredWeight], dtype: str, quantization: str
+) -> list[str]:
+    """What differs from the implied layout; a packed linear that was left in the model's dtype is one line of its own."""
+    found = {parameter.name: parameter for parameter in parameters}
+    modules: dict[str, list[str]] = {}
+    for weight in weights:
+        if weight.module and not weight.parameter.state:
+            modules.setdefault(weight.module, []).append(weight.parameter.name)
+    meant = {weight.parameter.name for weight in weights if weight.parameter.dtype == dtype}
+    left = {
+        module: names
+        for module, names in modules.items()
+        if f"{module}.weight" in found and f"{module}.weight" not in meant and found[f"{module}.weight"].dtype == dtype
+    }
+    said = {name for module, names in left.items() for name in (f"{module}.weight", *names)}
+    expected = {weight.parameter.name: _fields(weight.parameter) for weight in weights if weight.parameter.name not in said}
+    states = {weight.parameter.name: weight.parameter.state for weight in weights}
+    others = [parameter for parameter in parameters if parameter.name not in said]
+    return [
+        *_grouped(
+            (
+                f"{module}.weight",
+                f"left in {dtype} instead of {quantization} ({', '.join(name.removeprefix(f'{module}.') for name in names)})",
+            )
+            for module, names in left.items()
+        ),
+        *_differences(others, expected),
+        *_grouped(
+            (parameter.name, f"state in {_text(parameter.state)} instead of {_text(states[parameter.name])}")
+            for parameter in others
+            if parameter.state
+            and sum(taken for _, taken in parameter.state) == sum(taken for _, taken in states.get(parameter.name, ()))
+            and parameter.state != states.get(parameter.name)
+        ),
+    ]
 
 
 def _differences(parameters: Sequence[Parameter], expected: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -163,6 +242,11 @@ def _differences(parameters: Sequence[Parameter], expected: Mapping[str, Mapping
         elif wrong := [key for key in COMPARED if fields[key] != expected[name][key]]:
             changes = [f"{key} {_text(fields[key])} instead of {_text(expected[name][key])}" for key in wrong]
             reasons.append((name, ", ".join(changes)))
+    return _grouped(reasons)
+
+
+def _grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """One line for what holds of a parameter in several layers."""
     layers: dict[tuple[str, str], list[str]] = {}
     for name, reason in reasons:
         layers.setdefault((_pattern(name)[0], reason), []).append(name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_llminfer.checks.formats import formats
+from pytest_llminfer.checks.storage import expected_layout
 from pytest_llminfer.memory_model.formats import FormatOptions
 from pytest_llminfer.memory_model.weights import allocated_bytes, held_weights, stored_bytes
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
@@ -24,13 +26,25 @@ _COARSEST = 16
 
 
 def predict_weights(
-    *, shape: ModelShape, dtype: str, quantization: str, double_quantized: bool | None = None, engine: str = "transformers"
+    *,
+    shape: ModelShape,
+    dtype: str,
+    quantization: str,
+    double_quantized: bool | None = None,
+    engine: str = "transformers",
+    device: str = "",
 ) -> int:
     """Bytes of all weights with their quantization state, each tensor once: what their tensors hold, without rounding.
+
+    device: the kind that the engine runs on, for formats that it repacks there (``formats.toml``); otherwise, and where that is
+    not known, the format's own bytes.
 
     Raises:
         UnsupportedError: a quantization whose storage is not known here.
     """
+    if (quantization, f"{engine}-{device}") in formats():
+        layout = expected_layout(shape=shape, dtype=dtype, quantization=quantization, engine=engine, device=device)
+        return sum(weight.parameter.stored_bytes for weight in layout)
     options = FormatOptions(double_quantized=double_quantized)
     return stored_bytes(held_weights(shape, dtype=dtype, quantization=quantization, engine=engine, options=options)[0])
 

@@ -47,12 +47,13 @@ def expected_layout(
     double_quantized: bool | None = None,
     engine: str = "transformers",
     group_size: int | None = None,
+    device: str = "cpu",
 ) -> tuple[StoredWeight, ...]:
     """Every tensor of a model as it should be stored, in the order of the model; devices are left open.
 
     dtype: the model's, in the words of a cell or of torch. double_quantized: whether the absolute maxima of nf4 or fp4 are
     quantized too; None for the usual. engine: whose names and fusing are meant, or ``checkpoint`` for safetensors files.
-    group_size: inputs that share a scale, -1 for all; None for the usual.
+    group_size: inputs that share a scale, -1 for all; None for the usual. device: its kind, for engines that repack for it.
 
     Raises:
         UnsupportedError: a quantization whose storage is not known here: a visible skip.
@@ -60,7 +61,7 @@ def expected_layout(
     dtype = torch_dtype(dtype)
     if engine == "llamacpp":
         return tuple(_in_gguf(weight, shape, dtype, quantization) for weight in shape.parameters())
-    declared = find(quantization, engine)
+    declared = find(quantization, engine, device)
     if group_size is not None and declared.group is not None:
         declared = replace(declared, group=group_size)
     double = declared.double_quantized if double_quantized is None or not declared.double else double_quantized
@@ -113,7 +114,8 @@ def _packed(weight: WeightShape, declared: Format, dtype: str, *, double_quantiz
 def _tensor(rule: TensorRule, name: str, dtype: str, sizes: dict[str, int], declared: Format) -> Parameter:
     shape = tuple(size(part, sizes) for part in rule.shape)
     kind = dtype if rule.dtype == "model" else rule.dtype
-    return Parameter(name, kind, shape, shape, math.prod(shape) * BYTES[kind], packing=declared.packing)
+    packing = declared.packing if rule.packing is None else rule.packing
+    return Parameter(name, kind, shape, shape, math.prod(shape) * BYTES[kind], packing=packing)
 
 
 def _in_gguf(weight: WeightShape, shape: ModelShape, dtype: str, quantization: str) -> StoredWeight:

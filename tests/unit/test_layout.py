@@ -45,9 +45,49 @@ def test_the_bits_of_a_weight_are_shown(quantization, bits):
 
 def test_the_histogram_adds_up():
     parameters = loaded("int8")
-    stored = {entry.name: entry.value for entry in check(parameters, "int8").measurements if entry.name.startswith("stored in")}
-    assert set(stored) == {"stored in bfloat16", "stored in int8"}
-    assert sum(stored.values()) == sum(parameter.stored_bytes for parameter in parameters)
+    stored = {entry.name: entry for entry in check(parameters, "int8").measurements if entry.name.startswith("stored in")}
+    # 12 layers of 30,720 weights in 512 rows; 25 norms of 64 and an embedding of 50 x 64.
+    assert {name: entry.value for name, entry in stored.items()} == {
+        "stored in bfloat16": 2 * (25 * 64 + 50 * 64),
+        "stored in float32": 4 * 12 * (64 + 32 + 32 + 64 + 96 + 96 + 64),
+        "stored in int8": 12 * (64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 96 * 64),
+    }
+    assert [entry.spread for entry in stored.values()] == [f"expected {entry.value:,}" for entry in stored.values()]
+    assert sum(entry.value for entry in stored.values()) == sum(parameter.stored_bytes for parameter in parameters)
+
+
+def test_state_in_another_dtype_of_the_same_size_fails():
+    verdict = check(changed(loaded(), UP, state=(("uint8", 96), ("float32", 64), ("float32", 4), ("int32", 4), ("float32", 1024))))
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.details[0].startswith(f"{UP}: state in ")
+
+
+@pytest.mark.parametrize(("engine", "quantization"), [("checkpoint", name) for name in ("gptq", "awq", "w8a8", "w4a16", "fp8")])
+def test_a_packed_linear_that_was_left_in_the_models_dtype_is_one_line_that_names_it(engine, quantization):
+    shape = replace(SHAPE, hidden=256, intermediate=384, heads=4, kv_heads=2, head_dim=64)
+    right = loaded(quantization, shape=shape, engine=engine)
+    assert check(right, quantization, shape=shape, engine=engine).outcome is Outcome.PASS
+    plain = [parameter for parameter in loaded("none", shape=shape, engine=engine) if parameter.name == UP]
+    verdict = check(
+        [parameter for parameter in right if not parameter.name.startswith(UP.removesuffix("weight"))] + plain,
+        quantization,
+        shape=shape,
+        engine=engine,
+    )
+    assert verdict.outcome is Outcome.FAIL
+    assert len(verdict.details) == 1
+    assert verdict.details[0].startswith(f"{UP}: left in bfloat16 instead of {quantization} (")
+
+
+def test_a_quantization_that_an_engine_takes_and_ignores_fails_and_names_every_linear():
+    parameters = loaded("none", engine="vllm")
+    of = {"quantization": "none", "engine": "vllm"}
+    assert check(parameters, **of).outcome is Outcome.PASS
+    verdict = check(parameters, **of, asked="int8_per_channel_weight_only")
+    assert verdict.outcome is Outcome.FAIL
+    assert len(verdict.details) == 4
+    assert verdict.details[0].startswith("model.layers.0.self_attn.qkv_proj.weight (and the same in 11 other layers): left in")
+    assert "asked for int8_per_channel_weight_only" in verdict.details[0]
 
 
 @pytest.mark.parametrize("asked", ["int8", "nf4", "fp4"])

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from pytest_llminfer.checks.storage import STORAGE, expected_layout
-from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.checks.formats import find, formats, size
+from pytest_llminfer.checks.storage import expected_layout
+from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.models.shape import ROLES, ModelShape
 from pytest_llminfer.spec import QUANTIZATIONS
 
@@ -21,9 +22,26 @@ def stored(quantization, shape=LLAMA, **options):
     return {weight.parameter.name: weight for weight in layout}
 
 
-def test_every_quantization_with_a_rule_is_one_of_a_cell_and_has_a_rule_for_every_role():
-    assert set(STORAGE) <= set(QUANTIZATIONS)
-    assert all(set(roles) == set(ROLES) for roles in STORAGE.values())
+def test_every_quantization_that_is_declared_is_one_of_a_cell_and_names_roles_and_sizes_that_exist():
+    assert {name for name, _ in formats()} == set(QUANTIZATIONS) - {"none", "q4_0", "q4_k_m", "q8_0"}
+    sizes = {"out": 640, "in": 768, "group": 128}
+    for (name, holder), declared in formats().items():
+        assert declared == find(name, *holder.rsplit("-", 1))
+        assert set(declared.roles) <= set(ROLES)
+        assert all(size(part, sizes) > 0 for rule in (*declared.tensors, *declared.double) for part in rule.shape)
+
+
+@pytest.mark.parametrize(
+    ("rule", "value"), [("in", 768), ("16", 16), ("in/8", 96), ("out*in/group/256", 1), ("in/500", 2), ("in / 8 * out", 960)]
+)
+def test_a_shape_rule_is_read_from_left_to_right_and_rounded_up(rule, value):
+    assert size(rule, {"out": 10, "in": 768, "group": 128}) == value
+
+
+@pytest.mark.parametrize("rule", ["", "in+8", "in*", "*in", "in//8", "rows", "group"])
+def test_another_shape_rule_is_refused(rule):
+    with pytest.raises(BadInputError, match=r"formats\.toml"):
+        size(rule, {"out": 10, "in": 768})
 
 
 def test_unquantized_weights_are_what_their_shapes_say():
@@ -78,14 +96,14 @@ def test_gpt2_is_turned_round_when_it_is_quantized():
 
 
 def test_tensors_add_up_to_the_weight():
-    for quantization in STORAGE:
+    for quantization in ("none", "int8", "nf4", "fp4"):
         for weight in stored(quantization).values():
             assert sum(weight.tensors) == weight.parameter.stored_bytes
 
 
 def test_an_unknown_quantization_is_a_visible_skip():
-    with pytest.raises(UnsupportedError, match="'gptq' is not known here"):
-        stored("gptq")
+    with pytest.raises(UnsupportedError, match="how transformers stores quantization 'q4_0' on cpu is not known here"):
+        stored("q4_0")
 
 
 SIZES = [(256, 128), (100, 48), (7, 9), (2048, 130)]

@@ -18,6 +18,7 @@ from pytest_llminfer.worker.backends.transformers import combine
 from pytest_llminfer.worker.backends.transformers.arguments import Arguments
 from pytest_llminfer.worker.backends.transformers.group import RankGroup, own_rank
 from pytest_llminfer.worker.backends.transformers.parallelism import check_heads, check_parallelism
+from pytest_llminfer.worker.backends.transformers.prequantized import check_stored, packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +51,7 @@ class TransformersBackend:
 
     def warm(self) -> None:
         """Import the framework, as ``load`` would."""
-        self._import_framework(["torch", *(("accelerate", "bitsandbytes") if self._spec.quantization != "none" else ())])
+        self._import_framework(["torch", *packages(self._spec.quantization)])
 
     def load(self) -> Message:
         """Look at the arguments and files, import the framework, load the model."""
@@ -59,21 +60,23 @@ class TransformersBackend:
             self.capabilities = self.capabilities - {"compare_routes"}
         arguments = Arguments.read(self._engine_args)
         if is_local(self._model_path):
-            check_heads(read_configuration(self._model_path), self._spec.tp)
+            configuration = read_configuration(self._model_path)
+            check_heads(configuration, self._spec.tp)
+            check_stored(self._spec, self._model_path, configuration.get("quantization_config"))
             if self._spec.weights == "real":
                 read_checkpoint(Path(self._model_path))
         started = time.perf_counter()
-        packages = ["torch", *(("accelerate", "bitsandbytes") if self._spec.quantization != "none" else ())]
+        needed = ["torch", *packages(self._spec.quantization)]
         purpose = f"the engine {self._spec}"
-        require("transformers", *packages, *(("accelerate",) if self._spec.tp > 1 else ()), purpose=purpose)
+        require("transformers", *needed, *(("accelerate",) if self._spec.tp > 1 else ()), purpose=purpose)
         if self._spec.tp > 1 and own_rank() == 0:
             self._group = RankGroup(self._spec.tp)
 
         def own() -> Message:
-            self._import_framework(packages)
+            self._import_framework(needed)
             live = importlib.import_module("pytest_llminfer.worker.backends.transformers.live")
             self._live = live.LiveModel.load(self._spec, self._model_path, arguments, self._progress, started=started)
-            return {**self._live.information(*packages), "capabilities": sorted(self.capabilities)}
+            return {**self._live.information(*needed), "capabilities": sorted(self.capabilities)}
 
         params = {"spec": self._spec.to_dict(), "model_path": self._model_path, "engine_args": dict(self._engine_args)}
         return self._by_all("load", params, own)[0]

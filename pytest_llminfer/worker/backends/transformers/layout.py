@@ -24,7 +24,8 @@ def report(model: Any) -> dict[str, Any]:
 
 def _parameter(weight: Weight, count: storage.StorageCount) -> dict[str, Any]:
     tensor_bytes = count.new_bytes([weight.tensor])
-    state_bytes = count.new_bytes(weight.state)
+    state = [(str(tensor.dtype).removeprefix("torch."), count.new_bytes([tensor])) for tensor in weight.state]
+    state_bytes = sum(size for _, size in state)
     quant_state = getattr(weight.tensor, "quant_state", None)
     fields: dict[str, Any] = {
         "name": weight.name,
@@ -33,6 +34,7 @@ def _parameter(weight: Weight, count: storage.StorageCount) -> dict[str, Any]:
         "stored_shape": list(weight.tensor.shape),
         "stored_bytes": tensor_bytes + state_bytes,
         "state_bytes": state_bytes,
+        "state": state,
         "device": weight.tensor.device.type,
     }
     if quant_state is not None:

@@ -12,7 +12,8 @@ from pytest_llminfer.errors import BadInputError, EngineStartError, UnsupportedE
 from pytest_llminfer.worker.backends.transformers import sharding
 from pytest_llminfer.worker.backends.transformers.dummy import random_state_dict
 from pytest_llminfer.worker.backends.transformers.faults import out_of_memory_named
-from pytest_llminfer.worker.backends.transformers.quantization import keep_4bit_layout, quantization_config
+from pytest_llminfer.worker.backends.transformers.prequantized import check_stored
+from pytest_llminfer.worker.backends.transformers.quantization import keep_4bit_layout, quantization_config, settle
 from pytest_llminfer.worker.backends.transformers.storage import own_part
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def read_config(spec: EngineSpec, model_path: str) -> Any:
         config = transformers.AutoConfig.from_pretrained(model_path)
     except (OSError, ValueError, KeyError) as error:
         raise BadInputError(f"transformers cannot read the configuration of {model_path}: {_one_line(error)}") from error
-    if spec.quantization != "none" and getattr(config, "quantization_config", None) is not None:
-        raise BadInputError(f"{model_path} is quantized already; quantization={spec.quantization} needs an unquantized model")
+    check_stored(spec, model_path, getattr(config, "quantization_config", None))
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise EngineStartError(
             f"transformers {transformers.__version__} has no causal language model of type {config.model_type!r}, "
@@ -79,7 +79,7 @@ def load_model(
         keywords["quantization_config"] = quantization
     if spec.tp > 1:
         keywords |= sharding.from_pretrained_keywords(spec.tp)
-    elif device.type == "cuda" or quantization is not None:
+    elif device.type == "cuda" or spec.quantization != "none":
         keywords.setdefault("device_map", {"": device})
     progress("loading", 0, 1)
     with out_of_memory_named("loading the model"):
@@ -94,6 +94,7 @@ def load_model(
         sharding.free_the_rest(model)
     if not arguments.repack_4bit_for_cpu:
         keep_4bit_layout(model)
+    settle(model, spec.quantization)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

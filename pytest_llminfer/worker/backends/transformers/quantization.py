@@ -1,4 +1,4 @@
-"""bitsandbytes formats: how each is asked for, and what keeps a 4-bit weight stored as it was loaded."""
+"""How bitsandbytes formats are asked for, and what keeps weights stored in one way, used or not."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
+from pytest_llminfer.worker.backends.stored_format import PREQUANTIZED
+
 
 def quantization_config(quantization: str) -> Any:
-    """The ``BitsAndBytesConfig`` of a format, None for ``none``. lm_head and the embedding are not quantized.
+    """The ``BitsAndBytesConfig`` of a format, None for ``none`` and for what the checkpoint itself declares.
+
+    lm_head and the embedding are not quantized.
 
     nf4 quantizes its scales too (double quantization), fp4 does not: the two cover both layouts that bitsandbytes has.
     Both compute in bf16.
     """
-    if quantization == "none":
+    if quantization in {"none", *PREQUANTIZED}:
         return None
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -35,3 +39,14 @@ def keep_4bit_layout(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def settle(model: Any, quantization: str) -> None:
+    """Compute one token with a checkpoint that came quantized: its weights are repacked or decompressed at their first use.
+
+    gptqmodel's kernel for CPUs turns the packed weights round and the zeros into numbers; compressed-tensors decompresses to the
+    model's dtype. Layout and memory would depend on whether a token was generated before they were read.
+    """
+    if quantization in PREQUANTIZED:
+        with torch.no_grad():
+            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)

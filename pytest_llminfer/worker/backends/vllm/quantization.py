@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.worker.backends.stored_format import BITSANDBYTES, PREQUANTIZED, stored_format
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -12,31 +13,6 @@ if TYPE_CHECKING:
     from pytest_llminfer.spec import EngineSpec
 
 _GGUF = ("q4_0", "q4_k_m", "q8_0")
-_BITSANDBYTES = ("int8", "nf4", "fp4")
-
-
-def stored_format(configuration: Mapping[str, Any] | None) -> str:
-    """What a checkpoint's ``quantization_config`` says it is, in this package's words, or the method's own name."""
-    if not configuration:
-        return "none"
-    method = str(configuration.get("quant_method", "unknown"))
-    if method == "bitsandbytes":
-        if configuration.get("load_in_8bit"):
-            return "int8"
-        return str(configuration.get("bnb_4bit_quant_type", "fp4"))
-    if method == "compressed-tensors":
-        return _compressed_tensors_format(configuration)
-    return method
-
-
-def _compressed_tensors_format(configuration: Mapping[str, Any]) -> str:
-    for group in dict(configuration.get("config_groups") or {}).values():
-        weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
-        bits = weights.get("num_bits")
-        if weights.get("type") == "float" and bits == 8:  # noqa: PLR2004 - fp8 has 8 bits
-            return "fp8"
-        return f"w{bits}a{inputs.get('num_bits') or 16}"
-    return "compressed-tensors"
 
 
 def keywords(
@@ -58,16 +34,16 @@ def keywords(
     if wanted in _GGUF:
         return _gguf(wanted, model_path, methods)
     if wanted == "none":
-        if stored is not None and stored != "none" and stored in (*_BITSANDBYTES, "gptq", "awq", "fp8", "w8a8", "w4a16"):
+        if stored is not None and stored != "none" and stored in (*BITSANDBYTES, *PREQUANTIZED):
             raise BadInputError(f"{model_path} is quantized already; name the cell for what it is: quantization={stored}")
         return {}
     if stored == wanted:
-        if wanted in _BITSANDBYTES:
+        if wanted in BITSANDBYTES:
             _need_bitsandbytes(wanted, methods, on_cpu=on_cpu)
         return {}
     if stored not in {None, "none"}:
         raise BadInputError(f"{model_path} is stored as {stored}; quantization={wanted} needs one that is not quantized otherwise")
-    if wanted in _BITSANDBYTES:
+    if wanted in BITSANDBYTES:
         return _bitsandbytes(spec, methods, on_cpu=on_cpu)
     if wanted == "fp8":
         return _fp8(methods, on_cpu=on_cpu)

@@ -1,0 +1,115 @@
+"""A checkpoint on disk, by its headers: safetensors or GGUF. Nothing is loaded, and no engine is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.models.gguf import config_from_gguf, read_gguf
+from pytest_llminfer.models.shape import ModelShape
+from pytest_llminfer.observations import Layout, Parameter
+from pytest_llminfer.worker.backends.checkpoint import read_checkpoint, read_configuration
+from pytest_llminfer.worker.backends.llamacpp import layout as gguf_layout
+from pytest_llminfer.worker.backends.stored_format import group_size, stored_format, variant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_llminfer.worker.backends.checkpoint import StoredTensor
+
+__all__ = ["StoredModel", "group_size", "read_stored"]
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""safetensors' words for dtypes to torch's."""
+
+_PLAIN = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_OUTPUT = "lm_head.weight"
+_INV_FREQ = "rotary_emb.inv_freq"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """What lies on disk. quantization and dtype: as the checkpoint itself declares them, in this package's and torch's words.
+
+    holder: whose storage is meant, ``checkpoint`` (safetensors) or ``llamacpp`` (GGUF). group_size: that is declared, or None.
+    """
+
+    path: Path
+    holder: str
+    layout: Layout
+    shape: ModelShape
+    dtype: str
+    quantization: str
+    group_size: int | None
+
+
+def read_stored(path: str | Path) -> StoredModel:
+    """The headers of a model folder or a .gguf file.
+
+    Raises:
+        BadInputError: nothing there, or damaged files. UnsupportedError: an architecture or a variant of a format that is not
+        known here.
+    """
+    place = Path(path).expanduser()
+    if place.suffix == ".gguf":
+        return _read_gguf(place)
+    config = read_configuration(str(place))
+    folder = place if place.is_dir() else place.parent
+    declared = config.get("quantization_config")
+    if differs := variant(declared):
+        raise UnsupportedError(f"{folder} is stored as {differs}, of which no layout is declared here")
+    tensors = {name: tensor for name, tensor in read_checkpoint(folder).items() if not name.endswith(_INV_FREQ)}
+    shape = ModelShape.from_config(config)
+    return StoredModel(
+        path=folder,
+        holder="checkpoint",
+        layout=Layout(tuple(_parameter(name, tensor) for name, tensor in tensors.items()), _tied(shape, tensors)),
+        shape=shape,
+        dtype=_dtype(config),
+        quantization=stored_format(declared),
+        group_size=group_size(declared),
+    )
+
+
+def _read_gguf(path: Path) -> StoredModel:
+    file = read_gguf(path)
+    return StoredModel(
+        path=path,
+        holder="llamacpp",
+        layout=Layout.from_message(gguf_layout.report(file, "cpu")),
+        shape=ModelShape.from_config(config_from_gguf(file)),
+        dtype=_PLAIN.get(file.file_type, "float16"),
+        quantization="none" if file.file_type in _PLAIN else file.file_type,
+        group_size=None,
+    )
+
+
+def _parameter(name: str, tensor: StoredTensor) -> Parameter:
+    return Parameter(name, _DTYPES.get(tensor.dtype, tensor.dtype.lower()), tensor.shape, tensor.shape, tensor.stored_bytes)
+
+
+def _tied(shape: ModelShape, tensors: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    """A tied output matrix is not stored: what shares its tensor is what the configuration says."""
+    return tuple(pair for pair in shape.tied_pairs if _OUTPUT not in tensors)
+
+
+def _dtype(config: Mapping[str, Any]) -> str:
+    named = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    if named not in _PLAIN.values():
+        raise BadInputError(f"config.json declares the dtype {named!r}; known: {', '.join(_PLAIN.values())}")
+    return named

@@ -1,0 +1,70 @@
+"""What a checkpoint's ``quantization_config`` says it is, in this package's words. Standard library only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BITSANDBYTES = ("int8", "nf4", "fp4")
+PREQUANTIZED = ("gptq", "awq", "fp8", "w8a8", "w4a16")
+"""Formats that a tool makes beforehand; an engine does not quantize to them while it loads, vLLM's fp8 aside."""
+
+
+def stored_format(configuration: Mapping[str, Any] | None) -> str:
+    """The format that a ``quantization_config`` declares, or the method's own name; ``none`` without one."""
+    if not configuration:
+        return "none"
+    method = str(configuration.get("quant_method", "unknown"))
+    if method == "bitsandbytes":
+        if configuration.get("load_in_8bit"):
+            return "int8"
+        return str(configuration.get("bnb_4bit_quant_type", "fp4"))
+    if method == "compressed-tensors":
+        return _compressed_tensors_format(configuration)
+    return method
+
+
+def _compressed_tensors_format(configuration: Mapping[str, Any]) -> str:
+    for group in dict(configuration.get("config_groups") or {}).values():
+        weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+        bits = weights.get("num_bits")
+        if weights.get("type") == "float" and bits == 8:  # noqa: PLR2004 - fp8 has 8 bits
+            return "fp8"
+        return f"w{bits}a{inputs.get('num_bits') or 16}"
+    return "compressed-tensors"
+
+
+def group_size(configuration: Mapping[str, Any] | None) -> int | None:
+    """Inputs that share a scale, -1 for all of a row; None where nothing is declared."""
+    declared = configuration or {}
+    groups = [group.get("weights") or {} for group in dict(declared.get("config_groups") or {}).values()]
+    said = [holder.get(key) for holder in (declared, *groups) for key in ("group_size", "q_group_size")]
+    return next((int(value) for value in said if value), None)
+
+
+def variant(configuration: Mapping[str, Any] | None) -> str:
+    """How a checkpoint differs from the usual of its format; empty where it does not. In words, for a message."""
+    declared = configuration or {}
+    name = stored_format(configuration)
+    if name in {"gptq", "awq"} and (bits := declared.get("bits", declared.get("w_bit", 4))) != 4:  # noqa: PLR2004 - the usual
+        return f"{name} of {bits} bits"
+    if name == "gptq" and declared.get("checkpoint_format", "gptq") not in {"gptq", "gptq_v2"}:
+        return f"gptq in the format {declared['checkpoint_format']}"
+    if name == "awq" and str(declared.get("format", declared.get("version", "gemm"))).lower() != "gemm":
+        return f"awq in the format {declared.get('format', declared.get('version'))}"
+    if name == "fp8" and declared.get("quant_method") != "compressed-tensors":
+        return "fp8 of another tool than compressed-tensors"
+    found = (_scheme_variant(name, group.get("weights") or {}) for group in dict(declared.get("config_groups") or {}).values())
+    return next(filter(None, found), "")
+
+
+def _scheme_variant(name: str, weights: Mapping[str, Any]) -> str:
+    """How a scheme of compressed-tensors differs from the usual of its format; empty where it does not."""
+    wanted = "group" if name == "w4a16" else "channel"
+    if weights.get("strategy") != wanted:
+        return f"{name} with a scale a {weights.get('strategy')} instead of a {wanted}"
+    if weights.get("symmetric") is False:
+        return f"{name} with zero points"
+    return f"{name} in another order of the inputs" if weights.get("actorder") else ""

@@ -1,0 +1,84 @@
+"""Checkpoints with a fault: copies of those under assets/ in which some tensors are stored otherwise than they declare."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+
+import pytest_llminfer
+from pytest_llminfer.worker.backends.checkpoint import read_checkpoint
+from pytest_llminfer.worker.backends.llamacpp.source import read_tensor
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
+LEFT = "model.layers.2.mlp.down_proj"
+
+
+def leave_a_layer_alone(source: Path, target: Path) -> Path:
+    """The down projection of layer 2 is the unquantized one, and the configuration tells engines not to look for another."""
+    original = read_checkpoint(REFERENCE)[f"{LEFT}.weight"]
+    with original.file.open("rb") as stream:
+        stream.seek(original.offset)
+        put = {f"{LEFT}.weight": ("BF16", original.shape, stream.read(original.stored_bytes))}
+
+    def ignore(config: dict) -> None:
+        config["quantization_config"].get("ignore", []).append(LEFT)
+
+    return _copy(source, target, drop=f"{LEFT}.", put=put, change=ignore)
+
+
+def widen(source: Path, target: Path, name: str) -> Path:
+    """One tensor is stored in float32."""
+    values = read_tensor(read_checkpoint(source)[name]).astype(np.float32)
+    return _copy(source, target, drop=name, put={name: ("F32", values.shape, values.tobytes())})
+
+
+def declare(source: Path, target: Path, **changed: object) -> Path:
+    """The configuration declares something else of the quantization than what is stored."""
+    return _copy(source, target, change=lambda config: config["quantization_config"].update(changed))
+
+
+def relabel(source: Path, target: Path, file_type: int) -> Path:
+    """A GGUF file says that it is another mixture than it holds."""
+    content, key = bytearray(source.read_bytes()), b"general.file_type"
+    place = content.index(key) + len(key) + 4
+    content[place : place + 4] = struct.pack("<I", file_type)
+    target.write_bytes(content)
+    return target
+
+
+def never_quantized(model) -> None:
+    """The same layer of a live transformers model is a plain linear, as a module that a loader skipped is."""
+    import torch
+
+    mlp = model.model.layers[2].mlp
+    plain = torch.nn.Linear(mlp.down_proj.in_features, mlp.down_proj.out_features, bias=False, dtype=torch.bfloat16)
+    plain.weight.data = mlp.down_proj.weight.data
+    mlp.down_proj = plain
+
+
+def _copy(source: Path, target: Path, *, drop: str = "\0", put: dict | None = None, change=lambda _: None) -> Path:
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    change(config)
+    (target / "config.json").write_text(json.dumps(config))
+    tensors = {}
+    for name, stored in read_checkpoint(source).items():
+        if not name.startswith(drop):
+            with stored.file.open("rb") as stream:
+                stream.seek(stored.offset)
+                tensors[name] = (stored.dtype, stored.shape, stream.read(stored.stored_bytes))
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    tensors |= put or {}
+    for name, (dtype, shape, content) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(content)]}
+        offset += len(content)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    body = b"".join(content for _, _, content in tensors.values())
+    (target / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + body)
+    return target

@@ -1,0 +1,193 @@
+"""The checkpoints under assets/ in real engines: each is held as declared of that engine, and one with a fault is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pytest_llminfer.checks.layout import check_layout
+from pytest_llminfer.checks.memory import check_weights, predict_weights
+from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.engines.environments.cache import cache_folder
+from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.models.model import Model
+from pytest_llminfer.observations import Layout
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.verdict import Outcome
+
+FAULTS = runpy.run_path(str(Path(__file__).with_name("checkpoint_faults.py")))
+ASSETS, LEFT = FAULTS["ASSETS"], FAULTS["LEFT"]
+REFERENCE = Model("reference")
+VLLM = Path(__file__).with_name("vllm_formats.py")
+VLLM_FORMATS = ("w8a8", "w4a16", "fp8", "gptq", "awq")
+IGNORED = "int8_per_channel_weight_only"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    engines = []
+
+    def start(engine, path, *, python="", **cell) -> Engine:
+        launch = Launch(
+            spec=EngineSpec(engine, environment=python, model=str(path), **cell),
+            model=Model(str(path)),
+            engine_args={},
+            variables={"OMP_NUM_THREADS": "2"},
+            timeout=240,
+            log=tmp_path_factory.mktemp("worker") / "log",
+        )
+        engines.append(Engine(launch))
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.close()
+
+
+def judged(engine: Engine):
+    layout, spec = engine.layout(), engine.spec
+    return check_layout(
+        parameters=layout.parameters,
+        shape=engine.model.shape,
+        dtype=engine.info.dtype,
+        quantization=spec.quantization,
+        tied=layout.tied,
+        engine=spec.engine,
+    )
+
+
+def weighed(engine: Engine):
+    of = {"dtype": engine.info.dtype, "quantization": engine.spec.quantization, "engine": engine.spec.engine, "device": "cpu"}
+    return check_weights(report=engine.memory(), predicted=predict_weights(shape=engine.model.shape, **of))
+
+
+def answers(engine: Engine) -> int:
+    """How many of twelve prompts are answered to the end."""
+    return sum(answer.finish_reason == "stop" for answer in engine.generate(REFERENCE.prompts(12), max_tokens=100))
+
+
+def test_transformers_computes_with_a_checkpoint_that_came_quantized(start):
+    engine = start("transformers", ASSETS / "w4a16", quantization="w4a16")
+    before = engine.layout()
+    assert judged(engine).outcome is Outcome.PASS
+    assert weighed(engine).outcome is Outcome.PASS
+    assert answers(engine) >= 10
+    # Nothing about the weights may depend on whether they were used.
+    assert engine.layout() == before
+    engine.run(f"{FAULTS['__file__']}::never_quantized")
+    verdict = judged(engine)
+    assert verdict.outcome is Outcome.FAIL
+    assert [line.partition(": ")[::2] for line in verdict.details] == [
+        (f"{LEFT}.weight_scale", "missing"),
+        (f"{LEFT}.weight_shape", "missing"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq"])
+def test_transformers_computes_with_gptqmodel_where_that_is_installed(start, name):
+    python = os.environ.get("LLMINFER_TEST_GPTQMODEL", "")
+    made = sorted((cache_folder() / "tool-environments").glob("gptqmodel-*/bin/python"))
+    if not (python or made):
+        pytest.skip("no environment of gptqmodel: tools/quantize.py --format gptq makes one (1.6 GB, minutes)")
+    engine = start("transformers", ASSETS / name, python=python or str(made[-1]), quantization=name)
+    before = engine.layout()
+    assert judged(engine).outcome is Outcome.PASS
+    assert weighed(engine).outcome is Outcome.PASS
+    assert answers(engine) >= 10
+    assert engine.layout() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "quantization", "says"),
+    [
+        (ASSETS / "w8a8", "none", "name the cell for what it is: quantization=w8a8"),
+        (ASSETS / "w8a8", "w4a16", "is stored as w8a8|quantization=w8a8"),
+        (ASSETS / "gptq", "nf4", "is quantized already; quantization=nf4 needs an unquantized model"),
+        (Path(REFERENCE.path), "awq", "is not quantized, and transformers does not quantize to awq itself"),
+    ],
+)
+def test_transformers_refuses_a_checkpoint_that_is_not_what_the_cell_names(start, path, quantization, says):
+    with pytest.raises(BadInputError, match=says):
+        start("transformers", path, quantization=quantization)
+
+
+@pytest.mark.parametrize(("mixture", "quantization"), [("F16", "none"), ("Q8_0", "q8_0"), ("Q4_K_M", "q4_k_m")])
+def test_llama_cpp_holds_a_file_as_it_is(start, llamacpp_python, mixture, quantization):
+    engine = start("llamacpp", ASSETS / "gguf" / f"reference-{mixture}.gguf", python=llamacpp_python, quantization=quantization)
+    assert judged(engine).outcome is Outcome.PASS
+    assert weighed(engine).outcome is Outcome.PASS
+    assert answers(engine) >= 10
+
+
+def test_llama_cpp_is_caught_with_other_types_than_the_file_names(start, llamacpp_python, tmp_path):
+    file = FAULTS["relabel"](ASSETS / "gguf" / "reference-Q8_0.gguf", tmp_path / "other.gguf", 15)
+    verdict = judged(start("llamacpp", file, python=llamacpp_python, quantization="q4_k_m"))
+    assert verdict.outcome is Outcome.FAIL
+    assert "model.layers.0.self_attn.q_proj.weight (and the same in 3 other layers): dtype q8_0 instead of q4_k" in str(verdict)
+
+
+@pytest.fixture(scope="module")
+def vllm(vllm_python, tmp_path_factory):
+    """What vLLM says of every format, of one that it takes and ignores, and of a checkpoint with a fault."""
+    folder = tmp_path_factory.mktemp("vllm")
+    faulty = FAULTS["leave_a_layer_alone"](ASSETS / "w8a8", folder / "w8a8")
+    cells = {name: {"model": str(ASSETS / name), "quantization": name, "engine_args": {}} for name in VLLM_FORMATS}
+    cells["ignored"] = {"model": REFERENCE.path, "quantization": "none", "engine_args": {"quantization": IGNORED}}
+    cells["faulty"] = {"model": str(faulty), "quantization": "w8a8", "engine_args": {}}
+    task, answer, log = (folder / name for name in ("task.json", "answer.json", "log"))
+    task.write_text(json.dumps({"prompts": REFERENCE.prompts(2), "cells": list(cells.values())}))
+    with log.open("wb") as stream:
+        done = subprocess.run(
+            [vllm_python, str(VLLM), str(task), str(answer)],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=stream,
+            stderr=stream,
+            check=False,
+            timeout=500,
+        )
+    assert done.returncode == 0, log.read_text()[-3000:]
+    return dict(zip(cells, json.loads(answer.read_text()), strict=True))
+
+
+def in_vllm(found, quantization):
+    layout = Layout.from_message(found["layout"])
+    return check_layout(
+        parameters=layout.parameters,
+        shape=REFERENCE.shape,
+        dtype=found["dtype"],
+        quantization=quantization,
+        tied=layout.tied,
+        engine="vllm",
+        asked=found["asked"] or "",
+    )
+
+
+@pytest.mark.parametrize("name", VLLM_FORMATS)
+def test_vllm_holds_a_checkpoint_as_declared(vllm, name):
+    verdict = in_vllm(vllm[name], name)
+    assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
+    stored = sum(parameter["stored_bytes"] for parameter in vllm[name]["layout"]["parameters"])
+    assert stored == predict_weights(shape=REFERENCE.shape, dtype="bf16", quantization=name, engine="vllm", device="cpu")
+    # The damage of a format changes an answer now and then, not its first words.
+    assert [tokens[:4] for tokens in vllm[name]["tokens"]] == [tokens[:4] for tokens in vllm["ignored"]["tokens"]]
+
+
+def test_a_quantization_that_vllm_takes_and_ignores_is_caught(vllm):
+    assert vllm["ignored"]["asked"] == IGNORED
+    verdict = in_vllm(vllm["ignored"], "none")
+    assert verdict.outcome is Outcome.FAIL
+    assert [line.split(".")[4] for line in verdict.details] == ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    assert f"left in bfloat16, although the engine was asked for {IGNORED}" in verdict.details[0]
+
+
+def test_a_layer_that_vllm_left_in_16_bits_is_named(vllm):
+    verdict = in_vllm(vllm["faulty"], "w8a8")
+    assert verdict.outcome is Outcome.FAIL
+    assert len(verdict.details) == 1
+    assert verdict.details[0].startswith(f"{LEFT}.weight: left in bfloat16 instead of w8a8 (")

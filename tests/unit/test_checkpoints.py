@@ -1,0 +1,130 @@
+"""Checkpoints on disk, judged by their headers: those under assets/ as they are, and with a fault."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from pytest_llminfer.cli import main
+from pytest_llminfer.cli.checkpoint import check
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.models.stored import read_stored
+from pytest_llminfer.verdict import Outcome
+from pytest_llminfer.worker.backends.stored_format import group_size, stored_format, variant
+
+FAULTS = runpy.run_path(str(Path(__file__).parents[1] / "engines" / "checkpoint_faults.py"))
+ASSETS, REFERENCE = FAULTS["ASSETS"], FAULTS["REFERENCE"]
+SAFETENSORS = ("awq", "fp8", "gptq", "w4a16", "w8a8")
+MIXTURES = {"F16": "none", "Q8_0": "q8_0", "Q4_K_M": "q4_k_m"}
+NORM = "model.layers.1.input_layernorm.weight"
+
+# 3,145,728 weights of linears; the embedding, the output matrix and nine norms are 526,592.
+BYTES = {
+    "awq": {"int32": 1_585_152, "bfloat16": 1_053_184 + 49_152},
+    "fp8": {"float8_e4m3fn": 3_145_728, "bfloat16": 1_053_184 + 20_480},
+    "gptq": {"int32": 1_622_016, "bfloat16": 1_053_184, "float16": 49_152},
+    "w4a16": {"int32": 1_572_864, "bfloat16": 1_053_184 + 49_152, "int64": 448},
+    "w8a8": {"int8": 3_145_728, "bfloat16": 1_053_184 + 20_480},
+}
+
+
+def histogram(verdict):
+    prefix = "stored in "
+    return {each.name.removeprefix(prefix): each.value for each in verdict.measurements if each.name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("name", SAFETENSORS)
+def test_a_bundled_checkpoint_is_stored_as_it_declares(name):
+    stored = read_stored(ASSETS / name)
+    assert (stored.quantization, stored.dtype, stored.holder) == (name, "bfloat16", "checkpoint")
+    assert stored.group_size == (128 if name in {"awq", "gptq", "w4a16"} else None)
+    verdict = check(stored)
+    assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
+    assert histogram(verdict) == BYTES[name]
+    assert float(verdict.key.split()[0]) == pytest.approx(8 * sum(BYTES[name].values()) / 3_672_320, abs=1e-3)
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_a_bundled_gguf_file_holds_the_types_that_it_names(mixture):
+    stored = read_stored(ASSETS / "gguf" / f"reference-{mixture}.gguf")
+    assert stored.quantization == MIXTURES[mixture]
+    verdict = check(stored)
+    assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
+    assert histogram(verdict)["float32"] == 4 * 9 * 256
+
+
+def test_the_unquantized_model_is_stored_as_it_declares():
+    verdict = check(read_stored(REFERENCE))
+    assert verdict.outcome is Outcome.PASS
+    assert histogram(verdict) == {"bfloat16": 7_344_640}
+
+
+@pytest.mark.parametrize("name", SAFETENSORS)
+def test_a_layer_that_was_silently_left_in_16_bits_is_named(name, tmp_path):
+    verdict = check(read_stored(FAULTS["leave_a_layer_alone"](ASSETS / name, tmp_path / name)))
+    assert verdict.outcome is Outcome.FAIL
+    assert len(verdict.details) == 1
+    assert verdict.details[0].startswith(f"model.layers.2.mlp.down_proj.weight: left in bfloat16 instead of {name} (")
+
+
+@pytest.mark.parametrize("name", [NORM, "model.embed_tokens.weight"])
+@pytest.mark.parametrize("quantization", ["w8a8", "gptq"])
+def test_a_tensor_that_was_widened_is_named(quantization, name, tmp_path):
+    verdict = check(read_stored(FAULTS["widen"](ASSETS / quantization, tmp_path / "wide", name)))
+    assert verdict.outcome is Outcome.FAIL
+    assert len(verdict.details) == 1
+    assert verdict.details[0].startswith(f"{name}: dtype float32 instead of bfloat16")
+
+
+def test_groups_of_another_size_than_declared_fail(tmp_path):
+    verdict = check(read_stored(FAULTS["declare"](ASSETS / "gptq", tmp_path / "gptq", group_size=64)))
+    assert verdict.outcome is Outcome.FAIL
+    assert "self_attn.q_proj.qzeros (and the same in 3 other layers): shape [2, 32] instead of [4, 32]" in str(verdict)
+
+
+@pytest.mark.parametrize(("held", "named"), [("Q8_0", 15), ("F16", 15), ("F16", 7)])
+def test_a_gguf_file_of_other_types_than_it_names_fails(held, named, tmp_path):
+    file = FAULTS["relabel"](ASSETS / "gguf" / f"reference-{held}.gguf", tmp_path / "other.gguf", named)
+    verdict = check(read_stored(file))
+    assert verdict.outcome is Outcome.FAIL
+    found, meant = {"Q8_0": "q8_0", "F16": "float16"}[held], {15: "q4_k", 7: "q8_0"}[named]
+    assert f"model.layers.0.self_attn.q_proj.weight (and the same in 3 other layers): dtype {found} instead of {meant}" in str(
+        verdict
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "says"),
+    [
+        ("gptq", {"bits": 8}, "gptq of 8 bits"),
+        ("awq", {"format": "gemv"}, "awq in the format gemv"),
+        ("w8a8", {"config_groups": {"a": {"weights": {"num_bits": 8, "strategy": "tensor"}, "input_activations": {"num_bits": 8}}}},
+         "w8a8 with a scale a tensor instead of a channel"),
+        ("w4a16", {"config_groups": {"a": {"weights": {"num_bits": 4, "strategy": "group", "symmetric": False}}}},
+         "w4a16 with zero points"),
+        ("w8a8", {"quant_method": "bitsandbytes", "load_in_8bit": True}, "how checkpoint stores quantization 'int8'"),
+        ("w8a8", {"quant_method": "hqq"}, "how checkpoint stores quantization 'hqq'"),
+    ],
+)  # fmt: skip
+def test_a_variant_that_is_not_declared_here_is_no_pass(name, changed, says, tmp_path):
+    with pytest.raises(UnsupportedError, match=says):
+        check(read_stored(FAULTS["declare"](ASSETS / name, tmp_path / name, **changed)))
+
+
+def test_a_configuration_without_quantization_declares_none():
+    assert (stored_format(None), group_size(None), variant({})) == ("none", None, "")
+
+
+def test_the_command_names_what_is_wrong_and_says_so_by_its_status(capsys, tmp_path):
+    assert main(["checkpoint", *(str(ASSETS / name) for name in SAFETENSORS)]) == 0
+    assert capsys.readouterr().out.count("PASS: every parameter is stored") == 5
+    faulty = FAULTS["leave_a_layer_alone"](ASSETS / "w8a8", tmp_path / "w8a8")
+    assert main(["checkpoint", str(ASSETS / "w8a8"), str(faulty), "--json"]) == 1
+    assert [entry["outcome"] for entry in json.loads(capsys.readouterr().out)] == ["pass", "fail"]
+    assert main(["checkpoint", str(ASSETS / "w8a8"), "--quantization", "w4a16"]) == 1
+    assert "model.layers.0.self_attn.q_proj.weight_packed (and the same in 3 other layers): missing" in capsys.readouterr().out
+    assert main(["checkpoint", str(tmp_path / "nothing")]) == 2
+    assert main(["checkpoint", str(ASSETS / "w8a8"), "--quantization", "w9"]) == 2

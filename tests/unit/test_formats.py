@@ -1,0 +1,111 @@
+"""What each quantization makes of one linear, 768 inputs to 256 outputs in groups of 128, wherever it is held."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_llminfer.checks.formats import CHECKPOINT, formats
+from pytest_llminfer.checks.storage import expected_layout
+from pytest_llminfer.models.shape import ModelShape
+
+SHAPE = ModelShape("llama", layers=1, hidden=256, heads=4, kv_heads=2, head_dim=64, intermediate=768, vocab=64, tied=True)
+DOWN = "model.layers.0.mlp.down_proj."
+
+EXPECTED = {
+    ("int8", "transformers"): {"weight": ("int8", (256, 768), 256 * 768 + 4 * 256)},
+    ("nf4", "transformers"): {"weight": ("uint8", (98304, 1), 98304 + 3072 + 64 + 4 + 4 * 12 + 1024)},
+    ("fp4", "transformers"): {"weight": ("uint8", (98304, 1), 98304 + 4 * 3072 + 64)},
+    ("gptq", CHECKPOINT): {
+        "qweight": ("int32", (96, 256), 98304),
+        "qzeros": ("int32", (6, 32), 768),
+        "scales": ("float16", (6, 256), 3072),
+        "g_idx": ("int32", (768,), 3072),
+    },
+    ("awq", CHECKPOINT): {
+        "qweight": ("int32", (768, 32), 98304),
+        "qzeros": ("int32", (6, 32), 768),
+        "scales": ("bfloat16", (6, 256), 3072),
+    },
+    ("w8a8", CHECKPOINT): {"weight": ("int8", (256, 768), 196608), "weight_scale": ("bfloat16", (256, 1), 512)},
+    ("w4a16", CHECKPOINT): {
+        "weight_packed": ("int32", (256, 96), 98304),
+        "weight_scale": ("bfloat16", (256, 6), 3072),
+        "weight_shape": ("int64", (2,), 16),
+    },
+    ("fp8", CHECKPOINT): {"weight": ("float8_e4m3fn", (256, 768), 196608), "weight_scale": ("bfloat16", (256, 1), 512)},
+    ("gptq", "vllm-cpu"): {"qweight": ("int32", (16, 1536), 98304), "scales": ("bfloat16", (6, 256), 3072)},
+    ("awq", "vllm-cpu"): {
+        "qweight": ("int32", (16, 1536), 98304),
+        "qzeros": ("int32", (6, 32), 768),
+        "scales": ("bfloat16", (6, 256), 3072),
+    },
+    ("w8a8", "vllm-cpu"): {
+        "weight": ("int8", (256, 768), 196608),
+        "weight_scale": ("float32", (256, 1), 1024),
+        "azp_adj": ("float32", (1, 256), 1024),
+    },
+    ("w4a16", "vllm-cpu"): {
+        "weight_packed": ("int32", (16, 1536), 98304),
+        "weight_scale": ("bfloat16", (6, 256), 3072),
+        "weight_shape": ("int64", (2,), 16),
+    },
+    ("fp8", "vllm-cpu"): {"weight": ("float8_e4m3fn", (768, 256), 196608), "weight_scale": ("float32", (256, 1), 1024)},
+    ("gptq", "transformers-cpu"): {
+        "qweight": ("uint8", (256, 384), 98304),
+        "qzeros": ("bfloat16", (6, 256), 3072),
+        "scales": ("bfloat16", (6, 256), 3072),
+        "g_idx": ("int32", (768,), 3072),
+    },
+    ("awq", "transformers-cpu"): {
+        "qweight": ("uint8", (256, 384), 98304),
+        "qzeros": ("bfloat16", (6, 256), 3072),
+        "scales": ("bfloat16", (6, 256), 3072),
+    },
+    ("w8a8", "transformers-cpu"): {"weight": ("bfloat16", (256, 768), 393216), "weight_scale": ("bfloat16", (256, 1), 512)},
+    ("w4a16", "transformers-cpu"): {
+        "weight": ("bfloat16", (256, 768), 393216),
+        "weight_scale": ("bfloat16", (256, 6), 3072),
+        "weight_shape": ("int64", (2,), 16),
+    },
+    ("fp8", "transformers-cpu"): {"weight": ("bfloat16", (256, 768), 393216), "weight_scale": ("bfloat16", (256, 1), 512)},
+}
+"""Dtype, stored shape and bytes with attached state of each tensor, read from the checkpoints under assets/ and loaded models."""
+
+
+def linear(quantization, holder, shape=SHAPE, **options):
+    layout = expected_layout(
+        shape=shape, dtype="bf16", quantization=quantization, engine=holder.removesuffix("-cpu"), device="cpu", **options
+    )
+    found = [weight.parameter for weight in layout if weight.parameter.name.startswith(DOWN)]
+    return {each.name.removeprefix(DOWN): (each.dtype, each.stored_shape, each.stored_bytes) for each in found}
+
+
+def test_every_declared_format_is_tested_here():
+    assert set(EXPECTED) == set(formats())
+
+
+@pytest.mark.parametrize(("quantization", "holder"), EXPECTED)
+def test_a_linear_is_stored_as_declared(quantization, holder):
+    assert linear(quantization, holder) == EXPECTED[quantization, holder]
+
+
+@pytest.mark.parametrize(("quantization", "holder"), EXPECTED)
+def test_everything_but_the_linears_keeps_the_models_dtype(quantization, holder):
+    layout = expected_layout(shape=replace(SHAPE, tied=False), dtype="bf16", quantization=quantization, engine=holder.split("-")[0])
+    kept = [weight.parameter for weight in layout if "_proj." not in weight.parameter.name]
+    assert [each.name.rpartition(".")[0].rpartition(".")[2] for each in kept] == [
+        "embed_tokens",
+        "input_layernorm",
+        "post_attention_layernorm",
+        "norm",
+        "lm_head",
+    ]
+    assert {each.dtype for each in kept} == {"bfloat16"}
+
+
+def test_groups_are_those_that_a_checkpoint_declares():
+    assert linear("gptq", CHECKPOINT, group_size=64)["scales"] == ("float16", (12, 256), 6144)
+    assert linear("w4a16", CHECKPOINT, group_size=-1)["weight_scale"] == ("bfloat16", (256, 1), 512)
+    assert linear("w8a8", CHECKPOINT, group_size=64) == linear("w8a8", CHECKPOINT)
