@@ -36,6 +36,7 @@ GROSS_FACTOR = 100.0
 """How many times the limit one prompt alone may be off. Benign ones were off by 2 times in bfloat16, 4 with a cache of fp8, at the
 most (reference model); a fault that strikes few prompts is otherwise lost in draws that leave it out."""
 _LARGEST_RATIO = 20.0
+_ZERO = 1e-15
 _SMALLEST_TAIL = 1e-4
 """Sums of float32 probabilities are off by 1e-7: over a tail of 1e-6 that alone were 5e-9 nats, half of the floor in float32."""
 
@@ -84,7 +85,9 @@ def _kl(ours: Scores, theirs: Scores, length: int) -> np.ndarray:
     cut = [Scores(side.logprobs[:length], side.top_ids[:length], side.top_logprobs[:length]) for side in (ours, theirs)]
     if not all(len(side.logprobs) == length for side in cut):
         return np.full(length, np.nan)
-    return truncated_kl(cut[1], cut[0], smallest_tail=_SMALLEST_TAIL)
+    found = truncated_kl(cut[1], cut[0], smallest_tail=_SMALLEST_TAIL)
+    # Equal lists leave 1e-20 of arithmetic, which would count as a cache that was quantized.
+    return np.where(found < _ZERO, 0.0, found)
 
 
 def largest_difference(dtype: str, kv_dtype: str = "") -> tuple[float, str]:

@@ -145,6 +145,14 @@ def test_the_divergence_is_that_of_two_coins() -> None:
     assert found[0] == pytest.approx(0.9 * np.log(0.9 / 0.8) + 0.1 * np.log(0.1 / 0.2), rel=1e-6)
 
 
+def test_equal_answers_are_at_no_distance_at_all() -> None:
+    """Whatever is left by arithmetic would be a difference, and a quantized cache must have one."""
+    rng = np.random.default_rng(0)
+    logprobs = np.log(rng.dirichlet(np.ones(6) / 4, 400))[:, :5].astype(np.float32)
+    same = Generation((1,) * 400, "length", top_ids=np.tile(np.arange(1, 6), (400, 1)), top_logprobs=logprobs)
+    assert not kl_of_answers([same], [same])[0].any()
+
+
 def test_rounding_of_float32_probabilities_is_far_below_the_floor() -> None:
     """A tail of 1e-6, with what a float32 log-probability can be off by."""
     sure = np.float32(np.log1p(-1e-6))
