@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+import contextlib
 
-# Examples take as long as the machine lets them: other tests run beside these.
-settings.register_profile("shared machine", deadline=None)
-settings.load_profile("shared machine")
+# The oldest pytest is tested without it.
+with contextlib.suppress(ModuleNotFoundError):
+    from hypothesis import settings
+
+    # Examples take as long as the machine lets them: other tests run beside these.
+    settings.register_profile("shared machine", deadline=None)
+    settings.load_profile("shared machine")

@@ -76,6 +76,7 @@ def check_rank_weights(*, ranks: Sequence[Rank], expected: Mapping[int, int], en
     outputs; only its memory tells.
     """
     lines = [] if ranks else ["nothing was compared: the engine reported no ranks"]
+    shards = sorted(SHARDED.get(engine, ()))
     for rank in ranks:
         share = expected.get(rank.pp_rank)
         place = f"{_place((rank.dp_rank, rank.pp_rank, rank.tp_rank))} ({rank.name}, process {rank.pid})"
@@ -94,7 +95,7 @@ def check_rank_weights(*, ranks: Sequence[Rank], expected: Mapping[int, int], en
             Measurement("expected", max(expected.values()), "bytes", len(expected), "of the fullest stage"),
         ),
         threshold=f"within {TOLERANCE:.1%} of the share",
-        threshold_source=f"the model's shape, and what {engine} shards: {', '.join(sorted(SHARDED[engine]))}",
+        threshold_source="the model's shape" + (f", and what {engine} shards: {', '.join(shards)}" if shards else ""),
         smallest_detectable=f"{TOLERANCE:.1%} of a rank's weights",
         advice="a rank with too much holds a copy of what should be sharded; with too little, look for parameters left on meta",
         details=first_offenders(lines),

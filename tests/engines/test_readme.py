@@ -12,12 +12,13 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 
 
 def test_the_test_of_ones_own_model_has_ten_lines_and_passes(pytester: pytest.Pytester) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code, of_the_cache = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(code.strip().splitlines()) <= 10
-    pytester.makepyfile(test_my_model=code)
+    assert len(of_the_cache.strip().splitlines()) == 3
+    pytester.makepyfile(test_my_model=code, test_my_cache=of_the_cache)
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
     result = pytester.runpytest_subprocess(f"--engine=transformers,transformers@{sys.executable}")
-    result.assert_outcomes(passed=2)
+    result.assert_outcomes(passed=4)
 
 
 def test_every_option_is_in_the_readme() -> None:

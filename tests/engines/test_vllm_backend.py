@@ -302,7 +302,7 @@ def test_a_probe_changes_the_live_model_and_the_comparison_sees_it(engine, promp
     assert tokens(engine.generate(prompts, max_tokens=120)) == tokens(answers)
     with pytest.raises(EngineError, match=r"(?s)fails in .*KeyError: 'no such layer'.*probes.py\", line 11"):
         engine.run(f"{path}::fails")
-    with pytest.raises(BadInputError, match="no function 'missing'; it has: fails, row, scale"):
+    with pytest.raises(BadInputError, match="no function 'missing'; it has: fails, lose_cached_values, row, scale"):
         engine.run(f"{path}::missing")
 
 
