@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.accuracy_record import unpack
-from pytest_llminfer.answering import QuestionSet
+from pytest_llminfer.answering import WATCHED, QuestionSet
 from pytest_llminfer.baselines import side_files
 from pytest_llminfer.checks.answers import check_flips, check_format, check_length, check_truncation
 from pytest_llminfer.checks.divergence import LIMITS, SAME_WEIGHTS, check_divergence
@@ -103,7 +103,7 @@ class Bench:
         for upto in test.chunks:
             ids = list(test.order[len(answers) : upto])
             random.Random(seed).shuffle(ids)  # noqa: S311 - an order, no secret
-            answers |= self.questions.graded(engine, ids, watched=True)
+            answers |= self.questions.graded(engine, ids, watched=len(answers) < WATCHED)
             if change:
                 answers = dict(zip(answers, change(list(answers.values())), strict=True))
             if verdict := test.look(answers):

@@ -10,22 +10,19 @@ import pytest
 
 from pytest_llminfer.answering import QuestionSet
 from pytest_llminfer.baselines.record import differing
+from pytest_llminfer.checks.answers import check_flips
+from pytest_llminfer.checks.sampler import check_sampler
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 
 TOOLS = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "accuracy_faults.py"))
 FAULTS = TOOLS["MODEL_FAULTS"]
+FEW = 48
 
 
 @pytest.fixture(scope="module")
 def bench():
     return TOOLS["Bench"](1000)
-
-
-@pytest.fixture(scope="module")
-def few():
-    """As many questions as a processor is asked by default."""
-    return TOOLS["Bench"](300)
 
 
 @pytest.fixture(scope="module")
@@ -56,30 +53,32 @@ def test_another_sampling_field_is_another_condition(bench, engine) -> None:
 
 
 @pytest.mark.parametrize("where", ["in the worker", "on the way to it"])
-def test_a_penalty_that_nobody_asked_for_is_invalid_by_the_sampler_gate_alone(few, engine, where: str) -> None:
+def test_a_penalty_that_nobody_asked_for_is_invalid(bench, engine, where: str) -> None:
     asked = TOOLS["Penalised"](engine)
     if where == "in the worker":
         engine.run(f"{FAULTS}::penalise")
         asked = engine
     try:
-        row = few.judge(asked)
+        answers = bench.questions.graded(asked, bench.recorded.order[:FEW], watched=True)
     finally:
         engine.restart()
-    assert row.outcomes.pop("sampler") is Outcome.INVALID
-    assert not row.caught
+    verdict = check_sampler(answers=answers, dtype="bf16")
+    assert verdict.outcome is Outcome.INVALID
+    # Accuracy would not have told.
+    assert check_flips(answers=answers, recorded=bench.recorded).outcome is Outcome.PASS
 
 
-def test_a_penalty_that_is_part_of_what_is_reported_is_caught_by_the_distribution_alone(few, engine) -> None:
-    clean = few.tokens(engine)
+def test_a_penalty_that_is_part_of_what_is_reported_is_seen_in_the_distribution_alone(bench, engine) -> None:
+    clean = bench.tokens(engine)
     engine.run(f"{FAULTS}::penalise_what_is_reported")
     try:
-        row = few.judge(engine)
+        tokens = bench.tokens(engine)
+        answers = bench.questions.graded(engine, bench.recorded.order[:FEW], watched=True)
     finally:
         engine.restart()
-    assert clean["penalty"] is Outcome.PASS
-    assert row.outcomes.pop("penalty") is Outcome.INVALID
-    assert row.outcomes["sampler"] is Outcome.PASS
-    assert not row.caught
+    assert clean == {"tokens": Outcome.PASS, "penalty": Outcome.PASS}
+    assert tokens == {"tokens": Outcome.PASS, "penalty": Outcome.INVALID}
+    assert check_sampler(answers=answers, dtype="bf16").outcome is Outcome.PASS
 
 
 def test_another_template_is_invalid(bench, engine) -> None:
