@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[1]
 BASELINES = REPOSITORY / "baselines" / "any" / "reference"
 MODEL_FAULTS = REPOSITORY / "tests" / "engines" / "faults.py"
+ROUNDED = REPOSITORY / "tests" / "engines" / "divergence_faults.py"
 ENTRY = "transformers-none-bf16-kv_bf16"
 MARGIN_OF_FOUR_BITS = 0.04
 
@@ -188,14 +189,15 @@ def main() -> int:
         rows["2 % of answers altered"] = bench.judge(engine, alter(0.02))
         rows["repetition penalty 1.05 on the way to the engine"] = bench.judge(Penalised(engine))  # type: ignore[arg-type]
         rows["another chat template"] = with_other_template(bench, engine)
-        for words, fault in (
-            ("positions shifted by one", "shift_positions"),
-            ("a KV block lost", "lose_a_block"),
-            ("weights rounded to four levels", "round_weights"),
-            ("repetition penalty 1.05 in the engine", "penalise"),
-            ("the same, reported after penalties", "penalise_what_is_reported"),
+        for words, fault, arguments in (
+            ("positions shifted by one", f"{MODEL_FAULTS}::shift_positions", {}),
+            ("a KV block lost", f"{MODEL_FAULTS}::lose_a_block", {}),
+            ("weights rounded to 3 bits", f"{ROUNDED}::round_weights", {"bits": 3}),
+            ("attention rounded to five levels a row", f"{MODEL_FAULTS}::round_weights", {}),
+            ("repetition penalty 1.05 in the engine", f"{MODEL_FAULTS}::penalise", {}),
+            ("the same, reported after penalties", f"{MODEL_FAULTS}::penalise_what_is_reported", {}),
         ):
-            engine.run(f"{MODEL_FAULTS}::{fault}")
+            engine.run(fault, **arguments)
             row = bench.judge(engine)
             rows[words] = replace(row, outcomes={**row.outcomes, "divergence": bench.divergence(engine)})
             engine.restart()

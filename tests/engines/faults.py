@@ -72,7 +72,7 @@ def sleep(model) -> None:
 
 
 def round_weights(model) -> None:
-    """The linears keep four levels a row."""
+    """The linears of attention keep five levels a row, two of them either way."""
     for layer in model.model.layers:
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             weight = getattr(layer.self_attn, name).weight.data
