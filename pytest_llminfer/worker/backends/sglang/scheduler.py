@@ -1,15 +1,20 @@
 """What runs in a scheduler's process: SGLang's own function, with a thread beside it that answers questions about the live model.
 
-The thread has a socket of its own, so that it needs no request type of SGLang's, and no turn in its event loop: the loop is idle
-while a question is answered, because the worker asks one thing at a time. Same seams in 0.5.15 and 0.5.18.
+The thread has a socket of its own, so that it needs no request type of SGLang's. Nothing is being generated while a question is
+answered, because the worker asks one thing at a time; the event loop goes round all the same, and what it holds for a moment (the
+batch that just ended, the message between ranks) would be counted as memory in use. Memory is therefore read in a turn of the
+loop's own thread. Same seams in 0.5.15 and 0.5.18.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
+import queue
 import socket
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -17,6 +22,8 @@ from pytest_llminfer.worker.loop import describe
 from pytest_llminfer.worker.protocol import read_message, write_message
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_llminfer.worker.backends.sglang.inspection import Inspection
 
 SOCKET, WORDS = ".socket", ".words"
@@ -60,20 +67,64 @@ def _answer_beside_the_event_loop(scheduler_class: Any, listener: socket.socket,
 
     def run_event_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         inspection.loaded(self)
-        threading.Thread(target=_serve, args=(listener, inspection), name="llminfer-questions", daemon=True).start()
+        turns = Turns(self)
+        threading.Thread(target=_serve, args=(listener, inspection, turns), name="llminfer-questions", daemon=True).start()
         return original(self, *args, **kwargs)
 
     scheduler_class.run_event_loop = run_event_loop
 
 
-def _serve(listener: socket.socket, inspection: Inspection) -> None:
+_IDLE_ROUNDS = 3
+
+
+class Turns:
+    """Lets another thread have a function called by the event loop, between two of its rounds, when no batch is left.
+
+    A round's variables keep the batch before it: the loop has to have been idle for some rounds.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._idle_rounds = 0
+        self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        original = scheduler.process_input_requests
+
+        def process_input_requests(requests: Any, *args: Any, **kwargs: Any) -> Any:
+            answer = original(requests, *args, **kwargs)
+            self._idle_rounds = self._idle_rounds + 1 if self._idle() else 0
+            if self._idle_rounds >= _IDLE_ROUNDS and not self._asked.empty():
+                self._take()
+            return answer
+
+        scheduler.process_input_requests = process_input_requests
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        """What the function returns or raises, called in the loop's thread."""
+        future: Future[Any] = Future()
+        self._asked.put((function, future))
+        return future.result()
+
+    def _idle(self) -> bool:
+        running = getattr(self._scheduler, "running_batch", None)
+        return getattr(self._scheduler, "last_batch", None) is None and (running is None or running.is_empty())
+
+    def _take(self) -> None:
+        function, future = self._asked.get()
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - whatever goes wrong belongs to who asked: the scheduler lives on
+            future.set_exception(error)
+
+
+def _serve(listener: socket.socket, inspection: Inspection, turns: Turns) -> None:
     connection, _ = listener.accept()
     listener.close()
     with connection:
         stream = cast("IO[bytes]", connection.makefile("rwb"))
         while (question := read_message(stream)) is not None:
             try:
-                reply = {"result": inspection.answer(question["method"], question["params"])}
+                answer = functools.partial(inspection.answer, question["method"], question["params"])
+                reply = {"result": turns.run(answer) if question["method"] == "memory" else answer()}
             except BaseException as error:  # noqa: BLE001 - whatever goes wrong is an answer: the scheduler lives on
                 reply = {"error": describe(error)}
             write_message(stream, reply)
