@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pytest_llminfer.checks.prefixes import CachedTokens, whole_blocks
 from pytest_llminfer.checks.resynchronised import prompts_with_ties
 from pytest_llminfer.checks.schedules import decoded, k3, kl_of_answers, kl_of_scores
@@ -16,8 +18,6 @@ from pytest_llminfer.greedy import TOP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import numpy as np
 
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.models.model import Model
@@ -105,6 +105,12 @@ class Schedules:
         """The KL between prefill alone and in a batch."""
         alone = [score_answers(self.engine, [text], [answer])[0] for text, answer in zip(self.texts, self.batched, strict=True)]
         return kl_of_scores(alone, self._prefilled)
+
+
+    def noise_floors(self) -> dict[str, float]:
+        """The mean of each noise in nats, as it is kept of a cell."""
+        sides = {"decode_alone_from_batch": self.noise_of_decode(), "prefill_alone_from_batch": self.noise_of_prefill()}
+        return {name: float(np.mean([values.mean() for values in found])) for name, found in sides.items()}
 
 
 def continued(engine: Engine, texts: Sequence[list[int]]) -> list[Generation]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.greedy import Greedy
     from pytest_llminfer.judging import Judge
     from pytest_llminfer.kv_variants import KVVariants
+    from pytest_llminfer.recording import Baseline
 
 pytestmark = pytest.mark.llminfer_only(dp=1)
 """Replicas are the same engine several times."""
@@ -110,8 +111,11 @@ def test_forced_decode_gives_what_prefill_gives(schedules: Schedules, judge: Jud
     )
 
 
-def test_a_batch_changes_no_more_than_rounding(engine: Engine, greedy: Greedy, schedules: Schedules, judge: Judge) -> None:
-    """Distributions against the noise of prefill; tokens to their end, near ties resynchronised."""
+def test_a_batch_changes_no_more_than_rounding(
+    engine: Engine, greedy: Greedy, schedules: Schedules, baseline: Baseline, judge: Judge
+) -> None:
+    """Distributions against the noise of prefill; tokens to their end, near ties resynchronised. Both noises are kept."""
+    baseline.keep("kv_noise", observed=schedules.noise_floors(), n=sum(len(answer.token_ids) for answer in schedules.batched))
     judge(
         check_schedules(
             candidate=schedules.noise_of_decode(),
