@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import io
 import os
 import queue
 import signal
@@ -15,11 +14,13 @@ import warnings
 import weakref
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from pytest_llminfer.errors import WORKER_ERRORS, BadInputError, EngineDiedError, EngineError, EngineHungError, EngineStartError
-from pytest_llminfer.worker.protocol import MAGIC, ProtocolError, read_message, write_message
-from pytest_llminfer.worker.shared_memory import named_by_group, unname
+from pytest_llminfer.engines.request_frame import encode
+from pytest_llminfer.errors import WORKER_ERRORS, EngineDiedError, EngineError, EngineHungError, EngineStartError
+from pytest_llminfer.worker.protocol import MAGIC, ProtocolError, read_message
+from pytest_llminfer.worker.shared_memory import named_by_group, ownerless, unname
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
@@ -33,6 +34,8 @@ LOOK_SECONDS = 1.0
 """How often a silent process is looked at, and how long an ended one's last message may take to be read."""
 LAST_LINES = 15
 _FOREIGN_BYTES = 100
+_ALWAYS_TAKEN = 1 << 15
+"""Bytes that fit into an empty pipe, of which Linux makes 64 KiB, beside a small request that has not been read."""
 
 
 class WorkerProcess:
@@ -71,15 +74,15 @@ class WorkerProcess:
         """
         if self._ended:
             raise EngineError(f"the engine's process has been ended and cannot answer {method!r}")
-        frame = _encode(self._request_id + 1, method, params)
+        frame = encode(self._request_id + 1, method, params)
         self._request_id += 1
         self._busy = True
-        stdin = cast("IO[bytes]", self.process.stdin)
         try:
-            stdin.write(frame)
-            stdin.flush()
+            taken = self._send(frame, timeout)
         except (OSError, ValueError):
             raise self._refused(method) from None
+        if not taken:
+            raise self._hung(method, timeout)
         while True:
             message = self._next(method, timeout)
             if message["id"] != self._request_id:
@@ -93,13 +96,36 @@ class WorkerProcess:
                 raise _to_exception(message["error"])
             return message["result"]
 
+    def _send(self, frame: bytes, timeout: float) -> bool:
+        """Whether the worker took the request in time: the pipe of one that does not read fills, and writing has no limit."""
+        stdin, failed = cast("IO[bytes]", self.process.stdin), []
+
+        def write() -> None:
+            try:
+                stdin.write(frame)
+                stdin.flush()
+            except (OSError, ValueError) as error:
+                failed.append(error)
+
+        if len(frame) <= _ALWAYS_TAKEN:
+            write()
+        else:
+            thread = threading.Thread(target=write, daemon=True)
+            thread.start()
+            thread.join(timeout)
+            if thread.is_alive():
+                return False
+        if failed:
+            raise failed[0]
+        return True
+
     def begin(self, method: str, params: Mapping[str, Any]) -> None:
         """Ask without waiting; the answer is passed over. A worker that is gone is told by the next request."""
         self._request_id += 1
         self._begun = True
         with contextlib.suppress(OSError, ValueError):
             stdin = cast("IO[bytes]", self.process.stdin)
-            stdin.write(_encode(self._request_id, method, params))
+            stdin.write(encode(self._request_id, method, params))
             stdin.flush()
 
     def settle(self, timeout: float) -> None:
@@ -141,6 +167,7 @@ class WorkerProcess:
                 ResourceWarning,
                 stacklevel=2,
             )
+        unname(ownerless(self.process.pid, since=self._started))
         with contextlib.suppress(OSError, ValueError):
             cast("IO[bytes]", self.process.stdin).close()
 
@@ -238,36 +265,6 @@ def _refuse_foreign(start: bytes, when: str) -> None:
         raise ProtocolError(
             f"the interpreter wrote something else than messages to its standard output {when}: {start[:_FOREIGN_BYTES]!r}"
         )
-
-
-def _encode(number: int, method: str, params: Mapping[str, Any]) -> bytes:
-    """The whole frame, before any of it is sent: half a request would be the worker's end."""
-    frame = io.BytesIO()
-    try:
-        write_message(frame, {"id": number, "method": method, "params": dict(params)})
-    except RecursionError:
-        raise BadInputError(f"{method!r} was given something that holds itself, which cannot be sent to the worker") from None
-    except (TypeError, ValueError) as error:
-        what = next(filter(None, (_unsendable(value, name) for name, value in params.items())), str(error))
-        raise BadInputError(
-            f"{method!r} cannot be sent to the worker: {what}; what crosses over is numbers, strings, lists, dictionaries "
-            "and NumPy arrays"
-        ) from None
-    return frame.getvalue()
-
-
-def _unsendable(value: Any, where: str) -> str:
-    """Where the first thing lies that is no plain data, and what it is; empty when there is none."""
-    items: list[tuple[str, Any]] = []
-    if isinstance(value, dict):
-        items = [(f"{where}[{key!r}]", item) for key, item in value.items()]
-    elif isinstance(value, (list, tuple)):
-        items = [(f"{where}[{number}]", item) for number, item in enumerate(value)]
-    elif value is not None and not isinstance(value, (bool, int, float, str)):
-        dtype = getattr(value, "dtype", None)
-        if dtype is None or getattr(dtype, "hasobject", True):
-            return f"{where} is a {type(value).__name__}" + (f" of {dtype}" if dtype is not None else "")
-    return next(filter(None, (_unsendable(item, place) for place, item in items)), "")
 
 
 def _to_exception(error: Mapping[str, str]) -> Exception:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import time
 from pathlib import Path
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - where the kernel shows it, not a place for files
+_ENGINES = ("psm_", "sem.mp-", "sglang_loads_")
+"""How Python's multiprocessing begins its names, and SGLang those of its load counters."""
+_SETTLED_SECONDS = 1.0
+"""Between a name and its mapping there is a moment."""
 
 
 def mapped(pid: int) -> set[int]:
@@ -23,21 +29,45 @@ def named_by_group(group: int, *, since: float) -> list[Path]:
 
     What was there before, such as a model that somebody keeps there, is none of them, whoever has mapped it.
     """
-    recent: dict[int, Path] = {}
+    recent = _recent(since)
+    inside, outside = _mapped_by(group) if recent else (set(), set())
+    return [file for inode, file in recent.items() if inode in inside - outside]
+
+
+def ownerless(group: int, *, since: float) -> list[Path]:
+    """What engines name so, is no older than ``since``, and has been mapped for a second by nobody, or by this group alone.
+
+    A rank that died by itself took its mapping along, and left the name: of a message queue of vLLM's, 240 MiB.
+    """
+    recent = {
+        inode: file
+        for inode, file in _recent(since, until=time.time() - _SETTLED_SECONDS).items()
+        if file.name.startswith(_ENGINES)
+    }
+    outside = _mapped_by(group)[1] if recent else set()
+    return [file for inode, file in recent.items() if inode not in outside]
+
+
+def _recent(since: float, until: float = math.inf) -> dict[int, Path]:
+    """Names of this user's, by inode."""
+    found: dict[int, Path] = {}
     with contextlib.suppress(OSError):
         for file in FOLDER.iterdir():
             with contextlib.suppress(OSError):
                 status = file.stat()
-                if status.st_ctime >= since:
-                    recent[status.st_ino] = file
-    if not recent:
-        return []
+                if since <= status.st_ctime <= until and status.st_uid == os.getuid():
+                    found[status.st_ino] = file
+    return found
+
+
+def _mapped_by(group: int) -> tuple[set[int], set[int]]:
+    """Inodes that processes of the group have mapped, and that others have."""
     inside: set[int] = set()
     outside: set[int] = set()
     for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
         with contextlib.suppress(OSError):
             (inside if os.getpgid(pid) == group else outside).update(mapped(pid))
-    return [file for inode, file in recent.items() if inode in inside - outside]
+    return inside, outside
 
 
 def unname(files: list[Path]) -> None:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from multiprocessing import shared_memory
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from pytest_llminfer.engines.worker_process import WorkerProcess
 from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineError, EngineHungError, EngineStartError
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.worker.shared_memory import FOLDER
 
 ANSWERING = """
 import sys
@@ -170,6 +168,15 @@ def test_silence_ends_at_the_limit(start):
     assert 1.4 < time.monotonic() - begin < 5
 
 
+def test_a_request_that_is_not_read_ends_at_the_limit(start):
+    worker = start("import time; time.sleep(100)")
+    begin = time.monotonic()
+    with pytest.raises(EngineHungError, match=r"said nothing for 1\.5 s during 'generate'"):
+        worker.request("generate", {"prompts": list(range(200_000))}, timeout=1.5)
+    assert 1.4 < time.monotonic() - begin < 5
+    assert worker.ended
+
+
 @pytest.mark.parametrize(("method", "error"), [("load", EngineStartError), ("layout", EngineError)])
 @pytest.mark.parametrize("then", ["", "; import time; time.sleep(100)"])
 def test_foreign_output_is_quoted(start, method, error, then):
@@ -252,37 +259,3 @@ def test_threads_where_affinity_is_unknown(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 9)
     assert local.default_threads() == "8"
-
-
-def test_the_shared_memory_of_a_killed_group_goes_with_it(start, tmp_path):
-    """Its own and its children's; not what another process has mapped as well, nor what was there before."""
-    older = shared_memory.SharedMemory(create=True, size=4096)
-    code = f"""
-import os, pathlib, subprocess, sys, time
-from multiprocessing import resource_tracker, shared_memory
-resource_tracker.register = lambda *_: None
-older = shared_memory.SharedMemory({older.name!r})
-own = shared_memory.SharedMemory(create=True, size=4096)
-shared = shared_memory.SharedMemory(create=True, size=4096)
-names = pathlib.Path({str(tmp_path)!r}) / "names"
-if os.fork() == 0:
-    child = shared_memory.SharedMemory(create=True, size=4096)
-    names.with_suffix(".part").write_text(" ".join([own.name, shared.name, child.name]))
-    names.with_suffix(".part").rename(names)
-time.sleep(100)
-"""
-    worker = start(f"exec({code!r})")
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "names").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    own, shared, child = (tmp_path / "names").read_text().split()
-    ours = shared_memory.SharedMemory(shared)
-    try:
-        worker.kill()
-        there = {name: (FOLDER / name).exists() for name in (own, child, shared, older.name)}
-        assert there == {own: False, child: False, shared: True, older.name: True}
-    finally:
-        ours.close()
-        ours.unlink()
-        older.close()
-        older.unlink()
