@@ -90,7 +90,8 @@ class AccuracyRun:
             self._judge(check_questions(asked=count, recorded=len(recorded.order)))
         test = AccuracyTest(
             recorded,
-            cells=len(self._item.config.stash[matrix.CELLS]),
+            # A quantized cell is tested twice: against its own record, and against that of full width.
+            cells=sum(1 + (cell.quantization != "none") for cell in self._item.config.stash[matrix.CELLS]),
             margin=self.margin,
             tolerated=self.margin if self._full_width else 0.0,
             questions=count,

@@ -12,36 +12,36 @@ if TYPE_CHECKING:
 
 EVIDENCE = "llminfer_evidence"
 ALPHA = 0.01
-_HEADER = ("cell", "against", "asked", "p-value", "over cells", "e-value", "verdict")
+_HEADER = ("cell", "against", "asked", "p-value", "over tests", "e-value", "verdict")
 
 
 def settle(notes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Write the nights; lines to print, of which those that begin with ERROR fail the session.
 
-    A test holds its own p-value to alpha divided by the number of cells, because others may still run. Holm's correction over
-    those that were judged rejects no fewer: what only it rejects is failed here.
+    A test holds its own p-value to alpha divided by the number of such tests that the session's cells make, because others may
+    still run. Holm's correction over those that were judged rejects no fewer: what only it rejects is failed here.
     """
     from pytest_llminfer.errors import BaselineError
 
     lines = [
-        f"ERROR: accuracy of {note['cell']} has dropped: p = {note['p_value']:.2g}, over {len(notes)} cells {adjusted:.2g} by Holm"
+        f"ERROR: accuracy of {note['cell']} has dropped: p = {note['p_value']:.2g}, over {len(notes)} tests {adjusted:.2g} by Holm"
         for note, adjusted in zip(notes, _adjusted(notes), strict=True)
         if adjusted <= ALPHA and note["outcome"] not in ("fail", "invalid")
     ]
-    nights = [note["night"] for note in notes if note["night"]]
-    try:
-        for night in nights:
+    written = []
+    for night in filter(None, (note["night"] for note in notes)):
+        try:
             _write(night)
-    except BaselineError as error:
-        return [*lines, f"ERROR: {error}"]
-    if nights:
-        files = sorted({night["path"] for night in nights})
-        lines.append(f"ledger: {len(nights)} night{'s' * (len(nights) > 1)} added to {', '.join(files)}")
+            written.append(night["path"])
+        except BaselineError as error:
+            lines.append(f"ERROR: {error}")
+    if written:
+        lines.append(f"ledger: {len(written)} night{'s' * (len(written) > 1)} added to {', '.join(sorted(set(written)))}")
     return lines
 
 
 def render(notes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line a cell: questions asked, its p-value, that over all cells by Holm, and the e-value of a drop."""
+    """A line a cell: questions asked, its p-value, that over all tests of the session by Holm, and the e-value of a drop."""
     import math
 
     rows = [_HEADER]

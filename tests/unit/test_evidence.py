@@ -16,7 +16,7 @@ def test_what_only_the_correction_over_judged_cells_rejects_fails_the_session() 
     # Three of ten cells were judged: .004 is above .01 / 10, and Holm's adjusted p is .004 x 2.
     notes = [note("a", 0.0001, "fail"), note("b", 0.004, "inconclusive"), note("c", 0.5)]
     (line,) = evidence.settle(notes)
-    assert line.startswith("ERROR: accuracy of b has dropped: p = 0.004, over 3 cells 0.008 by Holm")
+    assert line.startswith("ERROR: accuracy of b has dropped: p = 0.004, over 3 tests 0.008 by Holm")
 
 
 def test_what_many_cells_do_not_bear_is_no_failure() -> None:
@@ -29,7 +29,7 @@ def test_what_is_invalid_is_not_failed_as_well() -> None:
 
 def test_a_line_a_cell() -> None:
     header, first, second = evidence.render([note("a", 0.004), note("b", 0.5)])
-    assert header.split() == ["cell", "against", "asked", "p-value", "over", "cells", "e-value", "verdict"]
+    assert header.split() == ["cell", "against", "asked", "p-value", "over", "tests", "e-value", "verdict"]
     assert first.split() == ["a", "record", "38", "of", "300", "0.004", "0.008", "2", "pass"]
     assert second.split() == ["b", "record", "38", "of", "300", "0.5", "0.5", "2", "pass"]
 
@@ -53,5 +53,8 @@ def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path) ->
     assert written == {name: value for name, value in night.items() if name != "path"}
     blocked = tmp_path / "file"
     blocked.write_text("")
-    (line,) = evidence.settle([note("a", 0.5, night={**night, "path": str(blocked / "ledger.jsonl")})])
-    assert line.startswith("ERROR: ledger ")
+    # One that cannot be written does not cost the others theirs.
+    lines = evidence.settle([note("a", 0.5, night={**night, "path": str(blocked / "ledger.jsonl")}), note("b", 0.5, night=night)])
+    assert lines[0].startswith("ERROR: ledger ")
+    assert lines[1:] == [f"ledger: 1 night added to {path}"]
+    assert len(path.read_text().splitlines()) == 3
