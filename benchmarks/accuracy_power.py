@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import statistics
 import sys
 import time
 from collections import Counter
@@ -33,36 +32,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from power_in_methods import Cell, at_the_end, with_looks
+from simulated_nights import FALSE_ALARMS, PIECES, drifts
+from simulated_questions import N, Questions
 
 from pytest_llminfer.checks.accuracy import Answer
 from pytest_llminfer.checks.recorded_answers import Recorded
 from pytest_llminfer.checks.sequential_accuracy import AccuracyTest
-from pytest_llminfer.stats import evalues, exchangeable, sequential
+from pytest_llminfer.stats import exchangeable, sequential
 from pytest_llminfer.verdict import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-N, RIGHT_SHARE = 1319, 0.80
 IDS = [f"q{number}" for number in range(N)]
 ANSWERS = (Answer(strict=False, flexible=False), Answer(strict=True, flexible=True))
-PIECES = 20  # of a cell's runs, so that the cores stay busy
-FALSE_ALARMS = 1.0
 DRAWS_OF_METHODS = {1: 200_000, 4: 3_600}
 """By K: how many runs METHODS' percentages are taken to be of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One setting, and what METHODS gives for it: {"fail", "pass" (in %), "asked"}: (number, half of its last digit)."""
-
-    runs: int
-    discordance: float
-    drop: float
-    margin: float
-    looks: int
-    shipped: bool
-    stated: tuple[tuple[str, float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,65 +70,6 @@ class Seen:
             return math.sqrt(max(0.0, self.asked_squares / self.runs - self.value(name) ** 2) / self.runs)
         share = (self.outcomes[Outcome(name)] + 1) / (self.runs + 2)
         return 100 * math.sqrt(share * (1 - share) / self.runs)
-
-
-def at_the_end() -> Iterator[Cell]:
-    """METHODS 1.2: percent of runs that fail at drops of 0, 1, 2, 3 and 5 points."""
-    table = {
-        (1, 0.03): ("0.6", "26", "80", "98", "100"),
-        (1, 0.06): ("0.7", "15", "57", "90", "100"),
-        (1, 0.10): ("0.8", "9.5", "38", "74", "99"),
-        (4, 0.03): ("0.7", "52", "97", "100", ""),
-        (4, 0.06): ("0.8", "30", "84", "99", ""),
-        (4, 0.10): ("0.9", "16", "65", "95", ""),
-    }
-    for (runs, discordance), row in table.items():
-        for drop, text in zip((0.0, 0.01, 0.02, 0.03, 0.05), row, strict=True):
-            yield Cell(runs, discordance, drop, 0.02, looks=1, shipped=True, stated=stated(fail=text))
-
-
-def with_looks(*, shipped: bool) -> Iterator[Cell]:
-    """METHODS 1.3, group-sequential rows: questions asked, passes and fails at drops of 0, 2, 3 and 5 points."""
-    table = {
-        (1, 0.03, 0.03): (("462", "99.7", "0.3"), ("859", "34", "66"), ("", "", "96"), ("484", "", "100")),
-        (1, 0.03, 0.02): (("659", "98.5", "0.6"), ("995", "5", "78"), ("", "", "98"), ("487", "", "100")),
-        (1, 0.06, 0.02): (("847", "87", "0.6"), ("1126", "5", "52"), ("", "", "88"), ("587", "", "100")),
-        (4, 0.03, 0.03): (("362", "99.7", "0.3"), ("590", "20", "80"), ("", "", "98"), ("295", "", "100")),
-        (4, 0.03, 0.02): (("573", "98.5", "0.7"), ("668", "4", "95"), ("", "", "99.5"), ("295", "", "100")),
-        (4, 0.06, 0.03): (("476", "99.0", "1.0"), ("768", "22", "78"), ("", "", "98"), ("377", "", "100")),
-    }
-    for (runs, discordance, margin), row in table.items():
-        for drop, (asked, passed, failed) in zip((0.0, 0.02, 0.03, 0.05), row, strict=True):
-            numbers = stated(asked=asked, passed=passed, fail=failed)
-            yield Cell(runs, discordance, drop, margin, sequential.LOOKS, shipped, numbers)
-
-
-def stated(asked: str = "", passed: str = "", fail: str = "") -> tuple[tuple[str, float, float], ...]:
-    """Numbers as METHODS prints them, each with half of its last digit."""
-    texts = {"asked": asked, "pass": passed, "fail": fail}
-    return tuple((name, float(text), 0.05 if "." in text else 0.5) for name, text in texts.items() if text)
-
-
-class Questions:
-    """How likely each of the 1,319 questions is right, drawn anew, and runs over them."""
-
-    def __init__(self, rng: np.random.Generator, discordance: float, drop: float) -> None:
-        self._rng = rng
-        flippy = 3 * discordance
-        kind, level = rng.random(N), rng.random(N)
-        always = (RIGHT_SHARE - flippy / 2) / (1 - flippy)
-        stable = (level < always).astype(float)
-        self.before = np.where(kind < flippy, level, stable)
-        lost = (kind >= flippy) & (stable == 1) & (rng.random(N) < drop / (always * (1 - flippy)))
-        self.after = np.where(lost, 0.0, self.before)
-
-    def recorded(self, runs: int) -> list[int]:
-        """Right answers of each question in ``runs`` runs without the drop."""
-        return [int(count) for count in self._rng.binomial(runs, self.before)]
-
-    def new(self) -> list[bool]:
-        """One run with the drop."""
-        return [bool(right) for right in self._rng.random(N) < self.after]
 
 
 class AsSimulatedInMethods(AccuracyTest):
@@ -213,57 +140,6 @@ def line(cell: Cell, seen: Seen) -> tuple[str, int]:
             text, wrong = f"{text} FALSE ALARMS", wrong + 1
         columns.append(text)
     return " | ".join(columns), wrong
-
-
-def nights(task: tuple[int, int, float, int, int]) -> tuple[list[int], list[int]]:
-    """First night of proof at alpha .01 by the product, and by the pooled e-value; 0 for never.
-
-    task: histories, nights, drop, K, seed.
-    """
-    histories, count, drop, runs, seed = task
-    rng, by_product, by_pool = np.random.default_rng(seed), [], []
-    for _ in range(histories):
-        questions = Questions(rng, 0.03, drop)
-        right = np.array(questions.recorded(runs))
-        telling = (questions.before % 1 != 0) | (questions.before != questions.after)
-        right, product, new = right[telling], 0.0, np.zeros(int(telling.sum()), dtype=int)
-        found = {"product": 0, "pool": 0}
-        judged = evalues.judged_nights(count)
-        for night in range(1, count + 1):
-            outcomes = np.array(questions.new())[telling]
-            product += evalues.log_e(exchangeable.tally(right.tolist(), runs, outcomes.tolist()))
-            new += outcomes
-            if not found["product"] and product >= -math.log(0.01):
-                found["product"] = night
-            if not found["pool"] and night in judged:
-                pooled = evalues.pooled_log_e(right.tolist(), runs, [night] * len(right), new.tolist())
-                if pooled >= evalues.log_e_needed(judged.index(night) + 1, 0.01):
-                    found["pool"] = night
-            if drop and all(found.values()):
-                break
-        by_product.append(found["product"])
-        by_pool.append(found["pool"])
-    return by_product, by_pool
-
-
-def drifts(pool: ProcessPoolExecutor, histories: int) -> int:
-    """Table 4; how many of its numbers are out of bounds."""
-    wrong = 0
-    for runs, drop in ((1, 0.0), (4, 0.0), (4, 0.005), (4, 0.01), (4, 0.02)):
-        tasks = [(histories // PIECES, 90, drop, runs, seed) for seed in range(1000, 1000 + PIECES)]
-        parts = list(pool.map(nights, tasks))
-        for name, column in (("plain product", 0), ("pooled", 1)):
-            first = [night for part in parts for night in part[column]]
-            proven = [night or math.inf for night in first]
-            share = 100 * sum(night > 0 for night in first) / len(first)
-            error = 100 * math.sqrt((share / 100 + 1e-3) * (1 - share / 100 + 1e-3) / len(first))
-            text = f"K={runs} drift {100 * drop:g} points, {name}: proven within 90 nights {share:.1f} ±{error:.1f} %"
-            if drop:
-                text += f", median night {statistics.median(proven):g}"
-            elif column and share > FALSE_ALARMS + 2 * error:
-                text, wrong = f"{text} FALSE ALARMS", wrong + 1
-            print(text, flush=True)
-    return wrong
 
 
 def table(pool: ProcessPoolExecutor, cells: list[Cell], runs: int, title: str, seeds: Iterator[int]) -> int:

@@ -5,8 +5,8 @@ python tools/divergence_table.py baselines/any/reference [ENTRY OF THE REFERENCE
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from pytest_llminfer.baselines import side_files
@@ -23,7 +23,7 @@ def read(folder: Path, entry: dict[str, dict[str, dict[str, str]]]) -> list[Scor
     return [Scores(*columns) for columns in zip(*(arrays[name] for name in COLUMNS), strict=True)]
 
 
-def main(folder: Path, reference: str = "transformers-none-bf16-kv_bf16") -> None:
+def main(folder: Path, reference: str) -> None:
     """One line a record."""
     entries = json.loads((folder / "divergence.json").read_text())["entries"]
     theirs = read(folder, entries[reference])
@@ -39,4 +39,8 @@ def main(folder: Path, reference: str = "transformers-none-bf16-kv_bf16") -> Non
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="that holds divergence.json")
+    parser.add_argument("reference", nargs="?", default="transformers-none-bf16-kv_bf16", help="its entry of the reference")
+    given = parser.parse_args()
+    main(given.folder, given.reference)

@@ -66,10 +66,6 @@ class Store:
         self._staged[key] = (record, only_missing)
         return True
 
-    def staged(self, key: BaselineKey) -> Record | None:
-        """The record of ``key`` that waits to be written."""
-        return self._staged[key][0] if key in self._staged else None
-
     def write(self) -> list[Path]:
         """Merge what is staged into what is on disk now; the files that changed, sorted.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_llminfer.errors import InvalidSpecError
 
@@ -79,16 +79,6 @@ def render_table(rows: Rows, families: Sequence[str], width: int, *, encoding: s
         lines += [""] * bool(lines)
         lines += _aligned([names, *block], encoding)
     return lines
-
-
-def to_rows(rows: Rows, families: Sequence[str]) -> list[dict[str, Any]]:
-    """The same as plain data, one dictionary a cell and family that ran."""
-    return [
-        {"cell": cell, "family": family, "status": str(entry.status), "key": entry.key, "skipped": entry.skipped}
-        for cell, found in rows.items()
-        for family in families
-        if (entry := found.get(family)) is not None
-    ]
 
 
 def _field(found: Mapping[str, TableEntry], family: str) -> str:

@@ -7,24 +7,11 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 ALPHA = 0.001
 
 PLANNED_DISCORDANCE = 0.03
 """Share of questions that differ between two runs, where one recorded run cannot tell (METHODS 5: the planning value)."""
-
-
-def count_flips(right_counts: Sequence[int], runs: int, right_now: Sequence[bool]) -> int:
-    """Questions whose outcome now is not that of most recorded runs; a tie among the recorded runs is no flip.
-
-    Raises:
-        ValueError: sequences of different lengths.
-    """
-    return sum(2 * count != runs and right != (2 * count > runs) for count, right in zip(right_counts, right_now, strict=True))
 
 
 def expected_share(self_discordance: float | None, n: int) -> float:
