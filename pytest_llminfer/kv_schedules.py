@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TEXTS, TEXT_TOKENS, TEXT_STRIDE = 20, 20, 50
 FORCED_TEXTS = 8
 """A decode route takes a step a token, those of the text included."""
+FLATTEST = 0.01
+"""Nats between the likeliest token and the last one listed, in the median: an error of a tenth of that moves a KL by 1e-6."""
 PREFIX_PROMPTS, PREFIX_TOKENS, SHORTEST_PREFIX = 4, 16, 96
 
 
@@ -58,6 +60,26 @@ def open_texts(model: Model) -> list[list[int]]:
     return [text[: len(text) // 2] for text in texts]
 
 
+def refuse_flat(engine: Engine, answers: Sequence[Generation]) -> None:
+    """Refuse to compare distributions that nothing could move.
+
+    The dummy weights of vLLM and SGLang are within a thousandth of zero, norms included: on them every token is as likely as every
+    other, and a cache of fp8 changes a distribution by 1e-17 nats, as no cache at all would.
+
+    Raises:
+        UnsupportedError: the likeliest tokens of most positions are equally likely, with the measured number.
+    """
+    listed = [answer.top_logprobs for answer in answers if answer.top_logprobs is not None and len(answer.top_logprobs)]
+    if not listed:
+        return
+    spread = float(np.median(np.concatenate([np.ptp(logprobs, axis=1) for logprobs in listed])))
+    if spread < FLATTEST:
+        raise UnsupportedError(
+            f"{engine.spec}: the {TOP} likeliest tokens of a position lie within {spread:.2g} nats of each other, so that no fault "
+            "of the cache would show; give weights that were trained"
+        )
+
+
 @dataclass(frozen=True)
 class Schedules:
     """How open texts go on, decoded all at once and one by one."""
@@ -69,9 +91,15 @@ class Schedules:
 
     @classmethod
     def ask(cls, engine: Engine) -> Schedules:
-        """Decode both ways, exactly as many tokens each."""
+        """Decode both ways, exactly as many tokens each.
+
+        Raises:
+            UnsupportedError: the predictions are flat.
+        """
         texts = open_texts(engine.model)
-        return cls(engine, texts, continued(engine, texts), [continued(engine, [text])[0] for text in texts])
+        batched = continued(engine, texts)
+        refuse_flat(engine, batched)
+        return cls(engine, texts, batched, [continued(engine, [text])[0] for text in texts])
 
     @property
     def dtype(self) -> str:
@@ -105,7 +133,6 @@ class Schedules:
         """The KL between prefill alone and in a batch."""
         alone = [score_answers(self.engine, [text], [answer])[0] for text, answer in zip(self.texts, self.batched, strict=True)]
         return kl_of_scores(alone, self._prefilled)
-
 
     def noise_floors(self) -> dict[str, float]:
         """The mean of each noise in nats, as it is kept of a cell."""

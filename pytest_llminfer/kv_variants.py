@@ -135,15 +135,13 @@ class KVVariants:
 
     def _started(self, variant: Variant) -> VariantAnswers:
         greedy, cell = self._greedy, self._engine
-        wide, long = greedy.prompts, []
-        reference, long_reference = greedy.batched, []
-        if variant.kv_dtype:
-            wide = cell.model.prompts(WIDE_PROMPTS)
-            reference = self._reference("wide", wide, MAX_TOKENS)
-            if self._on_gpu and self._holds_long():
-                long = long_prompts(cell.model)
-                long_reference = self._reference("long", long, LONG_ANSWER)
+        wide, reference = self._wide() if variant.kv_dtype else (greedy.prompts, greedy.batched)
+        long, long_reference = self._long() if variant.kv_dtype else ([], [])
         if self._on_gpu and not self._aside:
+            if cell.spec.kv_dtype in {"auto", cell.spec.dtype}:
+                # Asked for while the cell's engine is there: caches of fewer bits are compared with it, and loading it takes long.
+                self._wide()
+                self._long()
             cell.close()
             self._aside = True
         spec = replace(cell.spec, kv_dtype=variant.kv_dtype or cell.spec.kv_dtype)
@@ -166,6 +164,16 @@ class KVVariants:
             )
         finally:
             engine.close()
+
+    def _wide(self) -> tuple[list[list[int]], list[Generation]]:
+        """The prompts for caches of fewer bits, and what the cell answers to them."""
+        prompts = self._engine.model.prompts(WIDE_PROMPTS)
+        return prompts, self._reference("wide", prompts, MAX_TOKENS)
+
+    def _long(self) -> tuple[list[list[int]], list[Generation]]:
+        """The same of long ones; none where nothing could be asked."""
+        prompts = long_prompts(self._engine.model) if self._on_gpu and self._holds_long() else []
+        return prompts, self._reference("long", prompts, LONG_ANSWER) if prompts else []
 
     def _reference(self, name: str, prompts: Sequence[list[int]], max_tokens: int) -> list[Generation]:
         """What the cell itself answers, asked once."""

@@ -15,7 +15,7 @@ from pytest_llminfer.checks.preemption import check_preempted
 from pytest_llminfer.checks.prefixes import check_prefix_hits
 from pytest_llminfer.checks.resynchronised import check_resynchronised_tokens
 from pytest_llminfer.checks.schedules import check_schedules, kl_of_answers
-from pytest_llminfer.kv_schedules import PrefixAnswers, Schedules, promised_invariance, resynchronised
+from pytest_llminfer.kv_schedules import PrefixAnswers, Schedules, promised_invariance, refuse_flat, resynchronised
 from pytest_llminfer.kv_variants import Variant
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def test_a_batch_changes_no_more_than_rounding(
 
 def test_batch_invariance(engine: Engine, greedy: Greedy, judge: Judge) -> None:
     """A measured rate; bitwise equality where the engine promises it."""
+    refuse_flat(engine, greedy.batched)
     judge(check_batch_invariance(alone=greedy.one_by_one, batched=greedy.batched, promised=promised_invariance(engine)))
 
 
@@ -197,6 +198,7 @@ def test_a_quantized_cache_differs_as_much_as_its_format(
     engine: Engine, kv_variants: KVVariants, greedy: Greedy, judge: Judge, variant: Variant, context: str
 ) -> None:
     """Its bytes, exactly; and not more than the format may change, nor as little as rounding. Long: 16,384 tokens, on a GPU."""
+    refuse_flat(engine, greedy.batched)
     found = kv_variants.long(variant) if context == "long" else kv_variants.ask(variant)
     if found.pool is not None:
         shape = engine.model.shape
