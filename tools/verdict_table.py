@@ -2,7 +2,7 @@
 
     python tools/verdict_table.py RESULT.xml...     files that `pytest --junitxml=RESULT.xml` wrote; put them in the columns' order
 
-A test that was judged more than once shows its worst verdict. Skips are shown where some cell was judged.
+A test that was judged more than once shows its worst verdict, and of equals the last. Skips are shown where some cell was judged.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def read(path: str) -> dict[tuple[str, str], tuple[str, str]]:
     for case in ET.parse(path).iter("testcase"):  # noqa: S314 - written by pytest
         facts = [(item.get("name"), item.get("value") or "") for item in case.iter("property")]
         cell = next((value for name, value in facts if name == "llminfer_cell"), "")
-        variant = re.sub(r"\[.*?(-(?=[^-\]@/]*\])|\])", "[", case.get("name") or "").strip("[]").replace("[", " ")
-        test = variant.removeprefix("test_").replace("_", " ").strip()
+        name, _, inner = (case.get("name") or "").rstrip("]").partition("[")
+        test = f"{name.removeprefix('test_').replace('_', ' ')} {inner.removeprefix(cell).lstrip('-')}".strip()
         verdicts = [json.loads(value) for name, value in facts if name == "llminfer_verdict"]
         if verdicts:
-            worst = min(verdicts, key=lambda verdict: _WORST.index(verdict["outcome"]))
+            worst = min(reversed(verdicts), key=lambda verdict: _WORST.index(verdict["outcome"]))
             found[test, cell] = worst["outcome"], worst["key"]
         elif case.find("skipped") is not None:
             found[test, cell] = "skip", ""
