@@ -37,6 +37,12 @@ def engine_spec(request: pytest.FixtureRequest) -> EngineSpec:
     return request.param  # type: ignore[no-any-return]
 
 
+@pytest.fixture
+def checkpoint(request: pytest.FixtureRequest) -> str:
+    """The path of a checkpoint that ``--checkpoint`` names; no engine is started for it."""
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="session")
 def model(engine_spec: EngineSpec) -> Model:
     """What is served: files, configuration, tokenizer, chat template, shape arithmetic."""

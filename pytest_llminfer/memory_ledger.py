@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from pytest_llminfer.checks.ledger import LedgerLine, ledger_lines, pinned_capacity
 from pytest_llminfer.checks.memory import predict_weights
 from pytest_llminfer.checks.parallelism import expected_rank_weights
+from pytest_llminfer.memory_model.allocator import cuda_allocation
 from pytest_llminfer.memory_model.buffers import rope_bytes
 from pytest_llminfer.memory_model.kv import bytes_per_token, kv_groups
+from pytest_llminfer.memory_model.weights import allocated_bytes, held_weights
+from pytest_llminfer.models.stored import group_size
 from pytest_llminfer.session_report import MEMORY
 
 if TYPE_CHECKING:
@@ -38,18 +41,17 @@ class MemoryLedger:
         engine, spec = self._engine, self._engine.spec
         shape, config = engine.model.shape, engine.model.config
         resolved = engine.settings()["resolved"] if engine.supports("settings") else {}
-        weights = expected_rank_weights(
-            shape=shape,
-            dtype=engine.info.dtype,
-            quantization=spec.quantization,
-            engine=spec.engine,
-            tp=spec.tp,
-            pp=spec.pp,
-            plan=resolved.get("tp_plan") or (),
-        )
+        of: dict[str, Any] = {
+            "shape": shape,
+            "dtype": engine.info.dtype,
+            "quantization": spec.quantization,
+            "engine": spec.engine,
+            "group_size": group_size(config.get("quantization_config")),
+        }
         if spec.tp * spec.pp == 1:
-            of: dict[str, Any] = {"dtype": engine.info.dtype, "quantization": spec.quantization, "engine": spec.engine}
-            weights = {0: predict_weights(shape=shape, **of, device=engine.info.device)}
+            weights = {0: predict_weights(**of, device=engine.info.device)}
+        else:
+            weights = expected_rank_weights(**of, tp=spec.tp, pp=spec.pp, plan=resolved.get("tp_plan") or ())
         # Registered for as many positions as the engine allows, which may be fewer than the model's.
         longest = resolved.get("max_model_len")
         limited = {**config, "max_position_embeddings": longest} if longest and "max_position_embeddings" in config else config
@@ -60,14 +62,23 @@ class MemoryLedger:
             known = {
                 "pool": pool,
                 "bytes_per_token": rank * spec.tp,
+                "rank_bytes_per_token": rank // spec.pp,
                 "capacity": pinned_capacity(resolved=resolved, pool=pool, rank_bytes_per_token=rank // spec.pp),
             }
-        lines = ledger_lines(
-            report=engine.memory(),
-            weights=max(weights.values()),
-            buffers=rope_bytes(limited, shape, engine=spec.engine, dtype=engine.info.dtype, on_gpu=engine.info.device != "cpu"),
-            **known,
-        )
+        report = engine.memory()
+        buffers = rope_bytes(limited, shape, engine=spec.engine, dtype=engine.info.dtype, on_gpu=engine.info.device != "cpu")
+        if report.engine_weights_bytes is not None and spec.quantization == "none":
+            # What is quantized while it loads is cut out of segments that were taken for its full width.
+            held = held_weights(
+                shape,
+                dtype=engine.info.dtype,
+                engine=spec.engine,
+                tp=spec.tp,
+                pp=spec.pp,
+                plan=resolved.get("tp_plan") or (),
+            )
+            known["allocated"] = max(map(allocated_bytes, held.values())) + cuda_allocation(buffers)
+        lines = ledger_lines(report=report, weights=max(weights.values()), buffers=buffers, **known)
         rows = [line.to_dict() for line in lines]
         self._item.user_properties.append((MEMORY, json.dumps({"cell": str(spec), "lines": rows})))
         self._baseline.keep(FAMILY, observed={"lines": rows}, n=len(rows))

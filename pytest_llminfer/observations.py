@@ -94,7 +94,8 @@ class Parameter(FromMessage):
     dtype: of that tensor, in torch's words ("bfloat16", "int8", "uint8"). stored_bytes: the tensor with all its quantization
     state (scales, absolute maxima, codebooks); state_bytes: that state alone; state: dtype and bytes of each of its tensors, empty
     where the engine does not say. packing: "" or the format that the engine names ("nf4", "fp4", "int8"). double_quantized:
-    whether the scales are quantized too; None where that has no meaning.
+    whether the scales are quantized too; None where that has no meaning. content: a hash of the tensor's bytes, of a model that is
+    spread over ranks; "" where a library of the CPU holds them.
     """
 
     name: str
@@ -108,14 +109,17 @@ class Parameter(FromMessage):
     double_quantized: bool | None = None
     device: str = "cpu"
     state: tuple[tuple[str, int], ...] = ()
+    content: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Every stored tensor once, and the pairs of names that share one."""
+    """Every stored tensor once, and the pairs of names that share one: of a whole model, or of the rank that is named."""
 
     parameters: tuple[Parameter, ...]
     tied: tuple[tuple[str, str], ...]
+    tp_rank: int = 0
+    pp_rank: int = 0
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> Layout:
@@ -123,7 +127,15 @@ class Layout:
         return cls(
             parameters=tuple(Parameter.from_message(entry) for entry in message["parameters"]),
             tied=tuple((first, second) for first, second in message["tied"]),
+            tp_rank=int(message.get("tp_rank", 0)),
+            pp_rank=int(message.get("pp_rank", 0)),
         )
+
+    @classmethod
+    def of_ranks(cls, message: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """One of each rank of a worker's model, by pipeline and tensor rank."""
+        ranks = (cls.from_message(rank) for rank in message.get("ranks", [message]))
+        return tuple(sorted(ranks, key=lambda rank: (rank.pp_rank, rank.tp_rank)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +147,10 @@ class MemoryReport(FromMessage):
     load_peak_bytes, run_peak_bytes: the highest use while loading, and since the last reset, above what was in use
     before loading. measured_by: how the peaks were read ("torch allocator", "process resident set"), with what resolution_bytes.
     Where an engine keeps books of its own, in bytes of one device, None where it does not: kv_pool_bytes (keys and values, taken
-    in advance), activation_peak_bytes (of its profiling run), graphs_bytes (captured graphs), non_torch_bytes (what the device
-    holds beside the framework's allocator). Over several ranks every figure is that of the rank with the most.
+    in advance), activation_peak_bytes (of its profiling run), graphs_bytes (captured graphs), graphs_estimate_bytes (what it
+    expected of them), non_torch_bytes (what the device holds beside the framework's allocator), engine_weights_bytes (what
+    loading the model took of the allocator, its rounding included), requested_bytes (the part of the device that it may take),
+    accounted_bytes (what it has shared out of that). Over several ranks every figure is that of the rank with the most.
     """
 
     device: str
@@ -151,6 +165,10 @@ class MemoryReport(FromMessage):
     activation_peak_bytes: int | None = None
     graphs_bytes: int | None = None
     non_torch_bytes: int | None = None
+    graphs_estimate_bytes: int | None = None
+    engine_weights_bytes: int | None = None
+    requested_bytes: int | None = None
+    accounted_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

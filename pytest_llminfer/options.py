@@ -25,6 +25,14 @@ class _Option(NamedTuple):
     metavar: str
 
 
+class _Flag(NamedTuple):
+    """One option that is on or off: ``--name`` on the command line, ``llminfer_name`` as ini."""
+
+    flag: str
+    ini: str
+    help: str
+
+
 MATRIX = (
     _Option(
         "--engine",
@@ -89,6 +97,17 @@ OTHER = (
     _Option("--baselines", "llminfer_baselines", "baselines", "folder of recorded expectations, relative to the root", "DIR"),
     _Option("--llminfer-timeout", "llminfer_timeout", "900", "seconds of silence after which an engine counts as hung", "SECONDS"),
 )
+FLAGS = (
+    _Flag("--serve", "llminfer_serve", "start each engine's own server and ask it over HTTP"),
+    _Flag("--full", "llminfer_full", "ask all questions, though the verdict is reached earlier"),
+    _Flag("--nights", "llminfer_nights", "add this run's evidence on accuracy to the ledger beside the baselines"),
+    _Flag(
+        "--kv-variants",
+        "llminfer_kv_variants",
+        "start each engine again with other pools, chunks and cache dtypes, and compare",
+    ),
+    _Flag("--llminfer-strict", "llminfer_strict", "a missing baseline or an inconclusive verdict fails"),
+)
 
 
 class Options(NamedTuple):
@@ -115,6 +134,7 @@ class Options(NamedTuple):
     full: bool
     nights: bool
     divergence_limits: dict[str, tuple[float, float]]
+    checkpoint: tuple[str, ...]
     baselines: Path
     timeout: float
     kv_variants: bool
@@ -135,6 +155,16 @@ def add_options(parser: pytest.Parser) -> None:
         )
         parser.addini(option.ini, option.help, type="string", default=option.default)
     group.addoption(
+        "--checkpoint",
+        dest="llminfer_checkpoint",
+        action="append",
+        default=None,
+        metavar="PATH",
+        help="a folder of safetensors or a .gguf file whose headers are judged, without an engine; repeatable "
+        "(ini: llminfer_checkpoint)",
+    )
+    parser.addini("llminfer_checkpoint", "folders of safetensors or .gguf files whose headers are judged", type="args", default=[])
+    group.addoption(
         "--update-baselines",
         dest="llminfer_update_baselines",
         nargs="?",
@@ -143,46 +173,9 @@ def add_options(parser: pytest.Parser) -> None:
         choices=("all", "new"),
         help="record what this run observes: all of it, or with =new only what has no baseline yet",
     )
-    group.addoption(
-        "--serve",
-        dest="llminfer_serve",
-        action="store_true",
-        default=None,
-        help="start each engine's own server and ask it over HTTP (ini: llminfer_serve)",
-    )
-    parser.addini("llminfer_serve", "start each engine's own server and ask it over HTTP", type="bool", default=False)
-    group.addoption(
-        "--full",
-        dest="llminfer_full",
-        action="store_true",
-        default=None,
-        help="ask all questions, though the verdict is reached earlier (ini: llminfer_full)",
-    )
-    parser.addini("llminfer_full", "ask all questions, though the verdict is reached earlier", type="bool", default=False)
-    group.addoption(
-        "--nights",
-        dest="llminfer_nights",
-        action="store_true",
-        default=None,
-        help="add this run's evidence on accuracy to the ledger beside the baselines (ini: llminfer_nights)",
-    )
-    parser.addini("llminfer_nights", "add each run's evidence on accuracy to the ledger", type="bool", default=False)
-    group.addoption(
-        "--kv-variants",
-        dest="llminfer_kv_variants",
-        action="store_true",
-        default=None,
-        help="start each engine again with other pools, chunks and cache dtypes, and compare (ini: llminfer_kv_variants)",
-    )
-    parser.addini("llminfer_kv_variants", "start each engine again with other pools, chunks and caches", type="bool", default=False)
-    group.addoption(
-        "--llminfer-strict",
-        dest="llminfer_strict",
-        action="store_true",
-        default=None,
-        help="a missing baseline or an inconclusive verdict fails (ini: llminfer_strict)",
-    )
-    parser.addini("llminfer_strict", "a missing baseline or an inconclusive verdict fails", type="bool", default=False)
+    for flag in FLAGS:
+        group.addoption(flag.flag, dest=flag.ini, action="store_true", default=None, help=f"{flag.help} (ini: {flag.ini})")
+        parser.addini(flag.ini, flag.help, type="bool", default=False)
 
 
 def resolve(config: pytest.Config) -> Options:
@@ -209,6 +202,9 @@ def resolve(config: pytest.Config) -> Options:
     def numbers(name: str) -> tuple[int, ...]:
         return tuple(_read(by_name[name][0].flag, word, values.positive) for word in words[name])
 
+    def is_on(ini: str) -> bool:
+        return bool(config.getoption(ini) or config.getini(ini))
+
     questions = by_name["gsm8k_questions"][1]
     gpus = numbers("gpus")
     return Options(
@@ -222,7 +218,7 @@ def resolve(config: pytest.Config) -> Options:
         pp=numbers("pp"),
         dp=numbers("dp"),
         replication=words["replication"],
-        serve=bool(config.getoption("llminfer_serve") or config.getini("llminfer_serve")),
+        serve=is_on("llminfer_serve"),
         gpus=_only(gpus),
         engine_args=_read("--engine-args", by_name["engine_args"][1] or "{}", values.json_object),
         dataset=by_name["dataset"][1],
@@ -230,14 +226,15 @@ def resolve(config: pytest.Config) -> Options:
         gsm8k_form=by_name["gsm8k_form"][1],
         gsm8k_runs=_read("--gsm8k-runs", by_name["gsm8k_runs"][1], values.positive),
         accuracy_margin=_read("--accuracy-margin", margin, values.points) if (margin := by_name["accuracy_margin"][1]) else None,
-        full=bool(config.getoption("llminfer_full") or config.getini("llminfer_full")),
-        nights=bool(config.getoption("llminfer_nights") or config.getini("llminfer_nights")),
+        full=is_on("llminfer_full"),
+        nights=is_on("llminfer_nights"),
         divergence_limits=_read("--divergence-limits", by_name["divergence_limits"][1] or "{}", values.limits),
+        checkpoint=tuple(dict.fromkeys(config.getoption("llminfer_checkpoint") or config.getini("llminfer_checkpoint"))),
         baselines=config.rootpath / by_name["baselines"][1],
         timeout=_read("--llminfer-timeout", by_name["timeout"][1], values.seconds),
-        kv_variants=bool(config.getoption("llminfer_kv_variants") or config.getini("llminfer_kv_variants")),
+        kv_variants=is_on("llminfer_kv_variants"),
         update_baselines=config.getoption("llminfer_update_baselines") or "",
-        strict=bool(config.getoption("llminfer_strict") or config.getini("llminfer_strict")),
+        strict=is_on("llminfer_strict"),
         sources=sources,
     )
 

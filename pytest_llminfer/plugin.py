@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer import ahead, judging, matrix, options, session_report
+from pytest_llminfer import ahead, checkpoints, judging, matrix, options, session_report
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -38,8 +38,9 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a cell."""
+    """One test a cell, or a checkpoint on disk."""
     matrix.parametrize(metafunc)
+    checkpoints.parametrize(metafunc)
 
 
 @pytest.hookimpl(trylast=True)
@@ -51,6 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if cell := matrix.cell_of(item):
             item.user_properties.append((judging.CELL, str(cell)))
+    checkpoints.name_cells(items)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

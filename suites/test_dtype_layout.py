@@ -1,10 +1,10 @@
-"""Every parameter is stored as the cell says: role, dtype, shape, bytes."""
+"""Every parameter is stored as the cell says: role, dtype, shape, bytes; of a spread model by every rank, its part."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.checks.layout import check_layout, check_layout_unchanged, summarise_layout
+from pytest_llminfer.checks.rank_layout import check_rank_layouts, check_ranks_unchanged, summarise_ranks
 from pytest_llminfer.models.stored import group_size
 
 if TYPE_CHECKING:
@@ -15,23 +15,34 @@ if TYPE_CHECKING:
 
 def test_every_parameter_is_stored_as_declared(engine: Engine, judge: Judge) -> None:
     """Embeddings, norms and the output matrix keep the model's dtype; the linears of every layer have the cell's format."""
-    layout = engine.layout()
+    spec = engine.spec
+    resolved = engine.settings()["resolved"] if "settings" in engine.info.capabilities else {}
     judge(
-        check_layout(
-            parameters=layout.parameters,
+        check_rank_layouts(
+            ranks=engine.rank_layouts(),
             shape=engine.model.shape,
             dtype=engine.info.dtype,
-            quantization=engine.spec.quantization,
-            tied=layout.tied,
-            engine=engine.spec.engine,
+            quantization=spec.quantization,
+            engine=spec.engine,
+            tp=spec.tp,
+            pp=spec.pp,
+            plan=resolved.get("tp_plan") or (),
             group_size=group_size(engine.model.config.get("quantization_config")),
-            asked=str(engine.settings()["resolved"].get("quantization") or "") if "settings" in engine.info.capabilities else "",
+            asked=str(resolved.get("quantization") or ""),
+            random_weights=spec.weights == "dummy",
         )
     )
 
 
 def test_layout_is_as_recorded(engine: Engine, baseline: Baseline, judge: Judge) -> None:
     """For every architecture, known here or not: nothing is stored otherwise than when the baseline was made."""
-    parameters = engine.layout().parameters
-    expected = baseline.expected("dtype_layout", observed=lambda _: summarise_layout(parameters), conditions={}, n=len(parameters))
-    judge(check_layout_unchanged(parameters=parameters, expected=expected))
+    ranks = engine.rank_layouts()
+    expected = baseline.expected(
+        "dtype_layout",
+        observed=lambda _: summarise_ranks(ranks),
+        conditions={},
+        n=sum(len(rank.parameters) for rank in ranks),
+        # Replicas are stored alike; ranks each have their part.
+        per_spread=len(ranks) > 1,
+    )
+    judge(check_ranks_unchanged(ranks=ranks, expected=expected))

@@ -9,6 +9,7 @@ import pytest
 from pytest_llminfer.checks.ledger import check_ledger
 from pytest_llminfer.checks.memory import check_kv_bytes_per_token, check_no_growth, check_peak, check_weights, predict_weights
 from pytest_llminfer.checks.parallelism import expected_rank_weights
+from pytest_llminfer.models.stored import group_size
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
@@ -22,7 +23,12 @@ REQUESTS = 20
 def test_weights_take_the_bytes_that_the_configuration_implies(engine: Engine, judge: Judge) -> None:
     """Two-sided: too small is as wrong as too large. Of a model that is spread, the fullest rank is meant."""
     spec = engine.spec
-    of: Any = {"shape": engine.model.shape, "dtype": engine.info.dtype, "quantization": engine.spec.quantization}
+    of: Any = {
+        "shape": engine.model.shape,
+        "dtype": engine.info.dtype,
+        "quantization": spec.quantization,
+        "group_size": group_size(engine.model.config.get("quantization_config")),
+    }
     if spec.tp * spec.pp > 1:
         plan = engine.settings()["resolved"].get("tp_plan") or ()
         predicted = max(expected_rank_weights(**of, engine=spec.engine, tp=spec.tp, pp=spec.pp, plan=plan).values())

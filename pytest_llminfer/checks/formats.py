@@ -61,18 +61,21 @@ class Format:
 def find(quantization: str, holder: str, device: str = "cpu") -> Format:
     """What is declared of a quantization in an engine's memory on a kind of device, or in a ``checkpoint``.
 
+    device: ``cpu`` or ``cuda``, and behind a dash what the engine says it was asked for, where it says that.
+
     Raises:
         UnsupportedError: nothing is: a visible skip.
     """
     if quantization == "none":
         return Format("none", holder)
     declared = formats()
-    holders = (holder, f"{holder}-{device}")
+    kind = device.partition("-")[0]
+    holders = (holder, f"{holder}-{kind}", f"{holder}-{device}")
     if found := [declared[quantization, each] for each in holders if (quantization, each) in declared]:
         return found[0]
     known = sorted({name for name, other in declared if other in holders})
     raise UnsupportedError(
-        f"how {holder} stores quantization {quantization!r} on {device} is not known here (known: {', '.join(['none', *known])})"
+        f"how {holder} stores quantization {quantization!r} on {kind} is not known here (known: {', '.join(['none', *known])})"
     )
 
 

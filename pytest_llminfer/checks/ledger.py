@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _MEASURED_ONLY = (
     ("activation peak", "activation_peak_bytes"),
     ("graphs", "graphs_bytes"),
+    ("graphs, as expected", "graphs_estimate_bytes"),
     ("non-torch", "non_torch_bytes"),
     ("load peak", "load_peak_bytes"),
     ("run peak", "run_peak_bytes"),
@@ -91,11 +92,14 @@ def ledger_lines(
     pool: KVPool | None = None,
     bytes_per_token: int = 0,
     capacity: int | None = None,
+    rank_bytes_per_token: int = 0,
+    allocated: int | None = None,
 ) -> tuple[LedgerLine, ...]:
     """The lines of one cell, of the fullest rank; the pool is that of a whole replica.
 
-    weights, buffers: predicted bytes of a rank. bytes_per_token: predicted, over all ranks of a replica. capacity: predicted
-    tokens, where the pool is pinned.
+    weights, buffers: predicted bytes of a rank. bytes_per_token: predicted, over all ranks of a replica, rank_bytes_per_token of
+    one of them. capacity: predicted tokens, where the pool is pinned. allocated: bytes that PyTorch's allocator should count for
+    a rank's weights and buffers, each tensor taken by itself; None where they are not taken so.
     """
     tolerance = weights_tolerance(weights)
     lines = [
@@ -111,6 +115,13 @@ def ledger_lines(
             # One block more is the engine's own.
             LedgerLine("KV pool", tokens * bytes_per_token, pool.stored_bytes, pool.block_size * bytes_per_token),
         ]
+    if report.engine_weights_bytes is not None:
+        judged = None if allocated is None else tolerance
+        lines.append(LedgerLine("weights, as allocated", allocated, report.engine_weights_bytes, judged))
+    if pool is not None and report.requested_bytes and report.accounted_bytes:
+        # METHODS 4.1: total x utilization = weights + non-torch + activation peak + graphs + pool, which is in whole blocks.
+        block = pool.block_size * rank_bytes_per_token
+        lines.append(LedgerLine("share of the device", report.requested_bytes, report.accounted_bytes, block))
     found = ((name, getattr(report, field)) for name, field in _MEASURED_ONLY)
     return (*lines, *(LedgerLine(name, None, value) for name, value in found if value is not None))
 

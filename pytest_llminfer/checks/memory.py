@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llminfer.checks.formats import formats
 from pytest_llminfer.checks.storage import expected_layout
-from pytest_llminfer.memory_model.formats import FormatOptions
+from pytest_llminfer.memory_model.formats import GROUP, FormatOptions
 from pytest_llminfer.memory_model.weights import allocated_bytes, held_weights, stored_bytes
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
@@ -33,19 +33,24 @@ def predict_weights(
     double_quantized: bool | None = None,
     engine: str = "transformers",
     device: str = "",
+    group_size: int | None = None,
 ) -> int:
     """Bytes of all weights with their quantization state, each tensor once: what their tensors hold, without rounding.
 
     device: the kind that the engine runs on, for formats that it repacks there (``formats.toml``); otherwise, and where that is
-    not known, the format's own bytes.
+    not known, the format's own bytes. group_size: inputs that share a scale, of formats that have groups; -1 for all, None for the
+    usual.
 
     Raises:
         UnsupportedError: a quantization whose storage is not known here.
+        BadInputError: groups that do not divide the inputs of a linear.
     """
     if (quantization, f"{engine}-{device}") in formats():
-        layout = expected_layout(shape=shape, dtype=dtype, quantization=quantization, engine=engine, device=device)
+        layout = expected_layout(
+            shape=shape, dtype=dtype, quantization=quantization, engine=engine, device=device, group_size=group_size
+        )
         return sum(weight.parameter.stored_bytes for weight in layout)
-    options = FormatOptions(double_quantized=double_quantized)
+    options = FormatOptions(double_quantized=double_quantized, group_size=group_size or GROUP)
     return stored_bytes(held_weights(shape, dtype=dtype, quantization=quantization, engine=engine, options=options)[0])
 
 

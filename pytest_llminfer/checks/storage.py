@@ -6,17 +6,20 @@ Only the linears of the layers are quantized; embeddings, norms, biases and the 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.checks.formats import BYTES, Format, TensorRule, find, size
-from pytest_llminfer.memory_model.shards import FUSING, fused, rank_part
+from pytest_llminfer.memory_model.shards import FUSING, RULES, fused, rank_part, sharded_roles, stages_of
 from pytest_llminfer.models.gguf import block_elements, stored_type, type_bytes
 from pytest_llminfer.models.shape import torch_dtype
 from pytest_llminfer.observations import Parameter
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
     from pytest_llminfer.models.shape import ModelShape, WeightShape
 
 LINEARS = ("attention", "mlp")
@@ -61,24 +64,75 @@ def expected_layout(
     dtype = torch_dtype(dtype)
     if engine == "llamacpp":
         return tuple(_in_gguf(weight, shape, dtype, quantization) for weight in shape.parameters())
-    declared = find(quantization, engine, device)
-    if group_size is not None and declared.group is not None:
-        declared = replace(declared, group=group_size)
+    declared = _declared(quantization, engine, device, group_size)
     double = declared.double_quantized if double_quantized is None or not declared.double else double_quantized
+    return _stored(held_weights(shape, engine), declared, dtype, double_quantized=double)
+
+
+def expected_rank_layouts(  # noqa: PLR0913 - what a cell is
+    *,
+    shape: ModelShape,
+    dtype: str,
+    quantization: str,
+    engine: str,
+    tp: int,
+    pp: int,
+    plan: Collection[str] = (),
+    group_size: int | None = None,
+    device: str = "cpu",
+) -> dict[tuple[int, int], tuple[StoredWeight, ...]]:
+    """Every tensor that each rank should store, by (pipeline rank, tensor rank).
+
+    plan: the modules that the engine says it shards (``shards.sharded_roles``). A format's shape rules are over the rank's own part
+    of a linear, fused where the engine fuses: so its kernels are built.
+
+    Raises:
+        UnsupportedError: an engine, a quantization or a split whose storage is not known here: a visible skip.
+    """
+    declared, sharded = _declared(quantization, engine, device, group_size), sharded_roles(shape, engine, plan) if tp > 1 else ()
+    held: dict[tuple[int, int], list[WeightShape]] = {(stage, rank): [] for stage in range(pp) for rank in range(tp)}
+    for weight in shape.parameters():
+        for stage, rank in itertools.product(stages_of(weight, shape, pp, engine), range(tp)):
+            held[stage, rank].append(rank_part(weight, shape, engine=engine, tp=tp, sharded=sharded, rank=rank))
+    fuses = engine in FUSING and shape.architecture != "gpt2"
+    return {
+        place: _stored(
+            fused(parts, engine) if fuses else parts, declared, torch_dtype(dtype), double_quantized=declared.double_quantized
+        )
+        for place, parts in held.items()
+    }
+
+
+def _declared(quantization: str, engine: str, device: str, group_size: int | None) -> Format:
+    declared = find(quantization, engine, device)
+    return declared if group_size is None or declared.group is None else replace(declared, group=group_size)
+
+
+def _stored(
+    weights: Iterable[WeightShape], declared: Format, dtype: str, *, double_quantized: bool | None
+) -> tuple[StoredWeight, ...]:
     return tuple(
         stored
-        for weight in held_weights(shape, engine)
+        for weight in weights
         for stored in (
-            _packed(weight, declared, dtype, double_quantized=double) if weight.role in declared.roles else (_plain(weight, dtype),)
+            _packed(weight, declared, dtype, double_quantized=double_quantized)
+            if weight.role in declared.roles
+            else (_plain(weight, dtype),)
         )
     )
+
+
+def asked_device(parameters: Sequence[Parameter], asked: str) -> str:
+    """The kind of device that holds the parameters, with what the engine was asked for behind it, as ``formats.find`` takes it."""
+    kind = parameters[0].device.partition(":")[0] if parameters else "cpu"
+    return f"{kind}-{asked}" if asked else kind
 
 
 def held_weights(shape: ModelShape, engine: str) -> tuple[WeightShape, ...]:
     """The weights of a model as an engine holds them: one by one, or with those that it multiplies together in one matrix."""
     if engine not in FUSING or shape.architecture == "gpt2":
         return shape.parameters()
-    return fused(rank_part(weight, shape, engine=engine, tp=1, sharded=()) for weight in shape.parameters())
+    return fused((rank_part(weight, shape, engine=engine, tp=1, sharded=()) for weight in shape.parameters()), engine)
 
 
 def _plain(weight: WeightShape, dtype: str) -> StoredWeight:
@@ -90,8 +144,10 @@ def _packed(weight: WeightShape, declared: Format, dtype: str, *, double_quantiz
     """The tensors of one linear: parameters of their own, or one with the others as its state."""
     rows, columns = weight.shape[::-1] if weight.transposed else weight.shape
     group = columns if declared.group == -1 else declared.group
-    sizes = {"out": rows, "in": columns, **({"group": group} if group else {})}
     module = weight.name.removesuffix(".weight")
+    rule = RULES.get(declared.holder.partition("-")[0])
+    parts = rule.fused.get(module.rpartition(".")[2], ("",)) if rule else ("",)
+    sizes = {"out": rows, "in": columns, "parts": len(parts), **({"group": group} if group else {})}
     first, *others = (
         _tensor(rule, f"{module}.{rule.name}", dtype, sizes, declared) for rule in declared.rules(double_quantized=double_quantized)
     )

@@ -6,10 +6,10 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.checks.layout import check_layout
+from pytest_llminfer.checks.checkpoint import check_checkpoint
 from pytest_llminfer.cli.console import Parser, say
 from pytest_llminfer.errors import InvalidSpecError
-from pytest_llminfer.models.stored import StoredModel, read_stored
+from pytest_llminfer.models.stored import read_stored
 from pytest_llminfer.spec import QUANTIZATIONS
 from pytest_llminfer.verdict import Outcome
 
@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     if given.quantization is not None and given.quantization not in QUANTIZATIONS:
         raise InvalidSpecError("quantization", given.quantization, QUANTIZATIONS)
-    judged = [(path, check(read_stored(path), given.quantization)) for path in given.paths]
+    judged = [(path, verdict) for path in given.paths for verdict in check_checkpoint(read_stored(path), given.quantization)]
     if given.json:
         say([json.dumps([_plain(path, verdict) for path, verdict in judged], indent=2)])
     else:
@@ -32,24 +32,12 @@ def run(argv: Sequence[str]) -> int:
     return 0 if all(verdict.outcome is Outcome.PASS for _, verdict in judged) else 1
 
 
-def check(stored: StoredModel, quantization: str | None = None) -> Verdict:
-    """The layout check of a checkpoint, as the format that it declares, or as ``quantization``."""
-    return check_layout(
-        parameters=stored.layout.parameters,
-        shape=stored.shape,
-        dtype=stored.dtype,
-        quantization=quantization or stored.quantization,
-        tied=stored.layout.tied,
-        engine=stored.holder,
-        group_size=stored.group_size,
-    )
-
-
 def _parser() -> Parser:
     parser = Parser(
         prog="llminfer checkpoint",
         description="Whether a checkpoint on disk is stored as its configuration declares: every tensor's dtype, shape and bytes, "
-        "read from the headers of its files. Nothing is loaded. Status 0: all are; 1: one is not, and its parameters are named.",
+        "read from the headers of its files, and where its index says. Nothing is loaded. Status 0: all are; 1: one is not, and "
+        "its parameters are named.",
     )
     parser.add_argument("paths", metavar="PATH", nargs="+", help="a folder with config.json and *.safetensors, or a .gguf file")
     parser.add_argument("--quantization", metavar="FORMAT", help=f"that it should be, of {', '.join(QUANTIZATIONS)}")

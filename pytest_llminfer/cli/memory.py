@@ -19,6 +19,7 @@ from pytest_llminfer.models.files import SHAPES
 from pytest_llminfer.models.gguf import config_from_gguf, read_gguf
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.models.shape import TORCH_DTYPES
+from pytest_llminfer.models.stored import group_size, stored_format
 from pytest_llminfer.spec import REFERENCE_MODEL
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 _WORDS = {name: word for word, name in TORCH_DTYPES.items()}
+_ALIKE = {"w8a16": "w8a8", "w4a8": "w4a16"}
+"""Formats whose weights take as much as another's: only activations differ."""
 _PLAIN = {"f32": "none", "f16": "none", "bf16": "none"}
-_METHODS = {"gptq": "gptq", "awq": "awq", "fp8": "fp8"}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -103,8 +105,8 @@ def _read(name: str) -> tuple[Mapping[str, Any], int | None, dict[str, Any]]:
     if not path.exists() and name.count("/") != 1 and name not in (*shapes, REFERENCE_MODEL):
         raise InvalidSpecError("model", name, [*shapes, REFERENCE_MODEL, "a folder", "a .gguf file", "a hub id"])
     config = Model(name, weights="real" if path.is_dir() else "dummy").config
-    quantization, group_size = _quantization(config)
-    return config, None, {"quantization": quantization, "dtype": _dtype(config), "group_size": group_size}
+    quantization, group = _quantization(config)
+    return config, None, {"quantization": quantization, "dtype": _dtype(config), "group_size": group}
 
 
 def _dtype(config: Mapping[str, Any]) -> str:
@@ -118,23 +120,13 @@ def _quantization(config: Mapping[str, Any]) -> tuple[str, int]:
         BadInputError: a method that is not known here.
     """
     declared = config.get("quantization_config")
-    if not isinstance(declared, dict):
-        return "none", GROUP
-    method = str(declared.get("quant_method", ""))
-    group = int(declared.get("group_size") or declared.get("q_group_size") or GROUP)
-    if method == "bitsandbytes":
-        return ("int8" if declared.get("load_in_8bit") else str(declared.get("bnb_4bit_quant_type", "fp4"))), group
-    if method == "compressed-tensors":
-        schemes: dict[str, Any] = declared.get("config_groups") or {}
-        first: dict[str, Any] = next(iter(schemes.values()), {})
-        weights: dict[str, Any] = first.get("weights") or {}
-        by_bits = {4: "w4a16", 8: "w8a8"}
-        kind = "fp8" if weights.get("type") == "float" else by_bits.get(int(weights.get("num_bits", 0)), "")
-        if kind:
-            return kind, int(weights.get("group_size") or GROUP)
-    if method in _METHODS:
-        return _METHODS[method], group
-    raise BadInputError(f"config.json declares the quantization {method!r}, which is not known here; name one with --quantization")
+    name = stored_format(declared)
+    name = _ALIKE.get(name, name)
+    if name not in FORMATS:
+        raise BadInputError(
+            f"config.json declares the quantization {name!r}, which is not known here; name one with --quantization"
+        )
+    return name, group_size(declared) or GROUP
 
 
 def _lines(plan: MemoryPlan, gpu: Gpu, cell: Mapping[str, Any]) -> list[str]:

@@ -192,18 +192,21 @@ class Engine:
         return [Scores.from_message(answer) for answer in answers]
 
     def layout(self) -> Layout:
-        """Every stored tensor of the model, tied ones once, and which names are tied; the same in every replica.
+        """Every stored tensor of the model, tied ones once, and which names are tied.
 
         Raises:
             UnsupportedError: the model is spread over ranks, none of which holds all of it.
-            EngineError: the replicas hold different tensors.
         """
-        if self.spec.tp * self.spec.pp > 1:
-            raise UnsupportedError(f"{self.spec}: no rank holds the whole model; what each holds is judged by test_parallelism")
+        if len(ranks := self.rank_layouts()) > 1:
+            raise UnsupportedError(f"{self.spec}: no rank holds the whole model; what each holds is told by rank_layouts")
+        return ranks[0]
+
+    def rank_layouts(self) -> tuple[Layout, ...]:
+        """What each rank of a replica stores, by pipeline and tensor rank; an EngineError where replicas differ."""
         answer, other = first_of_equal(self._ask("layout"))
         if other is not None:
             raise EngineError(f"{self.spec}: replica {other} stores its parameters otherwise than replica 0")
-        return Layout.from_message(answer)
+        return Layout.of_ranks(answer)
 
     def memory(self, *, reset_peak: bool = False) -> MemoryReport:
         """Bytes by category, of the replica with the most; ``reset_peak`` starts the run peak anew after this reading."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _PROC = Path("/proc")
 _LOOK_SECONDS = 0.05
+_SETTLE_SECONDS = 0.5
 _UNIQUE = ("Private_Clean:", "Private_Dirty:", "Private_Hugetlb:")
 _QUERY = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 _STATE, _PARENT, _GROUP, _STARTED = 0, 1, 2, 19  # of proc(5)'s stat, counted behind the name
@@ -38,7 +39,7 @@ def stop_and_start(engine: Engine, *, rounds: int) -> list[Stop]:
         left = _wait(processes, started + LIMIT_SECONDS)
         seconds = time.monotonic() - started
         found = tuple(Leftover(pid, _name(pid), unique_bytes(pid)) for pid, _ in left)
-        stops.append(Stop(held, seconds, found, device_bytes(devices) if devices else None))
+        stops.append(Stop(held, seconds, found, _settled(devices, started + LIMIT_SECONDS) if devices else None))
         engine.restart()
         if left:
             break
@@ -90,6 +91,15 @@ def device_bytes(ids: Iterable[str]) -> int | None:
         return sum(int(line) for line in done.stdout.split()) * 2**20
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
+
+
+def _settled(devices: list[str], deadline: float) -> int | None:
+    """``device_bytes`` when two readings agree, or at the deadline: drivers give memory back some time after a process ended."""
+    before, now = None, device_bytes(devices)
+    while now is not None and now != before and time.monotonic() < deadline:
+        time.sleep(_SETTLE_SECONDS)
+        before, now = now, device_bytes(devices)
+    return now
 
 
 def _wait(processes: Iterable[tuple[int, int]], deadline: float) -> list[tuple[int, int]]:

@@ -61,14 +61,14 @@ def held_weights(
     stages: dict[int, list[WeightShape]] = {stage: [] for stage in range(pp)}
     for weight in shape.parameters():
         part = rank_part(weight, shape, engine=engine, tp=tp, sharded=sharded)
-        for stage in stages_of(weight, shape, pp):
+        for stage in stages_of(weight, shape, pp, engine):
             stages[stage].append(part)
     fuses = engine in FUSING and shape.architecture != "gpt2"
     in_gguf = engine == "llamacpp" or quantization in MIXTURES
     return {
         stage: tuple(
             _in_gguf(part, shape, dtype, quantization) if in_gguf else _held(part, dtype, quantization, options)
-            for part in (fused(parts) if fuses and not in_gguf else parts)
+            for part in (fused(parts, engine) if fuses and not in_gguf else parts)
         )
         for stage, parts in stages.items()
     }

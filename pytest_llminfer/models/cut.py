@@ -62,15 +62,11 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class CacheSizes:
-    """What a KV cache is made of. windows: per layer in tokens, 0 where a layer keeps everything.
-
-    learned_positions: they are added to what keys and values are made of; rotary ones turn keys alone.
-    """
+    """What a KV cache is made of. windows: per layer in tokens, 0 where a layer keeps everything."""
 
     kv_heads: int
     head_dim: int
     windows: tuple[int, ...]
-    learned_positions: bool
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> CacheSizes:
@@ -91,7 +87,6 @@ class CacheSizes:
             kv_heads=int(text.get("num_key_value_heads") or heads),
             head_dim=int(text.get("head_dim") or hidden // heads),
             windows=tuple(window if kind == SLIDING else 0 for kind in _layer_types(text)),
-            learned_positions="n_positions" in text,
         )
 
 

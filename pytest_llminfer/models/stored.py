@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +11,16 @@ from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.models.gguf import config_from_gguf, read_gguf
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations import Layout, Parameter
-from pytest_llminfer.worker.backends.checkpoint import read_checkpoint, read_configuration
+from pytest_llminfer.worker.backends.checkpoint import read_checkpoint, read_configuration, read_index, read_text
 from pytest_llminfer.worker.backends.llamacpp import layout as gguf_layout
-from pytest_llminfer.worker.backends.stored_format import group_size, stored_format, variant
+from pytest_llminfer.worker.backends.stored_format import double_quantized, group_size, stored_format, variant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_llminfer.worker.backends.checkpoint import StoredTensor
 
-__all__ = ["StoredModel", "group_size", "read_stored"]
+__all__ = ["StoredModel", "group_size", "read_stored", "stored_format"]
 
 _DTYPES = {
     "F64": "float64",
@@ -40,6 +41,7 @@ _DTYPES = {
 _PLAIN = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _OUTPUT = "lm_head.weight"
 _INV_FREQ = "rotary_emb.inv_freq"
+_NOTE = ".quant_state.bitsandbytes__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,10 @@ class StoredModel:
     """What lies on disk. quantization and dtype: as the checkpoint itself declares them, in this package's and torch's words.
 
     holder: whose storage is meant, ``checkpoint`` (safetensors) or ``llamacpp`` (GGUF). group_size: that is declared, or None.
+    double_quantized: whether the scales of nf4 or fp4 are declared to be quantized too; None for other formats. files: file by
+    the tensor's name. index: the same as the index of a checkpoint in shards says, None without one. notes: what bitsandbytes
+    notes of a 4-bit weight in a tensor of bytes (quant_type, blocksize, dtype, shape …), by the weight's name; these tensors
+    are no parameters of the layout.
     """
 
     path: Path
@@ -56,6 +62,10 @@ class StoredModel:
     dtype: str
     quantization: str
     group_size: int | None
+    double_quantized: bool | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    index: Mapping[str, str] | None = None
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def read_stored(path: str | Path) -> StoredModel:
@@ -73,7 +83,9 @@ def read_stored(path: str | Path) -> StoredModel:
     declared = config.get("quantization_config")
     if differs := variant(declared):
         raise UnsupportedError(f"{folder} is stored as {differs}, of which no layout is declared here")
-    tensors = {name: tensor for name, tensor in read_checkpoint(folder).items() if not name.endswith(_INV_FREQ)}
+    held = read_checkpoint(folder)
+    notes = {name: _note(name, tensor) for name, tensor in held.items() if _NOTE in name}
+    tensors = {name: tensor for name, tensor in held.items() if not name.endswith(_INV_FREQ) and name not in notes}
     shape = ModelShape.from_config(config)
     return StoredModel(
         path=folder,
@@ -83,6 +95,10 @@ def read_stored(path: str | Path) -> StoredModel:
         dtype=_dtype(config),
         quantization=stored_format(declared),
         group_size=group_size(declared),
+        double_quantized=double_quantized(declared),
+        files={name: tensor.file.name for name, tensor in held.items()},
+        index=read_index(folder),
+        notes={name.partition(_NOTE)[0]: note for name, note in notes.items()},
     )
 
 
@@ -101,6 +117,16 @@ def _read_gguf(path: Path) -> StoredModel:
 
 def _parameter(name: str, tensor: StoredTensor) -> Parameter:
     return Parameter(name, _DTYPES.get(tensor.dtype, tensor.dtype.lower()), tensor.shape, tensor.shape, tensor.stored_bytes)
+
+
+def _note(name: str, tensor: StoredTensor) -> Mapping[str, Any]:
+    try:
+        note = json.loads(read_text(tensor))
+    except ValueError as error:
+        raise BadInputError(f"{name} in {tensor.file} is no JSON ({error}); fetch it again") from error
+    if not isinstance(note, dict):
+        raise BadInputError(f"{name} in {tensor.file} is no note of a 4-bit weight: expected an object")
+    return note
 
 
 def _tied(shape: ModelShape, tensors: Mapping[str, object]) -> tuple[tuple[str, str], ...]:

@@ -68,7 +68,11 @@ class Backend(Protocol):
         """
 
     def layout(self) -> Message:
-        """``{"parameters": [fields of Parameter, …], "tied": [[name, name], …]}``: every stored tensor once."""
+        """``{"parameters": [fields of Parameter, …], "tied": [[name, name], …]}``: every stored tensor once.
+
+        Of a model that is spread over ranks ``{"ranks": [{"tp_rank", "pp_rank", "parameters", "tied"}, …]}``, of the ranks of one
+        replica, each parameter with a hash of its ``content``.
+        """
 
     def memory(self, *, reset_peak: bool = False) -> Message:
         """The fields of ``MemoryReport``; with ``reset_peak`` the run peak starts anew after this answer."""

@@ -16,6 +16,7 @@ from typing import Any
 from pytest_llminfer.errors import BadInputError
 
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
+_INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000
 
 
@@ -60,16 +61,23 @@ def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def read_index(folder: Path) -> dict[str, str] | None:
+    """File by tensor name as the index of ``folder`` says; None where there is no index."""
+    index = folder / _INDEX
+    if not index.is_file():
+        return None
+    try:
+        return {str(name): str(file) for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadInputError(f"{index} is damaged ({error}); fetch the model again") from error
+
+
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise BadInputError(f"{index} is damaged ({error}); fetch the model again") from error
+    if (indexed := read_index(folder)) is not None:
+        names = sorted(set(indexed.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise BadInputError(f"{folder} lacks {', '.join(missing)}, which {index.name} names; fetch the model again")
+            raise BadInputError(f"{folder} lacks {', '.join(missing)}, which {_INDEX} names; fetch the model again")
         return [folder / name for name in names]
     single = folder / "model.safetensors"
     files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
@@ -94,6 +102,13 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     if size < end:
         raise BadInputError(f"{file} is truncated: {size} bytes of {end}; fetch it again")
     return tensors
+
+
+def read_text(tensor: StoredTensor) -> str:
+    """What a tensor of bytes says: some tools keep a JSON text so."""
+    with tensor.file.open("rb") as stream:
+        stream.seek(tensor.offset)
+        return stream.read(tensor.stored_bytes).decode(errors="replace")
 
 
 def _stored_tensor(file: Path, start: int, entry: dict[str, Any]) -> StoredTensor:

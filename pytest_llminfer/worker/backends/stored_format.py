@@ -40,8 +40,17 @@ def group_size(configuration: Mapping[str, Any] | None) -> int | None:
     """Inputs that share a scale, -1 for all of a row; None where nothing is declared."""
     declared = configuration or {}
     groups = [group.get("weights") or {} for group in dict(declared.get("config_groups") or {}).values()]
+    if any(weights.get("strategy") == "channel" and weights.get("num_bits") == 4 for weights in groups):  # noqa: PLR2004 - w4a16
+        return -1
     said = [holder.get(key) for holder in (declared, *groups) for key in ("group_size", "q_group_size")]
     return next((int(value) for value in said if value), None)
+
+
+def double_quantized(configuration: Mapping[str, Any] | None) -> bool | None:
+    """Whether bitsandbytes' 4-bit scales are quantized too; None for other formats."""
+    if stored_format(configuration) not in {"nf4", "fp4"}:
+        return None
+    return bool((configuration or {}).get("bnb_4bit_use_double_quant", False))
 
 
 def variant(configuration: Mapping[str, Any] | None) -> str:
@@ -54,10 +63,20 @@ def variant(configuration: Mapping[str, Any] | None) -> str:
         return f"gptq in the format {declared['checkpoint_format']}"
     if name == "awq" and str(declared.get("format", declared.get("version", "gemm"))).lower() != "gemm":
         return f"awq in the format {declared.get('format', declared.get('version'))}"
+    if name in BITSANDBYTES:
+        return _bitsandbytes_variant(name, declared)
     if name == "fp8" and declared.get("quant_method") != "compressed-tensors":
         return "fp8 of another tool than compressed-tensors"
     found = (_scheme_variant(name, group.get("weights") or {}) for group in dict(declared.get("config_groups") or {}).values())
     return next(filter(None, found), "")
+
+
+def _bitsandbytes_variant(name: str, declared: Mapping[str, Any]) -> str:
+    """How a checkpoint of bitsandbytes differs from the usual of its format; empty where it does not."""
+    storage = declared.get("bnb_4bit_quant_storage") or "uint8"
+    if name != "int8" and storage != "uint8":
+        return f"{name} in a storage of {storage}"
+    return "int8 with weights of 16 bits beside it" if name == "int8" and declared.get("llm_int8_has_fp16_weight") else ""
 
 
 def _scheme_variant(name: str, weights: Mapping[str, Any]) -> str:

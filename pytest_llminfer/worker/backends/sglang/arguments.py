@@ -55,12 +55,14 @@ def engine_arguments(
     *,
     known: Collection[str],
     on_cpu: bool,
+    has_cpu_kernels: bool = True,
     quant_method: str = "",
     positions: int = 0,
 ) -> dict[str, Any]:
     """Keyword arguments of ``Engine``.
 
-    known: the fields of the installed ``ServerArgs``; defaults of ours that it does not have are left out.
+    known: the fields of the installed ``ServerArgs``; defaults of ours that it does not have are left out. has_cpu_kernels: whether
+    SGLang has kernels of its own for this processor; without them it loads quantized weights, or fails to, and computes with none.
     quant_method: what the checkpoint's configuration says of its quantization. positions: how long a sequence may be.
 
     Raises:
@@ -69,6 +71,12 @@ def engine_arguments(
         UnsupportedError: a quantization or cache dtype that SGLang does not have.
     """
     _check_names(engine_args, known)
+    quantization = _quantization(spec, quant_method, model_path)
+    if on_cpu and not has_cpu_kernels and spec.quantization != "none":
+        raise UnsupportedError(
+            f"sglang has no kernels for {spec.quantization} weights on this processor: they are for GPUs, AMX and ARM; vllm runs "
+            "gptq, awq, w8a8, w4a16 and fp8 checkpoints here"
+        )
     arguments: dict[str, Any] = {
         "model_path": model_path,
         "skip_tokenizer_init": True,
@@ -79,7 +87,7 @@ def engine_arguments(
         "random_seed": SEED,
         "log_level": "error",
         **_kv_cache(spec),
-        **_quantization(spec, quant_method, model_path),
+        **quantization,
     }
     if spec.weights == "dummy":
         arguments["load_format"] = "dummy"
@@ -136,7 +144,8 @@ def _quantization(spec: EngineSpec, quant_method: str, model_path: str) -> dict[
             )
         return {}
     if wanted == "fp8":
-        return {} if quant_method == "fp8" else {"quantization": "fp8"}
+        # A checkpoint that is not quantized is, while it loads; any other says itself what it is.
+        return {} if quant_method else {"quantization": "fp8"}
     if wanted == "nf4":
         return {"quantization": "bitsandbytes", **({} if spec.weights == "dummy" else {"load_format": "bitsandbytes"})}
     raise UnsupportedError(f"sglang cannot load {wanted}: of bitsandbytes it quantizes nf4 only, and of GGUF nothing by itself")

@@ -82,6 +82,7 @@ class SglangBackend:
             self._engine_args,
             known=[name for name in self._defaults if not name.startswith("_")],
             on_cpu=on_cpu,
+            has_cpu_kernels=not on_cpu or _has_cpu_kernels(),
             positions=int(configuration.get("max_position_embeddings") or 0),
             quant_method=str((configuration.get("quantization_config") or {}).get("quant_method", "")),
         )
@@ -180,7 +181,7 @@ class SglangBackend:
         return self._submit(sequences, asked, doing=f"scoring {len(sequences)} sequences", phase="scoring")
 
     def layout(self) -> Message:
-        """Every parameter of the first tensor-parallel rank: with tp its shapes are those of one rank's share."""
+        """Every stored tensor, of each rank where there are several, by SGLang's own names."""
         return reports.layout(self._live.ask("rank"), self._live.ask("layout"))
 
     def memory(self, *, reset_peak: bool = False) -> Message:
@@ -231,3 +232,10 @@ class SglangBackend:
 
     def close(self) -> None:
         """Nothing: the worker's process group ends as one."""
+
+
+def _has_cpu_kernels() -> bool:
+    """Whether SGLang says that its own kernels run on this processor; a version that cannot be asked is left to try."""
+    common = importlib.import_module("sglang.srt.utils.common")
+    asked = [getattr(common, name, None) for name in ("cpu_has_amx_support", "is_host_cpu_arm64")]
+    return None in asked or any(ask() for ask in asked if ask is not None)

@@ -22,6 +22,7 @@ class Inspection:
     def __init__(self, server_args: Any, *, tp_rank: int, pp_rank: int, dp_rank: int) -> None:
         self._ranks = {"tp_rank": tp_rank, "pp_rank": pp_rank, "dp_rank": dp_rank}
         self._on_cpu = server_args.device == "cpu"
+        self._spread = server_args.tp_size * server_args.pp_size > 1
         self._retracted = 0
         if self._on_cpu:
             self._meter: memory.Meter = memory.HostMeter()
@@ -86,7 +87,7 @@ class Inspection:
 
     def answer_layout(self) -> dict[str, Any]:
         """This rank's share of every parameter, by SGLang's own names (``qkv_proj``, ``gate_up_proj``)."""
-        return layout.report(self._model)
+        return layout.report(self._model, hashed=self._spread)
 
     def answer_memory(self, *, reset_peak: bool) -> dict[str, Any]:
         """The fields of ``MemoryReport`` of this rank."""

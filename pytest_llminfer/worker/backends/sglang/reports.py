@@ -48,15 +48,13 @@ def ranks(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def layout(placed: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One replica's first tensor-parallel rank; the stages of a pipeline one after another."""
-    stages = sorted(
-        (place["pp_rank"], number) for number, place in enumerate(placed) if place["tp_rank"] == 0 and place["dp_rank"] == 0
-    )
-    chosen = [answers[number] for _, number in stages]
-    return {
-        "parameters": [parameter for answer in chosen for parameter in answer["parameters"]],
-        "tied": [pair for answer in chosen for pair in answer["tied"]],
-    }
+    """What one replica holds: the model, or the part of each of its ranks."""
+    own = [
+        {**answer, "tp_rank": place["tp_rank"], "pp_rank": place["pp_rank"]}
+        for place, answer in zip(placed, answers, strict=True)
+        if place["dp_rank"] == 0
+    ]
+    return {"ranks": own} if len(own) > 1 else own[0]
 
 
 def memory(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

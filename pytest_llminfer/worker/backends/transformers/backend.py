@@ -102,9 +102,9 @@ class TransformersBackend:
         return self._by_all("score_top", params, lambda: {"scores": self._live.score_top(sequences, top, last)})[0]
 
     def layout(self) -> Message:
-        """Every stored tensor, as it is stored now; of a spread model the whole, its shards put together."""
+        """Every stored tensor, as it is stored now; of a spread model what each rank holds."""
         answers = self._by_all("layout", {}, self._live.layout, keep=True)
-        return combine.layout(answers, self._live.whole_shapes()) if len(answers) > 1 else answers[0]
+        return {"ranks": answers} if len(answers) > 1 else answers[0]
 
     def memory(self, *, reset_peak: bool = False) -> Message:
         """What is in use now, and the peaks: of the rank with the most."""

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     Message = dict[str, Any]
 
@@ -15,22 +15,6 @@ def memory(answers: Sequence[Message]) -> Message:
     """Every figure that of the rank with the most."""
     first = answers[0]
     return {name: value if isinstance(value, str) else max(entry[name] for entry in answers) for name, value in first.items()}
-
-
-def layout(answers: Sequence[Message], whole_shapes: Mapping[str, Sequence[int]]) -> Message:
-    """Parameters of the whole model: the bytes of shards added up, those of copies taken once."""
-    parameters = []
-    for parts in zip(*(answer["parameters"] for answer in answers), strict=True):
-        first = parts[0]
-        shape = list(whole_shapes.get(first["name"], first["shape"]))
-        if first["shape"] == shape:
-            parameters.append(first)
-            continue
-        stored_bytes, state_bytes = (sum(part[name] for part in parts) for name in ("stored_bytes", "state_bytes"))
-        parameters.append(
-            {**first, "shape": shape, "stored_shape": shape, "stored_bytes": stored_bytes, "state_bytes": state_bytes}
-        )
-    return {"parameters": parameters, "tied": answers[0]["tied"]}
 
 
 def kv_cache(answers: Sequence[Message], kv_heads: int) -> Message:

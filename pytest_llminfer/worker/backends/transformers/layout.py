@@ -6,20 +6,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_llminfer.worker.backends.transformers import storage
+from pytest_llminfer.worker.backends.transformers import content, storage
 
 if TYPE_CHECKING:
     from pytest_llminfer.worker.backends.transformers.storage import Weight
 
 
-def report(model: Any) -> dict[str, Any]:
+def report(model: Any, *, hashed: bool = False) -> dict[str, Any]:
     """``{"parameters": [fields of Parameter, …], "tied": [[name, name], …]}``.
 
     Each weight is given what is stored for it. bitsandbytes 0.50 keeps a copy of its codebooks with every weight; were one shared,
     it would count for the first weight that uses it, so that the bytes of all parameters add up to what is stored.
+    hashed: with the hash of each weight's content, to tell the shards of two ranks apart.
     """
     count = storage.StorageCount()
-    return {"parameters": [_parameter(weight, count) for weight in storage.weights(model)], "tied": storage.tied(model)}
+    return {
+        "parameters": [
+            _parameter(weight, count) | ({"content": content.digest(weight.tensor)} if hashed else {})
+            for weight in storage.weights(model)
+        ],
+        "tied": storage.tied(model),
+    }
 
 
 def _parameter(weight: Weight, count: storage.StorageCount) -> dict[str, Any]:

@@ -185,7 +185,8 @@ class LiveModel:
 
     def layout(self) -> dict[str, Any]:
         """Every stored tensor, as it is stored now."""
-        return dict(layout.report(self.model))
+        place = {"tp_rank": own_rank()} if self.spec.tp > 1 else {}
+        return {**layout.report(self.model, hashed=self.spec.tp > 1), **place}
 
     def memory(self, *, reset_peak: bool) -> dict[str, Any]:
         """The fields of ``MemoryReport``."""
@@ -215,10 +216,6 @@ class LiveModel:
             "weights_bytes": storage.StorageCount().new_bytes(tensors),
             "tp_rank": number,
         }
-
-    def whole_shapes(self) -> Mapping[str, Sequence[int]]:
-        """Shapes of the whole model's parameters, by name."""
-        return sharding.whole_shapes(type(self.model), self.model.config)
 
     @property
     def kv_heads(self) -> int:

@@ -15,8 +15,6 @@ from pytest_llminfer.worker.backends.transformers.group import LISTENER_VARIABLE
 from pytest_llminfer.worker.backends.transformers.storage import own_part
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pytest_llminfer.spec import EngineSpec
 
 # Longer than any client waits: the client's own time limit decides what hangs.
@@ -94,13 +92,6 @@ def _with_part(parameter: Any, part: torch.Tensor) -> torch.Tensor:
     return DTensor.from_local(
         part, parameter.device_mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
-
-
-def whole_shapes(model_class: Any, config: Any) -> Mapping[str, list[int]]:
-    """Shapes of the parameters of the model on one device, by name."""
-    with torch.device("meta"):
-        skeleton = model_class(config)
-    return {name: list(parameter.shape) for name, parameter in skeleton.named_parameters(remove_duplicate=False)}
 
 
 def plan(model: Any) -> dict[str, str]:

@@ -101,7 +101,7 @@ class VllmBackend:
         return {"scores": self._live.score_top(sequences, top=top, last=last)}
 
     def layout(self) -> Message:
-        """Every stored tensor of the first rank of each stage, by vLLM's own names."""
+        """Every stored tensor, of each rank where there are several, by vLLM's own names."""
         return self._live.layout()
 
     def memory(self, *, reset_peak: bool = False) -> Message:

@@ -57,20 +57,24 @@ class _Questions:
 
     def rank(self) -> dict[str, Any]:
         """The fields of ``Rank``."""
-        from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
-
         return {
             "pid": os.getpid(),
             "name": _process_name(),
             "device": device_id(self._device),
             "weights_bytes": rank_layout.stored_bytes(self._model, StorageCount()),
-            "tp_rank": int(get_tensor_model_parallel_rank()),
-            "pp_rank": int(get_pp_group().rank_in_group),
+            **self._place(),
         }
 
+    def _place(self) -> dict[str, int]:
+        from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
+
+        return {"tp_rank": int(get_tensor_model_parallel_rank()), "pp_rank": int(get_pp_group().rank_in_group)}
+
     def layout(self) -> dict[str, Any]:
-        """The parameters of this rank."""
-        return {**rank_layout.report(self._model), "rank": self.rank()}
+        """The parameters of this rank; of several with the hash of what each holds."""
+        config = self._worker.parallel_config
+        spread = config.tensor_parallel_size * config.pipeline_parallel_size > 1
+        return {**rank_layout.report(self._model, hashed=spread), **self._place()}
 
     def memory(self, *, reset_peak: bool) -> dict[str, Any]:
         """The fields of ``MemoryReport`` for this rank."""

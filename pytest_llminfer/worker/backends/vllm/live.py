@@ -126,15 +126,9 @@ class LiveEngine:
             return scoring.score_top(self.llm, self._vllm.SamplingParams, sequences, top=top, last=last, progress=self._progress)
 
     def layout(self) -> dict[str, Any]:
-        """The parameters of the first rank of each pipeline stage."""
-        stages = sorted(
-            (answer for answer in self._ask("layout") if answer["rank"]["tp_rank"] == 0),
-            key=lambda answer: answer["rank"]["pp_rank"],
-        )
-        return {
-            "parameters": [parameter for stage in stages for parameter in stage["parameters"]],
-            "tied": [pair for stage in stages for pair in stage["tied"]],
-        }
+        """The parameters of the model, or of each rank."""
+        answers = self._ask("layout")
+        return {"ranks": answers} if len(answers) > 1 else answers[0]
 
     def memory(self, *, reset_peak: bool) -> dict[str, Any]:
         """Every figure is that of the rank with the most."""

@@ -62,7 +62,11 @@ def _bitsandbytes(spec: EngineSpec, methods: Collection[str], *, on_cpu: bool) -
             f"use quantization=nf4, or a checkpoint that is stored as {spec.quantization}"
         )
     if spec.weights == "dummy":
-        raise UnsupportedError("vLLM quantizes with bitsandbytes what it reads from files; weights=dummy has none")
+        # EngineArgs.create_load_config puts load_format="bitsandbytes" in the place of "dummy", and finds no files.
+        raise UnsupportedError(
+            "vLLM quantizes with bitsandbytes what it reads from files; weights=dummy has none: "
+            "write some with tools/random_checkpoint.py, and give the folder as the model"
+        )
     return {"quantization": "bitsandbytes"}
 
 

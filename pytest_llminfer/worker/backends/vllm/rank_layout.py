@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_llminfer.worker.backends.transformers.content import digest
 from pytest_llminfer.worker.backends.transformers.storage import StorageCount, tied
 
 if TYPE_CHECKING:
@@ -50,10 +51,19 @@ def weights(model: Any) -> Iterator[Weight]:
                 yield weight
 
 
-def report(model: Any) -> dict[str, Any]:
-    """``{"parameters": [fields of Parameter, …], "tied": [[name, name], …]}`` of this rank."""
+def report(model: Any, *, hashed: bool = False) -> dict[str, Any]:
+    """``{"parameters": [fields of Parameter, …], "tied": [[name, name], …]}`` of this rank.
+
+    hashed: with the hash of each weight's content that a tensor shows.
+    """
     count = StorageCount()
-    return {"parameters": [_parameter(weight, count) for weight in weights(model)], "tied": tied(model)}
+    return {
+        "parameters": [
+            _parameter(weight, count) | ({"content": digest(weight.tensor)} if hashed and weight.tensor is not None else {})
+            for weight in weights(model)
+        ],
+        "tied": tied(model),
+    }
 
 
 def stored_bytes(model: Any, count: StorageCount) -> int:

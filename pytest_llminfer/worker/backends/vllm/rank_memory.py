@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +15,19 @@ from pytest_llminfer.worker.backends.transformers.storage import StorageCount
 from pytest_llminfer.worker.backends.vllm.rank_layout import repacked_bytes, stored_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 _ENGINE_BOOKS = {
     "activation_peak_bytes": ("peak_activation_memory",),
     "non_torch_bytes": ("non_torch_memory",),
-    "graphs_bytes": ("cuda_graph_memory_bytes", "cudagraph_memory_estimate"),
+    "graphs_estimate_bytes": ("cudagraph_memory_estimate",),
+    "engine_weights_bytes": ("model_memory_usage",),
+    "requested_bytes": ("requested_memory",),
 }
-"""Fields of MemoryReport, to the attributes of vLLM's worker, of which a version has one or none."""
+"""Fields of MemoryReport, to the attributes of vLLM's worker or its model runner: they have them on a GPU, all of them only where
+the pool was sized by profiling (``determine_available_memory`` of gpu_worker.py, 0.25.1).
+"""
+_SHARED_OUT = ("engine_weights_bytes", "non_torch_bytes", "activation_peak_bytes")
 
 
 class RankMeter(HostMeter):
@@ -69,6 +75,7 @@ class Books:
         run_peak_bytes = self._meter.peak_bytes()
         with _thawed():
             live_bytes = self._meter.live_bytes() + (0 if self._cuda else repacked_bytes(model))
+            pool_bytes = count.new_bytes(cache_tensors(worker.model_runner))
             answer = {
                 "device": "cuda" if self._cuda else "cpu",
                 "weights_bytes": weights_bytes,
@@ -78,12 +85,37 @@ class Books:
                 "run_peak_bytes": run_peak_bytes,
                 "measured_by": self._meter.measured_by,
                 "resolution_bytes": self._meter.resolution_bytes(),
-                "kv_pool_bytes": count.new_bytes(cache_tensors(worker.model_runner)),
-                **{field: _first(worker, names) for field, names in _ENGINE_BOOKS.items()},
+                "kv_pool_bytes": pool_bytes,
+                **(_books(worker, pool_bytes) if self._cuda else {}),
             }
             if reset_peak:
                 self._meter.reset_peak()
         return answer
+
+
+def _books(worker: Any, pool_bytes: int) -> dict[str, int | None]:
+    """What vLLM has written down of a GPU, and what it comes to together with the pool that it took.
+
+    accounted_bytes: weights, non-torch memory, activation peak, graphs where they are subtracted, and the pool: what was
+    requested, less the part of a block that is left over. None where the pool was given and nothing was profiled.
+    """
+    books = {field: _first(worker, names) for field, names in _ENGINE_BOOKS.items()}
+    parts = [books[name] for name in _SHARED_OUT]
+    estimate = (books["graphs_estimate_bytes"] or 0) if _graphs_are_subtracted() else 0
+    known = [part for part in parts if part is not None]
+    accounted = sum(known) + estimate + pool_bytes if len(known) == len(parts) else None
+    return {**books, "graphs_bytes": graph_pool_bytes(torch.cuda.memory_snapshot()), "accounted_bytes": accounted}
+
+
+def _graphs_are_subtracted() -> bool:
+    """Whether the estimate of CUDA graphs is taken out of the pool: by default since 0.21."""
+    envs = importlib.import_module("vllm.envs")
+    return bool(getattr(envs, "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", False))
+
+
+def graph_pool_bytes(segments: Iterable[Mapping[str, Any]]) -> int:
+    """Bytes of the allocator's segments in the private pools of captured graphs. segments: of ``torch.cuda.memory_snapshot()``."""
+    return sum(int(segment["total_size"]) for segment in segments if tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0))
 
 
 @contextlib.contextmanager
