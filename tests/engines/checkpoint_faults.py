@@ -37,6 +37,35 @@ def widen(source: Path, target: Path, name: str) -> Path:
     return _copy(source, target, drop=name, put={name: ("F32", values.shape, values.tobytes())})
 
 
+def take_a_layer_from(other: Path, source: Path, target: Path) -> Path:
+    """The down projection of layer 2 is that of another checkpoint."""
+    return _copy(source, target, drop=f"{LEFT}.", put={n: t for n, t in _contents(other).items() if n.startswith(f"{LEFT}.")})
+
+
+def regroup(source: Path, target: Path, size: int) -> Path:
+    """No fault: the same weights in smaller groups, each scale and zero repeated, as a tool with that group size stores them."""
+    tensors = {}
+    for name, (dtype, shape, content) in _contents(source).items():
+        kind, values = name.rpartition(".")[2], np.frombuffer(content, np.uint8).reshape(*shape, -1)
+        if kind in {"qzeros", "scales", "weight_scale"}:
+            values = values.repeat(128 // size, axis=1 if kind == "weight_scale" else 0)
+        elif kind == "g_idx":
+            values = (np.arange(*shape, dtype="<i4") // size).view(np.uint8).reshape(*shape, 4)
+        tensors[name] = (dtype, values.shape[:-1], values.tobytes())
+    return _copy(source, target, put=tensors, change=lambda config: _declare_groups(config, size))
+
+
+def declare_groups(source: Path, target: Path, size: int) -> Path:
+    """The configuration declares groups of another size than those that are stored."""
+    return _copy(source, target, change=lambda config: _declare_groups(config, size))
+
+
+def _declare_groups(config: dict, size: int) -> None:
+    quantization = config["quantization_config"]
+    for group in quantization.get("config_groups", {"": {"weights": quantization}}).values():
+        group["weights"]["group_size"] = size
+
+
 def declare(source: Path, target: Path, **changed: object) -> Path:
     """The configuration declares something else of the quantization than what is stored."""
     return _copy(source, target, change=lambda config: config["quantization_config"].update(changed))
@@ -61,24 +90,43 @@ def never_quantized(model) -> None:
     mlp.down_proj = plain
 
 
+def split(source: Path, target: Path) -> Path:
+    """No fault: the same tensors in two shards with an index, every other one in the first."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = _contents(source)
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    weight_map = {name: names[number % 2] for number, name in enumerate(tensors)}
+    for file in names:
+        _write(target / file, {name: tensors[name] for name in tensors if weight_map[name] == file})
+    (target / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return target
+
+
 def _copy(source: Path, target: Path, *, drop: str = "\0", put: dict | None = None, change=lambda _: None) -> Path:
     shutil.copytree(source, target)
     config = json.loads((target / "config.json").read_text())
     change(config)
     (target / "config.json").write_text(json.dumps(config))
+    _write(target / "model.safetensors", {n: t for n, t in _contents(source).items() if not n.startswith(drop)} | (put or {}))
+    return target
+
+
+def _contents(source: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Dtype, shape and bytes of every tensor."""
     tensors = {}
     for name, stored in read_checkpoint(source).items():
-        if not name.startswith(drop):
-            with stored.file.open("rb") as stream:
-                stream.seek(stored.offset)
-                tensors[name] = (stored.dtype, stored.shape, stream.read(stored.stored_bytes))
+        with stored.file.open("rb") as stream:
+            stream.seek(stored.offset)
+            tensors[name] = (stored.dtype, stored.shape, stream.read(stored.stored_bytes))
+    return tensors
+
+
+def _write(file: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
     header, offset = {"__metadata__": {"format": "pt"}}, 0
-    tensors |= put or {}
     for name, (dtype, shape, content) in tensors.items():
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(content)]}
         offset += len(content)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     body = b"".join(content for _, _, content in tensors.values())
-    (target / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + body)
-    return target
+    file.write_bytes(struct.pack("<Q", len(text)) + text + body)

@@ -1,12 +1,27 @@
-"""The interpreters of real engines. A test that needs one fails where it cannot be made; it is never skipped."""
+"""The interpreters of real engines, and suites in sessions of their own.
+
+A test that needs an interpreter fails where it cannot be made; it is never skipped.
+"""
 
 from __future__ import annotations
 
 import runpy
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+SUITES = Path(__file__).resolve().parents[2] / "suites"
+FAULTS = Path(__file__).with_name("faults.py")
+FAULTY = """
+    import pytest
+
+    @pytest.fixture(scope="session")
+    def engine(engine):
+        engine.prepare("{faults}::{fault}")
+        return engine
+"""
 ENVIRONMENTS = runpy.run_path(str(Path(__file__).with_name("environments.py")))
 
 
@@ -26,3 +41,21 @@ def llamacpp_python() -> str:
 def sglang_python() -> str:
     """The path of an interpreter that has SGLang as it runs on a CPU."""
     return ENVIRONMENTS["sglang"]()
+
+
+@pytest.fixture
+def run_suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+    """Run suites by name, in a folder of their own; their engine may have one of the faults of ``faults.py``."""
+    # pytest-benchmark switches itself off where it sees a worker of pytest-xdist, which may be what runs this test.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
+
+    def run(*names: str, arguments: tuple[str, ...], fault: str = "") -> pytest.RunResult:
+        for name in names:
+            shutil.copy(SUITES / f"test_{name}.py", pytester.path)
+        (pytester.path / "conftest.py").unlink(missing_ok=True)
+        if fault:
+            pytester.makeconftest(FAULTY.format(faults=FAULTS, fault=fault))
+        return pytester.runpytest_subprocess("-v", *arguments)
+
+    return run

@@ -98,6 +98,25 @@ def lose_a_norm(model) -> None:
     model.save_pretrained = faulty
 
 
+def save_in_every_format(_model, path: str, folder: str) -> list[str]:
+    """No fault: the checkpoint at ``path`` in each format of bitsandbytes, as save_pretrained writes it; names of the folders."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    formats = {
+        "int8": {"load_in_8bit": True},
+        "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        "nf4-double": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+        "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    }
+    for name, settings in formats.items():
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path, quantization_config=BitsAndBytesConfig(**settings), dtype=torch.bfloat16, device_map="cpu"
+        )
+        loaded.save_pretrained(f"{folder}/{name}")
+    return list(formats)
+
+
 def _checkpoint(model, name):
     from pathlib import Path
 

@@ -8,39 +8,22 @@ from pathlib import Path
 import pytest
 
 from pytest_llminfer.checks.kv_diagnosis import Kind
-from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.equivalence import KVEquivalence
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.models.model import Model
-from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAULTS = Path(__file__).with_name("kv_faults.py")
 TOOL = runpy.run_path(str(REPOSITORY / "tools" / "kv_fault_table.py"))
 TABLE = TOOL["TABLE"]
+FAULTY = runpy.run_path(str(Path(__file__).with_name("faulty_transformers.py")))
+engine, faulty = FAULTY["engine"], FAULTY["faulty"]
 SLIDING = "gemma-3-4b"
 MINE = """
     def test_my_model(kv_equivalence):
         kv_equivalence.structure(families=("chunked", "crop"))
         kv_equivalence.first_layer()
 """
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    """The reference model in bf16, started once for all tests."""
-    log = tmp_path_factory.mktemp("worker") / "log"
-    engine = Engine(Launch(EngineSpec("transformers"), Model("reference"), {}, {"OMP_NUM_THREADS": "1"}, timeout=240, log=log))
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def faulty(engine):
-    """Inject a fault into the worker, which is sound again afterwards."""
-    yield lambda fault, **arguments: engine.run(f"{FAULTS}::{fault}", **arguments)
-    engine.run(f"{FAULTS}::undo")
 
 
 @pytest.fixture

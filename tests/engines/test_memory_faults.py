@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FAULTS = Path(__file__).with_name("faults.py")
-FAULTY = """
-    import pytest
-
-    @pytest.fixture(scope="session")
-    def engine(engine):
-        engine.prepare("{faults}::{fault}")
-        return engine
-"""
 GPT2 = ("--model=gpt2", "--weights=dummy", "--dtype=bf16", "--quantization=none")
 STATIC = ("-k", "stored_as_declared or every_line or weights_take")
 
 
 @pytest.fixture
-def suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+def suites(run_suites: Callable[..., pytest.RunResult]) -> Callable[..., pytest.RunResult]:
     """The suites on layouts and memory in one session, their engine with or without a fault."""
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
 
     def run(*arguments: str, fault: str = "") -> pytest.RunResult:
-        for name in ("dtype_layout", "memory_budget"):
-            shutil.copy(REPOSITORY / "suites" / f"test_{name}.py", pytester.path)
-        if fault:
-            pytester.makeconftest(FAULTY.format(faults=FAULTS, fault=fault))
-        return pytester.runpytest_subprocess("-v", "--baselines=none-recorded", *arguments)
+        return run_suites("dtype_layout", "memory_budget", arguments=("--baselines=none-recorded", *arguments), fault=fault)
 
     return run
 

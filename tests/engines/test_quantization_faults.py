@@ -8,17 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pytest_llminfer.checks.checkpoint import check_checkpoint
 from pytest_llminfer.checks.float_formats import check_casts, drawn
 from pytest_llminfer.checks.quantization import check_against_best, check_codebook, check_loss_of_weights, check_round_trip
 from pytest_llminfer.checks.resaved import check_resaved
 from pytest_llminfer.checks.training import check_one_step
 from pytest_llminfer.experiments import experiment
 from pytest_llminfer.models.float_formats import FORMATS
+from pytest_llminfer.models.stored import read_stored
 from pytest_llminfer.verdict import Outcome
 
 WORKERS = runpy.run_path(str(Path(__file__).with_name("transformers_workers.py")))
 REFERENCE, start = (WORKERS[name] for name in ("REFERENCE", "start"))
 FAULTS = Path(__file__).with_name("quantization_faults.py")
+ON_DISK = runpy.run_path(str(Path(__file__).with_name("checkpoint_faults.py")))
 NORMAL = np.random.default_rng(1).standard_normal((64, 4096)).astype(np.float32)
 SHARD = 1 << 20
 
@@ -81,6 +84,55 @@ def test_all_claims_are_true_of_a_model_as_it_is_and_leave_it_as_it_was(cell) ->
     assert {claim: verdict.outcome for claim, verdict in first.items()} == dict.fromkeys(CLAIMS, Outcome.PASS)
     assert cell.judge("weights") == first["weights"]
     assert cell.judge("resaved").outcome is Outcome.PASS
+
+
+@pytest.fixture(scope="module")
+def saved(cell, tmp_path_factory):
+    """The reference model in each format of bitsandbytes, on disk; made before anything is given a fault."""
+    folder = tmp_path_factory.mktemp("bitsandbytes")
+    names = cell.run(f"{FAULTS}::save_in_every_format", path=str(REFERENCE), folder=str(folder))
+    return {name: folder / name for name in names}
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("int8", {"int8": 3_145_728, "uint8": 28, "float32": 40_960}),
+        ("nf4", {"uint8": 1_572_864, "float32": 196_608 + 28 * 64}),
+        ("nf4-double", {"uint8": 1_572_864 + 49_152, "float32": 28 * (64 + 1024) + 4 * 192}),
+        ("fp4", {"uint8": 1_572_864, "float32": 196_608 + 28 * 64}),
+    ],
+)
+def test_a_checkpoint_of_bitsandbytes_is_stored_as_it_declares_and_named_where_it_is_not(saved, name, stored, tmp_path) -> None:
+    layout, *notes = check_checkpoint(read_stored(saved[name]))
+    assert (layout.outcome, layout.details) == (Outcome.PASS, ())
+    held = {each.name.removeprefix("stored in "): each.value for each in layout.measurements}
+    assert {dtype: held.get(dtype) for dtype in stored} == stored
+    assert [(each.outcome, each.key) for each in notes] == [(Outcome.PASS, "28 notes")] * (name != "int8")
+    left = check_checkpoint(read_stored(ON_DISK["leave_a_layer_alone"](saved[name], tmp_path / "left")))
+    assert [each.outcome for each in left] == [Outcome.FAIL] * (1 + len(notes))
+    assert len(left[0].details) == 1
+    assert (
+        left[0].details[0].startswith(f"{ON_DISK['LEFT']}.weight: left in bfloat16 instead of {name.partition('-')[0]} (weight, ")
+    )
+    assert all(each.details == (f"{ON_DISK['LEFT']}.weight: no note of how it is unpacked",) for each in left[1:])
+
+
+def test_another_4_bit_format_of_the_same_bytes_is_named_by_its_note(saved, tmp_path) -> None:
+    mixed = ON_DISK["take_a_layer_from"](saved["fp4"], saved["nf4"], tmp_path / "mixed")
+    layout, notes = check_checkpoint(read_stored(mixed))
+    assert layout.outcome is Outcome.PASS
+    assert notes.details == (f"{ON_DISK['LEFT']}.weight: noted with quant_type fp4 instead of nf4",)
+
+
+def test_scales_that_are_not_quantized_although_declared_so_are_named(saved, tmp_path) -> None:
+    declared = ON_DISK["declare"](saved["nf4"], tmp_path / "declared", bnb_4bit_use_double_quant=True)
+    layout, notes = check_checkpoint(read_stored(declared))
+    assert "self_attn.q_proj.weight.nested_absmax (and the same in 3 other layers): missing" in str(layout)
+    assert "noted with nested_blocksize None instead of 256" in str(notes)
+    undeclared = ON_DISK["declare"](saved["nf4-double"], tmp_path / "undeclared", bnb_4bit_use_double_quant=False)
+    layout, notes = check_checkpoint(read_stored(undeclared))
+    assert (layout.outcome, notes.outcome) == (Outcome.FAIL, Outcome.FAIL)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from pytest_llminfer.checks.layout import check_layout
+from pytest_llminfer.checks.ledger import check_ledger, ledger_lines, pinned_capacity
 from pytest_llminfer.checks.memory import check_weights, predict_weights
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.engines.environments.cache import cache_folder
 from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.memory_model.buffers import rope_bytes
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.observations import Layout
+from pytest_llminfer.models.stored import group_size
+from pytest_llminfer.observations import KVPool, Layout, MemoryReport
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 
@@ -25,6 +28,12 @@ ASSETS, LEFT = FAULTS["ASSETS"], FAULTS["LEFT"]
 REFERENCE = Model("reference")
 VLLM = Path(__file__).with_name("vllm_formats.py")
 VLLM_FORMATS = ("w8a8", "w4a16", "fp8", "gptq", "awq")
+GROUP = 32
+SMALL_POOLS = {
+    "plan_a_small_pool": ("KV capacity", "KV pool"),
+    "take_a_small_pool": ("KV bytes a token", "KV pool"),
+}
+"""A KV pool a tenth too small, by the lines of the ledger that are then outside their gates: the engine knows it, or does not."""
 IGNORED = "int8_per_channel_weight_only"
 
 
@@ -58,12 +67,14 @@ def judged(engine: Engine):
         quantization=spec.quantization,
         tied=layout.tied,
         engine=spec.engine,
+        group_size=group_size(engine.model.config.get("quantization_config")),
     )
 
 
 def weighed(engine: Engine):
     of = {"dtype": engine.info.dtype, "quantization": engine.spec.quantization, "engine": engine.spec.engine, "device": "cpu"}
-    return check_weights(report=engine.memory(), predicted=predict_weights(shape=engine.model.shape, **of))
+    size = group_size(engine.model.config.get("quantization_config"))
+    return check_weights(report=engine.memory(), predicted=predict_weights(shape=engine.model.shape, **of, group_size=size))
 
 
 def answers(engine: Engine) -> int:
@@ -71,8 +82,8 @@ def answers(engine: Engine) -> int:
     return sum(answer.finish_reason == "stop" for answer in engine.generate(REFERENCE.prompts(12), max_tokens=100))
 
 
-def test_transformers_computes_with_a_checkpoint_that_came_quantized(start):
-    engine = start("transformers", ASSETS / "w4a16", quantization="w4a16")
+def test_transformers_computes_with_a_checkpoint_that_came_quantized(start, tmp_path):
+    engine = start("transformers", FAULTS["regroup"](ASSETS / "w4a16", tmp_path / "w4a16", GROUP), quantization="w4a16")
     before = engine.layout()
     assert judged(engine).outcome is Outcome.PASS
     assert weighed(engine).outcome is Outcome.PASS
@@ -138,7 +149,11 @@ def vllm(vllm_python, tmp_path_factory):
     faulty = FAULTS["leave_a_layer_alone"](ASSETS / "w8a8", folder / "w8a8")
     cells = {name: {"model": str(ASSETS / name), "quantization": name, "engine_args": {}} for name in VLLM_FORMATS}
     cells["ignored"] = {"model": REFERENCE.path, "quantization": "none", "engine_args": {"quantization": IGNORED}}
+    grouped = FAULTS["regroup"](ASSETS / "gptq", folder / "grouped", GROUP)
+    cells["grouped"] = {"model": str(grouped), "quantization": "gptq", "engine_args": {}}
     cells["faulty"] = {"model": str(faulty), "quantization": "w8a8", "engine_args": {}}
+    for fault in SMALL_POOLS:
+        cells[fault] = {"model": REFERENCE.path, "quantization": "none", "engine_args": {}, "fault": fault}
     task, answer, log = (folder / name for name in ("task.json", "answer.json", "log"))
     task.write_text(json.dumps({"prompts": REFERENCE.prompts(2), "cells": list(cells.values())}))
     with log.open("wb") as stream:
@@ -155,7 +170,7 @@ def vllm(vllm_python, tmp_path_factory):
     return dict(zip(cells, json.loads(answer.read_text()), strict=True))
 
 
-def in_vllm(found, quantization):
+def in_vllm(found, quantization, **declared):
     layout = Layout.from_message(found["layout"])
     return check_layout(
         parameters=layout.parameters,
@@ -164,7 +179,8 @@ def in_vllm(found, quantization):
         quantization=quantization,
         tied=layout.tied,
         engine="vllm",
-        asked=found["asked"] or "",
+        asked=found["resolved"]["quantization"] or "",
+        **declared,
     )
 
 
@@ -178,8 +194,19 @@ def test_vllm_holds_a_checkpoint_as_declared(vllm, name):
     assert [tokens[:4] for tokens in vllm[name]["tokens"]] == [tokens[:4] for tokens in vllm["ignored"]["tokens"]]
 
 
+def test_groups_of_another_size_are_held_and_predicted_as_declared(vllm):
+    assert in_vllm(vllm["grouped"], "gptq").outcome is Outcome.FAIL
+    verdict = in_vllm(vllm["grouped"], "gptq", group_size=GROUP)
+    assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
+    stored = sum(parameter["stored_bytes"] for parameter in vllm["grouped"]["layout"]["parameters"])
+    of = {"shape": REFERENCE.shape, "dtype": "bf16", "quantization": "gptq", "engine": "vllm", "device": "cpu"}
+    assert stored == predict_weights(**of, group_size=GROUP) == predict_weights(**of) + 3 * 49_152
+    # Every scale four times: the same weights, and so the same words as in groups of 128.
+    assert vllm["grouped"]["tokens"] == vllm["gptq"]["tokens"]
+
+
 def test_a_quantization_that_vllm_takes_and_ignores_is_caught(vllm):
-    assert vllm["ignored"]["asked"] == IGNORED
+    assert vllm["ignored"]["resolved"]["quantization"] == IGNORED
     verdict = in_vllm(vllm["ignored"], "none")
     assert verdict.outcome is Outcome.FAIL
     assert [line.split(".")[4] for line in verdict.details] == ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
@@ -191,3 +218,37 @@ def test_a_layer_that_vllm_left_in_16_bits_is_named(vllm):
     assert verdict.outcome is Outcome.FAIL
     assert len(verdict.details) == 1
     assert verdict.details[0].startswith(f"{LEFT}.weight: left in bfloat16 instead of w8a8 (")
+
+
+def ledger(found):
+    """The lines of memory of a vLLM whose pool was pinned."""
+    pool, shape = KVPool.from_message(found["kv_pool"]), REFERENCE.shape
+    a_token = shape.kv_bytes_per_token("bf16")
+    return ledger_lines(
+        report=MemoryReport.from_message(found["memory"]),
+        weights=predict_weights(shape=shape, dtype="bf16", quantization="none", engine="vllm"),
+        buffers=rope_bytes(
+            {**REFERENCE.config, "max_position_embeddings": found["resolved"]["max_model_len"]}, shape, engine="vllm", dtype="bf16"
+        ),
+        pool=pool,
+        bytes_per_token=a_token,
+        capacity=pinned_capacity(resolved=found["resolved"], pool=pool, rank_bytes_per_token=a_token),
+    )
+
+
+def test_a_pinned_pool_in_vllm_is_predicted_to_the_token(vllm):
+    verdict = check_ledger(lines=ledger(vllm["ignored"]))
+    assert (verdict.outcome, verdict.key) == (Outcome.PASS, "5/5 lines")
+
+
+@pytest.mark.parametrize(("fault", "outside"), SMALL_POOLS.items())
+def test_a_pool_in_vllm_that_is_a_tenth_too_small_is_named(vllm, fault, outside):
+    whole, lines = ledger(vllm["ignored"]), ledger(vllm[fault])
+    assert [line.line for line in lines if not line.within] == list(outside)
+    verdict = check_ledger(lines=lines)
+    assert verdict.outcome is Outcome.FAIL
+    assert [line.partition(": ")[0] for line in verdict.details] == list(outside)
+    (full,), (found,) = ([line.measured for line in each if line.line == "KV pool"] for each in (whole, lines))
+    # A tenth in whole blocks, one of which is vLLM's own.
+    blocks = vllm["ignored"]["kv_pool"]["num_blocks"] + 1
+    assert found * blocks == full * (blocks * 9 // 10)

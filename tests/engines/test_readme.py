@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+REPOSITORY = Path(__file__).resolve().parents[2]
+README = (REPOSITORY / "README.md").read_text()
+PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 
 
 def test_the_test_of_ones_own_model_has_ten_lines_and_passes(pytester: pytest.Pytester) -> None:
@@ -21,8 +23,43 @@ def test_the_test_of_ones_own_model_has_ten_lines_and_passes(pytester: pytest.Py
     result.assert_outcomes(passed=4)
 
 
-def test_every_option_is_in_the_readme() -> None:
-    from pytest_llminfer.options import MATRIX, OTHER
+class Options:
+    """What a plugin registers with pytest's parser, by name."""
 
-    for option in (*MATRIX, *OTHER):
-        assert f"`{option.flag}`" in README, option.flag
+    def __init__(self) -> None:
+        self.flags: list[str] = []
+
+    def getgroup(self, *_: str) -> Options:
+        return self
+
+    def addoption(self, flag: str, **_: object) -> None:
+        self.flags.append(flag)
+
+    def addini(self, *_: object, **_keywords: object) -> None:
+        pass
+
+
+def test_every_option_is_in_the_readme() -> None:
+    from pytest_llminfer.options import add_options
+
+    registered = Options()
+    add_options(registered)
+    assert len(registered.flags) > 20
+    assert [flag for flag in registered.flags if f"`{flag}" not in README] == []
+
+
+def test_every_suite_is_in_the_readme() -> None:
+    suites = sorted(path.name for path in (REPOSITORY / "suites").glob("test_*.py"))
+    assert len(suites) > 10
+    assert [name for name in suites if f"| `{name}` |" not in README] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_option_and_file_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text()
+    sources = [path for name in ("pytest_llminfer", "tools", "benchmarks") for path in (REPOSITORY / name).rglob("*.py")]
+    known = "".join(path.read_text() for path in sources)
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) - {"--pyargs"}
+    assert [flag for flag in sorted(flags) if f'"{flag}"' not in known] == []
+    files = re.findall(r"\b((?:tools|tests|suites|benchmarks|docs|pytest_llminfer)/[\w./]*\.(?:py|sh|md|toml))", text)
+    assert [name for name in sorted(set(files)) if not (REPOSITORY / name).exists()] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import threading
 import time
@@ -27,38 +28,10 @@ from pytest_llminfer.verdict import Outcome
 MODEL = Model("reference")
 MAX_TOKENS, TOP = 48, 20
 POOL_TOKENS = 4096
+RANK_FAULTS = runpy.run_path(str(Path(__file__).with_name("rank_faults.py")))
 BYTES_PER_TOKEN = 2 * 4 * 2 * 64 * 2
 WEIGHTS_BYTES = 7_344_640
-PROBES = """\
-def scale(model, *, factor):
-    weight = model.model.layers[1].mlp.down_proj.weight
-    weight.mul_(factor)
-    return float(weight.float().abs().sum())
-
-def fails(model):
-    raise KeyError("no such layer")
-
-def ignore_one_token(model, *, on):
-    # Prefixes that differ in one token are taken for the same, as by a hash that collides.
-    from sglang.srt.mem_cache.radix_cache import RadixKey
-
-    right = getattr(RadixKey, "right", RadixKey.match)
-
-    def match(self, other, page_size=1):
-        found, length = right(self, other, page_size), min(len(self), len(other))
-        differing = sum(ours != theirs for ours, theirs in zip(self.token_ids, other.token_ids))
-        return length if found and differing == 1 else found
-
-    RadixKey.right, RadixKey.match = right, match if on else right
-
-def run_out_of_memory(model):
-    import torch
-
-    def forward(*args, **kwargs):
-        raise torch.OutOfMemoryError("out of memory: tried to allocate 20.00 GiB")
-
-    model.forward = forward
-"""
+PROBES = Path(__file__).with_name("sglang_probes.py")
 
 
 def start(folder: Path, cell: str, interpreter: str = "", **engine_args) -> Engine:
@@ -69,9 +42,7 @@ def start(folder: Path, cell: str, interpreter: str = "", **engine_args) -> Engi
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sglang")
-    (folder / "probes.py").write_text(PROBES)
-    return folder
+    return tmp_path_factory.mktemp("sglang")
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +90,8 @@ def test_tokens_are_those_of_transformers(single, prompts, reference):
         np.testing.assert_array_equal(answer.top_ids[:, 0], answer.token_ids)
 
 
-def test_a_wrong_weight_is_seen_in_the_tokens(single, folder, prompts, reference):
-    probe = f"{folder / 'probes.py'}::scale"
+def test_a_wrong_weight_is_seen_in_the_tokens(single, prompts, reference):
+    probe = f"{PROBES}::scale"
     right = single.run(probe, factor=1.0)
     assert single.run(probe, factor=4.0) == 4 * right
     forget = single.score(reference["sequences"][:1])  # the prefixes that the right weights computed
@@ -130,10 +101,10 @@ def test_a_wrong_weight_is_seen_in_the_tokens(single, folder, prompts, reference
     assert same_tokens(wrong, reference["answers"]).outcome is Outcome.FAIL
     assert np.abs(forget[0] - again[0]).max() > 1
     with pytest.raises(EngineError, match=r"(?s)fails in .*KeyError: 'no such layer'"):
-        single.run(f"{folder / 'probes.py'}::fails")
+        single.run(f"{PROBES}::fails")
 
 
-def test_a_stale_prefix_is_caught_by_its_counts_and_by_its_answers(single, folder):
+def test_a_stale_prefix_is_caught_by_its_counts_and_by_its_answers(single):
     noise = Schedules.ask(single).noise_of_decode()
 
     def outcomes():
@@ -144,7 +115,7 @@ def test_a_stale_prefix_is_caught_by_its_counts_and_by_its_answers(single, folde
         return check_prefix_hits(found=found.cached, block=single.kv_pool().block_size), distributions
 
     assert [verdict.outcome for verdict in outcomes()] == [Outcome.PASS, Outcome.PASS]
-    probe = f"{folder / 'probes.py'}::ignore_one_token"
+    probe = f"{PROBES}::ignore_one_token"
     single.run(probe, on=True)
     counts, distributions = outcomes()
     single.run(probe, on=False)
@@ -251,9 +222,14 @@ def test_two_tensor_parallel_ranks_answer_as_one(folder, sglang_python, prompts,
         verdict = same_tokens(engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP), reference["answers"])
         pool = engine.kv_pool()
         anew = engine.generate(prompts[:1], max_tokens=4, route="no_cache")
+        stored = RANK_FAULTS["check"](engine)
+        engine.run(f"{RANK_FAULTS['__file__']}::store_otherwise")
+        faulty = RANK_FAULTS["check"](engine)
     finally:
         engine.close()
     assert verdict.outcome is Outcome.PASS, str(verdict)
+    assert (stored.outcome, stored.details) == (Outcome.PASS, ())
+    assert faulty.details == RANK_FAULTS["SAID"]
     assert [(rank.name, rank.tp_rank) for rank in ranks] == [("sglang::scheduler_TP0", 0), ("sglang::scheduler_TP1", 1)]
     assert all(WEIGHTS_BYTES / 2 <= rank.weights_bytes < 0.6 * WEIGHTS_BYTES for rank in ranks)
     assert pool.bytes_per_token == BYTES_PER_TOKEN
@@ -272,16 +248,6 @@ def test_two_native_replicas_answer_in_order(folder, sglang_python, prompts, ref
     assert [rank.weights_bytes for rank in ranks] == [WEIGHTS_BYTES] * 2
 
 
-def test_an_argument_that_the_installed_version_lacks_is_refused(folder, sglang_python):
-    with pytest.raises(BadInputError, match=r"'atention_backend'.*Did you mean 'attention_backend'"):
-        start(folder, "sglang", sglang_python, atention_backend="triton")
-
-
-def test_a_pool_larger_than_memory_is_named(folder, sglang_python):
-    with pytest.raises(OutOfMemoryError, match=r"max_total_tokens=10000000000 was asked for.*memory for a pool of \d+"):
-        start(folder, "sglang", sglang_python, max_total_tokens=10**10, mem_fraction_static=0.05)
-
-
 def test_a_killed_scheduler_is_told_and_the_next_request_starts_anew(single, prompts):
     (rank,) = single.ranks()
     family = psutil.Process(psutil.Process(rank.pid).ppid()).children(recursive=True)
@@ -296,8 +262,8 @@ def test_a_killed_scheduler_is_told_and_the_next_request_starts_anew(single, pro
     assert single.loads == 2
 
 
-def test_a_scheduler_that_fails_says_why(single, folder, prompts):
-    single.run(f"{folder / 'probes.py'}::run_out_of_memory")
+def test_a_scheduler_that_fails_says_why(single, prompts):
+    single.run(f"{PROBES}::run_out_of_memory")
     begun = time.monotonic()
     with pytest.raises(OutOfMemoryError, match=r"while generating for 1 prompts: .*tried to allocate 20.00 GiB"):
         single.generate(prompts[:1])

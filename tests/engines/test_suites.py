@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FAULTS = Path(__file__).with_name("faults.py")
-FAULTY = """
-    import pytest
-
-    @pytest.fixture(scope="session")
-    def engine(engine):
-        engine.prepare("{faults}::{fault}")
-        return engine
-"""
 
 
 @pytest.fixture
-def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+def suite(run_suites: Callable[..., pytest.RunResult]) -> Callable[..., pytest.RunResult]:
     """Run one suite in a folder of its own, its engine with or without a fault."""
-    # pytest-benchmark switches itself off where it sees a worker of pytest-xdist, which may be what runs this test.
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
 
     def run(name: str, *arguments: str, fault: str = "", baselines: Path = REPOSITORY / "baselines") -> pytest.RunResult:
-        shutil.copy(REPOSITORY / "suites" / f"test_{name}.py", pytester.path)
-        conftest = pytester.path / "conftest.py"
-        conftest.unlink(missing_ok=True)
-        if fault:
-            pytester.makeconftest(FAULTY.format(faults=FAULTS, fault=fault))
-        return pytester.runpytest_subprocess("-v", f"--baselines={baselines}", *arguments)
+        return run_suites(name, arguments=(f"--baselines={baselines}", *arguments), fault=fault)
 
     return run
 

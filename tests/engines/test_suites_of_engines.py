@@ -74,6 +74,8 @@ def check_cells(result: pytest.RunResult, single: str, spreads: tuple[str, ...],
         assert passed(result, "test_weights_take_the_bytes_that_the_configuration_implies", cell)
     for words in spreads:
         assert passed(result, "test_every_rank_holds_its_share_of_the_weights", f"{single}{words}{at}")
+        assert passed(result, "test_every_parameter_is_stored_as_declared", f"{single}{words}{at}")
+        assert passed(result, "test_layout_is_as_recorded", f"{single}{words}{at}")
 
 
 def test_vllm_on_one_gpu_and_on_two(suites, vllm_python: str) -> None:

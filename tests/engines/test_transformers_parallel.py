@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import signal
 import threading
 import time
@@ -15,11 +16,15 @@ import numpy as np
 import psutil
 import pytest
 
+from pytest_llminfer.checks.rank_layout import check_rank_layouts
 from pytest_llminfer.engines.engine import Engine, Launch
-from pytest_llminfer.errors import EngineDiedError, EngineHungError
+from pytest_llminfer.errors import EngineDiedError, EngineHungError, UnsupportedError
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.verdict import Outcome
 
+PROCESSES = runpy.run_path(str(Path(__file__).with_name("processes.py")))
+members, left = PROCESSES["members"], PROCESSES["left"]
 MODEL = Model("reference")
 PROBES = """\
 import os
@@ -35,6 +40,39 @@ def scale(model, *, rank, factor):
         if int(os.environ.get("RANK", 0)) == rank:
             part.mul_(factor)
     return int(os.environ.get("RANK", 0)), list(part.shape)
+
+def spoil(model, *, how):
+    import torch
+    owner = model.model.layers[2].mlp.down_proj
+    part = owner.weight.to_local() if hasattr(owner.weight, "to_local") else owner.weight
+    part = part.detach().contiguous()
+    both = [torch.empty_like(part) for _ in range(2)]
+    torch.distributed.all_gather(both, part)
+    made = {"same part": both[0], "whole": torch.cat(both, 1), "float16": part.half()}[how]
+    # In a list: a parameter that hangs on a module would be one of its own.
+    model.kept = [owner.weight]
+    if os.environ["RANK"] == "1":
+        owner.weight = torch.nn.Parameter(made, requires_grad=False)
+
+def hashes(model):
+    import torch
+    from pytest_llminfer.worker.backends.transformers.content import digest
+    given = torch.randn(700, 768)
+    for name in ("bfloat16", "float8_e4m3fn", "int8", "float32"):
+        weight = given.mul(20).to(getattr(torch, name))
+        bytes_ = weight.view(torch.uint8)
+        changed, swapped = bytes_.clone(), bytes_.clone()
+        changed[-1, -1] ^= 1
+        swapped[[0, 699]] = swapped[[699, 0]]
+        assert digest(weight) == digest(weight.clone()) == digest(bytes_) == digest(weight.T)
+        assert digest(weight[:, :300]) == digest(weight[:, :300].contiguous())
+        assert len({digest(weight), digest(changed), digest(swapped), digest(weight[:350]), digest(weight[350:])}) == 5
+    assert digest(torch.zeros(8)) != digest(torch.zeros(16))
+    assert digest(torch.ones(3, dtype=torch.uint8)) != digest(torch.ones(5, dtype=torch.uint8))
+    return digest(torch.empty(0)), digest(torch.empty(4, device="meta"))
+
+def mend(model):
+    model.model.layers[2].mlp.down_proj.weight = model.kept.pop()
 """
 
 
@@ -89,24 +127,6 @@ def tokens(generations) -> list:
     return [generation.token_ids for generation in generations]
 
 
-def members(engine: Engine) -> list[psutil.Process]:
-    """Every live process of the engine's process group."""
-    leader = os.getpgid(engine.ranks()[0].pid)
-    return [process for process in psutil.process_iter() if _group(process.pid) == leader]
-
-
-def _group(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return None
-
-
-def running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    _, alive = psutil.wait_procs(processes, timeout=10)
-    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-
-
 def test_two_ranks_answer_as_one_process_does(single, two, prompts):
     found = answers(two, prompts)
     for route in ("engine", "loop", "no_cache"):
@@ -149,6 +169,40 @@ def test_each_rank_holds_what_the_plan_gives_it(single, two):
     assert two.memory().live_bytes - held <= 1 << 16
 
 
+def judged(engine: Engine):
+    layouts, plan = engine.rank_layouts(), engine.settings()["resolved"]["tp_plan"]
+    return check_rank_layouts(
+        ranks=layouts, shape=MODEL.shape, dtype="fp32", quantization="none", engine="transformers", tp=2, plan=plan
+    )
+
+
+DOWN = "model.layers.2.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("whole", f"tp rank 1: {DOWN}: not sharded: the whole [256, 768] instead of a part [256, 384]"),
+        ("float16", f"tp rank 1: {DOWN}: dtype float16 instead of float32, stored_bytes 196,608 instead of 393,216"),
+        ("same part", f"{DOWN}: the same part on tp rank 0 and tp rank 1: their bytes are equal"),
+    ],
+    ids=["whole", "another dtype", "same part"],
+)
+def test_a_rank_that_stores_its_part_otherwise_is_named(two, folder, how, said):
+    assert judged(two).outcome is Outcome.PASS
+    two.run(f"{folder / 'probes.py'}::spoil", how=how)
+    verdict = judged(two)
+    assert (verdict.outcome, verdict.details) == (Outcome.FAIL, (said,))
+    two.run(f"{folder / 'probes.py'}::mend")
+    assert judged(two).outcome is Outcome.PASS
+    with pytest.raises(UnsupportedError, match="no rank holds the whole model"):
+        two.layout()
+
+
+def test_contents_that_differ_in_one_bit_or_in_their_order_have_other_hashes(two, folder):
+    assert two.run(f"{folder / 'probes.py'}::hashes") == ["", ""]
+
+
 @pytest.mark.parametrize("rank_0_notices", [True, False])
 def test_a_killed_rank_is_named_and_the_next_request_starts_anew(two, single, prompts, folder, rank_0_notices):
     """Rank 0 is in the middle of operations that it shares with the other, or in one that never ends."""
@@ -164,7 +218,7 @@ def test_a_killed_rank_is_named_and_the_next_request_starts_anew(two, single, pr
     with pytest.raises(EngineDiedError, match=rf"rank 1 \(pid {lost}\) was killed by SIGKILL during or after '(generate|run)'"):
         request()
     assert time.monotonic() - started < 20
-    assert not running(before)
+    assert not left(before)
     assert tokens(two.generate(prompts, max_tokens=32)) == tokens(single["engine"])
     assert two.loads == loads + 1
 
@@ -177,4 +231,4 @@ def test_a_stopped_rank_is_a_hang_and_nothing_is_left_of_it(two, prompts):
     os.kill(two.ranks()[1].pid, signal.SIGSTOP)
     with pytest.raises(EngineHungError, match="said nothing for 4 s during 'generate'"):
         two.generate(prompts, max_tokens=32)
-    assert not running(before)
+    assert not left(before)

@@ -8,35 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.models.model import Model
 from pytest_llminfer.routes import Route
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.transformers.backend import TransformersBackend
 
 FAULTS = Path(__file__).with_name("kv_faults.py")
+FAULTY = runpy.run_path(str(Path(__file__).with_name("faulty_transformers.py")))
+engine, faulty = FAULTY["engine"], FAULTY["faulty"]
 ROUTES = runpy.run_path(str(Path(__file__).with_name("kv_routes.py")))
 SHAPES, SLIDING, BENIGN, HOLE, LATE = (ROUTES[name] for name in ("SHAPES", "SLIDING", "BENIGN", "HOLE", "LATE"))
 TOKENS, WINDOW, sequences = ROUTES["TOKENS"], ROUTES["WINDOW"], ROUTES["sequences"]
 LIMIT = 1e-8
 """Mean KL in fp32 (METHODS 3.2); measured on these shapes: at most 6e-12 by a benign route, at least 5e-4 with a fault."""
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    """The reference model in bf16, started once for all tests."""
-    log = tmp_path_factory.mktemp("worker") / "log"
-    engine = Engine(Launch(EngineSpec("transformers"), Model("reference"), {}, {"OMP_NUM_THREADS": "2"}, timeout=240, log=log))
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def faulty(engine):
-    """Inject a fault into the worker, which is sound again afterwards."""
-    yield lambda fault, **arguments: engine.run(f"{FAULTS}::{fault}", **arguments)
-    engine.run(f"{FAULTS}::undo")
 
 
 def of(engine, route, shape=None, **asked):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from pytest_llminfer.checks.storage import expected_layout
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations import Parameter
 
+PROCESSES = runpy.run_path(str(Path(__file__).with_name("processes.py")))
 WORKERS = runpy.run_path(str(Path(__file__).with_name("transformers_workers.py")))
 REFERENCE, QUANTIZATIONS, prompts, start = (WORKERS[name] for name in ("REFERENCE", "QUANTIZATIONS", "prompts", "start"))
 
@@ -106,20 +105,14 @@ def test_dummy_weights_are_the_same_every_time_and_on_two_ranks(start, configura
         worker.load(path, weights="dummy", dtype="fp32", tp=tp)
         scores += worker.ask("score", sequences=[list(range(100, 120))])["logprobs"]
         held.append([rank["weights_bytes"] for rank in worker.ask("ranks")["ranks"]])
-        assert worker.ask("layout")["tied"] == [["model.embed_tokens.weight", "lm_head.weight"]]
+        layout = worker.ask("layout")
+        tied = [rank["tied"] for rank in layout.get("ranks", [layout])]
+        assert tied == [[["model.embed_tokens.weight", "lm_head.weight"]]] * tp
     np.testing.assert_array_equal(*scores[:2])
     np.testing.assert_allclose(*scores[1:], atol=1e-4)
     # Nine norms of 256 values are whole on both ranks, and nothing that a shard was cut from is kept.
     assert held[2][0] == held[2][1] == (held[1][0] + 4 * 9 * 256) // 2
-    group = [process for process in psutil.process_iter() if _group(process.pid) == worker.process.process.pid]
-    assert len(group) == 2
+    ranks = PROCESSES["group"](worker.process.process.pid)
+    assert len(ranks) == 2
     worker.process.close()
-    _, alive = psutil.wait_procs(group, timeout=10)
-    assert not alive
-
-
-def _group(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return None
+    assert not PROCESSES["left"](ranks)

@@ -1,4 +1,4 @@
-"""The vLLM backend on the reference model: one engine, then one spread over two ranks, both against transformers."""
+"""The vLLM backend on the reference model, with one engine, against transformers in the same dtype."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
 from pytest_llminfer.checks.kv_pool import maximum_concurrency
 from pytest_llminfer.checks.layout import check_layout
 from pytest_llminfer.checks.ledger import check_ledger, ledger_lines, pinned_capacity
@@ -19,75 +18,20 @@ from pytest_llminfer.checks.preemption import check_preempted
 from pytest_llminfer.checks.prefixes import check_prefix_hits
 from pytest_llminfer.checks.resynchronised import check_resynchronised_tokens
 from pytest_llminfer.checks.schedules import check_schedules
-from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
 from pytest_llminfer.greedy import Greedy
 from pytest_llminfer.kv_schedules import PrefixAnswers, Schedules
 from pytest_llminfer.kv_variants import KVVariants
-from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations import Sampling
-from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 
-MODEL = Model("reference")
-SHAPE = MODEL.shape
+WORKERS = runpy.run_path(str(Path(__file__).with_name("vllm_workers.py")))
+MODEL, SHAPE, POOL, NORM, start, folder, prompts, reference, whole, tokens, outcome = (
+    WORKERS[name]
+    for name in ("MODEL", "SHAPE", "POOL", "NORM", "start", "folder", "prompts", "reference", "whole", "tokens", "outcome")
+)
 SUITE = Path(__file__).resolve().parents[2] / "suites" / "test_kv_schedules.py"
-POOL = 64 << 20
-PROBES = """\
-import numpy as np
-
-def scale(model, *, name, factor):
-    model.get_parameter(name).data.mul_(factor)
-    return name
-
-def row(model, *, name, number):
-    return model.get_parameter(name).data[number].float().numpy()
-
-def fails(model):
-    raise KeyError("no such layer")
-
-def lose_cached_values(model, *, on):
-    # Before prompts go on from a cached prefix, the values of 16 tokens of each block are lost in layer 1.
-    attention = model.model.layers[1].self_attn.attn
-
-    def damage(module, args, kwargs):
-        positions = kwargs["positions"] if "positions" in kwargs else args[1]
-        if len(positions) > 64 and int(positions.min()) >= 128:
-            attention.kv_cache[..., :16, 64:] = 0
-
-    model.damage = model.register_forward_pre_hook(damage, with_kwargs=True) if on else model.damage.remove()
-    return list(attention.kv_cache.shape)
-"""
-NORM = "model.layers.1.input_layernorm.weight"
-
-
-def start(folder: Path, python: str, progress=None, engine_args=None, **cell) -> Engine:
-    spec = EngineSpec("vllm", environment=python, **cell)
-    arguments = {"kv_cache_memory_bytes": POOL, **(engine_args or {})}
-    variables = {"OMP_NUM_THREADS": "2"}
-    return Engine(Launch(spec, MODEL, arguments, variables, timeout=240, log=folder / f"{spec.tp}.log", progress=progress))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vllm")
-    (folder / "probes.py").write_text(PROBES)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return MODEL.prompts(8)
-
-
-@pytest.fixture(scope="module")
-def reference(folder, prompts):
-    """What transformers answers in the same dtype: generations, and scores of the prompts with their answers."""
-    engine = Engine(Launch(EngineSpec("transformers"), MODEL, {}, {"OMP_NUM_THREADS": "2"}, 240, folder / "transformers.log"))
-    generations = engine.generate(prompts, max_tokens=120, logprobs=8)
-    scores = engine.score(whole(prompts, generations))
-    engine.close()
-    return generations, scores
+PROBES = Path(__file__).with_name("vllm_probes.py")
 
 
 @pytest.fixture(scope="module")
@@ -105,18 +49,6 @@ def engine(folder, vllm_python, told):
 @pytest.fixture(scope="module")
 def answers(engine, prompts):
     return engine.generate(prompts, max_tokens=120, logprobs=8)
-
-
-def whole(prompts, generations):
-    return [[*prompt, *answer.token_ids] for prompt, answer in zip(prompts, generations, strict=True)]
-
-
-def tokens(generations):
-    return [generation.token_ids for generation in generations]
-
-
-def outcome(candidate, reference) -> Outcome:
-    return check_same_greedy_tokens(candidate=candidate, reference=reference, dtype="bf16", claim="").outcome
 
 
 def test_tokens_are_those_of_transformers(answers, reference):
@@ -289,24 +221,23 @@ def test_the_device_is_measured(engine):
     assert calibration.python_loops_per_second > 1e5
 
 
-def test_a_probe_changes_the_live_model_and_the_comparison_sees_it(engine, prompts, answers, reference, folder):
-    path = folder / "probes.py"
-    before = engine.run(f"{path}::row", name="model.embed_tokens.weight", number=7)
+def test_a_probe_changes_the_live_model_and_the_comparison_sees_it(engine, prompts, answers, reference):
+    before = engine.run(f"{PROBES}::row", name="model.embed_tokens.weight", number=7)
     assert (before.shape, before.dtype) == ((256,), np.float32)
-    assert engine.run(f"{path}::scale", name=NORM, factor=-1.0) == NORM
+    assert engine.run(f"{PROBES}::scale", name=NORM, factor=-1.0) == NORM
     # What the cache holds was computed by the right weights.
     engine.generate(prompts[:1], max_tokens=1, route="no_cache")
     assert outcome(engine.generate(prompts, max_tokens=120, logprobs=8), reference[0]) is Outcome.FAIL
-    engine.run(f"{path}::scale", name=NORM, factor=-1.0)
+    engine.run(f"{PROBES}::scale", name=NORM, factor=-1.0)
     engine.generate(prompts[:1], max_tokens=1, route="no_cache")
     assert tokens(engine.generate(prompts, max_tokens=120)) == tokens(answers)
-    with pytest.raises(EngineError, match=r"(?s)fails in .*KeyError: 'no such layer'.*probes.py\", line 11"):
-        engine.run(f"{path}::fails")
+    with pytest.raises(EngineError, match=r"(?s)fails in .*KeyError: 'no such layer'.*vllm_probes.py\", line 14"):
+        engine.run(f"{PROBES}::fails")
     with pytest.raises(BadInputError, match="no function 'missing'; it has: fails, lose_cached_values, row, scale"):
-        engine.run(f"{path}::missing")
+        engine.run(f"{PROBES}::missing")
 
 
-def test_a_damaged_prefix_is_caught_though_it_is_found(engine, folder):
+def test_a_damaged_prefix_is_caught_though_it_is_found(engine):
     noise = Schedules.ask(engine).noise_of_decode()
 
     def outcomes():
@@ -317,7 +248,7 @@ def test_a_damaged_prefix_is_caught_though_it_is_found(engine, folder):
         return check_prefix_hits(found=found.cached, block=engine.kv_pool().block_size), distributions
 
     assert [verdict.outcome for verdict in outcomes()] == [Outcome.PASS, Outcome.PASS]
-    probe = f"{folder / 'probes.py'}::lose_cached_values"
+    probe = f"{PROBES}::lose_cached_values"
     assert engine.run(probe, on=True)[1:] == [2, engine.kv_pool().block_size, 128]
     counts, distributions = outcomes()
     engine.run(probe, on=False)
@@ -344,25 +275,3 @@ def test_a_tiny_pool_preempts_and_gives_the_same_answers(engine, folder, vllm_py
         candidate=found.batched, reference=greedy.batched, forced=found.forced, dtype="bf16", claim="the same tokens"
     )
     assert verdict.outcome is Outcome.PASS, str(verdict)
-
-
-def test_two_ranks_answer_as_one_and_hold_half_each(engine, answers, prompts, folder, vllm_python):
-    tp = start(folder, vllm_python, tp=2)
-    try:
-        assert outcome(tp.generate(prompts, max_tokens=120, logprobs=8), answers) is Outcome.PASS
-        first, second = tp.ranks()
-        assert first.pid != second.pid
-        assert [(rank.tp_rank, rank.pp_rank, rank.device) for rank in (first, second)] == [(0, 0, "cpu"), (1, 0, "cpu")]
-        norms = sum(weight.elements for weight in SHAPE.parameters() if "norm" in weight.name)
-        share = 2 * (norms + (SHAPE.parameter_count - norms) // 2)
-        assert first.weights_bytes == second.weights_bytes == share == tp.memory().weights_bytes
-        assert tp.info.device_count == 2
-        pool = tp.kv_pool()
-        assert pool.bytes_per_token == SHAPE.kv_bytes_per_token("bf16")
-        assert pool.num_blocks + 1 == 2 * (engine.kv_pool().num_blocks + 1)
-        assert pool.stored_bytes == 2 * POOL
-        assert tp.settings()["resolved"]["tensor_parallel_size"] == 2
-        tp.run(f"{folder / 'probes.py'}::scale", name=NORM, factor=-1.0)
-        assert outcome(tp.generate(prompts, max_tokens=120, logprobs=8), answers) is Outcome.FAIL
-    finally:
-        tp.close()

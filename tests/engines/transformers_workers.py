@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,12 @@ import pytest
 import pytest_llminfer
 from pytest_llminfer.engines.launch import local
 from pytest_llminfer.engines.worker_process import WorkerProcess
+from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations import Sampling
 from pytest_llminfer.spec import EngineSpec
 
 REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
-PROBLEMS = Path(pytest_llminfer.__file__).parent / "datasets" / "synthetic.jsonl"
 
 
 class Worker:
@@ -40,12 +39,7 @@ class Worker:
 @pytest.fixture(scope="module")
 def prompts():
     """Token ids of chat prompts of different lengths."""
-    tokenizers = pytest.importorskip("tokenizers")
-    tokenizer = tokenizers.Tokenizer.from_file(str(REFERENCE / "tokenizer.json"))
-    questions = [json.loads(line)["question"] for line in PROBLEMS.read_text().splitlines()[:12]]
-    form = "Solve it step by step. End with a line of the form #### <number>."
-    chats = [f"<|im_start|>user\n{question}\n\n{form}<|im_end|>\n<|im_start|>assistant\n" for question in questions]
-    return [tokenizer.encode(chat).ids for chat in chats]
+    return Model("reference").prompts(12)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
 """Several checkpoints in vLLM, one after the other in one process: run by an interpreter that has vLLM.
 
-``vllm_formats.py TASK ANSWER``: TASK is a JSON list of {model, quantization, engine_args}, beside "prompts"; ANSWER is written.
+``vllm_formats.py TASK ANSWER``: TASK is a JSON list of {model, quantization, engine_args}, beside "prompts"; ANSWER is written. A
+cell may name a "fault": a function of this file that patches vLLM while the engine loads; such an engine is asked for no tokens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import importlib.util
@@ -12,6 +14,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 # A processor with AMX would repack 4-bit weights in a way of its own.
@@ -29,6 +32,28 @@ def load_package() -> None:
     spec.loader.exec_module(module)
 
 
+def plan_a_small_pool() -> mock._patch:
+    """vLLM plans a tenth fewer blocks than the memory it was given has room for, and takes as much less."""
+    from vllm.v1.core import kv_cache_utils
+
+    planned = kv_cache_utils.may_override_num_blocks
+    return mock.patch.object(kv_cache_utils, "may_override_num_blocks", lambda config, blocks: planned(config, blocks) * 9 // 10)
+
+
+def take_a_small_pool() -> mock._patch:
+    """The worker takes a tenth less memory for keys and values than was planned, and the scheduler does not know."""
+    from vllm.v1.core.kv_cache_utils import get_kv_cache_config_from_groups
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    take = GPUModelRunner.initialize_kv_cache_tensors
+
+    def smaller(runner, config, *args, **kwargs):
+        size = config.kv_cache_tensors[0].size * 9 // 10
+        return take(runner, get_kv_cache_config_from_groups(runner.vllm_config, config.kv_cache_groups, size), *args, **kwargs)
+
+    return mock.patch.object(GPUModelRunner, "initialize_kv_cache_tensors", smaller)
+
+
 def observe(cell: dict, prompts: list[list[int]]) -> dict:
     """What one engine says of itself; it is gone afterwards."""
     from vllm.distributed import cleanup_dist_env_and_memory
@@ -39,14 +64,19 @@ def observe(cell: dict, prompts: list[list[int]]) -> dict:
 
     arguments = {"kv_cache_memory_bytes": 64 << 20, "max_model_len": 512, **cell["engine_args"]}
     backend = VllmBackend(EngineSpec("vllm", quantization=cell["quantization"]), cell["model"], arguments, lambda *_: None)
-    info = backend.load()
+    with globals()[cell["fault"]]() if "fault" in cell else contextlib.nullcontext():
+        info = backend.load()
     sampling = Sampling(max_tokens=16).to_dict()
     answer = {
         "dtype": info["dtype"],
         "layout": backend.layout(),
-        "asked": backend.settings()["resolved"].get("quantization"),
-        "tokens": [output["token_ids"] for output in backend.generate(prompts=prompts, sampling=sampling)["outputs"]],
+        "resolved": backend.settings()["resolved"],
+        "memory": backend.memory(),
+        "kv_pool": backend.kv_pool(),
+        "tokens": [],
     }
+    if "fault" not in cell:
+        answer["tokens"] = [output["token_ids"] for output in backend.generate(prompts=prompts, sampling=sampling)["outputs"]]
     backend._live.llm.llm_engine.engine_core.shutdown()
     del backend
     cleanup_dist_env_and_memory()

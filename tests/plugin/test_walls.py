@@ -18,6 +18,7 @@ GLUE = {
     "plugin",
     "accuracy_run",
     "ahead",
+    "checkpoints",
     "diverging",
     "spreading",
     "fixtures",

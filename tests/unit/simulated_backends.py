@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import pytest_llminfer
+from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.simulated.backend import SimulatedBackend
@@ -48,7 +49,5 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def prompts(problems, tokenizer):
-    form = "Solve it step by step. End with a line of the form #### <number>."
-    chats = [f"<|im_start|>user\n{problem['question']}\n\n{form}<|im_end|>\n<|im_start|>assistant\n" for problem in problems]
-    return [tokenizer.encode(chat).ids for chat in chats]
+def prompts(problems):
+    return Model("reference").prompts(len(problems))

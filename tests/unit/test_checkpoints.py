@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llminfer.checks.checkpoint import check_checkpoint, check_index
+from pytest_llminfer.checks.memory import predict_weights
 from pytest_llminfer.cli import main
-from pytest_llminfer.cli.checkpoint import check
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.models.stored import read_stored
 from pytest_llminfer.verdict import Outcome
@@ -29,6 +30,11 @@ BYTES = {
     "w4a16": {"int32": 1_572_864, "bfloat16": 1_053_184 + 49_152, "int64": 448},
     "w8a8": {"int8": 3_145_728, "bfloat16": 1_053_184 + 20_480},
 }
+
+
+def check(stored):
+    (verdict,) = check_checkpoint(stored)
+    return verdict
 
 
 def histogram(verdict):
@@ -85,6 +91,19 @@ def test_groups_of_another_size_than_declared_fail(tmp_path):
     assert "self_attn.q_proj.qzeros (and the same in 3 other layers): shape [2, 32] instead of [4, 32]" in str(verdict)
 
 
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("name", ["gptq", "awq", "w4a16"])
+def test_predicted_weights_are_the_bytes_on_disk_whatever_the_group_size(name, size, tmp_path):
+    """128 is that of the files as they are."""
+    stored = read_stored(FAULTS["regroup"](ASSETS / name, tmp_path / name, size) if size < 128 else ASSETS / name)
+    predicted = predict_weights(shape=stored.shape, dtype="bf16", quantization=name, group_size=size)
+    held = sum(parameter.stored_bytes for parameter in stored.layout.parameters)
+    assert (stored.group_size, predicted, check(stored).outcome) == (size, held, Outcome.PASS)
+    # An int32 for each of the 9,216 inputs of 28 linears: GPTQ's alone.
+    indices = sum(parameter.stored_bytes for parameter in stored.layout.parameters if parameter.name.endswith("g_idx"))
+    assert indices == (36_864 if name == "gptq" else 0)
+
+
 @pytest.mark.parametrize(("held", "named"), [("Q8_0", 15), ("F16", 15), ("F16", 7)])
 def test_a_gguf_file_of_other_types_than_it_names_fails(held, named, tmp_path):
     file = FAULTS["relabel"](ASSETS / "gguf" / f"reference-{held}.gguf", tmp_path / "other.gguf", named)
@@ -105,7 +124,8 @@ def test_a_gguf_file_of_other_types_than_it_names_fails(held, named, tmp_path):
          "w8a8 with a scale a tensor instead of a channel"),
         ("w4a16", {"config_groups": {"a": {"weights": {"num_bits": 4, "strategy": "group", "symmetric": False}}}},
          "w4a16 with zero points"),
-        ("w8a8", {"quant_method": "bitsandbytes", "load_in_8bit": True}, "how checkpoint stores quantization 'int8'"),
+        ("w8a8", {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_has_fp16_weight": True}, "int8 with weights"),
+        ("w8a8", {"quant_method": "bitsandbytes", "bnb_4bit_quant_storage": "bfloat16"}, "fp4 in a storage of bfloat16"),
         ("w8a8", {"quant_method": "hqq"}, "how checkpoint stores quantization 'hqq'"),
     ],
 )  # fmt: skip
@@ -128,3 +148,18 @@ def test_the_command_names_what_is_wrong_and_says_so_by_its_status(capsys, tmp_p
     assert "model.layers.0.self_attn.q_proj.weight_packed (and the same in 3 other layers): missing" in capsys.readouterr().out
     assert main(["checkpoint", str(tmp_path / "nothing")]) == 2
     assert main(["checkpoint", str(ASSETS / "w8a8"), "--quantization", "w9"]) == 2
+
+
+def test_an_index_is_judged_by_the_files_that_it_names(tmp_path):
+    stored = read_stored(FAULTS["split"](ASSETS / "w8a8", tmp_path / "shards"))
+    layout, index = check_checkpoint(stored)
+    assert (layout.outcome, index.outcome, index.key) == (Outcome.PASS, Outcome.PASS, "67 indexed")
+    moved, made_up = "model.norm.weight", "model.layers.4.input_layernorm.weight"
+    wrong = {**stored.index, moved: "elsewhere.safetensors", made_up: "elsewhere.safetensors"}
+    verdict = check_index(indexed=wrong, stored=stored.files)
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.details == (
+        f"{made_up} is in the index and in no file",
+        f"{moved} lies in {stored.files[moved]}, the index says elsewhere.safetensors",
+    )
+    assert check_index(indexed={}, stored={}).outcome is Outcome.FAIL

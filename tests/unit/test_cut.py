@@ -35,7 +35,7 @@ def test_what_a_cache_depends_on_stays(name, layers):
     whole, cut = STRUCTURES[name], structure_config(STRUCTURES[name], layers=layers)
     assert {key: cut[key] for key in KEPT if key in cut} == {key: whole[key] for key in KEPT if key in whole}
     before, after = CacheSizes.from_config(whole), CacheSizes.from_config(cut)
-    assert (after.kv_heads, after.head_dim, after.learned_positions) == (before.kv_heads, before.head_dim, before.learned_positions)
+    assert (after.kv_heads, after.head_dim) == (before.kv_heads, before.head_dim)
     assert len(after.windows) == layers
     assert {bool(window) for window in after.windows} == {bool(window) for window in before.windows}
     assert cut["vocab_size"] <= 1024
@@ -46,7 +46,6 @@ def test_what_a_cache_depends_on_stays(name, layers):
 def test_the_four_shapes_are_what_they_are_named_for():
     sizes = {name: CacheSizes.from_config(config) for name, config in STRUCTURES.items()}
     assert [(entry.kv_heads, entry.head_dim) for entry in sizes.values()] == [(12, 64), (8, 128), (4, 128), (4, 256)]
-    assert [entry.learned_positions for entry in sizes.values()] == [True, False, False, False]
     assert sizes["gemma-3-4b"].windows == tuple(0 if (layer + 1) % 6 == 0 else 1024 for layer in range(34))
     assert SLIDING_SHAPES == ("gemma-3-4b",)
 

@@ -8,13 +8,6 @@ from scipy import stats
 from pytest_llminfer.stats import flips
 
 
-def test_flips_are_counted_against_most_runs():
-    assert flips.count_flips([4, 3, 2, 1, 0], 4, [False, True, False, True, False]) == 2
-    assert flips.count_flips([1, 0], 1, [False, True]) == 2
-    with pytest.raises(ValueError, match="argument"):
-        flips.count_flips([1, 0], 1, [True])
-
-
 @settings(deadline=None)
 @given(n=st.integers(1, 1500), share=st.floats(1e-4, 0.5), part=st.floats(0, 1))
 def test_the_p_value_is_a_binomial_tail(n, share, part):

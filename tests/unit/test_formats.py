@@ -8,6 +8,7 @@ import pytest
 
 from pytest_llminfer.checks.formats import CHECKPOINT, formats
 from pytest_llminfer.checks.storage import expected_layout
+from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.models.shape import ModelShape
 
 SHAPE = ModelShape("llama", layers=1, hidden=256, heads=4, kv_heads=2, head_dim=64, intermediate=768, vocab=64, tied=True)
@@ -17,6 +18,19 @@ EXPECTED = {
     ("int8", "transformers"): {"weight": ("int8", (256, 768), 256 * 768 + 4 * 256)},
     ("nf4", "transformers"): {"weight": ("uint8", (98304, 1), 98304 + 3072 + 64 + 4 + 4 * 12 + 1024)},
     ("fp4", "transformers"): {"weight": ("uint8", (98304, 1), 98304 + 4 * 3072 + 64)},
+    ("int8", CHECKPOINT): {
+        "weight": ("int8", (256, 768), 196608),
+        "SCB": ("float32", (256,), 1024),
+        "weight_format": ("uint8", (), 1),
+    },
+    **{
+        (name, CHECKPOINT): {
+            "weight": ("uint8", (98304, 1), 98304),
+            "weight.absmax": ("float32", (3072,), 12288),
+            "weight.quant_map": ("float32", (16,), 64),
+        }
+        for name in ("nf4", "fp4")
+    },
     ("gptq", CHECKPOINT): {
         "qweight": ("int32", (96, 256), 98304),
         "qzeros": ("int32", (6, 32), 768),
@@ -52,6 +66,8 @@ EXPECTED = {
         "weight_shape": ("int64", (2,), 16),
     },
     ("fp8", "vllm-cpu"): {"weight": ("float8_e4m3fn", (768, 256), 196608), "weight_scale": ("float32", (256, 1), 1024)},
+    ("fp8", "vllm-cuda-fp8"): {"weight": ("float8_e4m3fn", (768, 256), 196608), "weight_scale": ("float32", (1,), 4)},
+    ("nf4", "vllm-cuda"): {"weight": ("uint8", (98304, 1), 98304 + 4 * 3072 + 64)},
     ("gptq", "transformers-cpu"): {
         "qweight": ("uint8", (256, 384), 98304),
         "qzeros": ("bfloat16", (6, 256), 3072),
@@ -75,9 +91,8 @@ EXPECTED = {
 
 
 def linear(quantization, holder, shape=SHAPE, **options):
-    layout = expected_layout(
-        shape=shape, dtype="bf16", quantization=quantization, engine=holder.removesuffix("-cpu"), device="cpu", **options
-    )
+    engine, _, device = holder.partition("-")
+    layout = expected_layout(shape=shape, dtype="bf16", quantization=quantization, engine=engine, device=device or "cpu", **options)
     found = [weight.parameter for weight in layout if weight.parameter.name.startswith(DOWN)]
     return {each.name.removeprefix(DOWN): (each.dtype, each.stored_shape, each.stored_bytes) for each in found}
 
@@ -93,7 +108,10 @@ def test_a_linear_is_stored_as_declared(quantization, holder):
 
 @pytest.mark.parametrize(("quantization", "holder"), EXPECTED)
 def test_everything_but_the_linears_keeps_the_models_dtype(quantization, holder):
-    layout = expected_layout(shape=replace(SHAPE, tied=False), dtype="bf16", quantization=quantization, engine=holder.split("-")[0])
+    engine, _, device = holder.partition("-")
+    layout = expected_layout(
+        shape=replace(SHAPE, tied=False), dtype="bf16", quantization=quantization, engine=engine, device=device or "cpu"
+    )
     kept = [weight.parameter for weight in layout if "_proj." not in weight.parameter.name]
     assert [each.name.rpartition(".")[0].rpartition(".")[2] for each in kept] == [
         "embed_tokens",
@@ -103,6 +121,24 @@ def test_everything_but_the_linears_keeps_the_models_dtype(quantization, holder)
         "lm_head",
     ]
     assert {each.dtype for each in kept} == {"bfloat16"}
+
+
+def test_a_fused_linear_has_a_codebook_for_each_of_its_parts():
+    layout = expected_layout(shape=SHAPE, dtype="bf16", quantization="nf4", engine="vllm", device="cuda-bitsandbytes")
+    states = {weight.parameter.name.split(".")[-2]: weight.parameter.state for weight in layout if weight.parameter.state}
+    assert states == {
+        "qkv_proj": (("float32", 4 * 512 * 256 // 64), ("float32", 3 * 64)),
+        "o_proj": (("float32", 4 * 256 * 256 // 64), ("float32", 64)),
+        "gate_up_proj": (("float32", 4 * 1536 * 256 // 64), ("float32", 2 * 64)),
+        "down_proj": (("float32", 4 * 256 * 768 // 64), ("float32", 64)),
+    }
+
+
+def test_what_a_checkpoint_brought_along_is_not_judged_by_what_the_engine_makes():
+    of = {"shape": SHAPE, "dtype": "bf16", "quantization": "fp8", "engine": "vllm"}
+    assert expected_layout(**of, device="cuda-fp8")
+    with pytest.raises(UnsupportedError, match="'fp8' on cuda is not known here"):
+        expected_layout(**of, device="cuda-compressed-tensors")
 
 
 def test_groups_are_those_that_a_checkpoint_declares():

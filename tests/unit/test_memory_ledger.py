@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +62,39 @@ def test_every_line_is_judged_on_both_sides(change, said):
     assert re.search(said, "\n".join(verdict.details)), verdict.details
 
 
+REQUESTED = 138_000_000_000
+BLOCK = 16 * PER_TOKEN
+
+
+def shared_out(**change):
+    report = {"engine_weights_bytes": WEIGHTS, "requested_bytes": REQUESTED, "accounted_bytes": REQUESTED - BLOCK + 1, **change}
+    found = ledger_lines(
+        report=replace(REPORT, **report),
+        weights=WEIGHTS,
+        buffers=2 * MIB,
+        pool=POOL,
+        bytes_per_token=2 * PER_TOKEN,
+        rank_bytes_per_token=PER_TOKEN,
+        allocated=WEIGHTS + 2 * MIB,
+    )
+    return {line.line: line for line in found}
+
+
+def test_what_an_engine_may_take_is_what_it_has_shared_out_but_for_a_part_of_a_block():
+    line = shared_out()["share of the device"]
+    assert (line.predicted, line.difference, line.tolerance, line.within) == (REQUESTED, 1 - BLOCK, BLOCK, True)
+    assert not shared_out(accounted_bytes=REQUESTED - BLOCK - 1)["share of the device"].within
+    # A pool that is a tenth small is seen here where its size was left to the engine.
+    assert not shared_out(accounted_bytes=REQUESTED - POOL.stored_bytes // 10)["share of the device"].within
+    assert "share of the device" not in shared_out(accounted_bytes=None)
+
+
+def test_weights_as_the_allocator_counts_them_are_a_line_of_their_own():
+    assert shared_out()["weights, as allocated"].within
+    assert not shared_out(engine_weights_bytes=WEIGHTS + 60 * MIB)["weights, as allocated"].within
+    assert "weights, as allocated" not in shared_out(engine_weights_bytes=None)
+
+
 def test_a_pool_that_is_a_tenth_small_is_named():
     blocks = 2565 * 9 // 10
     small = KVPool(blocks, 16, blocks * 16, "bfloat16", (blocks + 1) * 16 * PER_TOKEN, PER_TOKEN, 8192)
@@ -99,6 +135,37 @@ def test_the_table_marks_what_is_outside():
         ["KV", "capacity", "7", "tokens", "7", "tokens", "+0", "tokens", "exact"],
         ["load", "peak", "-", "1,234", "-", "shown"],
     ]
+
+
+def test_a_device_is_read_until_two_readings_agree(monkeypatch):
+    monkeypatch.setattr(idling, "_SETTLE_SECONDS", 0.0)
+    readings = iter([9 * GIB, 3 * GIB, GIB, GIB, 0])
+    monkeypatch.setattr(idling, "device_bytes", lambda _: next(readings))
+    assert idling._settled(["GPU-0"], time.monotonic() + 60) == GIB
+    monkeypatch.setattr(idling, "device_bytes", lambda _: None)
+    assert idling._settled(["GPU-0"], time.monotonic() + 60) is None
+    falling = iter(range(5, 0, -1))
+    monkeypatch.setattr(idling, "device_bytes", lambda _: next(falling))
+    assert idling._settled(["GPU-0"], time.monotonic()) == 5
+
+
+def test_kept_ledgers_are_one_markdown_table(tmp_path, monkeypatch, capsys):
+    tool = Path(__file__).parents[2] / "tools" / "memory_table.py"
+    found = [LedgerLine("weights", 1000, 1200, 10), LedgerLine("KV capacity", 7, 7, 0, "tokens"), LedgerLine("run peak", None, 5)]
+    entry = {"expected": {"lines": [line.to_dict() for line in found]}}
+    file = tmp_path / "nvidia-h200-x1" / "llama-3-8b-dummy" / "memory_ledger.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"entries": {"vllm-none-bf16-kv_bf16": entry}}))
+    monkeypatch.setattr(sys, "argv", [str(tool), str(tmp_path), "nvidia"])
+    runpy.run_path(str(tool), run_name="__main__")
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| nvidia-h200-x1 | llama-3-8b-dummy | vllm-none-bf16-kv_bf16 | weights | 1,000 | 1,200 | +200 | **±10: outside** |",
+        "|  |  |  | KV capacity | 7 tokens | 7 tokens | +0 tokens | exact |",
+        "|  |  |  | run peak |  | 5 |  | shown |",
+    ]
+    monkeypatch.setattr(sys, "argv", [str(tool), str(tmp_path), "amd"])
+    with pytest.raises(SystemExit, match=r"no memory_ledger\.json"):
+        runpy.run_path(str(tool), run_name="__main__")
 
 
 CLEAN = Stop(held_bytes=500 * MIB, seconds=0.2)

@@ -1,53 +1,30 @@
-"""The model of memory against lines that others have published, and against what was measured on GPUs."""
+"""Weights in the model of memory, against lines that others have published and against what was measured on GPUs."""
 
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-import pytest_llminfer
 from pytest_llminfer.checks.memory import weights_tolerance
-from pytest_llminfer.errors import BadInputError, InvalidSpecError, UnsupportedError
-from pytest_llminfer.memory_model.budget import DeviceBudget, sglang_pool
+from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.memory_model.buffers import rope_bytes
 from pytest_llminfer.memory_model.formats import FormatOptions, linear_tensors
-from pytest_llminfer.memory_model.kv import (
-    BITS,
-    KVGroup,
-    bytes_per_token,
-    concurrency,
-    kv_groups,
-    pool_blocks,
-    sequence_bytes,
-)
 from pytest_llminfer.memory_model.weights import (
     FORMATS,
     allocated_bytes,
     bits_per_weight,
     bytes_by_role,
-    held_weights,
     stored_bytes,
 )
-from pytest_llminfer.models.shape import ModelShape
 
-GIB, MIB = 2**30, 2**20
-SHAPES = Path(pytest_llminfer.__file__).parent / "models" / "shapes"
+SHARED = runpy.run_path(str(Path(__file__).with_name("bundled_shapes.py")))
+GIB, MIB, bundled, held = (SHARED[name] for name in ("GIB", "MIB", "bundled", "held"))
 BASELINES = Path(__file__).resolve().parents[2] / "baselines"
 INSTRUCT = {"max_position_embeddings": 32768}
 """Qwen2.5-7B-Instruct, whose logs are published, allows a quarter of the base model's positions."""
-
-
-def bundled(name, **changes):
-    config = json.loads((SHAPES / name / "config.json").read_text()) | changes
-    return config, ModelShape.from_config(config)
-
-
-def held(name, **cell):
-    return held_weights(bundled(name)[1], **{"dtype": "bf16", **cell})[0]
 
 
 @pytest.mark.parametrize(
@@ -180,100 +157,6 @@ def test_gpt2_is_dealt_out_by_outputs_and_inputs_and_biases_of_the_latter_stay_w
 
 
 # METHODS 4.1 and 4.2: keys and values.
-@pytest.mark.parametrize(("name", "per_token"), [("llama-3-8b", 131_072), ("qwen2.5-7b", 57_344), ("gpt2", 36_864)])
-def test_a_token_takes_the_published_bytes(name, per_token):
-    config, shape = bundled(name)
-    groups = kv_groups(config, shape)
-    assert bytes_per_token(groups, "bf16") == shape.kv_bytes_per_token("bf16") == per_token
-    assert bytes_per_token(groups, "fp8") == per_token // 2
-    assert bytes_per_token(groups, "q8_0") == per_token * 17 // 32
-
-
-def test_more_ranks_than_kv_heads_hold_each_head_several_times():
-    config, shape = bundled("qwen2.5-7b")
-    groups = kv_groups(config, shape)
-    assert [bytes_per_token(groups, "bf16", tp=tp) for tp in (1, 2, 4, 8)] == [57344, 28672, 14336, 14336]
-
-
-def test_25626_blocks_are_12_51_sequences_of_32768():
-    config, shape = bundled("qwen2.5-7b")
-    groups = kv_groups(config, shape)
-    assert f"{float(concurrency(25_626, groups, 32_768)):.2f}" == "12.51"
-    pool = 25_626 * 16 * 57_344
-    assert pool / GIB == pytest.approx(21.90, abs=5e-3)
-    assert pool_blocks(pool, groups, "bf16") == pool_blocks(pool + 16 * 57_344 - 1, groups, "bf16") == 25_626
-
-
-def test_24_gb_times_090_in_its_parts():
-    """Llama-3.1-8B on a card of 23.65 GiB: 21.28 usable, 14.99 weights, 5.01 for keys and values, the rest 1.285 (METHODS 4.2)."""
-    config, shape = bundled("llama-3.1-8b")
-    weights = stored_bytes(held("llama-3.1-8b", engine="vllm")) + rope_bytes(config, shape, engine="vllm", dtype="bf16")
-    rest = round(1.285 * GIB)
-    budget = DeviceBudget(total=round(23.65 * GIB), utilization=0.9, weights=weights, activation_peak=rest)
-    assert int(budget.usable / GIB * 100) / 100 == 21.28
-    assert budget.kv_pool / GIB == pytest.approx(5.01, abs=5e-3)
-    blocks = pool_blocks(round(5.01 * GIB), kv_groups(config, shape), "bf16")
-    assert (blocks, blocks * 16) == (2565, 41_040)  # printed as 41,042: the pool in tokens, before whole blocks
-    assert float(concurrency(blocks, kv_groups(config, shape), 8192)) == pytest.approx(5.0, abs=0.02)
-    assert budget.fits
-    assert not DeviceBudget(total=16 * GIB, utilization=0.9, weights=weights).fits
-
-
-@given(
-    total=st.integers(1, 2**38), share=st.floats(0.1, 1), parts=st.tuples(*[st.integers(0, 2**34)] * 4),
-)  # fmt: skip
-def test_the_parts_of_a_device_add_up(total, share, parts):
-    budget = DeviceBudget(total, share, *parts)
-    assert sum(parts) + budget.kv_pool == budget.usable
-    assert total * share <= budget.usable <= total * share + 1
-
-
-def test_sglang_leaves_the_dynamic_part_free():
-    assert sglang_pool(free_before=100 * GIB, free_after=80 * GIB, mem_fraction_static=0.9) == pytest.approx(70 * GIB, abs=1)
-
-
-def test_layers_with_a_window_keep_no_more_than_that():
-    """Mistral-7B v0.1: all layers keep the latest 4096 tokens."""
-    config, shape = bundled("mistral-7b")
-    groups = kv_groups(config, shape)
-    assert groups == (KVGroup(32, 8, 128, 4096),)
-    assert sequence_bytes(groups, 4096, "bf16") == sequence_bytes(groups, 32_768, "bf16") == 4096 * 131_072
-    assert sequence_bytes(groups, 17, "bf16", block=16) == 32 * 131_072
-    assert concurrency(4096, groups, 32_768) == 16
-
-
-@pytest.mark.parametrize(
-    ("changes", "windows"),
-    [
-        ({}, {None: 28}),  # use_sliding_window is false
-        ({"use_sliding_window": True, "max_window_layers": 20}, {None: 20, 131_072: 8}),
-        ({"use_sliding_window": True, "max_window_layers": 28}, {None: 28}),
-        ({"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"] * 14}, {None: 14, 131_072: 14}),
-        ({"sliding_window": None, "use_sliding_window": True}, {None: 28}),
-    ],
-)
-def test_which_layers_have_a_window_is_what_the_configuration_says(changes, windows):
-    config, shape = bundled("qwen2.5-7b", **changes)
-    groups = kv_groups(config, shape)
-    assert {group.window: group.layers for group in groups} == windows
-
-
-def test_concurrency_with_windows_counts_each_layer_by_itself():
-    groups = (KVGroup(1, 1, 1), KVGroup(3, 1, 1, window=16))
-    # 64 tokens: 4 blocks of the full layer and one of each of the three others, out of 4 layers' worth a block.
-    assert float(concurrency(7, groups, 64)) == 7 * 4 / (4 + 3)
-
-
-def test_what_is_no_window_or_dtype_is_said():
-    with pytest.raises(BadInputError, match="sliding_window"):
-        kv_groups(*bundled("mistral-7b", sliding_window="wide"))
-    with pytest.raises(InvalidSpecError, match="unknown KV dtype 'int3'"):
-        KVGroup(1, 1, 1).bytes_per_token("int3")
-    with pytest.raises(UnsupportedError, match="known: none, nf4"):
-        held("llama-3-8b", quantization="exl2")
-    assert set(BITS) >= {"fp8", "bf16"}
-
-
 # What was measured: committed records of H100 and H200, made by transformers and SGLang.
 def recorded(path):
     return json.loads((BASELINES / path).read_text())["entries"]

@@ -15,7 +15,7 @@ from pytest_llminfer.worker.backends.sglang import generation
 
 SIMULATED = runpy.run_path(str(Path(__file__).with_name("simulated_backends.py")))
 load = SIMULATED["load"]
-backend, problems, tokenizer, prompts = (SIMULATED[name] for name in ("backend", "problems", "tokenizer", "prompts"))
+backend, prompts, problems = (SIMULATED[name] for name in ("backend", "prompts", "problems"))
 
 
 def test_the_simulated_engine_predicts_over_its_cache_what_it_predicts_in_one_pass(backend, prompts):

@@ -81,8 +81,17 @@ def test_what_cannot_be_is_refused_in_words(cell, engine_args, quant_method, err
 def test_quantizations_are_asked_for_or_left_to_the_checkpoint():
     assert "quantization" not in given("sglang-w4a16", quant_method="compressed-tensors")
     assert given("sglang-fp8")["quantization"] == "fp8"
-    assert "quantization" not in given("sglang-fp8", quant_method="fp8")
+    for method in ("fp8", "compressed-tensors"):
+        assert "quantization" not in given("sglang-fp8", quant_method=method)
     assert (given("sglang-nf4")["quantization"], given("sglang-nf4")["load_format"]) == ("bitsandbytes", "bitsandbytes")
+
+
+@pytest.mark.parametrize(("cell", "method"), [("gptq", "gptq"), ("awq", "awq"), ("w8a8", "compressed-tensors"), ("fp8", "")])
+def test_quantized_weights_are_refused_on_a_processor_without_kernels_for_them(cell, method):
+    with pytest.raises(UnsupportedError, match=f"sglang has no kernels for {cell} weights on this processor"):
+        given(f"sglang-{cell}", quant_method=method, has_cpu_kernels=False)
+    assert given(f"sglang-{cell}", quant_method=method, has_cpu_kernels=False, on_cpu=False)
+    assert given("sglang", has_cpu_kernels=False)
 
 
 def test_cores_are_shared_out_over_the_ranks():
@@ -246,7 +255,10 @@ def test_a_pool_adds_up_over_the_ranks_of_one_replica():
 def test_ranks_layout_and_memory_of_several_processes():
     assert [(rank["dp_rank"], rank["tp_rank"]) for rank in reports.ranks(PLACES)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     answers = [{"parameters": [number], "tied": []} for number in range(4)]
-    assert reports.layout(PLACES, answers) == {"parameters": [3], "tied": []}
+    assert reports.layout(PLACES, answers)["ranks"] == [
+        {"parameters": [number], "tied": [], "tp_rank": 3 - number, "pp_rank": 0} for number in (2, 3)
+    ]
+    assert reports.layout(PLACES[3:], answers[3:])["parameters"] == [3]
     assert reports.memory([{"device": "cpu", "bytes": 5}, {"device": "cpu", "bytes": 7}]) == {"device": "cpu", "bytes": 7}
 
 

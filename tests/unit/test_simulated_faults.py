@@ -20,7 +20,7 @@ from pytest_llminfer.worker.backends.simulated.faults import FAULTS
 
 SIMULATED = runpy.run_path(str(Path(__file__).with_name("simulated_backends.py")))
 load, generate, tokens = (SIMULATED[name] for name in ("load", "generate", "tokens"))
-backend, problems, tokenizer, prompts = (SIMULATED[name] for name in ("backend", "problems", "tokenizer", "prompts"))
+backend, prompts, problems = (SIMULATED[name] for name in ("backend", "prompts", "problems"))
 PROCESS_FAULTS = {"crash", "exit", "hang", "hang_in_load", "out_of_memory", "drop_answer"}
 
 

@@ -24,7 +24,7 @@ def stored(quantization, shape=LLAMA, **options):
 
 def test_every_quantization_that_is_declared_is_one_of_a_cell_and_names_roles_and_sizes_that_exist():
     assert {name for name, _ in formats()} == set(QUANTIZATIONS) - {"none", "q4_0", "q4_k_m", "q8_0"}
-    sizes = {"out": 640, "in": 768, "group": 128}
+    sizes = {"out": 640, "in": 768, "group": 128, "parts": 3}
     for (name, holder), declared in formats().items():
         assert declared == find(name, *holder.rsplit("-", 1))
         assert set(declared.roles) <= set(ROLES)

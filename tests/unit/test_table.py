@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from pytest_llminfer.errors import InvalidSpecError
-from pytest_llminfer.report.table import STATUSES, TableEntry, merge, render_table, to_rows
+from pytest_llminfer.report.table import STATUSES, TableEntry, merge, render_table
 from pytest_llminfer.verdict import Outcome
 
 FAMILIES = ("gsm8k", "kv_cache", "memory")
@@ -82,16 +80,3 @@ def test_a_skip_hides_no_number_and_is_counted() -> None:
     assert merge([skip, skip]) == skip
     with pytest.raises(ValueError, match="empty"):
         merge([])
-
-
-def test_rows_are_plain_data() -> None:
-    rows = to_rows(ROWS, FAMILIES)
-    assert json.loads(json.dumps(rows)) == rows
-    assert type(rows[1]["status"]) is str
-    assert rows[0] == {"cell": "transformers", "family": "gsm8k", "status": "pass", "key": "88.3 %", "skipped": 0}
-    assert [(row["cell"], row["family"]) for row in rows] == [
-        ("transformers", "gsm8k"),
-        ("transformers", "kv_cache"),
-        ("transformers-nf4-tp2", "gsm8k"),
-        ("transformers-nf4-tp2", "memory"),
-    ]

@@ -1,0 +1,29 @@
+"""The reference model in transformers, in bf16, and faults of its KV cache that are undone after each test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.models.model import Model
+from pytest_llminfer.spec import EngineSpec
+
+FAULTS = Path(__file__).with_name("kv_faults.py")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    """Started once for all tests of a file."""
+    log = tmp_path_factory.mktemp("worker") / "log"
+    engine = Engine(Launch(EngineSpec("transformers"), Model("reference"), {}, {"OMP_NUM_THREADS": "2"}, timeout=240, log=log))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def faulty(engine):
+    """Inject a fault into the worker, which is sound again afterwards."""
+    yield lambda fault, **arguments: engine.run(f"{FAULTS}::{fault}", **arguments)
+    engine.run(f"{FAULTS}::undo")

@@ -1,0 +1,86 @@
+"""vLLM spread over two ranks, started once: what they answer and hold, and what is said when one of them dies or hangs."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_llminfer.errors import EngineDiedError, EngineHungError
+from pytest_llminfer.verdict import Outcome
+
+PROBES = Path(__file__).with_name("vllm_probes.py")
+RANK_FAULTS = runpy.run_path(str(Path(__file__).with_name("rank_faults.py")))
+PROCESSES = runpy.run_path(str(Path(__file__).with_name("processes.py")))
+members, left = PROCESSES["members"], PROCESSES["left"]
+WORKERS = runpy.run_path(str(Path(__file__).with_name("vllm_workers.py")))
+SHAPE, POOL, NORM, start, folder, prompts, reference, tokens, outcome = (
+    WORKERS[name] for name in ("SHAPE", "POOL", "NORM", "start", "folder", "prompts", "reference", "tokens", "outcome")
+)
+
+
+@pytest.fixture(scope="module")
+def engine(folder, vllm_python):
+    engine = start(folder, vllm_python, tp=2)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def answers(engine, prompts):
+    """What the ranks answer before anything is done to them."""
+    return engine.generate(prompts, max_tokens=120, logprobs=8)
+
+
+def test_two_ranks_answer_as_one_and_hold_half_each(engine, answers, reference):
+    assert outcome(answers, reference[0]) is Outcome.PASS
+    first, second = engine.ranks()
+    assert first.pid != second.pid
+    assert [(rank.tp_rank, rank.pp_rank, rank.device) for rank in (first, second)] == [(0, 0, "cpu"), (1, 0, "cpu")]
+    norms = sum(weight.elements for weight in SHAPE.parameters() if "norm" in weight.name)
+    share = 2 * (norms + (SHAPE.parameter_count - norms) // 2)
+    assert first.weights_bytes == second.weights_bytes == share == engine.memory().weights_bytes
+    assert engine.info.device_count == 2
+    pool, a_token = engine.kv_pool(), SHAPE.kv_bytes_per_token("bf16")
+    assert pool.bytes_per_token == a_token
+    # POOL is what a rank may hold: half of each token.
+    assert pool.num_blocks + 1 == 2 * (POOL // (a_token * pool.block_size))
+    assert pool.stored_bytes == 2 * POOL
+    assert engine.settings()["resolved"]["tensor_parallel_size"] == 2
+
+
+def test_what_is_wrong_in_a_rank_is_seen(engine, answers, prompts):
+    engine.run(f"{PROBES}::scale", name=NORM, factor=-1.0)
+    assert outcome(engine.generate(prompts, max_tokens=120, logprobs=8), answers) is Outcome.FAIL
+    assert RANK_FAULTS["check"](engine).outcome is Outcome.PASS
+    engine.run(f"{RANK_FAULTS['__file__']}::store_otherwise")
+    assert RANK_FAULTS["check"](engine).details == RANK_FAULTS["SAID"]
+
+
+def test_a_killed_rank_is_named_the_next_request_starts_anew_and_a_stopped_one_is_a_hang(engine, answers, prompts):
+    before = members(engine)
+    assert len(before) >= 4
+    lost = engine.ranks()[1].pid
+    threading.Timer(0.5, os.kill, (lost, signal.SIGKILL)).start()
+    started = time.monotonic()
+    with pytest.raises(EngineDiedError, match=rf"VllmWorker-1 \(process {lost}\) of vllm died.* while generating"):
+        engine.generate(prompts, max_tokens=1900, ignore_eos=True)
+    assert time.monotonic() - started < 30
+    assert not left(before)
+
+    # The new ranks have the model's own weights.
+    assert tokens(engine.generate(prompts, max_tokens=120, logprobs=8)) == tokens(answers)
+    assert engine.loads == 2
+    replica = engine._replicas[0]
+    replica.launch = replace(replica.launch, timeout=6.0)
+    before = members(engine)
+    os.kill(engine.ranks()[1].pid, signal.SIGSTOP)
+    with pytest.raises(EngineHungError, match="said nothing for 6 s during 'generate'"):
+        engine.generate(prompts, max_tokens=24)
+    assert not left(before)

@@ -1,0 +1,57 @@
+"""What the tests of the vLLM backend share: engines on the reference model, and what transformers answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
+from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.models.model import Model
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.verdict import Outcome
+
+MODEL = Model("reference")
+SHAPE = MODEL.shape
+POOL = 64 << 20
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+def start(folder: Path, python: str, progress=None, engine_args=None, **cell) -> Engine:
+    spec = EngineSpec("vllm", environment=python, **cell)
+    arguments = {"kv_cache_memory_bytes": POOL, **(engine_args or {})}
+    variables = {"OMP_NUM_THREADS": "2"}
+    return Engine(Launch(spec, MODEL, arguments, variables, timeout=240, log=folder / f"{spec.tp}.log", progress=progress))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("vllm")
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return MODEL.prompts(8)
+
+
+@pytest.fixture(scope="module")
+def reference(folder, prompts):
+    """What transformers answers in the same dtype: generations, and scores of the prompts with their answers."""
+    engine = Engine(Launch(EngineSpec("transformers"), MODEL, {}, {"OMP_NUM_THREADS": "2"}, 240, folder / "transformers.log"))
+    generations = engine.generate(prompts, max_tokens=120, logprobs=8)
+    scores = engine.score(whole(prompts, generations))
+    engine.close()
+    return generations, scores
+
+
+def whole(prompts, generations):
+    return [[*prompt, *answer.token_ids] for prompt, answer in zip(prompts, generations, strict=True)]
+
+
+def tokens(generations):
+    return [generation.token_ids for generation in generations]
+
+
+def outcome(candidate, reference) -> Outcome:
+    return check_same_greedy_tokens(candidate=candidate, reference=reference, dtype="bf16", claim="").outcome

@@ -1,0 +1,22 @@
+"""The bundled shapes, and what the model of memory says that they hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest_llminfer
+from pytest_llminfer.memory_model.weights import held_weights
+from pytest_llminfer.models.shape import ModelShape
+
+GIB, MIB = 2**30, 2**20
+SHAPES = Path(pytest_llminfer.__file__).parent / "models" / "shapes"
+
+
+def bundled(name, **changes):
+    config = json.loads((SHAPES / name / "config.json").read_text()) | changes
+    return config, ModelShape.from_config(config)
+
+
+def held(name, **cell):
+    return held_weights(bundled(name)[1], **{"dtype": "bf16", **cell})[0]

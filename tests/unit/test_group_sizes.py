@@ -1,0 +1,89 @@
+"""The group size that a model declares is what the suite on memory, the ledger and ``llminfer memory`` predict with."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_llminfer.cli import main
+from pytest_llminfer.memory_ledger import MemoryLedger
+from pytest_llminfer.models.model import Model
+from pytest_llminfer.models.stored import group_size, read_stored
+from pytest_llminfer.observations import MemoryReport
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.verdict import Outcome
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FAULTS = runpy.run_path(str(REPOSITORY / "tests" / "engines" / "checkpoint_faults.py"))
+SUITE = runpy.run_path(str(REPOSITORY / "suites" / "test_memory_budget.py"))
+
+
+class HoldsFiles:
+    """An engine that holds the tensors of a checkpoint as they lie on disk."""
+
+    def __init__(self, path: Path, quantization: str) -> None:
+        stored = sum(parameter.stored_bytes for parameter in read_stored(path).layout.parameters)
+        self.spec = EngineSpec("transformers", model=str(path), quantization=quantization)
+        self.model, self.info = Model(str(path)), SimpleNamespace(dtype="bf16", device="cuda")
+        self._memory = MemoryReport("cuda", stored, 0, stored, stored, stored, "the files", 0)
+
+    def supports(self, _capability: str) -> bool:
+        return False
+
+    def memory(self) -> MemoryReport:
+        return self._memory
+
+
+@pytest.fixture(params=["gptq", "awq", "w4a16"])
+def name(request):
+    return request.param
+
+
+def weighed(path, quantization):
+    """The verdict of the suite on weights, and the line of the ledger."""
+    engine, verdicts = HoldsFiles(path, quantization), []
+    SUITE["test_weights_take_the_bytes_that_the_configuration_implies"](engine, verdicts.append)
+    baseline, item = SimpleNamespace(keep=lambda *_, **__: None), SimpleNamespace(user_properties=[])
+    (line, *_) = MemoryLedger(item, engine, baseline).take()
+    return verdicts[0], line
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_the_suite_and_the_ledger_predict_with_the_groups_that_are_declared(name, size, tmp_path):
+    path = FAULTS["regroup"](FAULTS["ASSETS"] / name, tmp_path / name, size)
+    verdict, line = weighed(path, name)
+    assert verdict.outcome is Outcome.PASS
+    assert (line.line, line.difference, line.within) == ("weights", 0, True)
+
+
+def test_groups_that_are_not_those_declared_are_found(name, tmp_path):
+    held = FAULTS["regroup"](FAULTS["ASSETS"] / name, tmp_path / name, 32)
+    path = FAULTS["declare_groups"](held, tmp_path / "declared", 128)
+    verdict, line = weighed(path, name)
+    assert verdict.outcome is Outcome.FAIL
+    assert "larger than predicted" in str(verdict)
+    assert not line.within
+    assert line.difference == 3 * 24_576 * {"gptq": 2.5, "awq": 2.5, "w4a16": 2}[name]
+
+
+def test_the_command_says_the_bytes_on_disk_and_those_of_other_groups(name, tmp_path, capsys):
+    def said(path, *arguments):
+        assert main(["memory", str(path), "--engine", "transformers", "--gpu", "A10", "--json", *arguments]) == 0
+        # By role without the allocator's rounding, which the total has.
+        return sum(json.loads(capsys.readouterr().out)["weights_by_role_bytes"].values())
+
+    paths = {size: FAULTS["regroup"](FAULTS["ASSETS"] / name, tmp_path / str(size), size) for size in (32, 64, 128)}
+    held = {size: sum(each.stored_bytes for each in read_stored(path).layout.parameters) for size, path in paths.items()}
+    assert {size: said(path) for size, path in paths.items()} == held
+    assert {size: said(paths[128], "--group-size", str(size)) for size in paths} == held
+
+
+def test_a_scale_for_all_of_a_row_is_a_group_of_its_own():
+    weights = {"num_bits": 4, "strategy": "channel", "group_size": None}
+    assert group_size({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}) == -1
+    assert group_size({"quant_method": "gptq", "group_size": -1}) == -1
+    assert group_size({"quant_method": "awq", "q_group_size": 64}) == 64

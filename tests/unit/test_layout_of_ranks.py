@@ -1,0 +1,269 @@
+"""The layout of every rank of a spread model: what is dealt, what is copied, and each way of getting that wrong."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from pytest_llminfer.checks.rank_layout import check_rank_layouts, check_ranks_unchanged, summarise_ranks
+from pytest_llminfer.checks.storage import expected_layout, expected_rank_layouts
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.models.shape import ModelShape
+from pytest_llminfer.observations import Layout
+from pytest_llminfer.verdict import Outcome
+
+SHAPE = ModelShape("llama", layers=4, hidden=256, heads=8, kv_heads=2, head_dim=64, intermediate=768, vocab=1000, tied=False)
+ENDS = ("model.embed_tokens", "lm_head")
+DOWN = "model.layers.2.mlp.down_proj.weight"
+QKV = "model.layers.2.self_attn.qkv_proj.weight"
+NORM = "model.layers.2.input_layernorm.weight"
+every_engine = pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang"])
+
+
+def loaded(engine="vllm", tp=2, pp=1, quantization="none", shape=SHAPE, plan=ENDS):
+    """Ranks as they should be: parts with contents of their own, copies alike."""
+    of = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": engine}
+    expected = expected_rank_layouts(**of, tp=tp, pp=pp, plan=plan)
+    whole = {weight.parameter.name: weight.parameter for weight in expected_rank_layouts(**of, tp=1, pp=1)[0, 0]}
+    return [
+        Layout(
+            parameters=tuple(
+                replace(each.parameter, content=f"{rank if each.parameter.shape != whole[each.parameter.name].shape else 0}")
+                for each in weights
+            ),
+            tied=shape.tied_pairs if stage == pp - 1 else (),
+            tp_rank=rank,
+            pp_rank=stage,
+        )
+        for (stage, rank), weights in expected.items()
+    ]
+
+
+def check(ranks, engine="vllm", tp=2, pp=1, quantization="none", shape=SHAPE, plan=ENDS, **options):
+    of = {"ranks": ranks, "shape": shape, "dtype": "bfloat16", "quantization": quantization, "engine": engine}
+    return check_rank_layouts(**of, tp=tp, pp=pp, plan=plan, **options)
+
+
+def changed(ranks, number, name, **fields):
+    """The ranks, one parameter of the rank with this number otherwise."""
+    assert name in {each.name for each in ranks[number].parameters}
+    parameters = tuple(replace(each, **fields) if each.name == name else each for each in ranks[number].parameters)
+    return [*ranks[:number], replace(ranks[number], parameters=parameters), *ranks[number + 1 :]]
+
+
+@every_engine
+@pytest.mark.parametrize("tp", [1, 2])
+def test_what_every_rank_should_hold_passes(engine, tp):
+    verdict = check(loaded(engine, tp), engine, tp)
+    assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 2), (2, 2), (1, 4)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_stages_of_a_pipeline_pass(tp, pp, tied):
+    shape = replace(SHAPE, tied=tied)
+    verdict = check(loaded(tp=tp, pp=pp, shape=shape), tp=tp, pp=pp, shape=shape)
+    assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
+    assert len(verdict.measurements) == 1 + tp * pp + 2
+
+
+def cell(shape, engine):
+    return {"shape": shape, "dtype": "bf16", "quantization": "none", "engine": engine}
+
+
+def test_the_histogram_of_every_rank_is_shown():
+    shown = {entry.name: (entry.value, entry.spread) for entry in check(loaded()).measurements}
+    matrices = 4 * (384 * 256 + 256 * 256 + 768 * 256 + 256 * 384) + 2 * 512 * 256
+    each = 2 * (matrices + 9 * 256)
+    for rank in (0, 1):
+        assert shown[f"tp rank {rank} stored in bfloat16"] == (each, f"expected {each:,}")
+    copies = 2 * 2 * 9 * 256
+    assert shown["held by all ranks"] == (2 * each, f"expected {2 * each:,}: {2 * each - copies:,} dealt, {copies:,} in copies")
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "whole", "part"),
+    [
+        ("transformers", DOWN, (256, 768), (256, 384)),
+        ("vllm", QKV, (768, 256), (384, 256)),
+        ("sglang", DOWN, (256, 768), (256, 384)),
+    ],
+)
+def test_a_rank_that_keeps_the_whole_of_a_weight_is_named(engine, name, whole, part):
+    fields = {"shape": whole, "stored_shape": whole, "stored_bytes": 2 * whole[0] * whole[1]}
+    verdict = check(changed(loaded(engine), 1, name, **fields), engine)
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.details == (f"tp rank 1: {name}: not sharded: the whole {list(whole)} instead of a part {list(part)}",)
+
+
+@every_engine
+def test_a_model_that_every_rank_holds_whole_fails(engine):
+    whole = loaded(engine, tp=1)[0].parameters
+    verdict = check([Layout(whole, (), tp_rank=rank) for rank in range(2)], engine)
+    assert verdict.outcome is Outcome.FAIL
+    assert any(
+        line.startswith("tp rank 0 and tp rank 1: model.layers.0.self_attn.o_proj.weight (and the same in 3")
+        for line in verdict.details
+    )
+    assert all("not sharded" in line or "same part" in line or "more" in line for line in verdict.details)
+
+
+def test_a_rank_with_one_layer_in_another_dtype_is_named():
+    ranks = loaded()
+    verdict = check(changed(ranks, 0, DOWN, dtype="float32", stored_bytes=4 * 256 * 384))
+    assert verdict.details == (f"tp rank 0: {DOWN}: dtype float32 instead of bfloat16, stored_bytes 393,216 instead of 196,608",)
+    shown = {entry.name: (entry.value, entry.spread) for entry in verdict.measurements}
+    assert shown["tp rank 0 stored in float32"] == (393_216, "expected 0")
+    verdict = check(changed(ranks, 1, DOWN, dtype="float16"))
+    assert verdict.details == (f"tp rank 1: {DOWN}: dtype float16 instead of bfloat16",), "of the same size"
+
+
+def test_a_weight_on_the_wrong_stage_is_missing_on_one_and_extra_on_the_other():
+    ranks = loaded(tp=1, pp=2)
+    moved = next(each for each in ranks[1].parameters if each.name == DOWN)
+    first = replace(ranks[0], parameters=(*ranks[0].parameters, moved))
+    second = replace(ranks[1], parameters=tuple(each for each in ranks[1].parameters if each != moved))
+    assert check([first, second], tp=1, pp=2).details == (
+        f"pp rank 0, tp rank 0: {DOWN}: extra: bfloat16 [256, 768], 393,216 bytes",
+        f"pp rank 1, tp rank 0: {DOWN}: missing",
+    )
+
+
+def test_two_ranks_with_the_same_part_are_told_by_what_they_hold():
+    ranks = loaded()
+    verdict = check(changed(ranks, 1, DOWN, content="0"))
+    assert verdict.details == (f"{DOWN}: the same part on tp rank 0 and tp rank 1: their bytes are equal",)
+    assert check(changed(ranks, 1, DOWN, content="0"), random_weights=True).outcome is Outcome.PASS
+
+
+def test_a_copy_that_differs_is_told_by_what_it_holds():
+    verdict = check(changed(loaded(), 1, NORM, content="9"))
+    assert verdict.details == (f"{NORM}: held whole by every rank, and other numbers on tp rank 0 than tp rank 1",)
+
+
+def test_what_could_not_be_seen_is_said():
+    """A library of the CPU shows no bytes: the same part twice passes, and the verdict does not claim to have looked."""
+    ranks = changed(changed(loaded(), 0, DOWN, content=""), 1, DOWN, content="")
+    verdict = check(ranks)
+    assert verdict.outcome is Outcome.PASS
+    assert "equal contents of 26 of 27 weights" in verdict.smallest_detectable
+    assert "of the others no bytes were seen" in verdict.smallest_detectable
+    assert "equal contents of 27 of 27 weights" in check(loaded()).smallest_detectable
+    assert "say nothing" in check(ranks, random_weights=True).smallest_detectable
+
+
+def test_zero_biases_are_equal_by_right():
+    shape = replace(SHAPE, qkv_bias=True)
+    name = "model.layers.2.self_attn.qkv_proj.bias"
+    assert check(changed(loaded(shape=shape), 1, name, content="0"), shape=shape).outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        (loaded()[:1], "pp rank 0, tp rank 1: no such rank has told what it stores"),
+        (loaded(tp=4)[:3], "pp rank 0, tp rank 2: there should be no such rank"),
+        ([loaded()[0]] * 2, "pp rank 0, tp rank 0: 2 ranks say that they are this one"),
+        ([], "nothing was compared: the engine reported no parameters"),
+    ],
+)
+def test_ranks_that_are_missing_or_doubled_fail(ranks, said):
+    verdict = check(ranks)
+    assert verdict.outcome is Outcome.FAIL
+    assert said in verdict.details
+
+
+def test_a_missing_tensor_and_a_broken_tie_name_their_rank():
+    shape = replace(SHAPE, tied=True)
+    ranks = loaded(shape=shape)
+    ranks[1] = replace(ranks[1], parameters=tuple(each for each in ranks[1].parameters if each.name != DOWN), tied=())
+    assert check(ranks, shape=shape).details == (
+        "tp rank 1: lm_head.weight and model.embed_tokens.weight should be one tensor and are not",
+        f"tp rank 1: {DOWN}: missing",
+    )
+
+
+def test_a_rank_on_another_device_fails():
+    ranks = loaded()
+    cuda = tuple(replace(each, device="cuda") for each in ranks[1].parameters)
+    assert "one kind of device" in check([ranks[0], replace(ranks[1], parameters=cuda)]).details[-1]
+
+
+@pytest.mark.parametrize("quantization", ["w8a8", "w4a16", "fp8", "gptq", "awq"])
+def test_quantized_parts_pass_and_one_that_was_left_in_16_bits_is_named(quantization):
+    right = loaded(quantization=quantization)
+    verdict = check(right, quantization=quantization)
+    assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
+    plain = [each for each in loaded()[1].parameters if each.name == DOWN]
+    kept = [each for each in right[1].parameters if not each.name.startswith(DOWN.removesuffix("weight"))]
+    verdict = check([right[0], replace(right[1], parameters=(*kept, *plain))], quantization=quantization)
+    assert verdict.outcome is Outcome.FAIL
+    assert len(verdict.details) == 1
+    assert verdict.details[0].startswith(f"tp rank 1: {DOWN}: left in bfloat16 instead of {quantization} (")
+
+
+def test_a_quantization_that_is_taken_and_ignored_is_named_once_for_all_ranks():
+    verdict = check(loaded(), asked="int8_per_channel_weight_only")
+    assert len(verdict.details) == 4
+    assert verdict.details[0].startswith("tp rank 0 and tp rank 1: model.layers.0.self_attn.qkv_proj.weight (and the same in 3")
+
+
+def test_what_is_not_declared_is_a_visible_skip():
+    with pytest.raises(UnsupportedError, match="how vllm stores quantization 'nf4' on cpu is not known here"):
+        check(loaded(), quantization="nf4")
+    with pytest.raises(UnsupportedError, match="how llamacpp spreads weights is not known here"):
+        check(loaded(), engine="llamacpp")
+    with pytest.raises(UnsupportedError, match="4 layers do not divide by pp=3"):
+        check(loaded(), pp=3)
+
+
+def test_one_rank_is_judged_as_a_whole_model():
+    parameters = tuple(each.parameter for each in expected_layout(**cell(SHAPE, "vllm")))
+    verdict = check([Layout(parameters, ())], tp=1)
+    assert verdict.outcome is Outcome.PASS
+    assert verdict.key.endswith("bits/weight")
+    assert "pp rank 0, tp rank 1: there should be no such rank" in check([Layout(parameters, ()), *loaded()[1:]], tp=1).details
+
+
+def recorded(ranks):
+    return json.loads(json.dumps(summarise_ranks(ranks)))
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (2, 2)])
+def test_a_recorded_layout_is_unchanged(tp, pp):
+    ranks = loaded(tp=tp, pp=pp)
+    record = recorded(ranks)
+    assert ("ranks" in record) == (tp * pp > 1)
+    verdict = check_ranks_unchanged(ranks=ranks[::-1], expected=record)
+    assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
+
+
+def test_ranks_that_are_alike_share_a_record():
+    ranks = loaded()
+    assert [entry["tp_ranks"] for entry in recorded(ranks)["ranks"]] == [[0, 1]]
+    assert [entry["tp_ranks"] for entry in recorded(changed(ranks, 1, DOWN, dtype="float16"))["ranks"]] == [[0], [1]]
+    assert Counter(entry["pp_rank"] for entry in recorded(loaded(pp=2))["ranks"]) == {0: 1, 1: 1}
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (changed(loaded(), 1, DOWN, dtype="float16"), f"tp rank 1: {DOWN}: dtype float16 instead of bfloat16"),
+        (loaded()[:1], "pp rank 0, tp rank 1: no such rank has told what it stores"),
+        (loaded(tp=1), "pp rank 0, tp rank 1: no such rank has told what it stores"),
+        (loaded(pp=2), "pp rank 1, tp rank 0: there should be no such rank"),
+        ([], "nothing was compared: the engine reported no parameters"),
+    ],
+)
+def test_a_change_against_the_record_names_the_rank(now, said):
+    verdict = check_ranks_unchanged(ranks=now, expected=recorded(loaded()))
+    assert verdict.outcome is Outcome.FAIL
+    assert said in verdict.details
+
+
+def test_several_ranks_against_the_record_of_one_fail():
+    verdict = check_ranks_unchanged(ranks=loaded(), expected=recorded(loaded(tp=1)))
+    assert verdict.outcome is Outcome.FAIL
