@@ -100,7 +100,7 @@ class AccuracyRun:
         verdict = None
         for count in test.chunks:
             try:
-                answers = asking.ask(test.order[:count]).answers
+                answers = asking.ask(test.order[:count], following=test.order).answers
             except TransportError as error:
                 self._judge(check_transport(error=str(error), asked=count))
                 raise

@@ -71,11 +71,17 @@ class Asking:
         self._answers: dict[str, Answer] = {}
         self._seconds = 0.0
 
-    def ask(self, ids: Sequence[str]) -> Answered:
-        """The answers to the questions with these ids, in their order; the seconds are those of all that was asked so far."""
+    def ask(self, ids: Sequence[str], following: Sequence[str] = ()) -> Answered:
+        """The answers to the questions with these ids, in their order; the seconds are those of all that was asked so far.
+
+        ``following``: asked along where fewer are left than are to be in flight at once.
+        """
         wanted = self._questions.ids(self._engine) if self._whole else ids
         missing = [name for name in dict.fromkeys([*wanted, *ids]) if name not in self._answers]
         if missing:
+            if at_once := self._questions.concurrency:
+                more = [name for name in following if name not in self._answers and name not in missing]
+                missing += more[: -len(missing) % at_once]
             if not self._answers:
                 self._warm_up()
             started = time.perf_counter()
@@ -102,6 +108,7 @@ class QuestionSet:
 
     ``limit``: how many are asked; None means all on an accelerator and 300 on a CPU. ``runs``: how often each is asked for a
     record. ``form``: of ``datasets.prompts.FORMS``; ``source``: the dataset's name or path, where solved examples are looked for.
+    ``concurrency``: how many are put to the engine at once; None for as many as are wanted.
     """
 
     def __init__(
@@ -113,10 +120,11 @@ class QuestionSet:
         source: str = SYNTHETIC,
         runs: int = RUNS,
         form: str = "zero-shot",
+        concurrency: int | None = None,
     ) -> None:
         if form not in FORMS:
             raise InvalidSpecError("form of a question", form, FORMS)
-        self.dataset, self._model, self._limit, self.runs = dataset, model, limit, runs
+        self.dataset, self._model, self._limit, self.runs, self.concurrency = dataset, model, limit, runs, concurrency
         self._form: PromptForm = FORMS[form]
         self._source = source
         self._asking: dict[Engine, Asking] = {}
@@ -197,7 +205,10 @@ class QuestionSet:
     def graded(self, engine: Engine, ids: Sequence[str], *, watched: bool = False) -> dict[str, Answer]:
         """The graded answers to these questions, asked now, by id; ``watched``: with log-probabilities, where the engine can."""
         asked: dict[str, Any] = {"logprobs": sampler.TOP} if watched and self.watches_sampler(engine) else {}
-        generations = engine.generate(self.prompts(engine, ids), self.sampling, **asked)
+        prompts = self.prompts(engine, ids)
+        step = self.concurrency or max(len(prompts), 1)
+        parts = [engine.generate(prompts[start : start + step], self.sampling, **asked) for start in range(0, len(prompts), step)]
+        generations = [generation for part in parts for generation in part]
         dtype = engine.info.dtype
         return {name: self._grade(self._problems[name], given, dtype) for name, given in zip(ids, generations, strict=True)}
 

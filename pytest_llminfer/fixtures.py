@@ -196,7 +196,13 @@ def gsm8k(pytestconfig: pytest.Config, dataset: Dataset, model: Model) -> Questi
 
     settings = pytestconfig.stash[options.STASH]
     return QuestionSet(
-        dataset, model, settings.gsm8k_questions, source=settings.dataset, runs=settings.gsm8k_runs, form=settings.gsm8k_form
+        dataset,
+        model,
+        settings.gsm8k_questions,
+        source=settings.dataset,
+        runs=settings.gsm8k_runs,
+        form=settings.gsm8k_form,
+        concurrency=settings.gsm8k_concurrency,
     )
 
 

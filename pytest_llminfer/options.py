@@ -79,6 +79,9 @@ OTHER = (
     _Option(
         "--gsm8k-form", "llminfer_gsm8k_form", "zero-shot", "how questions are put: zero-shot, or the published 5-shot", "FORM"
     ),
+    _Option(
+        "--gsm8k-concurrency", "llminfer_gsm8k_concurrency", "", "questions in flight at once; an eighth of all unless given", "N"
+    ),
     _Option("--gsm8k-runs", "llminfer_gsm8k_runs", "4", "how often each question is asked for a baseline", "K"),
     _Option(
         "--accuracy-margin",
@@ -129,6 +132,7 @@ class Options(NamedTuple):
     dataset: str
     gsm8k_questions: int | None
     gsm8k_form: str
+    gsm8k_concurrency: int | None
     gsm8k_runs: int
     accuracy_margin: float | None
     full: bool
@@ -205,7 +209,7 @@ def resolve(config: pytest.Config) -> Options:
     def is_on(ini: str) -> bool:
         return bool(config.getoption(ini) or config.getini(ini))
 
-    questions = by_name["gsm8k_questions"][1]
+    questions, at_once = by_name["gsm8k_questions"][1], by_name["gsm8k_concurrency"][1]
     gpus = numbers("gpus")
     return Options(
         engine=tuple(_read("--engine", word, values.engine) for word in words["engine"]),
@@ -224,6 +228,7 @@ def resolve(config: pytest.Config) -> Options:
         dataset=by_name["dataset"][1],
         gsm8k_questions=_read("--gsm8k-questions", questions, values.questions) if questions else None,
         gsm8k_form=by_name["gsm8k_form"][1],
+        gsm8k_concurrency=_read("--gsm8k-concurrency", at_once, values.positive) if at_once else None,
         gsm8k_runs=_read("--gsm8k-runs", by_name["gsm8k_runs"][1], values.positive),
         accuracy_margin=_read("--accuracy-margin", margin, values.points) if (margin := by_name["accuracy_margin"][1]) else None,
         full=is_on("llminfer_full"),
