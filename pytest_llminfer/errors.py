@@ -34,6 +34,10 @@ class BadInputError(LlminferError):
     """Something the user gave cannot be used: a path, a file, an option."""
 
 
+class RefusedConversationError(BadInputError):
+    """The chat template refuses this conversation, such as one with a system message; others may be taken."""
+
+
 class EngineError(LlminferError):
     """The engine answered with an error; the worker is still alive."""
 

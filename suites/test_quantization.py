@@ -87,7 +87,10 @@ def test_double_quantization_costs_next_to_nothing(engine: Engine, normal: np.nd
 
 @pytest.mark.llminfer_only(quantization="none")
 def test_weights_are_near_normal(engine: Engine, judge: Judge) -> None:
-    """What NF4 assumes of the weights that it stores: a histogram of every linear, and how far it is from a normal one."""
+    """What NF4 assumes of the weights that it stores: a histogram of every linear, and which are far from a normal one.
+
+    Those are named and pass; a linear of equal numbers, or of some that are not finite, fails.
+    """
     judge(check_near_normal(found=engine.run(experiment("formats.weights"))))
 
 

@@ -4,7 +4,8 @@ python tools/quantize.py MODEL --format gptq --out DIR
 
 MODEL is ``reference`` or a folder with config.json, *.safetensors and a tokenizer. The formats gptq, awq and w4a16 share one scale
 among 128 inputs unless ``--group-size`` says otherwise, and are calibrated on the bundled synthetic problems. Embeddings, norms and
-the output matrix stay as they are. The same input gives the same bytes: ``--twice`` makes it again and compares.
+the output matrix stay as they are. The same input gives the same bytes: ``--twice`` makes it again and compares. With ``--shared
+FILE`` what stays as it is outside the layers lies in that file, which several formats of one model may link to.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import shared_tensors
 import tool_environments as environments
 
 from pytest_llminfer.datasets.load import SYNTHETIC, load
@@ -32,7 +34,7 @@ SEED = 20260101
 SAMPLES = 128
 GROUP = 128
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-WEIGHTS = ("*.safetensors", "*.gguf", "config.json")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,12 @@ def main() -> int:
     parser.add_argument("--out", required=True, type=Path, help="a folder; several GGUF formats may share one")
     parser.add_argument("--group-size", type=int, default=GROUP, help="inputs that share a scale in gptq, awq and w4a16")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="problems to calibrate with")
+    parser.add_argument("--shared", type=Path, help="a file for the tensors that are the model's own, linked to (not for GGUF)")
     parser.add_argument("--twice", action="store_true", help="make it twice, and fail where the bytes differ")
     given = parser.parse_args()
     recipe = RECIPES[given.format]
+    if given.shared and recipe.tool == environments.LLAMACPP:
+        parser.error("a GGUF file holds all of its tensors: leave --shared out")
     model = Model(given.model)
     with tempfile.TemporaryDirectory() as name:
         made = [_make(given, recipe, model, Path(name) / str(number)) for number in range(2 if given.twice else 1)]
@@ -111,6 +116,8 @@ def _make(given: argparse.Namespace, recipe: Recipe, model: Model, folder: Path)
     variables.setdefault("OMP_NUM_THREADS", "2")
     command = [environments.python_of(recipe.tool), str(HERE / recipe.script), str(folder / "task.json")]
     subprocess.run(command, env=variables, cwd=folder, check=True, stdout=sys.stderr)
+    if given.shared:
+        shared_tensors.split(out, model.folder)
     return out
 
 
@@ -129,16 +136,22 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _keep(given: argparse.Namespace, recipe: Recipe, model: Model, made: Path) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
+    if recipe.tool != environments.LLAMACPP:
+        for file in given.out.glob("*.safetensors*"):  # no shard of before, and nothing written through a link
+            file.unlink()
     for pattern in WEIGHTS:
         for file in made.glob(pattern):
             shutil.copyfile(file, given.out / file.name)
+    if given.shared:
+        shared_tensors.link(given.out, given.shared)
     for name in TOKENIZER:
         if (model.folder / name).is_file():
             shutil.copyfile(model.folder / name, given.out / name)
     found = environments.versions(recipe.tool, *recipe.packages)
     words = recipe.words.format(group=given.group_size)
     calibrated = f", calibrated on {given.samples} synthetic problems" if given.format in {"gptq", "awq"} else ""
-    extra = f" --group-size {given.group_size}" if recipe.grouped and given.group_size != GROUP else ""
+    extra = f" --shared {given.shared.as_posix()}" if given.shared else ""
+    extra += f" --group-size {given.group_size}" if recipe.grouped and given.group_size != GROUP else ""
     heading = f"## {given.format}\n"
     text = (
         f"{heading}\n{words}{calibrated}. Made of the model `{given.model}` by\n\n"

@@ -19,11 +19,13 @@ def check_conversations(
     source: str,
     names: Mapping[int, str] | None = None,
     departures: Sequence[str] = (),
+    refusals: Sequence[str] = (),
 ) -> Verdict:
     """Whether conversations have the token ids that are expected, each from its first token to its last.
 
     found, expected: token ids of each conversation, in order. names: what special tokens are called. departures: what else is wrong
-    with them, a line each. A doubled first token is named for what it is: a template that writes a beginning which the
+    with them, a line each. refusals: conversations that the template does not take, a line each, said and not judged (no ids on
+    either side). A doubled first token is named for what it is: a template that writes a beginning which the
     tokenizer adds as well.
     """
     lines = list(departures)
@@ -40,13 +42,13 @@ def check_conversations(
     return Verdict(
         outcome=Outcome.FAIL if lines else Outcome.PASS,
         claim=claim,
-        key=f"{tokens} tokens" if not lines else f"{len(lines)} differences",
+        key=f"{len(lines)} differences" if lines else f"{tokens} tokens" + (f", {len(refusals)} refused" if refusals else ""),
         measurements=(Measurement("tokens compared", tokens, "tokens", len(expected)),),
         threshold="every token id equal",
         threshold_source=source,
         smallest_detectable="exact",
         advice="compare chat_template and the tokenizer's own additions (add_bos_token); accuracy moves with every one of them",
-        details=first_offenders(lines),
+        details=(*first_offenders(lines), *refusals),
     )
 
 

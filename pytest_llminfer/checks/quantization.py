@@ -194,36 +194,43 @@ def check_loss_of_weights(*, found: Sequence[Mapping[str, Any]], name: str, bloc
 
 
 def check_near_normal(*, found: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Whether weights are what NF4 was made for: zero mean, near normal. Never FAIL: the format then only loses more.
+    """Whether weights can be quantized by their spread, and which are not what NF4 was made for: zero mean, near normal.
 
     found: per linear ``name``, ``values``, ``mean``, ``spread``, ``kurtosis`` (excess), ``histogram`` (16,) of four deviations.
+    FAIL where a linear is constant or not finite. Heavy tails are no fault of an engine, the format only loses more of them: those
+    linears are named first, with the same outcome.
     """
-    lines: list[str] = []
+    broken: list[str] = []
+    odd: list[str] = []
     shown: list[str] = []
     for each in found:
         # Chance alone moves a mean by 1/sqrt(n), a kurtosis by sqrt(24/n): three of those are no finding.
         noise = 3 / np.sqrt(each["values"])
-        off = abs(each["mean"]) / each["spread"] if each["spread"] else float("inf")
-        odd = not (off <= MEAN_LIMIT + noise and abs(each["kurtosis"]) <= KURTOSIS_LIMIT + noise * np.sqrt(24))
         text = f"{_bars(each['histogram'])} {each['name']}: mean {each['mean']:+.2g}, kurtosis {each['kurtosis']:+.2f}"
-        (lines if odd else shown).append(text)
+        if not (np.isfinite(each["mean"]) and 0 < each["spread"] < np.inf):
+            broken.append(f"{each['name']}: mean {each['mean']:g}, standard deviation {each['spread']:g}")
+        elif abs(each["mean"]) / each["spread"] <= MEAN_LIMIT + noise and abs(each["kurtosis"]) <= KURTOSIS_LIMIT + noise * 24**0.5:
+            shown.append(text)
+        else:
+            odd.append(f"{text}: not near normal")
     worst = max((abs(each["kurtosis"]) for each in found), default=float("nan"))
-    outcome = Outcome.FAIL if not found else Outcome.INCONCLUSIVE if lines else Outcome.PASS
+    if not found:
+        broken = ["no linear holds floating-point weights"]
     return Verdict(
-        outcome=outcome,
-        claim="the weights of every linear have zero mean and are near normal, as 4-bit quantiles assume",
-        key=f"{len(lines)} of {len(found)} are not" if lines else f"{len(found)} linears",
+        outcome=Outcome.FAIL if broken else Outcome.PASS,
+        claim="the weights of every linear are finite and vary; those far from zero mean and normal are named",
+        key=f"{len(broken)} broken" if broken else f"{len(found) - len(odd)} of {len(found)} near normal",
         measurements=(
-            Measurement("linears that are not", len(lines), "linears", len(found)),
+            Measurement("linears that are not near normal", len(odd), "linears", len(found)),
             Measurement("largest excess kurtosis", worst, "", len(found)),
         ),
-        threshold=f"|mean| <= {MEAN_LIMIT} standard deviations, |excess kurtosis| <= {KURTOSIS_LIMIT}, chance aside",
+        threshold=f"a finite mean, a finite positive standard deviation; near normal: |mean| <= {MEAN_LIMIT} standard deviations, "
+        f"|excess kurtosis| <= {KURTOSIS_LIMIT}, chance aside",
         threshold_source="METHODS 7",
-        smallest_detectable="the heavier tails of a Student variable with ten degrees of freedom",
-        advice="heavy tails: prefer a smaller block, or int8 for these layers; look at what the format loses of them",
-        details=first_offenders([*lines, *shown], shown=max(8, len(lines)))
-        if found
-        else ("no linear holds floating-point weights",),
+        smallest_detectable="one linear of equal or non-finite numbers; tails: a Student variable with ten degrees of freedom",
+        advice="look at the checkpoint: a linear like this holds nothing that was trained",
+        # All of them: the histogram of every linear belongs in the report.
+        details=(*broken, *odd, *shown),
     )
 
 

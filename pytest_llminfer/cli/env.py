@@ -51,7 +51,8 @@ def _state(environment: EnvironmentInfo) -> str:
 def _create(given: argparse.Namespace) -> int:
     # Spelled wrong, it would be looked up as a command.
     Requirement.parse(given.requirement)
-    say([environments.interpreter(given.requirement, progress=_tell)])
+    # Whoever makes one by hand may mean it for another machine that shares this folder.
+    say([environments.interpreter(given.requirement, progress=_tell, without_gpu=True)])
     return 0
 
 

@@ -76,7 +76,9 @@ class Launch:
     def start_worker(self) -> tuple[WorkerProcess, dict[str, Any]]:
         """A fresh worker, and what it is to be told."""
         interpreter, environment = self.environment()
-        return WorkerProcess(local.start(interpreter, self.settings(), self.log), self.log), self.params(environment)
+        folder = local.scratch()
+        process = local.start(interpreter, self.settings(), self.log, folder)
+        return WorkerProcess(process, self.log, folder), self.params(environment)
 
     def start_ahead(self) -> WorkerProcess:
         """A worker that imports the engine while others still work; it touches no device."""

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import threading
@@ -39,10 +40,10 @@ _ALWAYS_TAKEN = 1 << 15
 
 
 class WorkerProcess:
-    """The process, its two pipes and its log. Not thread-safe: one request at a time."""
+    """The process, its two pipes, its log, and the folder of its temporary files. Not thread-safe: one request at a time."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.process, self.log = process, log
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, folder: Path | None = None) -> None:
+        self.process, self.log, self._folder = process, log, folder
         self._inbox: Inbox = queue.Queue()
         self._request_id = 0
         self._busy = False
@@ -168,6 +169,8 @@ class WorkerProcess:
                 stacklevel=2,
             )
         unname(ownerless(self.process.pid, since=self._started))
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
         with contextlib.suppress(OSError, ValueError):
             cast("IO[bytes]", self.process.stdin).close()
 

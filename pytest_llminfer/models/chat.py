@@ -8,11 +8,13 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.errors import BadInputError, RefusedConversationError
+from pytest_llminfer.models.chat_forms import TODAY
 from pytest_llminfer.models.files import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import date
     from pathlib import Path
 
     from jinja2.parser import Parser
@@ -51,14 +53,18 @@ class ChatTemplate:
             where = f" at line {line}" if line else ""
             raise BadInputError(f"the chat template in {file} does not compile{where} ({first_line(error)}); {WAY_OUT}") from error
 
-    def render(self, messages: Sequence[Mapping[str, str]], tokens: Mapping[str, str]) -> str:
+    def render(self, messages: Sequence[Mapping[str, str]], tokens: Mapping[str, str], *, today: date = TODAY) -> str:
         """The text of a conversation up to where the model answers. tokens: the special ones by name, such as ``bos_token``.
 
+        today: what ``strftime_now`` says, at midnight. Tools and documents are None, as transformers gives them.
+
         Raises:
-            BadInputError: the template refuses the conversation, or fails on it.
+            RefusedConversationError: the template refuses the conversation.
+            BadInputError: it fails on the conversation.
         """
         try:
-            return self._compiled.render(messages=messages, add_generation_prompt=True, **tokens)
+            given = {"add_generation_prompt": True, "tools": None, "documents": None, "strftime_now": today.strftime}
+            return self._compiled.render(messages=messages, **given, **tokens)
         except BadInputError:
             raise
         except Exception as error:
@@ -68,4 +74,4 @@ class ChatTemplate:
 
 
 def _refuse(message: str) -> NoReturn:
-    raise BadInputError(f"the chat template refuses the conversation: {message}")
+    raise RefusedConversationError(f"the chat template refuses the conversation: {message}")

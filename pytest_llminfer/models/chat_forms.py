@@ -5,10 +5,13 @@ ChatML (Qwen's documentation), Llama 3 (Meta's prompt format page), Zephyr (the 
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     Conversation = Sequence[dict[str, str]]
 
@@ -27,51 +30,103 @@ CONVERSATIONS: tuple[Conversation, ...] = (
 )
 """What every model's template is asked for: one turn, a system message, several turns, text beyond ASCII."""
 
+TODAY = date(2024, 7, 26)
+"""What a template that writes the date is told, whatever the day, so that prompts and records stay the same. Llama 3.2 falls back
+to this day where nobody tells it one."""
 
-def chatml(messages: Conversation, _start: str = "") -> str:
-    """``<|im_start|>ROLE`` and a line break before every message, ``<|im_end|>`` and one after it; no token before the first."""
-    turns = "".join(f"<|im_start|>{each['role']}\n{each['content']}<|im_end|>\n" for each in messages)
-    return f"{turns}<|im_start|>assistant\n"
-
-
-def llama3(messages: Conversation, start: str = "<|begin_of_text|>") -> str:
-    """The role between header tokens and two line breaks before every message, ``<|eot_id|>`` after it; one token of beginning."""
-    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
-    turns = "".join(f"{header.format(each['role'])}{each['content'].strip()}<|eot_id|>" for each in messages)
-    return f"{start}{turns}{header.format('assistant')}"
+THOUGHTS = ("<think>\n\n</think>\n\n", "<think>\n", "<think>")
+"""What templates of reasoning models write after the last header: no thought, or the beginning of one (Qwen3's two, OLMo's)."""
 
 
-def zephyr(messages: Conversation, end: str = "</s>") -> str:
-    """``<|ROLE|>`` on a line of its own before every message, the end token and a line break after it."""
-    turns = "".join(f"<|{each['role']}|>\n{each['content']}{end}\n" for each in messages)
-    return f"{turns}<|assistant|>\n"
+@dataclass(frozen=True, slots=True)
+class Form:
+    """head, with the role in place of ``{}``, comes before a message and tail after it; start: the token before the first message.
+
+    sign: what a template's source contains. trims: blanks around a message are dropped.
+    """
+
+    name: str
+    sign: str
+    head: str
+    tail: str
+    start: str = ""
+    trims: bool = False
+
+    def write(self, messages: Conversation, *, start: str = "", own: str | None = None, thought: str = "") -> str:
+        """The text of a conversation up to where the model answers.
+
+        start: the token before it, where the form has none. own: the whole system text, where the template adds to it. thought:
+        what stands after the last header.
+        """
+        blocks = [(each["role"], each["content"].strip() if self.trims else each["content"]) for each in messages]
+        if own is not None:
+            blocks = [("system", own), *(block for block in blocks if block[0] != "system")]
+        turns = "".join(f"{self.head.format(role)}{content}{self.tail}" for role, content in blocks)
+        return f"{self.start or start}{turns}{self.head.format('assistant')}{thought}"
 
 
-FORMS: Mapping[str, tuple[str, Callable[[Conversation], str]]] = {
-    "ChatML": ("<|im_start|>", chatml),
-    "Llama 3": ("<|start_header_id|>", llama3),
-    "Zephyr": ("<|assistant|>", zephyr),
-}
-"""By name: what a template of the form contains, and what it makes of a conversation."""
+CHATML = Form("ChatML", sign="<|im_start|>", head="<|im_start|>{}\n", tail="<|im_end|>\n")
+LLAMA3 = Form(
+    "Llama 3",
+    sign="<|start_header_id|>",
+    head="<|start_header_id|>{}<|end_header_id|>\n\n",
+    tail="<|eot_id|>",
+    start="<|begin_of_text|>",
+    trims=True,
+)
+ZEPHYR = Form("Zephyr", sign="<|assistant|>", head="<|{}|>\n", tail="</s>\n")
+"""Its tail is the model's ``eos_token`` and a line break; ``</s>`` is Zephyr's own."""
 
 
-def form_of(template: str) -> str:
-    """The form that a chat template's source has; empty where it is none of these."""
-    return next((name for name, (sign, _) in FORMS.items() if sign in template), "")
+def form_of(template: str, tokens: Mapping[str, str]) -> Form | None:
+    """The form that a chat template's source has, None where it is none of these; tokens: the special ones by name (``eos_token``).
+
+    Phi-4 separates ChatML's roles by a token of its own. GLM-4, Phi-3 and Tulu share Zephyr's headers and do not end a user's
+    message with the token of the end. All of these are other forms.
+    """
+    if CHATML.sign in template:
+        return None if "<|im_sep|>" in template else CHATML
+    if LLAMA3.sign in template:
+        return LLAMA3
+    end = tokens.get("eos_token", "")
+    ends = "|".join(re.escape(each) for each in ("eos_token", end) if each)
+    after_a_user = rf"<\|(?:user\|>|['\"]\s*[~+])(?:(?!<\||\{{%|{ends}).)*(?:{ends})"
+    if ZEPHYR.sign in template and end and re.search(after_a_user, template, re.DOTALL):
+        return replace(ZEPHYR, tail=f"{end}\n")
+    return None
 
 
-def differs(template: str, messages: Conversation, rendered: str) -> str:
+def differs(template: str, messages: Conversation, rendered: str, tokens: Mapping[str, str]) -> str:
     """How ``rendered`` departs from the template's form, in a line; empty where it does not, or the form is none of these.
 
-    A system message that a template adds of itself (Qwen2.5 and Llama 3.1 do) is no departure.
+    No departures: a system message of the template's own (Qwen2.5), its own words before the user's (the dates of Llama 3.1), a
+    ``bos_token`` before the first message, and the thought that a reasoning model is made to begin.
     """
-    name = form_of(template)
-    if not name:
+    form = form_of(template, tokens)
+    if form is None:
         return ""
-    expected = FORMS[name][1](messages)
-    start = FORMS[name][0]
-    own = rendered.find(expected.removeprefix("<|begin_of_text|>"))
-    if rendered == expected or (own >= 0 and messages[0]["role"] != "system" and rendered.count(start) > expected.count(start)):
+    start = tokens.get("bos_token", "")
+    start = form.start or (start if rendered.startswith(start) else "")
+    expected = form.write(
+        messages,
+        start=start,
+        own=_own_system(form, messages, rendered.removeprefix(start)),
+        thought=next((each for each in THOUGHTS if rendered.endswith(form.head.format("assistant") + each)), ""),
+    )
+    if rendered == expected:
         return ""
-    place = next((at for at, (ours, theirs) in enumerate(zip(rendered, expected, strict=False)) if ours != theirs), len(expected))
-    return f"{name}: {rendered[place : place + 30]!r} at character {place} instead of {expected[place : place + 30]!r}"
+    shorter = min(len(rendered), len(expected))
+    place = next((at for at in range(shorter) if rendered[at] != expected[at]), shorter)
+    return f"{form.name}: {rendered[place : place + 30]!r} at character {place} instead of {expected[place : place + 30]!r}"
+
+
+def _own_system(form: Form, messages: Conversation, text: str) -> str | None:
+    """The system text that ``text`` begins with, where the template may write it: of its own, or ahead of the conversation's."""
+    head = form.head.format("system")
+    block = text[len(head) :].partition(form.tail)[0] if text.startswith(head) else None
+    if block is None or form.sign in block:
+        return None
+    if messages[0]["role"] != "system":
+        return block
+    given = messages[0]["content"]
+    return block if block.rstrip().endswith(given) and block.rstrip() != given else None

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from pytest_llminfer.datasets.load import SYNTHETIC, load
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
 from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.models.chat_forms import TODAY
 from pytest_llminfer.models.files import find, fingerprint, first_line, read_object
 from pytest_llminfer.models.gguf import config_from_gguf, read_gguf
 from pytest_llminfer.models.shape import ModelShape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import date
 
     from pytest_llminfer.models.chat import ChatTemplate
 
@@ -112,16 +114,20 @@ class Model:
             raise BadInputError(f"the model {self.name} has no chat template: use completion prompts")
         return ChatTemplate(self.chat_template, file=self._template_file)
 
-    def chat(self, messages: str | Sequence[dict[str, str]]) -> list[int]:
+    def chat(self, messages: str | Sequence[dict[str, str]], *, today: date = TODAY) -> list[int]:
         """Token ids of a conversation up to where the model answers; a string is one user message."""
-        return self.encode(self.render_chat(messages))
+        return self.encode(self.render_chat(messages, today=today))
 
-    def render_chat(self, messages: str | Sequence[dict[str, str]]) -> str:
-        """The text of a conversation in the model's chat template, up to where the model answers."""
+    def render_chat(self, messages: str | Sequence[dict[str, str]], *, today: date = TODAY) -> str:
+        """The text of a conversation in the model's chat template, up to where the model answers; the date is ``today``."""
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        return self._compiled_template.render(conversation, self.template_tokens, today=today)
+
+    @property
+    def template_tokens(self) -> dict[str, str]:
+        """Special tokens by the names that chat templates have for them, such as ``bos_token``; empty where there is none."""
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        tokens = {name: _token_text(self._tokenizer_config.get(name)) for name in names}
-        return self._compiled_template.render(conversation, tokens)
+        return {name: _token_text(self._tokenizer_config.get(name)) for name in names}
 
     def prompts(self, count: int) -> list[list[int]]:
         """``count`` short prompts of different lengths: bundled questions, or drawn token ids where there is no tokenizer."""

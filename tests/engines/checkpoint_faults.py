@@ -103,7 +103,7 @@ def split(source: Path, target: Path) -> Path:
 
 
 def _copy(source: Path, target: Path, *, drop: str = "\0", put: dict | None = None, change=lambda _: None) -> Path:
-    shutil.copytree(source, target)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors*"))
     config = json.loads((target / "config.json").read_text())
     change(config)
     (target / "config.json").write_text(json.dumps(config))

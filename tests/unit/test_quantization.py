@@ -185,19 +185,35 @@ def described(name, values):
 
 
 @pytest.mark.parametrize(
-    ("values", "outcome"),
+    ("values", "named"),
     [
-        (NORMAL, PASS),
-        (NORMAL + 0.1, INCONCLUSIVE),
-        (np.random.default_rng(0).standard_t(5, (64, 4096)), INCONCLUSIVE),
-        (np.random.default_rng(0).uniform(-1, 1, (64, 4096)), INCONCLUSIVE),
-        (np.random.default_rng(0).standard_t(20, (64, 4096)), PASS),
+        (NORMAL, False),
+        (NORMAL + 0.1, True),
+        (np.random.default_rng(0).standard_t(5, (64, 4096)), True),
+        (np.random.default_rng(0).uniform(-1, 1, (64, 4096)), True),
+        (np.random.default_rng(0).standard_t(20, (64, 4096)), False),
     ],
 )
-def test_near_normal(values, outcome):
+def test_near_normal(values, named):
     verdict = check_near_normal(found=[described("up_proj", values), described("other", NORMAL)])
-    assert verdict.outcome is outcome
-    assert "up_proj: mean" in str(verdict)
+    assert verdict.outcome is PASS
+    assert verdict.key == f"{2 - named} of 2 near normal"
+    assert "up_proj: mean" in verdict.details[0]
+    assert verdict.details[0].endswith("not near normal") is named
+
+
+def test_every_histogram_is_in_the_report():
+    found = [described(f"layers.{number}.up_proj", NORMAL) for number in range(28)]
+    details = check_near_normal(found=found).details
+    assert [line.split()[-5] for line in details] == [f"layers.{number}.up_proj:" for number in range(28)]
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(0.0, 0.0), (float("nan"), float("nan")), (0.0, float("inf"))])
+def test_a_linear_that_is_constant_or_not_finite_fails(mean, spread):
+    broken = described("up_proj", NORMAL) | {"mean": mean, "spread": spread, "kurtosis": float("nan")}
+    verdict = check_near_normal(found=[described("other", NORMAL), broken])
+    assert verdict.outcome is FAIL
+    assert verdict.details[0] == f"up_proj: mean {mean:g}, standard deviation {spread:g}"
 
 
 def test_near_normal_of_nothing_fails():

