@@ -1,9 +1,10 @@
 """The KV-cache and memory suites on a host with two GPUs and no network: what they print, JUnit files, and baselines to commit.
 
-    python tools/gpu_kv_memory.py OUT PHASE...     phases: transformers, kv, memory, tp, stop, formats; kv:sglang is a part of one
+    python tools/gpu_kv_memory.py OUT PHASE...     phases are listed in PHASES; kv:sglang is a part of one
 
 VLLM_PYTHON and SGLANG_PYTHON name the interpreters of those engines; transformers, and the plugin, run in this one. CHECKPOINTS is
-a folder with what ``random_checkpoint.py`` made of llama-3-8b and qwen2.5-7b; where no path is given, shapes have dummy weights.
+a folder with what ``random_checkpoint.py`` made of llama-3-8b and qwen2.5-7b: for nf4, which vLLM reads from files, and for the KV
+suites, to which dummy weights say nothing. Elsewhere shapes have dummy weights.
 Sessions of a lane follow each other, lanes run side by side. Where lanes share a GPU their engines get a part of it each, and
 nothing is asked that other processes' memory would change. Fails if a session did.
 """
@@ -20,7 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MEMORY = ("memory_budget", "dtype_layout")
 KV = ("kv_cache", "kv_schedules")
@@ -74,18 +78,37 @@ class Session:
         return f"{self.engine}-{Path(self.model).name}-{self.name}"
 
 
-def _lane(engine: str, gpus: str, *sessions: tuple[str, str, tuple[str, ...], str], shared: bool = True) -> list[Session]:
-    """Sessions of one engine, each of (name, model, suites, options)."""
+def _lane(
+    engine: str,
+    gpus: str,
+    *sessions: tuple[str, str, tuple[str, ...], str],
+    shared: bool = True,
+    words: Mapping[str, Any] | None = None,
+) -> list[Session]:
+    """Sessions of one engine, each of (name, model, suites, options). words: further arguments of the engine."""
     return [
         Session(
-            engine, model, gpus, suites, tuple(options.split()), PARTS.get((engine, Path(model).name), {}) if shared else {}, name
+            engine,
+            model,
+            gpus,
+            suites,
+            tuple(options.split()),
+            {**(PARTS.get((engine, _sized(model)), {}) if shared else {}), **(words or {})},
+            name,
         )
         for name, model, suites, options in sessions
     ]
 
 
+def _sized(model: str) -> str:
+    """The name under which PARTS has it: those of assets/ are as small as the reference model."""
+    return "reference" if model.startswith("assets/") else Path(model).name
+
+
 FORMATS = "--quantization=none,int8,nf4"
-FEWER = "not(eager)and(not(tiny))and(not(batch-invariant))and(not(deterministic))"
+FEW = "not(tiny)and(not(batch-invariant))and(not(deterministic))"
+"""A pool is not tiny that others share the GPU with; kernels that promise bits are asked on the reference model."""
+FEWER = f"not(eager)and({FEW})"
 """Variants that tp=2 does not change: those that concern blocks and what is stored in them remain."""
 PACKED = ("gptq", "awq", "w4a16", "w8a8", "fp8")
 PHASES: dict[str, list[list[Session]]] = {
@@ -94,8 +117,8 @@ PHASES: dict[str, list[list[Session]]] = {
         _lane("transformers", "1", ("memory", QWEN, MEMORY, FORMATS), ("kv", "reference", (*KV, "kv_equivalence"), "")),
     ],
     "kv": [
-        _lane(engine, "0", ("kv", model, KV, "--kv-variants -k=not(tiny)"))
-        for model in ("reference", QWEN)
+        _lane(engine, "0", ("kv", model, KV, f"--kv-variants -k={variants}"))
+        for model, variants in (("reference", "not(tiny)"), (f"{FILES}/{QWEN}", FEW))
         for engine in ("vllm", "sglang")
     ],
     "memory": [
@@ -121,24 +144,50 @@ PHASES: dict[str, list[list[Session]]] = {
         ),
         *(
             _lane(engine, "0,1", ("tp2-kv", model, KV, f"--tp=2 --kv-variants -k={FEWER}"))
-            for model in ("reference", QWEN)
+            for model in ("reference", f"{FILES}/{QWEN}")
             for engine in ("vllm", "sglang")
         ),
     ],
+    # What the driver says of a whole device: nothing else may run on it.
     "stop": [
-        _lane("vllm", "0", ("stop", "reference", STOP, "--llminfer-strict")),
         [
-            *_lane("transformers", "1", ("stop", "reference", STOP, "--llminfer-strict")),
-            *_lane("sglang", "1", ("stop", "reference", STOP, "--llminfer-strict")),
-        ],
+            session
+            for engine, words in (("vllm", {"enforce_eager": True}), ("sglang", {"disable_cuda_graph": True}), ("transformers", {}))
+            for session in _lane(engine, "0", ("stop", "reference", STOP, "--llminfer-strict"), words=words)
+        ]
+    ],
+    "alone": [
+        [
+            *_lane("vllm", "1", ("memory", LLAMA, MEMORY, "--quantization=none,fp8"), shared=False),
+            *_lane("sglang", "1", ("memory", LLAMA, MEMORY, "")),
+        ]
     ],
     "formats": [
         _lane(
-            "sglang", "0", *(("formats", f"assets/{name}", ("dtype_layout", "tokens"), f"--quantization={name}") for name in PACKED)
-        ),
-        _lane(
-            "vllm", "1", *(("formats", f"assets/{name}", ("dtype_layout", "tokens"), f"--quantization={name}") for name in PACKED)
-        ),
+            engine,
+            "1",
+            *(("formats", f"assets/{name}", ("dtype_layout", "tokens"), f"--quantization={name}") for name in names),
+            words=words,
+        )
+        for engine, words in (("vllm", {"enforce_eager": True}), ("sglang", {"disable_cuda_graph": True}))
+        for names in (PACKED[:3], PACKED[3:])
+    ],
+    "pp": [
+        _lane(engine, "0,1", ("pp2", "reference", ("parallelism", "tokens", "dtype_layout", "memory_budget"), "--pp=2"))
+        for engine in ("vllm", "sglang")
+    ],
+    "spread": [
+        _lane(engine, "0,1", ("spread", "reference", ("parallelism",), "--gpus=2 --update-baselines"))
+        for engine in ("vllm", "sglang", "transformers")
+    ],
+    # Twice: what the first run records judges the second.
+    "speed": [
+        [
+            session
+            for name in ("speed", "speed-again")
+            for engine in ("vllm", "sglang", "transformers")
+            for session in _lane(engine, "0", (name, "reference", ("throughput",), ""))
+        ]
     ],
 }
 """Lanes of sessions."""
