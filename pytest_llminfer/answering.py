@@ -99,7 +99,10 @@ class Asking:
     def _warm_up(self) -> None:
         """What an engine compiles for its first batch is no part of the time; other prompts, so that no prefix is cached."""
         if not self._engine.spec.is_remote:
-            prompts = self._engine.model.sample_prompts(WARM_UP_PROMPTS, WARM_UP_TOKENS)
+            model, prompts = self._engine.model, self._engine.model.sample_prompts(WARM_UP_PROMPTS, WARM_UP_TOKENS)
+            if model.has_tokenizer:
+                # As it would write them: some servers take text only.
+                prompts = [model.encode(model.decode(ids)) for ids in prompts]
             self._engine.generate(prompts, replace(self._questions.sampling, max_tokens=WARM_UP_ANSWER))
 
 

@@ -51,6 +51,8 @@ def _check_addresses(cells: Iterable[EngineSpec]) -> None:
     for cell in cells:
         if cell.engine == "openai" and not cell.is_remote:
             raise pytest.UsageError("--engine=openai needs an address: openai@http://host:port/v1")
+        if cell.is_remote and cell.serve:
+            raise pytest.UsageError(f"--serve: {cell.environment} is a server already; it starts those of engines that run here")
         if cell.is_remote and cell.engine != "openai":
             raise pytest.UsageError(f"--engine: a server at an address is the engine openai: openai@{cell.environment}")
 

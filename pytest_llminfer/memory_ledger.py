@@ -52,9 +52,6 @@ class MemoryLedger:
             weights = {0: predict_weights(**of, device=engine.info.device)}
         else:
             weights = expected_rank_weights(**of, tp=spec.tp, pp=spec.pp, plan=resolved.get("tp_plan") or ())
-        # Registered for as many positions as the engine allows, which may be fewer than the model's.
-        longest = resolved.get("max_model_len")
-        limited = {**config, "max_position_embeddings": longest} if longest and "max_position_embeddings" in config else config
         known: dict[str, Any] = {}
         if engine.supports("kv_pool"):
             pool = engine.kv_pool()
@@ -66,17 +63,11 @@ class MemoryLedger:
                 "capacity": pinned_capacity(resolved=resolved, pool=pool, rank_bytes_per_token=rank // spec.pp),
             }
         report = engine.memory()
-        buffers = rope_bytes(limited, shape, engine=spec.engine, dtype=engine.info.dtype, on_gpu=engine.info.device != "cpu")
-        if report.engine_weights_bytes is not None and spec.quantization == "none":
-            # What is quantized while it loads is cut out of segments that were taken for its full width.
-            held = held_weights(
-                shape,
-                dtype=engine.info.dtype,
-                engine=spec.engine,
-                tp=spec.tp,
-                pp=spec.pp,
-                plan=resolved.get("tp_plan") or (),
-            )
+        buffers = rope_bytes(config, shape, engine=spec.engine, dtype=engine.info.dtype, on_gpu=engine.info.device != "cpu")
+        if report.engine_weights_bytes is not None and spec.quantization == "none" and spec.tp * spec.pp == 1:
+            # What is quantized while it loads is cut out of segments that were taken for its full width, and ranks also hold what
+            # they talk through.
+            held = held_weights(shape, dtype=engine.info.dtype, engine=spec.engine)
             known["allocated"] = max(map(allocated_bytes, held.values())) + cuda_allocation(buffers)
         lines = ledger_lines(report=report, weights=max(weights.values()), buffers=buffers, **known)
         rows = [line.to_dict() for line in lines]

@@ -16,6 +16,15 @@ def engine(word: str) -> str:
     return word
 
 
+def replication(word: str) -> str:
+    """How replicas are made."""
+    from pytest_llminfer.spec import REPLICATIONS
+
+    if word not in REPLICATIONS:
+        raise ValueError(f"{word!r} is not one of {', '.join(REPLICATIONS)}")
+    return word
+
+
 def positive(word: str) -> int:
     """A whole number from 1 up."""
     if not word.isdigit() or int(word) < 1:

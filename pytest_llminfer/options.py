@@ -221,7 +221,7 @@ def resolve(config: pytest.Config) -> Options:
         tp=numbers("tp"),
         pp=numbers("pp"),
         dp=numbers("dp"),
-        replication=words["replication"],
+        replication=tuple(_read("--replication", word, values.replication) for word in words["replication"]),
         serve=is_on("llminfer_serve"),
         gpus=_only(gpus),
         engine_args=_read("--engine-args", by_name["engine_args"][1] or "{}", values.json_object),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llminfer.checks.settings import check_settings
+from pytest_llminfer.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
@@ -19,6 +20,9 @@ def test_settings_are_as_recorded(engine: Engine, baseline: Baseline, judge: Jud
     """``resolved``: the configuration in force, on this hardware. ``defaults``: what the engine does where nobody says anything."""
     found = engine.settings()[part]
     resolved = part == "resolved"
+    what = "resolved settings" if resolved else "defaults"
+    if not found:
+        raise UnsupportedError(f"{'a server' if engine.spec.over_http else engine.spec.engine} does not tell its {what}")
     expected = baseline.expected(
         f"settings_{part}",
         observed=lambda _: found,
@@ -27,4 +31,5 @@ def test_settings_are_as_recorded(engine: Engine, baseline: Baseline, judge: Jud
         per_hardware=True,
         per_spread=resolved,
     )
-    judge(check_settings(found=found, expected=expected, what="resolved settings" if resolved else "defaults"))
+    then = baseline.versions(f"settings_{part}", per_hardware=True, per_spread=resolved)
+    judge(check_settings(found=found, expected=expected, what=what, then=then, now=engine.info.versions))

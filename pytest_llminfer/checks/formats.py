@@ -72,7 +72,7 @@ def find(quantization: str, holder: str, device: str = "cpu") -> Format:
     kind = device.partition("-")[0]
     holders = (holder, f"{holder}-{kind}", f"{holder}-{device}")
     if found := [declared[quantization, each] for each in holders if (quantization, each) in declared]:
-        return found[0]
+        return found[-1]
     known = sorted({name for name, other in declared if other in holders})
     raise UnsupportedError(
         f"how {holder} stores quantization {quantization!r} on {kind} is not known here (known: {', '.join(['none', *known])})"

@@ -17,7 +17,7 @@ from pytest_llminfer.checks.layout_differences import (
     tie_differences,
 )
 from pytest_llminfer.checks.offenders import first_offenders
-from pytest_llminfer.checks.storage import asked_device, expected_layout
+from pytest_llminfer.checks.storage import asked_device, expected_layout, of_weights
 from pytest_llminfer.models.shape import torch_dtype
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
@@ -50,6 +50,7 @@ def check_layout(  # noqa: PLR0913 - what a cell is, and what was found
     Raises:
         UnsupportedError: a quantization whose storage is not known here.
     """
+    parameters = of_weights(parameters)
     weights = expected_layout(
         shape=shape,
         dtype=dtype,

@@ -22,6 +22,8 @@ ABSOLUTE_BYTES = 8 * MIB
 SMALL_MODEL = 0.01
 PEAK_FACTOR = 1.03
 _LEAST_READINGS = 4
+_GOES_ON = 3
+"""New highs in the second half that make a leak of a late rise: one that was set up late rises once."""
 _COARSEST = 16
 
 
@@ -180,12 +182,16 @@ def check_no_growth(*, live_bytes: Sequence[int], warm_up: int = 2) -> Verdict:
 
     live_bytes: a reading after each request; the first ``warm_up`` are not judged (workspaces, caches, lazy set-up). FAIL if the
     lowest reading of the second half lies above the lowest of the first: a slope that no garbage waiting for collection
-    explains. A rise in the last reading alone is INCONCLUSIVE.
+    explains; or if the last third lies above the whole first half and goes on to rise: a leak that began late. Risen once and
+    level since, or risen in the last reading alone, is INCONCLUSIVE.
     """
     steady = live_bytes[warm_up:]
     half = len(steady) // 2
     outcome, advice, lines = Outcome.PASS, "", []
     growth = min(steady[half:]) - min(steady[:half]) if half else 0
+    late = min(steady[-(len(steady) // 3) :]) - max(steady[:half]) if half else 0
+    if growth <= 0 < late and _new_highs(steady, after=half) >= _GOES_ON:
+        growth = late
     if not live_bytes:
         outcome, advice, lines = Outcome.FAIL, "look at why no request was made", ["nothing was compared: no readings"]
     elif len(steady) < _LEAST_READINGS:
@@ -194,6 +200,9 @@ def check_no_growth(*, live_bytes: Sequence[int], warm_up: int = 2) -> Verdict:
     elif growth > 0:
         outcome, advice = Outcome.FAIL, "look for what each request leaves behind: cache blocks, outputs, hooks, graphs"
         lines = [f"memory in use grew by {growth:,} bytes over {len(steady)} identical requests: {_readings(steady)}"]
+    elif late > 0:
+        outcome, advice = Outcome.INCONCLUSIVE, "make more requests: a leak goes on, a late set-up does not"
+        lines = [f"memory in use rose by {late:,} bytes late, and stayed there: {_readings(steady)}"]
     elif steady[-1] > max(steady[:-1]):
         outcome, advice = Outcome.INCONCLUSIVE, "make more requests: a leak goes on, a late set-up does not"
         lines = [f"the last request left {steady[-1] - max(steady[:-1]):,} bytes more than any before: {_readings(steady)}"]
@@ -211,6 +220,11 @@ def check_no_growth(*, live_bytes: Sequence[int], warm_up: int = 2) -> Verdict:
         advice=advice,
         details=tuple(lines),
     )
+
+
+def _new_highs(values: Sequence[int], *, after: int) -> int:
+    """How many readings from ``after`` on are above all before them."""
+    return sum(value > max(values[:place]) for place, value in enumerate(values) if place >= after)
 
 
 def _readings(values: Sequence[int]) -> str:

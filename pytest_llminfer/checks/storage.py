@@ -122,6 +122,15 @@ def _stored(
     )
 
 
+_SCALE_BYTES = 4
+_CACHE_SCALES = ("attn._q_scale", "attn._k_scale", "attn._v_scale")
+
+
+def of_weights(parameters: Sequence[Parameter]) -> list[Parameter]:
+    """Without the scales of the KV cache, an fp32 each, that vLLM registers beside a compressed-tensors checkpoint on a GPU."""
+    return [each for each in parameters if not (each.name.endswith(_CACHE_SCALES) and each.stored_bytes == _SCALE_BYTES)]
+
+
 def asked_device(parameters: Sequence[Parameter], asked: str) -> str:
     """The kind of device that holds the parameters, with what the engine was asked for behind it, as ``formats.find`` takes it."""
     kind = parameters[0].device.partition(":")[0] if parameters else "cpu"

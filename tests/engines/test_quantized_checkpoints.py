@@ -227,9 +227,8 @@ def ledger(found):
     return ledger_lines(
         report=MemoryReport.from_message(found["memory"]),
         weights=predict_weights(shape=shape, dtype="bf16", quantization="none", engine="vllm"),
-        buffers=rope_bytes(
-            {**REFERENCE.config, "max_position_embeddings": found["resolved"]["max_model_len"]}, shape, engine="vllm", dtype="bf16"
-        ),
+        # Of all positions of the model, however few the engine was told to serve.
+        buffers=rope_bytes(REFERENCE.config, shape, engine="vllm", dtype="bf16"),
         pool=pool,
         bytes_per_token=a_token,
         capacity=pinned_capacity(resolved=found["resolved"], pool=pool, rank_bytes_per_token=a_token),

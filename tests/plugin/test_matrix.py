@@ -74,6 +74,7 @@ def test_a_marker_with_an_unknown_field_is_refused(pytester: pytest.Pytester, ru
         ("--dtype=float", "*--dtype: unknown dtype 'float'; valid: auto, bf16, fp16, fp32*"),
         ("--kv-dtype=fp7", "*--kv-dtype: unknown kv_dtype 'fp7'*"),
         ("--weights=fake", "*--weights: unknown weights 'fake'; valid: real, dummy*"),
+        ("--replication=natve", "*--replication: 'natve' is not one of workers, native"),
         ("--tp=two", "*--tp: 'two' is not a whole number from 1 up"),
         ("--gsm8k-questions=0", "*--gsm8k-questions: '0' is not a whole number from 1 up"),
         ("--engine-args=[]", "*--engine-args: '[[][]]' is not a JSON object*"),
@@ -87,6 +88,13 @@ def test_nonsense_is_a_usage_error(pytester: pytest.Pytester, run, argument: str
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {message}"])
     assert "hidden" not in result.stderr.str() + result.stdout.str()
+
+
+def test_a_server_that_runs_already_is_not_started(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile(TEST)
+    result = run("--engine=openai@http://host:1/v1", "--serve")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --serve: http://host:1/v1 is a server already; *"])
 
 
 def test_a_tp_that_does_not_divide_the_gpus_is_a_usage_error(pytester: pytest.Pytester, run) -> None:

@@ -115,3 +115,18 @@ def test_an_engine_without_a_server_is_a_visible_skip_and_a_refused_argument_is_
     result.stdout.fnmatch_lines(["*unknown server_fault 'lost_chunks'*Did you mean 'lost_chunk'?*"])
     result = serving(concurency=3)
     result.stdout.fnmatch_lines(["*unknown engine argument 'concurency'*"])
+
+
+def test_other_suites_ask_the_server_and_are_judged_by_what_was_recorded_without_it(pytester: pytest.Pytester, run) -> None:
+    """What a server does not tell is a visible skip; an empty record, which nothing could ever equal, is not written."""
+    for suite in ("settings", "tokens", "gsm8k"):
+        shutil.copy(SUITES / f"test_{suite}.py", pytester.path)
+    short = ("--gsm8k-questions=40", "--gsm8k-runs=1", "--accuracy-margin=20", "--dtype=fp32")
+    run(*short, "--update-baselines=new")
+    assert [*pytester.path.glob("baselines/*/*/settings_resolved.json")]
+    assert not [*pytester.path.glob("baselines/*/*/settings_defaults.json")]
+    result = run(*short, "--serve", "-v", "-rs")
+    result.assert_outcomes(passed=6, skipped=3)
+    result.stdout.fnmatch_lines(["*test_accuracy_has_not_dropped*PASSED*"])
+    result.stdout.fnmatch_lines(["*test_greedy_tokens_are_as_recorded*PASSED*"])
+    result.stdout.fnmatch_lines(["SKIPPED*a server does not tell its defaults*"])

@@ -14,6 +14,10 @@ from pytest_llminfer.models.shape import ModelShape
 SHAPE = ModelShape("llama", layers=1, hidden=256, heads=4, kv_heads=2, head_dim=64, intermediate=768, vocab=64, tied=True)
 DOWN = "model.layers.0.mlp.down_proj."
 
+TURNED_ROUND = {
+    name: {"weight": (dtype, (768, 256), 196608), "weight_scale": ("float32", (256, 1), 1024)}
+    for name, dtype in (("w8a8", "int8"), ("fp8", "float8_e4m3fn"))
+}
 EXPECTED = {
     ("int8", "transformers"): {"weight": ("int8", (256, 768), 256 * 768 + 4 * 256)},
     ("nf4", "transformers"): {"weight": ("uint8", (98304, 1), 98304 + 3072 + 64 + 4 + 4 * 12 + 1024)},
@@ -68,6 +72,41 @@ EXPECTED = {
     ("fp8", "vllm-cpu"): {"weight": ("float8_e4m3fn", (768, 256), 196608), "weight_scale": ("float32", (256, 1), 1024)},
     ("fp8", "vllm-cuda-fp8"): {"weight": ("float8_e4m3fn", (768, 256), 196608), "weight_scale": ("float32", (1,), 4)},
     ("nf4", "vllm-cuda"): {"weight": ("uint8", (98304, 1), 98304 + 4 * 3072 + 64)},
+    ("gptq", "vllm-cuda"): {
+        "qweight": ("int32", (96, 256), 98304),
+        "qzeros": ("int32", (6, 32), 768),
+        "scales": ("bfloat16", (6, 256), 3072),
+        "g_idx": ("int32", (768,), 3072),
+    },
+    ("awq", "vllm-cuda"): {
+        "qweight": ("int32", (96, 256), 98304),
+        "qzeros": ("bfloat16", (6, 256), 3072),
+        "scales": ("bfloat16", (6, 256), 3072),
+    },
+    ("w4a16", "vllm-cuda"): {
+        "weight_packed": ("int32", (96, 256), 98304),
+        "weight_scale": ("bfloat16", (6, 256), 3072),
+        "weight_shape": ("int64", (2,), 16),
+    },
+    **{(name, f"{engine}-cuda"): TURNED_ROUND[name] for name in ("w8a8", "fp8") for engine in ("vllm", "sglang")},
+    ("gptq", "sglang-cuda"): {
+        "qweight": ("int32", (48, 512), 98304),
+        "qzeros": ("int32", (0,), 0),
+        "scales": ("bfloat16", (6, 256), 3072),
+        **dict.fromkeys(("g_idx", "g_idx_sort_indices"), ("int32", (0,), 0)),
+    },
+    ("awq", "sglang-cuda"): {
+        "qweight": ("int32", (48, 512), 98304),
+        "qzeros": ("int32", (6, 32), 768),
+        "scales": ("bfloat16", (6, 256), 3072),
+        **dict.fromkeys(("g_idx", "g_idx_sort_indices"), ("int32", (0,), 0)),
+    },
+    ("w4a16", "sglang-cuda"): {
+        "weight_packed": ("int32", (48, 512), 98304),
+        "weight_scale": ("bfloat16", (6, 256), 3072),
+        "weight_shape": ("int64", (2,), 16),
+        **dict.fromkeys(("weight_zero_point", "weight_g_idx", "g_idx_sort_indices"), ("int32", (0,), 0)),
+    },
     ("gptq", "transformers-cpu"): {
         "qweight": ("uint8", (256, 384), 98304),
         "qzeros": ("bfloat16", (6, 256), 3072),
@@ -137,8 +176,10 @@ def test_a_fused_linear_has_a_codebook_for_each_of_its_parts():
 def test_what_a_checkpoint_brought_along_is_not_judged_by_what_the_engine_makes():
     of = {"shape": SHAPE, "dtype": "bf16", "quantization": "fp8", "engine": "vllm"}
     assert expected_layout(**of, device="cuda-fp8")
+    assert expected_layout(**of, device="cuda-compressed-tensors") == expected_layout(**of, device="cuda")
+    assert expected_layout(**of, device="cuda-compressed-tensors") != expected_layout(**of, device="cuda-fp8")
     with pytest.raises(UnsupportedError, match="'fp8' on cuda is not known here"):
-        expected_layout(**of, device="cuda-compressed-tensors")
+        expected_layout(**{**of, "engine": "transformers"}, device="cuda")
 
 
 def test_groups_are_those_that_a_checkpoint_declares():

@@ -235,6 +235,16 @@ def test_garbage_that_is_collected_and_memory_that_shrinks_pass(readings):
     assert check_no_growth(live_bytes=readings).outcome is Outcome.PASS
 
 
+def test_a_leak_that_begins_late_fails():
+    assert check_no_growth(live_bytes=[0, 0, *[1000] * 10, *range(1001, 1009)]).outcome is Outcome.FAIL
+
+
+def test_memory_that_rose_late_and_stayed_is_inconclusive():
+    verdict = check_no_growth(live_bytes=[1000] * 14 + [5000] * 6)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "rose by 4,000 bytes late" in verdict.details[0]
+
+
 def test_a_rise_in_the_last_reading_alone_is_inconclusive():
     assert check_no_growth(live_bytes=[0, 0, *[1000] * 9, 1200]).outcome is Outcome.INCONCLUSIVE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations import Parameter
 from pytest_llminfer.verdict import Outcome
 
-BASELINES = Path(__file__).resolve().parents[2] / "baselines" / "any"
+ROOT = Path(__file__).resolve().parents[2]
+BASELINES = ROOT / "baselines"
 ASKED = {"fp8": "fp8"}
 
 
-def recorded(shape: str, entry: str) -> list[Parameter]:
+def recorded(model: str, quantization: str, *, engine: str = "vllm") -> list[Parameter]:
     """The parameters of a recorded layout, one for each layer."""
-    expected = json.loads((BASELINES / f"{shape}-dummy" / "dtype_layout.json").read_text())["entries"][entry]["expected"]
+    hardware = "any" if quantization == "none" else "nvidia-h200-x1"
+    entries = json.loads((BASELINES / hardware / model / "dtype_layout.json").read_text())["entries"]
+    expected = entries[f"{engine}-{quantization}-bf16-kv_bf16"]["expected"]
     found = []
     for name, groups in expected.items():
         for group in groups:
@@ -43,8 +47,26 @@ def judged(shape: str, quantization: str, parameters: list[Parameter]) -> Outcom
 @pytest.mark.parametrize("quantization", ["none", "fp8"])
 @pytest.mark.parametrize("shape", ["llama-3-8b", "qwen2.5-7b"])
 def test_what_vllm_held_on_a_gpu_is_what_is_declared(shape: str, quantization: str) -> None:
-    parameters = recorded(shape, f"vllm-{quantization}-bf16-kv_bf16")
+    parameters = recorded(f"{shape}-dummy", quantization)
     assert judged(shape, quantization, parameters) is Outcome.PASS
     # A layer less, and a format for another: the declaration is one that can be broken.
     assert judged(shape, quantization, parameters[:-2]) is Outcome.FAIL
     assert judged(shape, "fp8" if quantization == "none" else "none", parameters) is Outcome.FAIL
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("quantization", ["gptq", "awq", "w4a16", "w8a8", "fp8"])
+def test_what_an_engine_made_of_a_checkpoint_on_a_gpu_is_what_is_declared(quantization: str, engine: str) -> None:
+    parameters = recorded(quantization, quantization, engine=engine)
+
+    def outcome(found: list[Parameter], quantization: str = quantization) -> Outcome:
+        shape = Model(str(ROOT / "assets" / quantization)).shape
+        asked = "compressed-tensors" if quantization in ("w4a16", "w8a8", "fp8") and engine == "vllm" else ""
+        facts = {"shape": shape, "dtype": "bf16", "quantization": quantization, "tied": (), "engine": engine, "asked": asked}
+        return check_layout(parameters=found, **facts).outcome
+
+    assert outcome(parameters) is Outcome.PASS
+    scale = next(each for each in parameters if "scale" in each.name)
+    assert outcome([each for each in parameters if each is not scale]) is Outcome.FAIL
+    assert outcome([replace(each, dtype="float16") if each is scale else each for each in parameters]) is Outcome.FAIL
+    assert outcome(parameters, "gptq" if quantization == "awq" else "awq") is Outcome.FAIL

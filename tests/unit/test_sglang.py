@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -267,6 +268,29 @@ def test_end_tokens_come_from_the_generation_configuration_first(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 2]}')
     assert reports.end_token_ids(str(tmp_path), {"eos_token_id": 5}) == [2, 7]
     assert reports.end_token_ids("some/model", {}) == []
+
+
+@pytest.mark.parametrize(("kept", "most"), [(None, 1.0), ("a batch", 30.0)])
+def test_memory_is_read_by_the_loop_also_where_it_keeps_its_last_batch(monkeypatch, kept, most):
+    """A stage of a pipeline never lets go of it."""
+    monkeypatch.setattr(scheduler, "_PATIENCE", 0.2)
+
+    class Loop:
+        running_batch, last_batch = None, kept
+
+        def process_input_requests(self, requests):
+            return requests
+
+    loop = Loop()
+    turns = scheduler.Turns(loop)
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(turns.run(threading.get_ident)))
+    asking.start()
+    deadline = time.monotonic() + most
+    while asking.is_alive() and time.monotonic() < deadline:
+        assert loop.process_input_requests(["a request"]) == ["a request"]
+        time.sleep(0.01)
+    assert answers == [threading.get_ident()]
 
 
 def test_a_scheduler_may_take_as_long_as_the_session_lets_it(monkeypatch):

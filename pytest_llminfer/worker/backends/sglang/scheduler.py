@@ -14,6 +14,7 @@ import os
 import queue
 import socket
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -75,6 +76,8 @@ def _answer_beside_the_event_loop(scheduler_class: Any, listener: socket.socket,
 
 
 _IDLE_ROUNDS = 3
+_PATIENCE = 5.0
+"""Seconds after which a loop counts as idle that keeps its last batch for good, as that of a pipeline's stage does."""
 
 
 class Turns:
@@ -87,12 +90,14 @@ class Turns:
         self._scheduler = scheduler
         self._idle_rounds = 0
         self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._since = 0.0
         original = scheduler.process_input_requests
 
         def process_input_requests(requests: Any, *args: Any, **kwargs: Any) -> Any:
             answer = original(requests, *args, **kwargs)
             self._idle_rounds = self._idle_rounds + 1 if self._idle() else 0
-            if self._idle_rounds >= _IDLE_ROUNDS and not self._asked.empty():
+            waited = time.monotonic() - self._since
+            if not self._asked.empty() and (self._idle_rounds >= _IDLE_ROUNDS or waited >= _PATIENCE):
                 self._take()
             return answer
 
@@ -101,6 +106,7 @@ class Turns:
     def run(self, function: Callable[[], Any]) -> Any:
         """What the function returns or raises, called in the loop's thread."""
         future: Future[Any] = Future()
+        self._since = time.monotonic()
         self._asked.put((function, future))
         return future.result()
 
