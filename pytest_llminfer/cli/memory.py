@@ -69,15 +69,17 @@ def _parser() -> Parser:
     parser.add_argument("--gpu", default="H100 80GB", metavar="NAME", help=f"of {', '.join(gpu.name for gpu in GPUS)}")
     parser.add_argument("--engine", choices=sorted(UTILIZATION), help="whose accounting (default: vllm; llamacpp for a GGUF file)")
     parser.add_argument("--quantization", metavar="FORMAT", help=f"of {', '.join(FORMATS)} (default: what the model says)")
-    parser.add_argument("--group-size", type=int, metavar="N", help=f"of gptq, awq and w4a16 (default: the model's, or {GROUP})")
+    parser.add_argument(
+        "--group-size", type=_positive, metavar="N", help=f"of gptq, awq and w4a16 (default: the model's, or {GROUP})"
+    )
     parser.add_argument("--dtype", choices=sorted(TORCH_DTYPES), help="of what is not quantized (default: what the model says)")
     parser.add_argument("--kv-dtype", choices=["auto", *BITS], default="auto", help="of keys and values (default: the dtype)")
     parser.add_argument("--tp", type=_positive, default=1, metavar="N", help="tensor-parallel ranks")
     parser.add_argument("--pp", type=_positive, default=1, metavar="N", help="pipeline stages")
     parser.add_argument("--context", type=_positive, metavar="TOKENS", help="of a sequence (default: the model's longest)")
     parser.add_argument("--utilization", type=float, metavar="SHARE", help="of the GPU (default: the engine's own)")
-    parser.add_argument("--activation-mib", type=int, metavar="MIB", help="the activation peak that an engine logged")
-    parser.add_argument("--non-torch-mib", type=int, metavar="MIB", help="the memory beside torch that an engine logged")
+    parser.add_argument("--activation-mib", type=_whole, metavar="MIB", help="the activation peak that an engine logged")
+    parser.add_argument("--non-torch-mib", type=_whole, metavar="MIB", help="the memory beside torch that an engine logged")
     parser.add_argument("--json", action="store_true", help="plain data instead of a table")
     return parser
 
@@ -85,6 +87,12 @@ def _parser() -> Parser:
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"a positive whole number, not {text!r}")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number from 0 up, not {text!r}")
     return int(text)
 
 
@@ -101,6 +109,8 @@ def _read(name: str) -> tuple[Mapping[str, Any], int | None, dict[str, Any]]:
         stored = sum(tensor.stored_bytes for tensor in file.tensors.values())
         quantization = _PLAIN.get(file.file_type, file.file_type)
         return config, stored, {"quantization": quantization, "dtype": _dtype(config), "group_size": GROUP}
+    if path.suffix == ".gguf":
+        raise BadInputError(f"there is no file {name}")
     shapes = sorted(folder.name for folder in SHAPES.iterdir())
     if not path.exists() and name.count("/") != 1 and name not in (*shapes, REFERENCE_MODEL):
         raise InvalidSpecError("model", name, [*shapes, REFERENCE_MODEL, "a folder", "a .gguf file", "a hub id"])

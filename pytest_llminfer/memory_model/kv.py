@@ -44,9 +44,13 @@ class KVGroup:
         heads = max(1, self.kv_heads // tp)
         return int(2 * self.layers * heads * self.head_dim * BITS[dtype] / 8)
 
-    def tokens_held(self, length: int) -> int:
-        """Tokens that these layers keep of a sequence of ``length``."""
-        return length if self.window is None else min(length, self.window)
+    def tokens_held(self, length: int, *, in_flight: int = 0) -> int:
+        """Tokens that these layers keep of a sequence of ``length``, of which ``in_flight`` are still being computed."""
+        return length if self.window is None else min(length, self.window - 1 + max(in_flight, 1))
+
+    def blocks_held(self, length: int, *, block: int, in_flight: int = 0) -> int:
+        """Blocks for those tokens; with ``in_flight`` one more, because a window may begin within a block."""
+        return -(-self.tokens_held(length, in_flight=in_flight) // block) + (self.window is not None and in_flight > 0)
 
 
 def kv_groups(config: Mapping[str, Any], shape: ModelShape) -> tuple[KVGroup, ...]:
@@ -89,12 +93,15 @@ def pool_blocks(pool_bytes: int, groups: Sequence[KVGroup], dtype: str, *, tp: i
     return max(pool_bytes, 0) // (block * bytes_per_token(groups, dtype, tp=tp))
 
 
-def concurrency(blocks: int, groups: Sequence[KVGroup], length: int, *, block: int = BLOCK_TOKENS) -> Fraction:
+def concurrency(blocks: int, groups: Sequence[KVGroup], length: int, *, block: int = BLOCK_TOKENS, in_flight: int = 0) -> Fraction:
     """Sequences of ``length`` tokens that a pool of ``blocks`` holds at once, as vLLM's log prints it.
+
+    in_flight: tokens for which blocks behind a window are kept until they are computed: vLLM's ``max_in_flight_tokens``, its
+    concurrent batches times ``max_num_batched_tokens`` (``SlidingWindowSpec`` of 0.32).
 
     One group: ``blocks x block / length`` in whole blocks. With windows each layer takes its own blocks of a sequence, so the
     share of a block that a sequence takes is averaged over the layers.
     """
     layers = sum(group.layers for group in groups)
-    taken = sum(group.layers * -(-group.tokens_held(length) // block) for group in groups)
+    taken = sum(group.layers * group.blocks_held(length, block=block, in_flight=in_flight) for group in groups)
     return Fraction(blocks * layers, taken) if taken else Fraction(0)

@@ -96,7 +96,9 @@ def plan_memory(
     utilization = UTILIZATION[engine] if utilization is None else utilization
     if context < 1 or not 0 < utilization <= 1:
         raise BadInputError(f"context must be positive, and utilization above 0 and at most 1; got {context} and {utilization:g}")
-    if tp > 1 and (engine not in SHARDED or shape.heads % tp):
+    if tp > 1 and engine not in SHARDED:
+        raise UnsupportedError(f"{engine} does not spread a model over tensor-parallel ranks")
+    if shape.heads % tp:
         raise UnsupportedError(f"{engine} cannot deal the {shape.heads} heads of this model to {tp} ranks")
     fullest = _fullest(shape, deployment)
     stored = known.weights
@@ -120,6 +122,8 @@ def plan_memory(
     per_token = bytes_per_token(groups, deployment.dtype if deployment.kv_dtype == "auto" else deployment.kv_dtype, tp=tp)
     block = BLOCK_TOKENS if engine == "vllm" else 1
     blocks = max(budget.kv_pool, 0) // (block * per_token)
+    # One batch is scheduled while another is computed, and each further stage of a pipeline has one of its own.
+    in_flight = (deployment.pp + 1) * _BATCHED_TOKENS[total >= _LARGE_CARD] if engine == "vllm" else 0
     return MemoryPlan(
         budget=budget,
         roles=bytes_by_role(fullest),
@@ -128,7 +132,7 @@ def plan_memory(
         context=context,
         kv_blocks=blocks,
         kv_tokens=blocks * block,
-        sequences=concurrency(blocks, groups, context, block=block),
+        sequences=concurrency(blocks, groups, context, block=block, in_flight=in_flight),
         estimated=("activation peak",) * (known.activation_peak is None) + ("non-torch",) * (known.non_torch is None),
     )
 

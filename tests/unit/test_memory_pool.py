@@ -89,6 +89,17 @@ def test_layers_with_a_window_keep_no_more_than_that():
     assert concurrency(4096, groups, 32_768) == 16
 
 
+@pytest.mark.parametrize(("in_flight", "blocks"), [(16_384, 1281), (32_768, 2049), (8_192, 769)])
+def test_a_window_in_vllm_keeps_what_is_still_being_computed(in_flight, blocks):
+    """Mistral-7B v0.1: ``cdiv(min(4095 + in flight, 32768), 16) + 1`` blocks a sequence, of which fewer do not hold one."""
+    config, shape = bundled("mistral-7b")
+    groups = kv_groups(config, shape)
+    assert concurrency(blocks, groups, 32_768, in_flight=in_flight) == 1
+    assert concurrency(blocks - 1, groups, 32_768, in_flight=in_flight) < 1
+    whole = kv_groups(*bundled("llama-3-8b"))
+    assert concurrency(2048, whole, 32_768, in_flight=in_flight) == concurrency(2048, whole, 32_768) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "windows"),
     [
