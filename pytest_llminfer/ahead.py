@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ORDER = pytest.StashKey["tuple[EngineSpec, ...]"]()
 """The cells that have tests in this session, in the order in which they run."""
 STARTED = pytest.StashKey["Started"]()
+HELD = pytest.StashKey["dict[str, str]"]()
+"""The GPUs that this session's process holds, by their id, each with the cell that it is held for."""
 
 SETTLE_SECONDS = 120.0
 """An import that takes longer goes on while a speed is measured, which then says so by the device's own rate."""

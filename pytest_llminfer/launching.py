@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer import ahead, options
@@ -14,7 +16,7 @@ from pytest_llminfer.errors import EngineStartError, LlminferError, UnsupportedE
 from pytest_llminfer.hardware import detect, usable_cores, visible_gpus
 from pytest_llminfer.judging import LOADS
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.report.progress import ProgressBar, attended
+from pytest_llminfer.report.progress import Notice, ProgressBar, attended
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +46,12 @@ class Launcher:
         variables: Mapping[str, str] | None = None,
     ) -> Engine:
         """Load an engine. ``variables`` are set in the workers' environment only."""
-        pool = Pool(visible_gpus(), timeout=max(self._timeout, WAIT_SECONDS))
+        pool = Pool(
+            visible_gpus(),
+            timeout=max(self._timeout, WAIT_SECONDS),
+            held=self._config.stash.setdefault(ahead.HELD, {}),
+            make_room=partial(ahead.take, self._config, None),
+        )
         # What was started ahead has the session's variables, not those of a test.
         started = ahead.take(self._config, None if variables else spec)
         _check_devices(spec, len(pool.gpus))
@@ -54,7 +61,7 @@ class Launcher:
                 replace(launch, lease=started.lease, ahead=worker) for launch, worker in zip(launches, started.workers, strict=True)
             ]
         elif pool.gpus and spec.engine not in WITHOUT_DEVICES:
-            lease = pool.lease(spec.num_gpus, launches[0].progress)
+            lease = pool.lease(spec.num_gpus, launches[0].progress or self._notice(spec), str(spec))
             launches = [replace(launch, lease=lease) for launch in launches]
         engine = Engine(*launches, on_load=self._count)
         self._engines.append(engine)
@@ -84,7 +91,7 @@ class Launcher:
         after = ahead.following(self._config, spec)
         if after is None or after.engine in WITHOUT_DEVICES or after.num_gpus > len(pool.gpus):
             return
-        lease = pool.lease_now(after.num_gpus)
+        lease = pool.lease_now(after.num_gpus, str(after))
         if lease is None:
             return
         try:
@@ -121,6 +128,11 @@ class Launcher:
         uncaptured = capture.global_and_fixture_disabled
         with uncaptured():
             return ProgressBar(str(spec), uncaptured) if attended() else None
+
+    def _notice(self, spec: EngineSpec) -> Notice:
+        """Waiting for other sessions may take hours, which a log should say too."""
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        return Notice(str(spec), capture.global_and_fixture_disabled if capture else contextlib.nullcontext)
 
 
 def _check_devices(spec: EngineSpec, gpus: int) -> None:

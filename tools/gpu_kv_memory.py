@@ -200,7 +200,7 @@ def run(session: Session, out: Path) -> int:
     environment = {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": session.gpus,
-        "TMPDIR": str(locks),
+        "LLMINFER_LOCKS": str(locks),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(Path.cwd()), os.environ.get("PYTHONPATH")))),
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",

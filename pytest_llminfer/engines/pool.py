@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -22,17 +21,32 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 1.0
 WAIT_SECONDS = 4 * 3600.0
 """Another session's matrix may take hours, and is no engine that hangs."""
+LOCKS = "LLMINFER_LOCKS"
+"""Names another folder for the locks: sessions exclude only those that use the same one."""
 
 
 class Pool:
-    """The GPUs that this session may use. Each is held by a lock on a file, which the kernel gives back when a process ends."""
+    """The GPUs that this session may use. Each is held by a lock on a file, which the kernel gives back when a process ends.
 
-    def __init__(self, gpus: Sequence[Gpu], *, folder: Path | None = None, timeout: float = WAIT_SECONDS) -> None:
+    held: by its id each GPU that this process holds already, and for which cell; all pools of a session are given the same.
+    make_room: called where only this process's own hold stands in the way, to let go of what it keeps for later.
+    """
+
+    def __init__(
+        self,
+        gpus: Sequence[Gpu],
+        *,
+        folder: Path | None = None,
+        timeout: float = WAIT_SECONDS,
+        held: dict[str, str] | None = None,
+        make_room: Callable[[], object] | None = None,
+    ) -> None:
         self.gpus = tuple(gpus)
-        self._folder = folder or Path(tempfile.gettempdir()) / f"llminfer-gpus-{os.getuid()}"
-        self._timeout = timeout
+        self.held = {} if held is None else held
+        self._folder = folder or default_folder()
+        self._timeout, self._make_room = timeout, make_room
 
-    def lease_now(self, count: int) -> Lease | None:
+    def lease_now(self, count: int, cell: str = "") -> Lease | None:
         """``count`` GPUs that are free at this moment, held already; None where there are too few."""
         turn = self._turn()
         if turn is None:
@@ -42,17 +56,17 @@ class Pool:
         if len(taken) < count:
             _let_go(taken)
             return None
-        return Lease(self, count, held=taken)
+        return Lease(self, count, cell=cell, held=taken)
 
-    def lease(self, count: int, progress: Progress | None = None) -> Lease:
-        """``count`` of the GPUs, taken when they are first asked for."""
-        return Lease(self, count, progress)
+    def lease(self, count: int, progress: Progress | None = None, cell: str = "") -> Lease:
+        """``count`` of the GPUs, taken for a cell when they are first asked for."""
+        return Lease(self, count, progress, cell)
 
     def take(self, count: int, progress: Progress | None, wanted: Callable[[], bool] = lambda: True) -> dict[str, IO[bytes]]:
         """``count`` GPUs by their index, each with the lock that holds it: all at once or none, so that no two wait for each other.
 
         Raises:
-            EngineStartError: they were not free within the time limit.
+            EngineStartError: they were not free within the time limit, or never will be, because this process holds them itself.
         """
         deadline = time.monotonic() + self._timeout
         turn: IO[bytes] | None = None
@@ -64,6 +78,7 @@ class Pool:
                 if len(taken) == count:
                     return taken
                 _let_go(taken)
+                self._refuse_own(count)
                 if not wanted():
                     raise EngineStartError(f"{count} GPUs were waited for, and are not wanted any more")
                 if time.monotonic() >= deadline:
@@ -78,8 +93,29 @@ class Pool:
             if turn is not None:
                 turn.close()
 
+    def _own(self) -> dict[str, str]:
+        """Those of these GPUs that this process holds, each with its cell."""
+        held = dict(self.held)
+        return {name: held[name] for name in map(_id, self.gpus) if name in held}
+
+    def _refuse_own(self, count: int) -> None:
+        """Waiting for oneself never ends."""
+        if count <= len(self.gpus) - len(self._own()):
+            return
+        if self._make_room is not None:
+            self._make_room()
+        own = self._own()
+        free = len(self.gpus) - len(own)
+        if count > free:
+            raise EngineStartError(
+                f"{count} GPU{'s are' if count > 1 else ' is'} needed, and of {len(self.gpus)} this session itself holds "
+                f"{len(own)}, for {', '.join(dict.fromkeys(own.values()))}: close that engine first, with engine.close()"
+            )
+
     def _turn(self) -> IO[bytes] | None:
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._folder.stat().st_uid != os.getuid():
+            raise EngineStartError(f"the folder of GPU locks {self._folder} is another user's; name one of your own with {LOCKS}")
         return _locked(self._folder / "turn.lock")
 
     def _try(self, count: int) -> dict[str, IO[bytes]]:
@@ -90,17 +126,24 @@ class Pool:
             lock = _locked(self._folder / f"{gpu.uuid or gpu.index}.lock")
             if lock is None:
                 continue
-            # A slice of a divided GPU is known by its id alone; engines read whole ones best by their number.
-            taken[gpu.uuid if gpu.uuid.startswith("MIG-") else str(gpu.index)] = lock
+            taken[_id(gpu)] = lock
         return taken
 
 
 class Lease:
     """Some GPUs of a pool, held from the first :meth:`ids` until :meth:`release`."""
 
-    def __init__(self, pool: Pool, count: int, progress: Progress | None = None, held: dict[str, IO[bytes]] | None = None) -> None:
-        self._pool, self._count, self._progress = pool, count, progress
-        self._held = held or {}
+    def __init__(
+        self,
+        pool: Pool,
+        count: int,
+        progress: Progress | None = None,
+        cell: str = "",
+        held: dict[str, IO[bytes]] | None = None,
+    ) -> None:
+        self._pool, self._count, self._progress, self._cell = pool, count, progress, cell or "another cell"
+        self._held: dict[str, IO[bytes]] = {}
+        self._keep(held or {})
         self._released = False
         self._lock = threading.Lock()
 
@@ -109,14 +152,34 @@ class Lease:
         with self._lock:
             # The replicas of a cell ask at the same time.
             self._released = False
-            self._held = self._held or self._pool.take(self._count, self._progress, lambda: not self._released)
+            if not self._held:
+                self._keep(self._pool.take(self._count, self._progress, lambda: not self._released))
             return tuple(self._held)
+
+    def _keep(self, taken: dict[str, IO[bytes]]) -> None:
+        self._held = taken
+        self._pool.held.update(dict.fromkeys(taken, self._cell))
 
     def release(self) -> None:
         """Let others have them; who waits for them stops waiting."""
         self._released = True
+        for name in self._held:
+            self._pool.held.pop(name, None)
         _let_go(self._held)
         self._held = {}
+
+
+def default_folder() -> Path:
+    """Where the locks lie: the one folder of this machine that all sessions of a user see, whatever their environment.
+
+    TMPDIR and XDG_RUNTIME_DIR differ between CI jobs and logins, and the user's cache may lie on NFS, seen by other machines.
+    """
+    return Path(os.environ.get(LOCKS) or f"/tmp/llminfer-gpus-{os.getuid()}")  # noqa: S108 - owned by the user, or refused
+
+
+def _id(gpu: Gpu) -> str:
+    """A slice of a divided GPU is known by its id alone; engines read whole ones best by their number."""
+    return gpu.uuid if gpu.uuid.startswith("MIG-") else str(gpu.index)
 
 
 def _locked(path: Path) -> IO[bytes] | None:

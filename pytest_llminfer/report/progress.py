@@ -1,4 +1,4 @@
-"""Long work, shown while it runs: a bar on a terminal, nothing anywhere else."""
+"""Long work, shown while it runs: a bar on a terminal; anywhere else nothing, or one line."""
 
 from __future__ import annotations
 
@@ -40,6 +40,21 @@ class ProgressBar:
             self._bar.close()
         self._phase = phase
         self._bar = tqdm(total=total, desc=f"{self._label} {phase}", leave=False, file=sys.stderr, dynamic_ncols=True)
+
+
+class Notice:
+    """Called as :class:`ProgressBar` is. Writes one line a phase to standard error, for work that is long where nobody watches."""
+
+    def __init__(self, label: str, uncaptured: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        self._label, self._uncaptured = label, uncaptured
+        self._phases: set[str] = set()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """Say what is under way, the first time."""
+        if phase not in self._phases:
+            self._phases.add(phase)
+            with self._uncaptured():
+                print(f"\n{self._label} {phase}: {done} of {total}", file=sys.stderr, flush=True)  # noqa: T201 - for a log
 
 
 def attended() -> bool:

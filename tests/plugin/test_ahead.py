@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import threading
+
 import pytest
 
 NVIDIA_SMI = '#!/bin/sh\nfor i in 0 1 2; do echo "$i, GPU-$i, NVIDIA H100 80GB HBM3, 81559 MiB, 580.1"; done\n'
 CONFTEST = """
-    import pathlib
     import pytest
     from pytest_llminfer import ahead, launching
-    from pytest_llminfer.engines import pool
 
     launching.WITHOUT_DEVICES = ()          # the simulated engine stands for one that takes GPUs
     launching.Launcher._refuse_fallback = lambda *_: None
-    pool.tempfile.gettempdir = lambda: str(pathlib.Path(__file__).parent)
 
     def waiting(config):
         started = config.stash.get(ahead.STARTED, None)
@@ -42,6 +42,7 @@ def session(pytester: pytest.Pytester, run, monkeypatch):
     (tools / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("LLMINFER_LOCKS", str(pytester.path / "locks"))
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(VISIBLE)
     return lambda *arguments: run("-s", "-v", *arguments)
@@ -97,3 +98,58 @@ def test_a_cell_that_is_passed_over_gives_its_gpus_back(pytester: pytest.Pyteste
     result = session("--dp=1,2,3", "--llminfer-timeout=20")
     result.assert_outcomes(passed=2, skipped=1)
     result.stdout.fnmatch_lines(["*CELL simulated on 0 * next simulated-dp2", "*CELL simulated-dp3 on 0 *"])
+
+
+OTHER = """
+    import pytest
+
+    @pytest.mark.parametrize("close", [False, True])
+    def test_an_engine_of_ones_own(engine, launch_engine, model, close):
+        if close:
+            engine.close()
+        try:
+            launch_engine(engine.spec, model, {}).close()
+        finally:
+            engine.restart()
+"""
+
+
+def test_a_second_engine_does_not_wait_for_the_first(pytester: pytest.Pytester, session) -> None:
+    pytester.makepyfile(OTHER)
+    result = session("--dp=3", "--llminfer-timeout=20")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*EngineStartError: 3 GPUs are needed, and of 3 this session itself holds 3, for simulated-dp3: close that engine first*"]
+    )
+
+
+def test_what_was_started_ahead_makes_room(pytester: pytest.Pytester, session) -> None:
+    """The next cell has what the closed engine had, which is loaded again beside an engine of the test's own."""
+    pytester.makepyfile(
+        """
+        from pytest_llminfer import ahead
+
+        def test_restart(engine, launch_engine, model, pytestconfig):
+            if engine.spec.dp == 1:
+                engine.close()
+                own = launch_engine(engine.spec, model, {})
+                assert pytestconfig.stash[ahead.STARTED].spec.dp == 2
+                engine.restart()
+                assert ahead.STARTED not in pytestconfig.stash
+                own.close()
+        """
+    )
+    result = session("--dp=1,2", "--llminfer-timeout=20")
+    result.assert_outcomes(passed=2)
+
+
+def test_a_log_says_that_another_session_is_waited_for(pytester: pytest.Pytester, session) -> None:
+    locks = pytester.mkdir("locks")
+    with (locks / "GPU-0.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        release = threading.Timer(2.5, lock.close)
+        release.start()
+        result = session("--dp=3", "--llminfer-timeout=20")
+        release.join()
+    result.assert_outcomes(passed=1)
+    assert result.stderr.str().count("simulated-dp3 waiting for GPUs: 0 of 3") == 1

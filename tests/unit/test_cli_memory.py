@@ -102,7 +102,6 @@ def test_the_table_names_where_each_figure_is_from(llminfer):
         (("gpt2", "--activation-mib", "-5"), "a whole number from 0 up, not '-5'"),
         (("llama-3-8b", "--quantization", "awq", "--group-size", "0"), "a positive whole number, not '0'"),
         (("/no/such/model.gguf",), "there is no file /no/such/model.gguf"),
-        (("llama-3-8b", "--engine", "llamacpp", "--tp", "2"), "llamacpp does not spread a model"),
         (("gpt2", "--utilization", "1.5"), "utilization above 0 and at most 1"),
         (("gpt2", "--engine", "vlm"), "invalid choice: 'vlm'"),
         (("llama-3-8b", "--quantization", "awq", "--group-size", "100"), "groups of 100 do not divide the 4096 inputs"),
@@ -117,6 +116,8 @@ def test_a_bad_name_is_refused_in_one_line(llminfer, arguments, said):
 def test_what_an_engine_cannot_do_is_a_failure_in_one_line(capsys):
     assert cli.main(["memory", "qwen2.5-72b", "--tp", "3"]) == 1
     assert capsys.readouterr().err == "llminfer: vllm cannot deal the 64 heads of this model to 3 ranks\n"
+    assert cli.main(["memory", "llama-3-8b", "--engine", "llamacpp", "--tp", "2"]) == 1
+    assert capsys.readouterr().err == "llminfer: llamacpp does not spread a model over tensor-parallel ranks\n"
 
 
 @pytest.mark.parametrize("name", [gpu.name for gpu in GPUS])

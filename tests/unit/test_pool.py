@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -31,6 +33,12 @@ def pool(tmp_path, monkeypatch):
     return Pool(GPUS, folder=tmp_path, timeout=0.2)
 
 
+@pytest.fixture
+def other(tmp_path):
+    """The pool of another session: it shares the files, and not what ``pool`` knows of itself."""
+    return Pool(GPUS, folder=tmp_path, timeout=0.2)
+
+
 def test_two_leases_never_share(pool) -> None:
     first, second = pool.lease(2), pool.lease(1)
     assert first.ids() == ("0", "1")
@@ -43,8 +51,8 @@ def test_replicas_that_ask_at_the_same_time_are_given_the_same(pool) -> None:
     assert at_once([lease.ids] * 3) == [("0", "1", "2")] * 3
 
 
-def test_what_is_let_go_can_be_taken(pool) -> None:
-    first, second = pool.lease(3), pool.lease(2)
+def test_what_is_let_go_can_be_taken(pool, other) -> None:
+    first, second = pool.lease(3), other.lease(2)
     first.ids()
     with pytest.raises(EngineStartError, match=r"2 of 3 GPUs were not free for 0\.2 s"):
         second.ids()
@@ -52,8 +60,41 @@ def test_what_is_let_go_can_be_taken(pool) -> None:
     assert second.ids() == ("0", "1")
 
 
-def test_all_at_once_or_none(pool) -> None:
-    held, wanted, small = pool.lease(2), pool.lease(2), pool.lease(1)
+def test_nobody_waits_for_himself(tmp_path) -> None:
+    pool = Pool(GPUS, folder=tmp_path, timeout=60)
+    first, second = pool.lease(2, cell="vllm-tp2"), Pool(GPUS, folder=tmp_path, timeout=60, held=pool.held).lease(2)
+    first.ids()
+    started = time.monotonic()
+    with pytest.raises(EngineStartError, match=r"2 GPUs are needed, and of 3 this session itself holds 2, for vllm-tp2: close"):
+        second.ids()
+    assert time.monotonic() - started < 10
+    first.release()
+    assert second.ids() == ("0", "1")
+    assert pool.held == {"0": "another cell", "1": "another cell"}
+    second.release()
+    assert first.ids() == ("0", "1")  # an engine that is loaded again
+
+
+def test_what_is_kept_for_later_makes_room(tmp_path) -> None:
+    ahead = Pool(GPUS, folder=tmp_path).lease_now(2, "next")
+    pool = Pool(GPUS, folder=tmp_path, timeout=60, held=ahead._pool.held, make_room=ahead.release)
+    small, large = pool.lease(1), pool.lease(2)
+    assert small.ids() == ("2",)
+    assert pool.held["0"] == "next"
+    assert large.ids() == ("0", "1")
+
+
+def test_beside_what_a_session_holds_it_waits_for_others(pool, other) -> None:
+    mine, theirs, wanted = pool.lease(1), other.lease(1), pool.lease(2)
+    assert (mine.ids(), theirs.ids()) == (("0",), ("1",))
+    with pytest.raises(EngineStartError, match="other sessions of this user"):
+        wanted.ids()
+    theirs.release()
+    assert wanted.ids() == ("1", "2")
+
+
+def test_all_at_once_or_none(pool, other) -> None:
+    held, wanted, small = pool.lease(2), other.lease(2), pool.lease(1)
     held.ids()
     with pytest.raises(EngineStartError):
         wanted.ids()
@@ -77,8 +118,8 @@ def test_another_process_that_holds_one_is_respected_and_waited_for(pool, tmp_pa
 
 def test_who_waits_is_served_before_who_gave_back(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.05)
-    pool = Pool(GPUS[:2], folder=tmp_path, timeout=20)
-    first, second = pool.lease(1), pool.lease(2)
+    pool, other = (Pool(GPUS[:2], folder=tmp_path, timeout=20) for _ in range(2))
+    first, second = pool.lease(1), other.lease(2)
     first.ids()
     order = []
 
@@ -106,8 +147,8 @@ def test_a_slice_of_a_gpu_is_named_by_its_id(tmp_path) -> None:
 
 def test_who_is_not_wanted_any_more_stops_waiting(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.02)
-    pool = Pool(GPUS, folder=tmp_path, timeout=60)
-    first, second = pool.lease(3), pool.lease(1)
+    pool, other = (Pool(GPUS, folder=tmp_path, timeout=60) for _ in range(2))
+    first, second = pool.lease(3), other.lease(1)
     first.ids()
     with ThreadPoolExecutor() as executor:
         waiting = executor.submit(second.ids)
@@ -116,3 +157,34 @@ def test_who_is_not_wanted_any_more_stops_waiting(tmp_path, monkeypatch) -> None
         second.release()
         with pytest.raises(EngineStartError, match="not wanted any more"):
             waiting.result(timeout=10)
+
+
+def test_sessions_meet_wherever_their_temporary_files_lie(tmp_path, monkeypatch) -> None:
+    gpus = [Gpu(0, f"GPU-{uuid.uuid4()}", "NVIDIA H100", 81559, "580")]
+    monkeypatch.delenv("LLMINFER_LOCKS", raising=False)
+    leases = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for variable in ("TMPDIR", "XDG_RUNTIME_DIR", "HOME", "XDG_CACHE_HOME"):
+            monkeypatch.setenv(variable, str(tmp_path / name))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        leases.append(Pool(gpus).lease_now(1))
+    first, second = leases
+    first.release()
+    (pool_module.default_folder() / f"{gpus[0].uuid}.lock").unlink()
+    assert second is None
+
+
+def test_a_folder_of_ones_own_excludes_nobody_else(tmp_path, monkeypatch) -> None:
+    leases = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("LLMINFER_LOCKS", str(tmp_path / name / "locks"))
+        leases.append(Pool(GPUS).lease_now(3))
+    assert all(leases)
+    assert Pool(GPUS).lease_now(1) is None
+
+
+def test_a_folder_of_another_user_is_refused(pool, monkeypatch) -> None:
+    monkeypatch.setattr("os.getuid", lambda: -1)
+    with pytest.raises(EngineStartError, match="is another user's; name one of your own with LLMINFER_LOCKS"):
+        pool.lease(1).ids()
