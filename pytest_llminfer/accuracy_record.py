@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.checks.recorded_answers import Recorded, recorded_runs
@@ -69,5 +70,5 @@ def unpack(expected: Mapping[str, Any], ids: Sequence[str]) -> Recorded:
 def _planned(n: int, runs: int, discordance: float) -> dict[str, float]:
     return {
         "smallest_detectable_drop": round(exchangeable.smallest_detectable_drop(n, runs, discordance), 6),
-        "smallest_margin": round(exchangeable.smallest_margin(n, runs, discordance), 6),
+        "smallest_margin": math.ceil(1e6 * exchangeable.smallest_margin(n, runs, discordance)) / 1e6,
     }

@@ -20,6 +20,8 @@ def test_accuracy_has_not_dropped(accuracy: AccuracyRun, judge: Judge) -> None:
 
 def test_outcomes_change_sides_no_more_than_in_repeats(accuracy: AccuracyRun, judge: Judge) -> None:
     """Losses and wins that cancel out leave accuracy as it was, and are a change all the same: a warning."""
+    for verdict in accuracy.objections():
+        judge(verdict)
     judge(check_flips(answers=accuracy.answers, recorded=accuracy.recorded))
 
 
@@ -32,4 +34,6 @@ def test_accuracy_is_near_that_of_full_width(full_width_accuracy: AccuracyRun, j
 
 def test_nights_together_show_no_drift(accuracy: AccuracyRun, judge: Judge) -> None:
     """This run and all in the ledger: a point that one night cannot prove adds up. ``--nights`` adds this run to it."""
+    for verdict in accuracy.objections():
+        judge(verdict)
     judge(accuracy.over_nights())

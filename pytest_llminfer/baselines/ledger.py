@@ -1,6 +1,8 @@
 """What single nights showed, kept side by side with the record that they were judged by: a drift too small for one adds up.
 
-``<baselines>/<hardware>/<model>/ledger.jsonl``: one JSON object a line, appended and never changed. Standard library only.
+``<baselines>/<hardware>/<model>/ledger.jsonl``: one JSON object a line, appended and never changed. A line ``{"mended": "<what was
+done>"}``, added by hand once a proven drift is gone, ends the nights above it: they stay in the file and no longer count. With
+``"entry": "<entry>"`` beside it, those of that entry alone. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 FILE = "ledger.jsonl"
 RIGHT, WRONG, NOT_ASKED = "1", "0", "-"
+MENDED = "mended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Night:
 
 
 def read(path: Path, *, entry: str, record: str) -> list[Night]:
-    """The nights of this entry that were judged by this record, oldest first; none where there is no file.
+    """The nights of this entry that were judged by this record, since it was last mended, oldest first; none without a file.
 
     Raises:
         BaselineError: the file cannot be read, or a line of it is no night; the message names the line.
@@ -53,8 +56,16 @@ def read(path: Path, *, entry: str, record: str) -> list[Night]:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise BaselineError(f"ledger {path} cannot be read: {error}") from None
-    nights = [_night(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
-    return [night for night in nights if (night.entry, night.record) == (entry, record)]
+    nights: list[Night] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        night = _night(line, path, number)
+        if isinstance(night, Night):
+            nights += [night] * ((night.entry, night.record) == (entry, record))
+        elif night in ("", entry):
+            nights = []
+    return nights
 
 
 def append(path: Path, night: Night) -> None:
@@ -71,10 +82,14 @@ def append(path: Path, night: Night) -> None:
         raise BaselineError(f"ledger {path} cannot be written: {error.strerror or error}") from None
 
 
-def _night(line: str, path: Path, number: int) -> Night:
+def _night(line: str, path: Path, number: int) -> Night | str:
+    """The night of a line, or the entry that a line calls mended (empty: all)."""
     names = {entry.name for entry in fields(Night)}
     try:
-        return Night(**{name: value for name, value in json.loads(line).items() if name in names})
+        read = json.loads(line)
+        if MENDED in read:
+            return str(read.get("entry", ""))
+        return Night(**{name: value for name, value in read.items() if name in names})
     except (ValueError, TypeError, AttributeError):
         raise BaselineError(
             f"ledger {path}, line {number} is no record of a night; remove that line, or restore the file from version control"

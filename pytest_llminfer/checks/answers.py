@@ -89,13 +89,11 @@ def check_length(*, answers: Mapping[str, Answer], recorded: Recorded) -> Verdic
     )
 
 
-def check_flips(
-    *, answers: Mapping[str, Answer], recorded: Recorded, gate: Gate = "flexible", alpha: float = ALPHA, fatal: bool = False
-) -> Verdict:
+def check_flips(*, answers: Mapping[str, Answer], recorded: Recorded, gate: Gate = "flexible", alpha: float = ALPHA) -> Verdict:
     """Whether no more outcomes changed sides, in either direction, than the recorded runs do among themselves.
 
     A binomial tail against the recorded self-discordance (:func:`pytest_llminfer.stats.flips.expected_share`). A warning:
-    INCONCLUSIVE where too many changed, FAIL with ``fatal``.
+    INCONCLUSIVE where too many changed, which ``--llminfer-strict`` makes fatal as it does all that is inconclusive.
     """
     claim = f"outcomes ({gate}) change sides no more often than between two recorded runs"
     threshold, source = f"p <= {alpha:g}", "binomial tail at the recorded self-discordance"
@@ -109,10 +107,13 @@ def check_flips(
     n, measured = len(now), recorded.discordance(gate)
     share = flips.expected_share(measured, n)
     p_value, limit = flips.flips_p_value(len(flipped), n, share), flips.flagged_from(n, share, alpha)
-    outcome = Outcome.PASS if p_value > alpha else Outcome.FAIL if fatal else Outcome.INCONCLUSIVE
-    origin = "planned for: one run cannot tell" if measured is None else "measured between the recorded runs"
+    origin = "measured between the recorded runs"
+    if measured is None:
+        origin = "planned for: one run cannot tell"
+    elif share > measured:
+        origin = "planned for: the recorded runs are nearly copies of each other"
     return Verdict(
-        outcome=outcome,
+        outcome=Outcome.PASS if p_value > alpha else Outcome.INCONCLUSIVE,
         claim=claim,
         key=f"{len(flipped):,} flips",
         measurements=(

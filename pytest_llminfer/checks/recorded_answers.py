@@ -8,15 +8,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.stats import exchangeable, sequential
+from pytest_llminfer.stats.flips import NEAR_COPIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_llminfer.checks.accuracy import Answer, Gate
-
-NEAR_COPIES = 0.01
-"""Self-discordance below which recorded runs are nearly copies: an engine that repeats itself bit by bit (METHODS 5: engines
-under load differ in 0.6 to 5 % of outcomes)."""
 
 _SHOWN_IDS = 10
 

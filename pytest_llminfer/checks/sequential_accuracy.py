@@ -11,6 +11,7 @@ from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.stats import exchangeable, paired, sequential
 from pytest_llminfer.stats.evalues import log_e, log_e_of_pairs
 from pytest_llminfer.stats.flips import PLANNED_DISCORDANCE
+from pytest_llminfer.stats.sequential import PASS_ALPHA
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from pytest_llminfer.stats.exchangeable import Tally
 
 ALPHA = 0.01
-PASS_ALPHA = 0.05
 MARGIN = 0.02
+_MOST_UNUSABLE = 0.5
+"""Share of cut off or malformed answers beyond which the few others say nothing of the model."""
+
 _INTERVAL_Z = NormalDist().inv_cdf(0.975)
 _PASS_CONFIDENCE = 1 - PASS_ALPHA
 _EXACT = "exact test of exchangeability with the recorded runs"
@@ -144,6 +147,9 @@ class AccuracyTest:
         discordance = self._recorded.discordance(self._gate)
         shown = (counts.lost + counts.won) / n if discordance is None else discordance
         seen = exchangeable.smallest_detectable_drop(n, counts.runs, shown, self._nominal(alpha, look))
+        power = f"a drop of {points(seen)} (80 % power at n={n:,} and {shown:.1%} discordance)"
+        if 100 * seen > before:
+            power = f"none: only {before:.1f} % were right in the recorded runs, and it takes {power}"
         measurements = (
             Measurement("accuracy now", 100 * counts.right_now / n, "%", n, f"95 % interval {100 * low:.1f} to {100 * high:.1f}"),
             Measurement("accuracy recorded", before, "%", n, f"mean of {counts.runs} run{'s' * (counts.runs > 1)}, same questions"),
@@ -163,7 +169,7 @@ class AccuracyTest:
             measurements=measurements,
             threshold=self._threshold,
             threshold_source=self._source,
-            smallest_detectable=f"a drop of {points(seen)} (80 % power at n={n:,} and {shown:.1%} discordance)",
+            smallest_detectable=power,
             advice=self._advice(outcome, shown),
             details=self._details(counts),
         )
@@ -198,7 +204,7 @@ class AccuracyTest:
             return "read the first lost questions side by side; if the change is meant and accepted, record a new baseline"
         if self._cells > 1 and self._crossed(self._alpha):
             return f"evidence of a drop that {self._cells} cells together do not make certain: run this cell again on its own"
-        supported = exchangeable.smallest_margin(len(self.order), self._recorded.runs, discordance)
+        supported = exchangeable.smallest_margin(len(self.order), self._recorded.runs, discordance, len(self.chunks))
         if supported > self._margin:
             return f"ask more questions, record more runs, or accept a margin of {points(supported, up=True)}"
         return "run again: the evidence lies between a drop and none; the nights' e-values add up"
@@ -259,11 +265,13 @@ def plan_margin(recorded: Recorded, margin: float, *, gate: Gate = "flexible", q
     With one recorded run, whose noise is unknown, a discordance of 3 % is planned for (METHODS 5).
 
     Raises:
-        BadInputError: they cannot; the message names the smallest margin that they can.
+        BadInputError: they cannot; the message names the smallest margin that they can. Or the record is one that shows nothing:
+            fewer right answers than a drop takes away, or most answers cut off or malformed.
     """
     n = len(recorded.order[:questions])
     measured = recorded.discordance(gate)
     discordance = PLANNED_DISCORDANCE if measured is None else measured
+    _refuse_what_shows_nothing(recorded, gate, max(margin, exchangeable.smallest_detectable_drop(n, recorded.runs, discordance)))
     smallest = exchangeable.smallest_margin(n, recorded.runs, discordance)
     if margin >= smallest:
         return margin
@@ -273,3 +281,18 @@ def plan_margin(recorded: Recorded, margin: float, *, gate: Gate = "flexible", q
         f"run{'s' * (recorded.runs > 1)} and {known}; the smallest that can: {points(smallest, up=True)}. "
         "Accept that margin, or record more questions or runs."
     )
+
+
+def _refuse_what_shows_nothing(recorded: Recorded, gate: Gate, lost: float) -> None:
+    """Raise where less than ``lost``, a share, could be lost, or where more than half of the answers are cut off or malformed."""
+    way_out = "look at the answers, the dataset and --gsm8k-form; nothing is recorded"
+    for noun, counts in (("cut off at the token limit", recorded.truncated), ("without '#### <number>'", recorded.format_misses)):
+        if (share := _share(counts, recorded.runs)) > _MOST_UNUSABLE:
+            raise BadInputError(f"{share:.1%} of the answers are {noun}: {way_out}")
+    if (share := _share(recorded.right(gate), recorded.runs)) < lost:
+        known = f"{share:.1%} of {len(recorded.order):,} questions are answered right"
+        raise BadInputError(f"{known}: no drop of {points(lost)}, the smallest to be told, can come of that; {way_out}")
+
+
+def _share(counts: Mapping[str, int], runs: int) -> float:
+    return sum(counts.values()) / max(1, len(counts) * runs)

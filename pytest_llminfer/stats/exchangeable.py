@@ -15,7 +15,7 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.stats import paired
+from pytest_llminfer.stats import paired, sequential
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 _STEPS = 80
 """Halvings of an interval of length 2: below the spacing of doubles."""
 
-_PASS_Z, _PASS_SLACK = 1.65, 1.3
-"""A margin is supported if a run without a drop passes in nine of ten cases: (m - 1.65 SE0) / SE0 >= 1.3 (METHODS 1.4)."""
+_SUPPORTED = NormalDist().inv_cdf(0.9)
+"""A margin is supported if a run without a drop passes in nine of ten cases."""
+
+_ABOVE = 1 + 1e-9
+"""Runs that are equal reach a boundary exactly or not at all: rounding shall not decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,15 +208,29 @@ def smallest_detectable_drop(n: int, runs: int, discordance: float, alpha: float
     return min(1.0, max(high, fewest / n))
 
 
-def smallest_margin(n: int, runs: int, discordance: float) -> float:
-    """The smallest margin (a share) at which a run without a drop passes in nine of ten cases: 2.95 SE0 (METHODS 1.4).
+def smallest_margin(n: int, runs: int, discordance: float, looks: int = sequential.LOOKS) -> float:
+    """The smallest margin (a share) at which a run without a drop passes in nine of ten cases, at the last of ``looks``.
 
-    SE0 = sqrt(d/2 (1 + 1/K) / n). A discordance below one question in n is taken as one in n. 1.0 for n = 0.
+    The m at which :func:`z_pass` of a run whose drop is 1.28 SE0, as no more than one in ten is, reaches the boundary of PASS
+    (2.226 at each of 8 looks): (m - 1.28 SE0) / sqrt(SE0^2 + m (1 - m) / n) with SE0 = sqrt(d/2 (1 + 1/K) / n); with K = 1
+    Tango's variance in the root. METHODS 1.4 asks for (m - 1.65 SE0) / SE0 >= 1.3, which leaves out the variance that the margin
+    adds and the looks: at that margin fewer than nine of ten pass (12 to 78 % of simulated runs without a drop). 1.0 for n = 0.
     """
     if n == 0:
         return 1.0
-    error = math.sqrt(max(discordance, 1 / n) / 2 * (1 + 1 / runs) / n)
-    return min(1.0, (_PASS_Z + _PASS_SLACK) * error)
+    looks = min(looks, n)
+    needed = _ABOVE * sequential.boundary(sequential.PASS_ALPHA, looks, looks=looks, shape=sequential.POCOCK)
+    error = math.sqrt(discordance / 2 * (1 + 1 / runs) / n)
+    low, high = 0.0, 1.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        if runs == 1:
+            changed = max(discordance, _SUPPORTED * error)
+            variance = paired.score_variance((changed + _SUPPORTED * error) / 2, (changed - _SUPPORTED * error) / 2, middle) / n
+        else:
+            variance = error**2 + middle * (1 - middle) / n
+        low, high = (low, middle) if middle - _SUPPORTED * error >= needed * math.sqrt(variance) else (middle, high)
+    return high
 
 
 @lru_cache(maxsize=8192)

@@ -13,14 +13,18 @@ ALPHA = 0.001
 PLANNED_DISCORDANCE = 0.03
 """Share of questions that differ between two runs, where one recorded run cannot tell (METHODS 5: the planning value)."""
 
+NEAR_COPIES = 0.01
+"""Self-discordance below which recorded runs are nearly copies, as of an engine that repeats itself bit by bit: they do not show
+what a harmless change of kernel, device or layout flips (METHODS 5: engines under load differ in 0.6 to 5 % of outcomes)."""
+
 
 def expected_share(self_discordance: float | None, n: int) -> float:
     """The share of flips that a run without a fault has at most, from what the recorded runs differ among themselves.
 
     The discordance of two runs bounds it from above, since most of K runs are closer to a further one than any one of them
-    is. None (one recorded run) stands for 3 %; less than one question in n, as of an engine that repeats itself, for 1 / n.
+    is. None (one recorded run) stands for 3 %; less than 1 %, as of an engine that repeats itself, for 1 %, or one question.
     """
-    return PLANNED_DISCORDANCE if self_discordance is None else max(self_discordance, 1 / max(n, 1))
+    return PLANNED_DISCORDANCE if self_discordance is None else max(self_discordance, NEAR_COPIES, 1 / max(n, 1))
 
 
 def flips_p_value(flips: int, n: int, share: float) -> float:

@@ -52,7 +52,7 @@ def tango_z(*, lost: int, won: int, n: int, margin: float) -> float:
     Tango (1998), Statistics in Medicine 17, eq. 8: with q the likeliest share of wins at that margin,
     Z = (n margin - (lost - won)) / sqrt(n (2 q + margin (1 - margin))).
     """
-    variance = n * _score_variance(lost / n, won / n, margin)
+    variance = n * score_variance(lost / n, won / n, margin)
     distance = n * margin - (lost - won)
     return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
 
@@ -104,7 +104,7 @@ def questions_to_detect(*, drop: float, discordance: float, alpha: float = 0.01,
     return (root / drop) ** 2
 
 
-def _score_variance(lost: float, won: float, margin: float) -> float:
+def score_variance(lost: float, won: float, margin: float) -> float:
     """Variance per question of (loss - win) at the likeliest shares with losses - wins = margin."""
     b = -lost - won + (2 - lost + won) * margin
     c = -won * margin * (1 - margin)

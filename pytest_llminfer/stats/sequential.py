@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LOOKS = 8
+PASS_ALPHA = 0.05
 WANG_TSIATIS = 0.25
 POCOCK = 0.5
 

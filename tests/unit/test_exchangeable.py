@@ -162,9 +162,22 @@ def test_few_questions_show_no_drop_below_the_fewest_losses():
     assert exchangeable.smallest_detectable_drop(2, 4, 0.0) == exchangeable.smallest_detectable_drop(0, 4, 0.0) == 1.0
 
 
-def test_the_smallest_margin_is_the_one_of_methods():
-    error = math.sqrt(0.03 / 2 * 1.25 / 1319)
-    margin = exchangeable.smallest_margin(1319, 4, 0.03)
-    assert (margin - 1.65 * error) / error == pytest.approx(1.3)
-    assert exchangeable.smallest_margin(1319, 4, 0.0) == exchangeable.smallest_margin(1319, 4, 1 / 1319) > 0
+@pytest.mark.parametrize("runs", [1, 2, 4])
+@pytest.mark.parametrize("looks", [1, 8])
+def test_the_smallest_margin_is_where_a_run_that_one_in_ten_is_worse_than_reaches_the_boundary(runs, looks):
+    n, changed = 100_000, 3000  # two runs differ in 3 %, so many that whole questions are fine enough
+    noise = 1.2816 * math.sqrt(changed / 2 * (1 + 1 / runs))
+    margin = exchangeable.smallest_margin(n, runs, changed / n, looks)
+    if runs == 1:
+        z = paired.tango_z(lost=round((changed + noise) / 2), won=round((changed - noise) / 2), n=n, margin=margin)
+    else:
+        variance = changed / 2 * (1 + 1 / runs) + n * margin * (1 - margin)
+        z = (n * margin - noise) / math.sqrt(variance)
+    assert z == pytest.approx(1.645 if looks == 1 else 2.226, abs=0.01)
+
+
+def test_the_smallest_margin_of_runs_that_are_equal():
+    # Nothing changed: m n / sqrt(n m (1 - m)) = 2.226, so that 2 points take 243 questions.
+    assert exchangeable.smallest_margin(242, 4, 0.0) > 0.02 > exchangeable.smallest_margin(243, 4, 0.0)
+    assert exchangeable.smallest_margin(1319, 4, 0.0) == pytest.approx(2.2262**2 / (1319 + 2.2262**2), rel=1e-3)
     assert exchangeable.smallest_margin(0, 4, 0.03) == 1.0

@@ -31,8 +31,9 @@ def test_the_limit_is_the_first_count_that_is_flagged(n, share, alpha):
 def test_what_is_expected():
     assert flips.expected_share(None, 1319) == 0.03
     assert flips.expected_share(0.05, 1319) == 0.05
-    assert flips.expected_share(0.0, 1319) == 1 / 1319
-    assert 5 <= flips.flagged_from(1319, 1 / 1319) <= 7
+    assert flips.expected_share(0.0, 1319) == flips.expected_share(0.009, 1319) == 0.01
+    assert flips.expected_share(0.0, 40) == 1 / 40
+    assert flips.flagged_from(1319, 0.01) == 27
 
 
 @pytest.mark.parametrize(("count", "n", "share"), [(-1, 10, 0.1), (11, 10, 0.1), (1, 10, 1.5)])

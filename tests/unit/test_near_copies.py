@@ -65,6 +65,23 @@ def test_what_is_lost_for_good_counts_once_however_many_nights(copies) -> None:
     assert check_nights(recorded=copies, nights=[night(copies, many)] * 4).outcome is Outcome.FAIL
 
 
+@pytest.mark.parametrize("runs", [1, 2, 4])
+@pytest.mark.parametrize(("lost", "won"), [(6, 1), (8, 3), (12, 6)])
+def test_another_kernel_is_no_drift_of_an_engine_that_repeats_itself(runs, lost, won) -> None:
+    """Near ties that a harmless change decides the other way, every night from then on."""
+    recorded = recorded_runs([answers()] * runs, seed=1)
+    changed = answers(wrong=set(range(lost)), right=set(range(RIGHT, RIGHT + won)))
+    for nights in (4, 16, 32, 64):
+        assert check_nights(recorded=recorded, nights=[night(recorded, changed)] * nights).outcome is Outcome.PASS
+
+
+def test_one_recorded_run_still_proves_what_is_lost_for_good() -> None:
+    recorded = recorded_runs([answers()], seed=1)
+    verdict = check_nights(recorded=recorded, nights=[night(recorded, answers(wrong=set(range(25))))] * 4)
+    assert verdict.outcome is Outcome.FAIL
+    assert "25 questions lost and 0 won for good" in str(verdict)
+
+
 def test_a_night_of_other_questions_is_refused(copies) -> None:
     with pytest.raises(BaselineError, match="for each of 1,000 questions"):
         check_nights(recorded=copies, nights=["11"])

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.stats import exchangeable, sequential
 from pytest_llminfer.verdict import Outcome
 
+BASELINES = Path(__file__).resolve().parents[2] / "baselines"
 RIGHT, WRONG = Answer(strict=True, flexible=True, tokens=100), Answer(strict=False, flexible=False, tokens=100)
 
 
@@ -179,6 +182,49 @@ def test_a_margin_that_cannot_be_supported_is_refused_with_the_one_that_can():
     assert offered - smallest < 1e-4
 
 
+@pytest.mark.parametrize("n", [100, 120, 150, 200, 240])
+def test_the_margin_that_is_offered_is_one_at_which_an_equal_run_passes(n):
+    recorded = record(right=n - n // 5, wrong=n // 5)
+    with pytest.raises(BadInputError) as caught:
+        plan_margin(recorded, 0.02)
+    assert go(AccuracyTest(recorded, margin=0.02), answers(recorded))[0].outcome is Outcome.INCONCLUSIVE
+    offered = float(str(caught.value).partition("the smallest that can: ")[2].split(" points")[0]) / 100
+    assert plan_margin(recorded, offered) == offered
+    assert go(AccuracyTest(recorded, margin=offered), answers(recorded))[0].outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize(("n", "share"), [(300, 0.01), (300, 0.03), (1319, 0.03)])
+def test_nine_of_ten_clean_runs_pass_at_the_smallest_margin(n, share):
+    """120 of each: at least 100, which nine of ten miss in 1 of 100 series; METHODS' margin let 12 to 72 through."""
+    rng, passed = np.random.default_rng(3), 0
+    for _ in range(120):
+        recorded, now = simulated(rng, 0.0, n, flippy=3 * share)
+        margin = exchangeable.smallest_margin(n, 4, recorded.self_discordance)
+        passed += go(AccuracyTest(recorded, margin=margin), now)[0].outcome is Outcome.PASS
+    assert passed >= 100
+
+
+def test_a_record_that_shows_nothing_is_refused():
+    assert plan_margin(record(right=100, wrong=700), 0.02) == 0.02
+    with pytest.raises(BadInputError, match=r"^0\.0% of 800 questions are answered right: no drop of 40 points, .*recorded$"):
+        plan_margin(record(right=0, wrong=800), 0.4)
+    few = record(right=10, wrong=790)
+    with pytest.raises(BadInputError, match=r"1\.2% of 800 questions .* no drop of 2 points"):
+        plan_margin(few, 0.02)
+    for field, words in (("truncated", "cut off at the token limit"), ("format_misses", "without '#### <number>'")):
+        recorded = record()
+        most = {name: 4 * (number <= 400) for number, name in enumerate(recorded.flexible)}
+        assert plan_margin(dataclasses.replace(recorded, **{field: most | {"r0": 0}}), 0.02) == 0.02
+        with pytest.raises(BadInputError, match=f"^50.1% of the answers are {words}"):
+            plan_margin(dataclasses.replace(recorded, **{field: most}), 0.02)
+
+
+def test_no_power_is_claimed_where_less_was_right():
+    recorded = record(right=8, wrong=792)
+    verdict, _ = go(AccuracyTest(recorded, margin=0.4), answers(recorded))
+    assert verdict.smallest_detectable.startswith("none: only 1.0 % were right in the recorded runs, and it takes a drop of ")
+
+
 def test_one_run_plans_for_three_percent():
     recorded = record(runs=1)
     smallest = exchangeable.smallest_margin(800, 1, 0.03)
@@ -209,8 +255,8 @@ def test_runs_become_a_record():
         recorded_runs([], seed=3)
 
 
-def simulated(rng, drop, n=1319):
-    level = np.where(rng.random(n) < 0.09, rng.random(n), rng.random(n) < 0.83)
+def simulated(rng, drop, n=1319, flippy=0.09):
+    level = np.where(rng.random(n) < flippy, rng.random(n), rng.random(n) < 0.83)
     runs = [dict(zip(map(str, range(n)), np.where(rng.random(n) < level, RIGHT, WRONG), strict=True)) for _ in range(4)]
     fallen = np.where((level == 1) & (rng.random(n) < drop / 0.755), 0.0, level)
     now = dict(zip(map(str, range(n)), np.where(rng.random(n) < fallen, RIGHT, WRONG), strict=True))
@@ -238,3 +284,12 @@ def test_the_verdict_says_what_it_could_have_seen():
     assert f"80 % power at n={asked:,} and {recorded.self_discordance:.1%} discordance" in verdict.smallest_detectable
     assert math.isfinite(value(verdict, "drop"))
     assert "of 800" in str(next(entry for entry in verdict.measurements if entry.name == "questions asked"))
+
+
+def test_bundled_records_say_what_they_can_show():
+    entries = json.loads((BASELINES / "any" / "reference" / "gsm8k.json").read_text())["entries"]
+    assert len(entries) >= 9
+    for name, entry in entries.items():
+        stored = entry["expected"]
+        margin = exchangeable.smallest_margin(stored["questions"], stored["runs"], stored["self_discordance"])
+        assert margin <= stored["smallest_margin"] < margin + 2e-6, name

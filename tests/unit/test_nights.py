@@ -1,0 +1,87 @@
+"""Nights against one record: what is proven stays proven until it is mended, and no longer."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llminfer.baselines import ledger
+from pytest_llminfer.checks.accuracy import Answer
+from pytest_llminfer.checks.nights import check_nights
+from pytest_llminfer.checks.recorded_answers import recorded_runs
+from pytest_llminfer.errors import BaselineError
+from pytest_llminfer.verdict import Outcome
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+N = 1000
+IDS = [f"q{number}" for number in range(N)]
+RIGHT, WRONG = Answer(strict=True, flexible=True, tokens=50), Answer(strict=False, flexible=False, tokens=50)
+
+
+def night_of(drawn: random.Random, *, lost: int = 0) -> dict[str, Answer]:
+    """Forty questions right in half of the runs (d = 2 %), 850 always but for the first ``lost`` of them, the rest never."""
+    outcomes = [drawn.random() < 0.5 if number < 40 else 40 + lost <= number < 890 for number in range(N)]
+    return {name: RIGHT if right else WRONG for name, right in zip(IDS, outcomes, strict=True)}
+
+
+class Ledger:
+    """Nights added as a session adds them, each judged with those before it."""
+
+    def __init__(self, path: Path, drawn: random.Random) -> None:
+        self.path, self.drawn = path, drawn
+        self.recorded = recorded_runs([night_of(drawn) for _ in range(4)], seed=1)
+
+    def add(self, *, lost: int = 0) -> Outcome:
+        answers = night_of(self.drawn, lost=lost)
+        outcomes = "".join("1" if answers[name].flexible else "0" for name in self.recorded.flexible)
+        before = [night.outcomes for night in ledger.read(self.path, entry="e", record="r")]
+        ledger.append(self.path, ledger.Night("e", "r", "2026-01-01T00:00:00Z", outcomes, 0.5, 0.0))
+        return check_nights(recorded=self.recorded, nights=[*before, outcomes]).outcome
+
+    def mend(self, **fields: str) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"mended": "the kernel is as it was", **fields}) + "\n")
+
+
+@pytest.fixture(params=[1, 2, 3])
+def nights(request, tmp_path) -> Ledger:
+    return Ledger(tmp_path / "ledger.jsonl", random.Random(request.param))
+
+
+def test_one_bad_night_that_is_mended_is_outweighed_by_those_that_follow(nights) -> None:
+    before = [nights.add() for _ in range(5)]
+    bad = nights.add(lost=100)
+    after = [nights.add() for _ in range(60)]
+    assert set(before) == {Outcome.PASS}
+    assert bad is Outcome.FAIL
+    assert set(after[10:]) == {Outcome.PASS}
+
+
+def test_a_drift_that_lasts_stays_proven_until_a_line_says_that_it_is_mended(nights) -> None:
+    seen = [nights.add(lost=20) for _ in range(24)]
+    assert seen[8:] == [Outcome.FAIL] * 16
+    nights.mend(entry="another")
+    assert nights.add() is Outcome.FAIL
+    nights.mend()
+    assert {nights.add() for _ in range(24)} == {Outcome.PASS}
+    # A line is no pardon for what comes after it.
+    nights.mend(entry="e")
+    assert [nights.add(lost=20) for _ in range(24)][-1] is Outcome.FAIL
+
+
+def test_the_verdict_names_the_way_out(nights) -> None:
+    verdict = check_nights(recorded=nights.recorded, nights=["0" * N])
+    assert 'the line {"mended": "<what was done>"}, appended to the ledger' in verdict.advice
+    assert "a drift of 1 point within 90 nights in 70 % of ledgers, at night 8 in the median" in verdict.smallest_detectable
+
+
+def test_a_line_that_is_neither_is_refused(tmp_path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"mend": "x"}\n')
+    with pytest.raises(BaselineError, match="line 1 is no record of a night"):
+        ledger.read(path, entry="e", record="r")
