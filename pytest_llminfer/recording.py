@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.hardware import Hardware
     from pytest_llminfer.judging import Judge
+    from pytest_llminfer.spec import EngineSpec
 
 STORE = pytest.StashKey[Store]()
 RECORDED = pytest.StashKey["dict[BaselineKey, Record]"]()
@@ -90,19 +91,20 @@ class Baseline:
         spec, model = self._engine.spec, self._engine.model
         key = self._key(family, per_hardware=per_hardware, per_spread=per_spread, by=by, full_width=full_width)
         conditions = {**conditions, "model_sha256": model.sha256}
-        mine = self._item.config.stash.get(RECORDED, {}).get(key)
-        record = mine or self._source.load(key)
+        again = key in self._item.config.stash.get(RECORDED, {})
+        record = self._find(key)
         writes = by in ("", spec.engine) and (per_spread or not (spec.parallel or spec.serve))
         writes = writes and (not full_width or spec.quantization == "none")
         # A second cell of this session with the same key is judged by the first.
-        mode = self._settings.update_baselines if writes and mine is None else ""
+        mode = self._settings.update_baselines if writes and not again else ""
         if mode == "all" or (mode == "new" and record is None):
             comparable = record is not None and not differing(record.conditions, conditions)
             expected = plain(observed(record.expected if record is not None and comparable else None), "expected")
             self._record(key, expected, conditions, n(expected) if callable(n) else n)
             raise pytest.skip.Exception(f"baseline recorded: {key}", _use_item_location=True)
         if record is None:
-            raise self._missing(key, [f"--engine={by}"] * bool(by) + ["--quantization=none"] * full_width)
+            added = [f"--engine={by}"] * bool(by) + ["--quantization=none"] * full_width
+            raise self._missing(key, added, left_out=[] if per_spread else _spread_options(spec))
         self._note(USED, asdict(key))
         if different := differing(record.conditions, conditions):
             self._judge(_unfair(key, record, different))
@@ -123,7 +125,15 @@ class Baseline:
     ) -> bool:
         """Whether :meth:`expected` would find a record, here or made in this session."""
         key = self._key(family, per_hardware=per_hardware, per_spread=per_spread, by=by, full_width=full_width)
-        return key in self._item.config.stash.get(RECORDED, {}) or self._source.load(key) is not None
+        return self._find(key) is not None
+
+    def versions(self, family: str, *, per_hardware: bool = False, per_spread: bool = False) -> dict[str, str]:
+        """Of the engine and its packages when what :meth:`expected` finds was recorded; empty where nothing is."""
+        record = self._find(self._key(family, per_hardware=per_hardware, per_spread=per_spread, by="", full_width=False))
+        return dict(record.provenance.get("versions", {})) if record is not None else {}
+
+    def _find(self, key: BaselineKey) -> Record | None:
+        return self._item.config.stash.get(RECORDED, {}).get(key) or self._source.load(key)
 
     def keep(self, family: str, *, observed: Mapping[str, Any], n: int) -> None:
         """Store what this cell showed on this hardware where baselines are being recorded; nothing is judged by it."""
@@ -159,12 +169,20 @@ class Baseline:
     def _note(self, name: str, value: Mapping[str, Any]) -> None:
         self._item.user_properties.append((name, json.dumps(value)))
 
-    def _missing(self, key: BaselineKey, options: list[str]) -> BaseException:
-        message = f"no baseline for {key}; record it with {' and '.join([*options, '--update-baselines=new'])}"
-        self._note(MISSING, asdict(key))
+    def _missing(self, key: BaselineKey, added: list[str], left_out: list[str]) -> BaseException:
+        message = f"no baseline for {key}; record it with {' and '.join([*added, '--update-baselines=new'])}"
+        if left_out:
+            message += f", without {' and '.join(left_out)}"
+        self._note(MISSING, {"key": asdict(key), "same_command": not left_out})
         if self._settings.strict:
             return pytest.fail.Exception(message, pytrace=False)
         return pytest.skip.Exception(message, _use_item_location=True)
+
+
+def _spread_options(spec: EngineSpec) -> list[str]:
+    """What makes a cell one that is judged by the record of the plain one."""
+    counts = {"tp": spec.tp, "pp": spec.pp, "dp": spec.dp}
+    return ["--serve"] * spec.serve + [f"--{name}={count}" for name, count in counts.items() if count > 1]
 
 
 def _unfair(key: BaselineKey, record: Record, different: list[Difference]) -> Verdict:

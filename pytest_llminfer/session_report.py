@@ -92,9 +92,9 @@ class SessionReport:
             self._lines.append(f"ERROR: nothing was compared in the cell {cell}")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._missing:
-            self._lines.append(
-                f"baselines: {len(self._missing)} missing; record them with the same command and --update-baselines=new"
-            )
+            same = all(note["same_command"] for note in self._missing)
+            how = "record them with the same command and --update-baselines=new" if same else "-rs shows how each is recorded"
+            self._lines.append(f"baselines: {len(self._missing)} missing; {how}")
         if self._evidence:
             self._lines += evidence.settle(self._evidence)
             if any(line.startswith("ERROR") for line in self._lines):

@@ -65,13 +65,15 @@ def check_finish_reasons(*, short: Sequence[Reply], full: Sequence[Reply], short
     """Whether ``length`` and ``stop`` are said where they are true.
 
     short, full: greedy answers to the same prompts in the same order, with the two limits in tokens. An answer with fewer tokens
-    than its limit ended by itself. One with as many was cut, unless the full answer is no longer: then it ended there.
+    than its limit ended by itself. One with as many was cut, unless the full answer is no longer: then it ended there where the
+    server counts the token that ends it, and was cut before it where it does not, and both words are right.
     At least one answer must have been cut and one must have ended by itself.
     """
     lines = [_failed(f"prompt {number}", reply) for number, reply in enumerate([*short, *full]) if reply.status != OK]
     if len(short) != len(full):
         lines.append(f"{len(short)} short answers for {len(full)} full ones")
     seen: list[str] = []
+    either = 0
     for number, (cut, whole) in enumerate(zip(short, full, strict=False)):
         if cut.completion_tokens is None or whole.completion_tokens is None:
             lines.append(f"prompt {number}: the server does not say how many tokens its answer has")
@@ -81,13 +83,16 @@ def check_finish_reasons(*, short: Sequence[Reply], full: Sequence[Reply], short
             if tokens > limit:
                 lines.append(f"prompt {number}: {tokens} tokens where {limit} were allowed")
                 continue
+            if tokens == limit and later == tokens and reply.finish_reason in ("stop", "length"):
+                either += 1
+                continue
             expected = "stop" if tokens < limit or later == tokens else "length"
             seen.append(expected)
             if reply.finish_reason != expected:
                 why = "ended by itself" if expected == "stop" else f"was cut at {limit}"
                 lines.append(f"prompt {number}: {tokens} tokens, the answer {why}, but finish_reason is {reply.finish_reason!r}")
-    outcome, reason = Outcome.FAIL if lines or not seen else Outcome.PASS, ""
-    if not lines and not seen:
+    outcome, reason = Outcome.FAIL if lines or not (seen or either) else Outcome.PASS, ""
+    if not lines and not seen and not either:
         reason = "nothing was compared: no answers"
     elif not lines and set(seen) != {"stop", "length"}:
         missing = "was cut at the limit" if "length" not in seen else "ended by itself"
@@ -99,6 +104,7 @@ def check_finish_reasons(*, short: Sequence[Reply], full: Sequence[Reply], short
         measurements=(
             Measurement("answers cut at the limit", seen.count("length"), "answers", len(seen)),
             Measurement("answers that ended by themselves", seen.count("stop"), "answers", len(seen)),
+            *([Measurement("answers as long as the limit", either, "answers", len(seen) + either, "cut or ended")] * bool(either)),
         ),
         threshold="every finish reason is the one that the number of tokens implies",
         threshold_source=_INTERFACE,

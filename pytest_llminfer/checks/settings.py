@@ -15,10 +15,13 @@ _SHOWN = 20
 _ABSENT = "(absent)"
 
 
-def check_settings(*, found: Mapping[str, Any], expected: Mapping[str, Any], what: str, versions: str = "") -> Verdict:
+def check_settings(
+    *, found: Mapping[str, Any], expected: Mapping[str, Any], what: str, then: Mapping[str, str], now: Mapping[str, str]
+) -> Verdict:
     """Whether every field is as recorded; a field that came or went counts too.
 
-    found, expected: plain data, nested or flat. what: "resolved settings" or "defaults". versions: of the engine, then and now.
+    found, expected: plain data, nested or flat. what: "resolved settings" or "defaults". then, now: the versions of
+    the engine and its packages when it was recorded, and today.
     """
     ours, theirs = dict(_flat(found)), dict(_flat(expected))
     changed = [name for name in theirs if name in ours and ours[name] != theirs[name]]
@@ -38,7 +41,7 @@ def check_settings(*, found: Mapping[str, Any], expected: Mapping[str, Any], wha
             Measurement("fields that are new", len(new), "fields", len(ours)),
         ),
         threshold="every field equal",
-        threshold_source=f"the record{f' ({versions})' if versions else ''}",
+        threshold_source=f"the record ({_versions(then, now)})",
         smallest_detectable="exact",
         advice="an upgrade that moves a default changes memory, speed or outputs: pin the field with --engine-args, or record anew",
         details=first_offenders(lines, shown=_SHOWN),
@@ -51,6 +54,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def _versions(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """The engine's, and those of packages that are others now: an engine's default may be one of theirs."""
+    moved = [name for name in sorted(then.keys() & now.keys()) if name != "engine" and then[name] != now[name]]
+    engine = f"engine {then.get('engine', 'unknown')} → {now.get('engine', 'unknown')}"
+    return ", ".join([engine, *(f"{name} {then[name]} → {now[name]}" for name in moved)])
 
 
 def _text(value: object) -> str:

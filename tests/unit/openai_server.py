@@ -28,7 +28,8 @@ class Fake:
 
             def do_GET(self) -> None:
                 message = {"data": fake.models} if self.path.endswith("/models") else {"version": "1.2.3"}
-                self.reply(401 if fake.refuses(self.headers) and self.path.endswith("/models") else 200, message)
+                status = 200 if self.path == "/v1/models" or not self.path.endswith("/models") else 404
+                self.reply(401 if fake.refuses(self.headers) and self.path == "/v1/models" else status, message)
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

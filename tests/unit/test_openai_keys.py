@@ -47,19 +47,19 @@ def keys(monkeypatch, tmp_path):
 
 
 def test_the_environment_comes_before_the_file_and_each_name_has_its_servers(keys) -> None:
-    elsewhere, router = "https://api.example.com/v1", "https://openrouter.ai/api/v1"
+    elsewhere, router = "https://api.openai.com/v1", "https://openrouter.ai/api/v1"
     assert keys(elsewhere, stored="OPENAI_API_KEY=filed", OPENAI_API_KEY="set") == "set"
     assert keys(elsewhere, stored="OPENAI_API_KEY=filed") == "filed"
     assert keys(router, OPENAI_API_KEY="one", OPENROUTER_API_KEY="two") == "two"
     assert keys(router, OPENAI_API_KEY="one") == "one"
-    with pytest.raises(BadInputError, match=r"api\.example\.com needs an API key: set OPENAI_API_KEY"):
+    with pytest.raises(BadInputError, match=r"api\.openai\.com needs an API key: set OPENAI_API_KEY"):
         keys(elsewhere, OPENROUTER_API_KEY="two")
     with pytest.raises(BadInputError, match="set OPENROUTER_API_KEY"):
         keys(router)
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3", "[::1]"])
-def test_this_machine_needs_no_key(keys, host: str) -> None:
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "192.168.1.7", "gpu-3.lan", "notopenrouter.ai"])
+def test_whether_a_server_of_ones_own_needs_a_key_is_for_it_to_say(keys, host: str) -> None:
     assert keys(f"http://{host}:8000/v1") == ""
     assert keys(f"http://{host}:8000/v1", OPENAI_API_KEY="set") == "set"
 

@@ -44,8 +44,27 @@ def test_wrong_arguments_and_addresses_are_refused(fake) -> None:
     refused("give the key as OPENAI_API_KEY", extra_headers={"Authorization": "Bearer x"})
     refused("is no address of a server", address="127.0.0.1:8000/v1")
     refused("holds credentials", address="http://me:secret@127.0.0.1:8000/v1")
-    refused("example.com needs an API key: set OPENAI_API_KEY", address="http://example.com/v1")
+    refused("api.openai.com needs an API key: set OPENAI_API_KEY", address="https://api.openai.com/v1")
     refused("openrouter.ai needs an API key: set OPENROUTER_API_KEY", address="https://openrouter.ai/api/v1")
+
+
+@pytest.mark.parametrize("key", ["", KEY])
+@pytest.mark.parametrize("engine_args", [{}, {"model": "served"}])
+def test_an_address_without_its_v1_is_told_so(fake, key: str, engine_args: dict) -> None:
+    fake.key = key
+    root = fake.address.removesuffix("/v1")
+    with pytest.raises(BadInputError, match=rf"answers under /v1 alone: --engine=openai@{fake.address}$"):
+        OpenaiBackend(EngineSpec("openai", environment=f"{root}/"), "nowhere", engine_args, lambda *_: None).load()
+    fake.models.clear()
+    if not key and not engine_args:
+        with pytest.raises(BadInputError, match=r"lists no models .*404.*: name one"):
+            OpenaiBackend(EngineSpec("openai", environment=root), "nowhere", engine_args, lambda *_: None).load()
+
+
+def test_a_server_that_wants_a_key_says_so_itself(fake, load) -> None:
+    fake.key = KEY
+    with pytest.raises(EngineStartError, match=r"needs an API key \(AuthenticationError.*401.*\): set OPENAI_API_KEY"):
+        load()
 
 
 @pytest.mark.parametrize("name", ["Authorization", "X-Auth", "Set-Cookie", "api-key", "X-Password", "My-Secret", "CF-Access-Token"])

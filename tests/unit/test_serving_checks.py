@@ -56,6 +56,10 @@ def test_finish_reasons() -> None:
     assert finish((2, "stop"), (2, "stop")) is PASS
     assert finish((4, "stop"), (4, "stop")) is PASS
     assert finish((4, "length"), (64, "length")) is PASS
+    # As many as the limit, of servers that count the end token and of those that do not.
+    assert finish((4, "length"), (4, "stop")) is PASS
+    assert finish((4, None), (4, "stop")) is FAIL
+    assert finish((4, "stop"), (4, "length")) is FAIL
     assert finish((4, "stop"), (20, "stop")) is FAIL
     assert finish((4, "length"), (20, "length")) is FAIL
     assert finish((2, "length"), (2, "stop")) is FAIL
@@ -64,6 +68,10 @@ def test_finish_reasons() -> None:
     cut = [reply(completion_tokens=4)]
     limits = {"short_limit": 4, "full_limit": 4}
     assert check_finish_reasons(short=cut, full=[reply(completion_tokens=64)], short_limit=4, full_limit=64).outcome is INCONCLUSIVE
+    both = check_finish_reasons(short=cut, full=[reply(completion_tokens=4, reason="stop")], short_limit=4, full_limit=64)
+    # The full answer ended, and of the short one nobody knows: no answer was seen to be cut.
+    assert both.outcome is INCONCLUSIVE
+    assert "answers as long as the limit: 1 answers (n=2, cut or ended)" in str(both)
     assert check_finish_reasons(short=cut, full=[], **limits).outcome is FAIL
     assert check_finish_reasons(short=[], full=[], **limits).outcome is FAIL
     assert check_finish_reasons(short=cut, full=[reply(completion_tokens=None)], **limits).outcome is FAIL

@@ -133,7 +133,11 @@ def test_llama_cpp_keeps_no_cache_of_an_unknown_dtype(llama, command, tmp_path) 
         UnsupportedError, match=r"llama\.cpp has no KV cache of dtype fp8_e5m2; it has: fp32, fp16, q4_0, q8_0, bf16"
     ):
         command("llamacpp-kv_fp8_e5m2", llama(offload=False))
-    command("llamacpp-kv_q8_0", sys.executable)
+    served = command("llamacpp", sys.executable)
+    # As the engine itself does, whatever the weights are: so that both are judged by one record.
+    assert (served.dtype, served.kv_dtype) == ("bf16", "fp16")
+    assert (model_settings(tmp_path)["type_k"], model_settings(tmp_path)["type_v"]) == (1, 1)
+    assert command("llamacpp-kv_q8_0", sys.executable).kv_dtype == "q8_0"
     assert (model_settings(tmp_path)["type_k"], model_settings(tmp_path)["type_v"]) == (8, 8)
 
 
@@ -157,6 +161,27 @@ def test_sglang_on_a_processor_is_told_what_it_needs_there_unless_the_user_says_
     assert "--disable-cuda-graph" in argv
     assert "--attention-backend intel_amx" in " ".join(command("sglang", gpu="", attention_backend="intel_amx").argv)
     assert "torch_native" not in " ".join(command("sglang").argv)
+
+
+SWITCHES = """
+class ServerArgs:
+    @staticmethod
+    def add_cli_args(parser):
+        import argparse
+        parser.add_argument("--max-running-requests", type=int)
+        parser.add_argument("--disable-radix-cache", action="store_true")
+        parser.add_argument("--strict-loading", action=argparse.BooleanOptionalAction)
+"""
+
+
+def test_what_sglang_is_to_leave_off_must_be_one_of_its_switches(interpreter, command) -> None:
+    python = interpreter({"sglang/__init__.py": "", "sglang/srt/__init__.py": "", "sglang/srt/server_args.py": SWITCHES})
+    off = command("sglang", python, disable_radix_cache=False, strict_loading=False, max_running_requests=4)
+    assert off.argv[-3:] == ("--max-running-requests", "4", "--no-strict-loading")
+    with pytest.raises(BadInputError, match=r"no switch 'disable_radix_cash' that .*Did you mean 'disable_radix_cache'"):
+        command("sglang", python, disable_radix_cash=False)
+    with pytest.raises(BadInputError, match="no switch 'max_running_requests'"):
+        command("sglang", python, max_running_requests=False)
 
 
 def test_other_arguments_go_to_the_server(interpreter, command) -> None:

@@ -8,19 +8,22 @@ from pytest_llminfer.checks.settings import check_settings
 from pytest_llminfer.verdict import Outcome
 
 RECORDED = {"gpu_memory_utilization": 0.9, "scheduler": {"max_num_seqs": 256, "policy": "fcfs"}, "sizes": [1, 2]}
+OLD = {"engine": "0.25.1", "torch": "2.9", "numpy": "2.4", "pytest": "9"}
+NEW = {"engine": "0.32.0", "torch": "2.11", "numpy": "2.4", "python": "3.12"}
 
 
 def test_equal_settings_pass() -> None:
     found = {"sizes": (1, 2), "scheduler": {"policy": "fcfs", "max_num_seqs": 256}, "gpu_memory_utilization": 0.9}
-    verdict = check_settings(found=found, expected=RECORDED, what="defaults")
+    verdict = check_settings(found=found, expected=RECORDED, what="defaults", then=OLD, now=NEW)
     assert verdict.outcome is Outcome.PASS
     assert verdict.key == "4 fields"
 
 
 def test_a_moved_default_is_shown_with_both_values() -> None:
     found = RECORDED | {"gpu_memory_utilization": 0.92, "scheduler": {"max_num_seqs": 1024}, "async": True}
-    verdict = check_settings(found=found, expected=RECORDED, what="defaults")
+    verdict = check_settings(found=found, expected=RECORDED, what="defaults", then=OLD, now=NEW)
     assert verdict.outcome is Outcome.FAIL
+    assert verdict.threshold_source == "the record (engine 0.25.1 → 0.32.0, torch 2.9 → 2.11)"
     assert verdict.details == (
         "gpu_memory_utilization: 0.9 → 0.92",
         "scheduler.max_num_seqs: 256 → 1024",
@@ -32,6 +35,6 @@ def test_a_moved_default_is_shown_with_both_values() -> None:
 
 @pytest.mark.parametrize(("found", "expected"), [({}, RECORDED), (RECORDED, {}), ({}, {})])
 def test_nothing_compared_is_no_pass(found, expected) -> None:
-    verdict = check_settings(found=found, expected=expected, what="defaults")
+    verdict = check_settings(found=found, expected=expected, what="defaults", then={}, now=NEW)
     assert verdict.outcome is Outcome.FAIL
     assert "nothing was compared" in verdict.details[0]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 KV_TYPES = {"fp32": 0, "fp16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 """A cell's KV dtype to ggml's number of the type."""
+DEFAULT_KV_DTYPE = "fp16"
+"""Of the library and of its server, whatever the weights are."""
 
 OWN = ("n_seq_max",)
 _FIXED = ("model_path", "seed", "verbose", "logits_all", "embedding", "vocab_only")
@@ -97,7 +99,7 @@ def _kv_type(keywords: Mapping[str, Any], name: str, spec: EngineSpec) -> int:
         raise UnsupportedError(f"llama.cpp has no KV cache of dtype {spec.kv_dtype}; it has: {', '.join(KV_TYPES)}")
     said = keywords.get(name)
     if said is None:
-        return KV_TYPES.get(spec.kv_dtype, KV_TYPES["fp16"])
+        return KV_TYPES.get(spec.kv_dtype, KV_TYPES[DEFAULT_KV_DTYPE])
     number = KV_TYPES.get(said) if isinstance(said, str) else said
     if number not in GGML_TYPES:
         raise BadInputError(f"unknown {name} {said!r}; valid: {', '.join(KV_TYPES)}, or ggml's number of a type")

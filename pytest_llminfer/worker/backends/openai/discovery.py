@@ -18,6 +18,7 @@ NO_SERVER, NOT_FOUND = 0, 404
 DENIED = (401, 403)
 FROM_HERE_ON_ITS_OWN = 500
 PROBE_TOKEN = 10
+_VERSION = "/v1"
 _RETRIES = 2
 """Of a probe: some servers answer a question that they do not understand as if they were broken."""
 SHOWN_MODELS = 20
@@ -58,13 +59,15 @@ def find_model(transport: Transport, *, server: str, asked: str, fallback: str, 
     given: the name that the server was started with, which is used whatever the server lists.
 
     Raises:
-        BadInputError: no such model, or several and none was named.
+        BadInputError: no such model, or several and none was named; or the address lacks its ``/v1``.
         EngineStartError: the server does not answer, or refuses the key.
     """
     listing = transport.get("/models")
     if isinstance(listing, Failure):
         if listing.status in DENIED or listing.status == NO_SERVER or listing.status >= FROM_HERE_ON_ITS_OWN:
-            raise _unusable(listing, server)
+            raise _unusable(listing, server, has_key=transport.has_key)
+        if listing.status == NOT_FOUND and _answers_below(transport):
+            raise BadInputError(f"{server} answers under {_VERSION} alone: --engine=openai@{transport.address}{_VERSION}")
         if asked or fallback:
             return Served(asked or fallback, {}, UNKNOWN)
         raise BadInputError(f'{server} lists no models ({listing}): name one, --engine-args=\'{{"model": "..."}}\'')
@@ -82,6 +85,12 @@ def find_model(transport: Transport, *, server: str, asked: str, fallback: str, 
     if name:
         raise BadInputError(f"{server} has no model {name!r}; it has: {shown}.{closest(name, entries)}")
     raise BadInputError(f'{server} has {len(entries)} models; name one, --engine-args=\'{{"model": "..."}}\': {shown or "none"}')
+
+
+def _answers_below(transport: Transport) -> bool:
+    """Whether there is a list of models one step further down, which may want a key."""
+    listing = transport.get(f"{transport.address}{_VERSION}/models", max_retries=0)
+    return listing.status in DENIED if isinstance(listing, Failure) else bool(_listed(listing))
 
 
 def _listed(listing: Any) -> list[dict[str, Any]]:
@@ -114,7 +123,7 @@ def find_offer(transport: Transport, served: Served, *, server: str, api: str, h
         if found.status in DENIED or found.status == NO_SERVER or found.status >= FROM_HERE_ON_ITS_OWN:
             last = (endpoint, prompts) == questions[-1]
             if found.status in DENIED or last:
-                raise _unusable(found, server)
+                raise _unusable(found, server, has_key=transport.has_key)
         refusals.append(f"{endpoint} with {prompts.replace('_', ' ')}: {found}")
     hint = (
         "" if has_tokenizer or api != "completions" else "; to send text, give the model's folder with its tokenizer.json: --model"
@@ -183,7 +192,9 @@ class Asking:
         return body
 
 
-def _unusable(failure: Failure, server: str) -> EngineStartError:
+def _unusable(failure: Failure, server: str, *, has_key: bool) -> EngineStartError:
+    if failure.status in DENIED and not has_key:
+        return EngineStartError(f"{server} needs an API key ({failure}): set OPENAI_API_KEY, in the environment or in .env")
     if failure.status in DENIED:
         return EngineStartError(f"{server} refuses the API key ({failure}); set OPENAI_API_KEY, in the environment or in .env")
     return EngineStartError(f"{server} does not answer ({failure}); look whether the server runs and the address is right")

@@ -15,20 +15,22 @@ if TYPE_CHECKING:
 
 OPENAI, OPENROUTER = "OPENAI_API_KEY", "OPENROUTER_API_KEY"
 HIDDEN = "***"
+_ROUTERS = ("openrouter.ai",)
+_HOSTED = (*_ROUTERS, "api.openai.com")
 _LINE = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*$")
 _ESCAPES = {"\\n": "\n", "\\t": "\t", '\\"': '"', "\\\\": "\\"}
 
 
 def find_key(address: str, *, folder: Path) -> str:
-    """The key for a server: from the environment, then from ``folder/.env``; empty for a server of this machine that needs none.
+    """The key for a server: from the environment, then from ``folder/.env``; empty where none is there or needed.
 
     OPENROUTER_API_KEY comes first for addresses of openrouter.ai, and is given to nobody else.
 
     Raises:
-        BadInputError: no key, and the server is not on this machine.
+        BadInputError: no key, and the server is one that answers nobody without.
     """
     host = urlsplit(address).hostname or ""
-    router = host == "openrouter.ai" or host.endswith(".openrouter.ai")
+    router, hosted = (any(host == name or host.endswith(f".{name}") for name in names) for names in (_ROUTERS, _HOSTED))
     names = (OPENROUTER, OPENAI) if router else (OPENAI,)
     file = folder / ".env"
     stored = read_env(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else {}
@@ -39,7 +41,7 @@ def find_key(address: str, *, folder: Path) -> str:
                     f"{name} holds characters that no API key has; look for a line break or a quote that is too much"
                 )
             return key
-    if is_loopback(host):
+    if not hosted:
         return ""
     raise BadInputError(f"{host} needs an API key: set {names[0]} in the environment, or write {names[0]}=… into {file}")
 

@@ -41,6 +41,7 @@ class Transport:
     """One server under one key. Everything runs in one event loop, so that connections can be kept between requests."""
 
     def __init__(self, address: str, key: str, arguments: Arguments) -> None:
+        self.address, self.has_key = address.rstrip("/"), bool(key)
         self._key, self._arguments = key, arguments
         self._loop = asyncio.new_event_loop()
         # At its finer levels the library writes whole requests into the log.

@@ -73,7 +73,7 @@ class ServedBackend(OpenaiBackend):
         return {
             **answer,
             "dtype": dtype,
-            "kv_dtype": self._spec.kv_dtype if self._spec.kv_dtype != "auto" else dtype,
+            "kv_dtype": self._spec.kv_dtype if self._spec.kv_dtype != "auto" else command.kv_dtype or dtype,
             "device": command.device,
             "device_name": gpu if command.device == "cuda" else processor_name(),
             "device_count": self._spec.num_gpus if command.device == "cuda" else 1,

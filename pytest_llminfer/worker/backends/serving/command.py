@@ -48,13 +48,14 @@ class Command:
     """How a server is started. variables: added to its environment. api: for the client, where the server decides it.
 
     The key stands in a variable's value or in a file, never in argv, which every user of the machine can read.
-    dtype: what the server computes with, where the command decides it. device: "cpu" or "cuda".
+    dtype, kv_dtype: what the server computes with and caches, where the command decides it. device: "cpu" or "cuda".
     """
 
     argv: tuple[str, ...]
     variables: Mapping[str, str] = field(default_factory=dict)
     api: str = ""
     dtype: str = ""
+    kv_dtype: str = ""
     device: str = "cpu"
 
 

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.worker.backends.llamacpp.arguments import KV_TYPES, check_offload
+from pytest_llminfer.worker.backends.llamacpp.arguments import DEFAULT_KV_DTYPE, KV_TYPES, check_offload
 from pytest_llminfer.worker.backends.openai.arguments import closest
 from pytest_llminfer.worker.backends.requests import check_parallelism
 from pytest_llminfer.worker.backends.serving.command import Command, Order, ask_interpreter, private_file, refuse_taken
@@ -40,7 +40,7 @@ def command(order: Order) -> Command:
         if name not in known:
             raise BadInputError(f"llama-cpp-python's server has no setting {name!r}.{closest(name, known)}")
     check_offload(order.arguments.get("n_gpu_layers"), offload=offload)
-    kv_dtype = order.spec.kv_dtype if order.spec.kv_dtype != "auto" else dtype
+    kv_dtype = order.spec.kv_dtype if order.spec.kv_dtype != "auto" else DEFAULT_KV_DTYPE
     threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
     model: dict[str, Any] = {
         "model": path,
@@ -48,8 +48,8 @@ def command(order: Order) -> Command:
         "n_ctx": _CONTEXT,
         "n_threads": threads,
         "n_threads_batch": threads,
-        "type_k": KV_TYPES.get(kv_dtype),
-        "type_v": KV_TYPES.get(kv_dtype),
+        "type_k": KV_TYPES[kv_dtype],
+        "type_v": KV_TYPES[kv_dtype],
         "seed": 0,
         "n_gpu_layers": -1 if order.gpu and offload else 0,
         "verbose": False,
@@ -64,5 +64,6 @@ def command(order: Order) -> Command:
         variables={"HOST": "127.0.0.1", "PORT": str(order.port)},
         api="completions",
         dtype=dtype,
+        kv_dtype=kv_dtype,
         device="cuda" if order.gpu and model["n_gpu_layers"] else "cpu",
     )

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import json
 
-from pytest_llminfer.errors import UnsupportedError
-from pytest_llminfer.worker.backends.serving.command import Command, Order, flags, private_file, refuse_taken
+from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.worker.backends.openai.arguments import closest
+from pytest_llminfer.worker.backends.serving.command import (
+    Command,
+    Order,
+    ask_interpreter,
+    flags,
+    private_file,
+    refuse_taken,
+)
 from pytest_llminfer.worker.backends.sglang.arguments import CPU_DEFAULTS
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -17,6 +25,15 @@ _TAKEN = (
     *("tp", "tp_size", "tensor_parallel_size", "pp", "pp_size", "pipeline_parallel_size", "dp", "dp_size", "data_parallel_size"),
     *("dtype", "quantization", "load_format", "kv_cache_dtype"),
 )
+
+_LOOK = """
+import argparse, json
+from sglang.srt.server_args import ServerArgs
+parser = argparse.ArgumentParser()
+ServerArgs.add_cli_args(parser)
+print(json.dumps([name for action in parser._actions if action.nargs == 0 for name in action.option_strings]))
+"""
+_LOOK_SECONDS = 300
 
 
 def command(order: Order) -> Command:
@@ -43,12 +60,31 @@ def command(order: Order) -> Command:
         **({"dp_size": spec.dp} if spec.dp > 1 else {}),
         **({} if order.gpu else {"device": "cpu"}),
     }
-    # JSON is YAML, which is what the server reads. It takes no deprecated flag from there, so the user's own are flags;
-    # those that are yes or no can only be said to be on.
+    # JSON is YAML, which is what the server reads. It takes no deprecated flag from there, so the user's own are flags.
     file = private_file(order.folder, "server.yaml", json.dumps({name.replace("_", "-"): value for name, value in chosen.items()}))
     arguments = dict(order.arguments) if order.gpu else {**CPU_DEFAULTS, **order.arguments}
     given = {name: value for name, value in arguments.items() if value is not False}
+    off = _switched_off(order, [name for name, value in arguments.items() if value is False])
     return Command(
-        argv=(order.interpreter, "-m", "sglang.launch_server", "--config", str(file), *flags(given)),
+        argv=(order.interpreter, "-m", "sglang.launch_server", "--config", str(file), *flags(given), *off),
         device="cuda" if order.gpu else "cpu",
     )
+
+
+def _switched_off(order: Order, names: list[str]) -> list[str]:
+    """The flags that say no; most switches of the installed server have none, and are off where nobody switches them on.
+
+    Raises:
+        BadInputError: a name that is no switch of it.
+    """
+    if not names:
+        return []
+    printed = ask_interpreter(
+        order.interpreter, _LOOK, heartbeat=lambda: order.progress("looking at sglang", 0, 1), seconds=_LOOK_SECONDS
+    )
+    known = json.loads(printed.strip().splitlines()[-1])
+    for name in names:
+        if f"--{name.replace('_', '-')}" not in known:
+            switches = [switch[2:].replace("-", "_") for switch in known if not switch.startswith("--no-")]
+            raise BadInputError(f"SGLang's server has no switch {name!r} that could be off.{closest(name, switches)}")
+    return [flag for flag in flags(dict.fromkeys(names, False)) if flag in known]

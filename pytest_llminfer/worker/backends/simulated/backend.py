@@ -61,8 +61,9 @@ class SimulatedBackend:
         """Read the weights, or make random ones from a configuration."""
         start = time.perf_counter()
         self._check_spec()
-        self._max_batch_tokens = self._engine_args.pop("max_batch_tokens", MAX_BATCH_TOKENS)
+        given = self._engine_args.pop("max_batch_tokens", None)
         self._faults = Faults.read(self._engine_args)
+        self._max_batch_tokens = self._faults.default(MAX_BATCH_TOKENS) if given is None else given
         self._progress("loading", 0, 1)
         shape = Shape.read(read_configuration(self._model_path))
         weights = random_weights(shape) if self._spec.weights == "dummy" else read_weights(Path(self._model_path), shape)
@@ -173,7 +174,7 @@ class SimulatedBackend:
         return {"ranks": [rank]}
 
     def settings(self) -> Message:
-        """The configuration in force; the engine has no defaults of its own."""
+        """The configuration in force, and the only default."""
         resolved = {name: getattr(self._model.shape, name) for name in self._model.shape.__slots__}
         return {
             "resolved": {
@@ -183,7 +184,7 @@ class SimulatedBackend:
                 "max_batch_tokens": self._max_batch_tokens,
                 "fault": self._faults.name,
             },
-            "defaults": {},
+            "defaults": {"max_batch_tokens": self._faults.default(MAX_BATCH_TOKENS)},
             "versions": {"numpy": np.__version__},
         }
 

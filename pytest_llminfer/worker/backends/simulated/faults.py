@@ -37,6 +37,7 @@ FAULTS = {
     "hang_in_load": "loading never ends",
     "out_of_memory": "generate asks for more memory than there is",
     "fat_cache": "keys and values are stored as float64",
+    "move_default": "an engine argument that nobody gives has half its value",
 }
 BLOCK = 16
 EXIT_STATUS = 3
@@ -91,6 +92,10 @@ class Faults:
             sys.stderr.write("loading hangs\n")
         while self.name == "hang_in_load":
             time.sleep(3600)
+
+    def default(self, value: int) -> int:
+        """What an engine argument with this default is where nobody gives it."""
+        return value // 2 if self.name == "move_default" else value
 
     def begin_request(self) -> None:
         """Count a request; the fault acts once ``after`` of them have begun before."""
