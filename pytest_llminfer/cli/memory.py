@@ -69,9 +69,7 @@ def _parser() -> Parser:
     parser.add_argument("--gpu", default="H100 80GB", metavar="NAME", help=f"of {', '.join(gpu.name for gpu in GPUS)}")
     parser.add_argument("--engine", choices=sorted(UTILIZATION), help="whose accounting (default: vllm; llamacpp for a GGUF file)")
     parser.add_argument("--quantization", metavar="FORMAT", help=f"of {', '.join(FORMATS)} (default: what the model says)")
-    parser.add_argument(
-        "--group-size", type=_positive, metavar="N", help=f"of gptq, awq, w4a16 (default: the model's, or {GROUP})"
-    )
+    parser.add_argument("--group-size", type=_positive, metavar="N", help=f"of gptq, awq, w4a16 (default: the model's, or {GROUP})")
     parser.add_argument("--dtype", choices=sorted(TORCH_DTYPES), help="of what is not quantized (default: what the model says)")
     parser.add_argument("--kv-dtype", choices=["auto", *BITS], default="auto", help="of keys and values (default: the dtype)")
     parser.add_argument("--tp", type=_positive, default=1, metavar="N", help="tensor-parallel ranks")
