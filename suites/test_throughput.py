@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,21 +11,32 @@ from pytest_llminfer.checks.throughput import check_throughput
 from pytest_llminfer.measuring import WORKLOADS, sessions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_llminfer.checks.throughput import Session
     from pytest_llminfer.judging import Judge
-    from pytest_llminfer.measuring import Throughput
+    from pytest_llminfer.measuring import Speed, Throughput
     from pytest_llminfer.recording import Baseline
+    from pytest_llminfer.verdict import Verdict
 
 
 @pytest.mark.parametrize("phase", list(WORKLOADS))
 def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Judge, phase: str) -> None:
     """Fixed prompt and output lengths; each session that records is kept, so that the baseline knows its own noise.
 
-    A suspicious speed is measured again on four fresh starts, and those are judged.
+    A suspicious speed is measured again on four fresh starts, and those are judged. A session during which the device's own
+    rate moved is INVALID and is not recorded.
     """
     speed = throughput(WORKLOADS[phase])
+
+    def observed(previous: Mapping[str, Any] | None) -> dict[str, Any]:
+        if not speed.is_steady:
+            judge(_verdict(speed, ()))
+        return speed.record(previous)
+
     expected = baseline.expected(
         f"throughput_{phase}",
-        observed=speed.record,
+        observed=observed,
         conditions=asdict(speed.workload) | throughput.conditions,
         n=len(speed.rounds),
         per_hardware=True,
@@ -34,15 +45,17 @@ def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Ju
     recorded = sessions(expected)
     if speed.is_suspicious(recorded):
         speed = throughput.confirm(speed.workload)
-    judge(
-        check_throughput(
-            rounds=speed.rounds,
-            before=speed.before,
-            after=speed.after,
-            sessions=recorded,
-            metric=f"{phase} throughput, batch {speed.workload.batch}",
-            yardstick=speed.yardstick,
-            drift_bound=speed.drift_bound,
-            shortfall_bound=speed.shortfall_bound,
-        )
+    judge(_verdict(speed, recorded))
+
+
+def _verdict(speed: Speed, recorded: Sequence[Session]) -> Verdict:
+    return check_throughput(
+        rounds=speed.rounds,
+        before=speed.before,
+        after=speed.after,
+        sessions=recorded,
+        metric=f"{speed.workload.phase} throughput, batch {speed.workload.batch}",
+        yardstick=speed.yardstick,
+        drift_bound=speed.drift_bound,
+        shortfall_bound=speed.shortfall_bound,
     )

@@ -1,0 +1,53 @@
+"""The throughput suite end to end: a session during which the device's own rate moved is INVALID, and leaves no record."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SUITES = Path(__file__).resolve().parents[2] / "suites"
+UNSTEADY = """
+from itertools import cycle
+
+import pytest
+
+from pytest_llminfer.engines.engine import Engine
+from pytest_llminfer.observations import Calibration
+
+@pytest.fixture(autouse=True)
+def other_work(monkeypatch):
+    rates = cycle({rates})
+    monkeypatch.setattr(Engine, "calibrate", lambda engine: Calibration(*[next(rates)] * 3))
+"""
+
+
+@pytest.fixture
+def decode(pytester: pytest.Pytester, run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+    """The decode test with the device's own rates before and after given."""
+    # pytest-benchmark switches itself off where it sees a worker of pytest-xdist, which may be what runs this test.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    shutil.copy(SUITES / "test_throughput.py", pytester.path)
+
+    def measure(*arguments: str, rates: tuple[float, ...]) -> pytest.RunResult:
+        pytester.makeconftest(UNSTEADY.format(rates=rates))
+        return run("-v", "-k", "decode", *arguments)
+
+    return measure
+
+
+def test_an_unsteady_device_is_invalid_and_leaves_no_record(decode, pytester: pytest.Pytester) -> None:
+    result = decode("--update-baselines", rates=(1e9, 2e9))
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["*test_tokens_per_second?simulated-decode? INVALID *", "*the device's own rate moved by 100.0% during the measurement*"]
+    )
+    assert list(pytester.path.glob("baselines/*/*/*.json")) == []
+
+
+def test_a_steady_one_is_recorded_and_then_judges(decode, pytester: pytest.Pytester) -> None:
+    decode("--update-baselines", rates=(1e9, 1.1e9)).assert_outcomes(skipped=1)
+    assert [file.stem for file in pytester.path.glob("baselines/*/*/*.json")] == ["throughput_decode"]
+    decode(rates=(1e9, 2e9)).assert_outcomes(errors=1)
