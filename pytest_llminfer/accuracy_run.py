@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llminfer import matrix, options
 from pytest_llminfer.accuracy_record import unpack
@@ -20,7 +20,7 @@ from pytest_llminfer.evidence import EVIDENCE
 from pytest_llminfer.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import pytest
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.judging import Judge
     from pytest_llminfer.recording import Baseline
+
+T = TypeVar("T")
 
 FAMILY = "gsm8k"
 MARGIN = 0.02
@@ -88,6 +90,8 @@ class AccuracyRun:
         recorded, count = self.recorded, self._questions.count(self._engine)
         if self._questions.limited and count > len(recorded.order):
             self._judge(check_questions(asked=count, recorded=len(recorded.order)))
+        if self._settings.full and not self._questions.limited:
+            count = len(recorded.order)
         test = AccuracyTest(
             recorded,
             # A quantized cell is tested twice: against its own record, and against that of full width.
@@ -99,17 +103,22 @@ class AccuracyRun:
         asking = self._questions.asking(self._engine)
         verdict = None
         for count in test.chunks:
-            try:
-                answers = asking.ask(test.order[:count], following=test.order).answers
-            except TransportError as error:
-                self._judge(check_transport(error=str(error), asked=count))
-                raise
+            answers = self._answered(partial(asking.ask, test.order[:count], following=test.order), count).answers
             seen = test.look(answers)
             verdict = verdict or seen
             if verdict and not self._settings.full:
                 break
         assert verdict is not None, "the last look has a verdict"  # noqa: S101 - tells the type checker
         return test, seen if self._settings.full and seen else verdict, answers
+
+    def _answered(self, ask: Callable[[], T], asked: int) -> T:
+        """What ``ask`` returns; a request without an answer ends the test as INVALID."""
+        try:
+            return ask()
+        except TransportError as error:
+            failed = error
+        self._judge(check_transport(error=str(failed), asked=asked))
+        raise failed
 
     @property
     def answers(self) -> dict[str, Answer]:
@@ -144,7 +153,7 @@ class AccuracyRun:
         return check_nights(recorded=self.recorded, nights=[*nights, self._outcomes()])
 
     def _record(self, previous: Mapping[str, Any] | None) -> dict[str, Any]:
-        record = self._questions.record(self._engine, previous)
+        record = self._answered(partial(self._questions.record, self._engine, previous), self._questions.count(self._engine))
         for verdict in self._sampler(self._questions.asking(self._engine).some().answers):
             self._judge(verdict)
         plan_margin(unpack(record, self._questions.ids(self._engine, record["questions"])), self.margin)

@@ -216,11 +216,12 @@ class QuestionSet:
         return {name: self._grade(self._problems[name], given, dtype) for name, given in zip(ids, generations, strict=True)}
 
     def record(self, engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What a baseline holds of this engine: ``runs`` runs over the questions that are asked, no fewer than before.
+        """What a baseline holds of this engine: ``runs`` runs over the questions asked, no fewer than before unless limited.
 
         Each run asks in an order of its own: how prompts fall into batches is the noise that later runs will have too.
         """
-        ids = self.ids(engine, max(self.count(engine), previous["questions"] if previous else 0))
+        before = previous["questions"] if previous and not self.limited else 0
+        ids = self.ids(engine, max(self.count(engine), before))
         runs = [self.asking(engine).ask(ids).answers]
         runs += [self.graded(engine, _shuffled(ids, number)) for number in range(1, self.runs)]
         return pack(ids, runs)

@@ -32,6 +32,24 @@ def positive(word: str) -> int:
     return int(word)
 
 
+def runs(word: str) -> int:
+    """How many runs a record of accuracy holds."""
+    from pytest_llminfer.accuracy_record import MOST_RUNS
+
+    if (number := positive(word)) > MOST_RUNS:
+        raise ValueError(f"{number} runs are more than the {MOST_RUNS} that a record holds")
+    return number
+
+
+def form(word: str) -> str:
+    """How questions are worded."""
+    from pytest_llminfer.datasets.prompts import FORMS
+
+    if word not in FORMS:
+        raise ValueError(f"{word!r} is not one of {', '.join(FORMS)}")
+    return word
+
+
 def questions(word: str) -> int:
     """A whole number from 1 up, or ``all``."""
     return sys.maxsize if word == "all" else positive(word)

@@ -58,7 +58,13 @@ MATRIX = (
     _Option("--pp", "llminfer_pp", "", "pipeline parallel sizes", "N,…"),
     _Option("--dp", "llminfer_dp", "", "numbers of replicas", "N,…"),
     _Option("--replication", "llminfer_replication", "workers", "dp as workers of ours, or native: the engine's own", "KIND,…"),
-    _Option("--gpus", "llminfer_gpus", "", "GPUs to use: alone it compares one GPU, dp=N and tp=N", "N"),
+    _Option(
+        "--gpus",
+        "llminfer_gpus",
+        "",
+        "alone: compare one GPU, dp=N and tp=N; beside --tp, --pp or --dp, which then say what a cell takes: a multiple of that",
+        "N",
+    ),
 )
 OTHER = (
     _Option("--engine-args", "llminfer_engine_args", "", "further arguments of the engine, as JSON", "JSON"),
@@ -227,9 +233,9 @@ def resolve(config: pytest.Config) -> Options:
         engine_args=_read("--engine-args", by_name["engine_args"][1] or "{}", values.json_object),
         dataset=by_name["dataset"][1],
         gsm8k_questions=_read("--gsm8k-questions", questions, values.questions) if questions else None,
-        gsm8k_form=by_name["gsm8k_form"][1],
+        gsm8k_form=_read("--gsm8k-form", by_name["gsm8k_form"][1], values.form),
         gsm8k_concurrency=_read("--gsm8k-concurrency", at_once, values.positive) if at_once else None,
-        gsm8k_runs=_read("--gsm8k-runs", by_name["gsm8k_runs"][1], values.positive),
+        gsm8k_runs=_read("--gsm8k-runs", by_name["gsm8k_runs"][1], values.runs),
         accuracy_margin=_read("--accuracy-margin", margin, values.points) if (margin := by_name["accuracy_margin"][1]) else None,
         full=is_on("llminfer_full"),
         nights=is_on("llminfer_nights"),

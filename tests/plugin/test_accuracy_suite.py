@@ -70,6 +70,41 @@ def test_another_set_of_questions_is_invalid(gsm8k, pytester: pytest.Pytester) -
     result.stdout.fnmatch_lines(["*INVALID*", "*prompt_form: recorded 'zero-shot@1', now '5-shot@1'"])
 
 
+@pytest.mark.parametrize("arguments", [DROPPED, (*RECORD, *DROPPED)])
+def test_a_request_without_an_answer_is_invalid_also_while_a_record_is_made(gsm8k, pytester: pytest.Pytester, arguments) -> None:
+    gsm8k(*RECORD, *DROPPED)
+    pytester.makeconftest(
+        """
+        import pytest
+        from pytest_llminfer.errors import TransportError
+
+        @pytest.fixture(scope="session")
+        def engine(engine):
+            def generate(prompts, *given, **fields):
+                raise TransportError(f"1 of {len(prompts)} requests failed; first: HTTP 500")
+            engine.generate = generate
+            return engine
+        """
+    )
+    result = gsm8k(*arguments)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["INVALID: every question was answered", "*requests failed; first: HTTP 500"])
+    result.stdout.no_fnmatch_line("*another exception occurred*")
+
+
+def test_a_number_of_questions_bounds_a_record_and_full_asks_all_of_one(gsm8k, pytester: pytest.Pytester) -> None:
+    gsm8k(*RECORD, "--gsm8k-questions=20", *DROPPED)
+    record = next(pytester.path.glob("baselines/any/reference/gsm8k.json"))
+
+    def recorded() -> int:
+        (entry,) = json.loads(record.read_text())["entries"].values()
+        return entry["expected"]["questions"]
+
+    assert recorded() == 20
+    gsm8k(*RECORD, *DROPPED)
+    assert recorded() == 16
+
+
 def test_fewer_questions_are_judged_by_their_part_of_the_record(gsm8k) -> None:
     gsm8k(*RECORD)
     result = gsm8k("--gsm8k-questions=10", "-v", *DROPPED)

@@ -77,6 +77,8 @@ def test_a_marker_with_an_unknown_field_is_refused(pytester: pytest.Pytester, ru
         ("--replication=natve", "*--replication: 'natve' is not one of workers, native"),
         ("--tp=two", "*--tp: 'two' is not a whole number from 1 up"),
         ("--gsm8k-questions=0", "*--gsm8k-questions: '0' is not a whole number from 1 up"),
+        ("--gsm8k-runs=16", "*--gsm8k-runs: 16 runs are more than the 15 that a record holds"),
+        ("--gsm8k-form=4-shot", "*--gsm8k-form: '4-shot' is not one of zero-shot, 5-shot"),
         ("--engine-args=[]", "*--engine-args: '[[][]]' is not a JSON object*"),
         ("--llminfer-timeout=soon", "*--llminfer-timeout: 'soon' is not a number of seconds above 0"),
         ("--engine=", "*no cell to test*"),
