@@ -12,7 +12,7 @@ from pytest_llminfer.memory_model.allocator import cuda_allocation
 from pytest_llminfer.memory_model.buffers import rope_bytes
 from pytest_llminfer.memory_model.kv import bytes_per_token, kv_groups
 from pytest_llminfer.memory_model.weights import allocated_bytes, held_weights
-from pytest_llminfer.models.stored import group_size
+from pytest_llminfer.models.stored import declared_groups
 from pytest_llminfer.session_report import MEMORY
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class MemoryLedger:
             "dtype": engine.info.dtype,
             "quantization": spec.quantization,
             "engine": spec.engine,
-            "group_size": group_size(config.get("quantization_config")),
+            "group_size": declared_groups(config),
         }
         if spec.tp * spec.pp == 1:
             weights = {0: predict_weights(**of, device=engine.info.device)}

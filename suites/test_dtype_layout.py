@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.checks.rank_layout import check_rank_layouts, check_ranks_unchanged, summarise_ranks
-from pytest_llminfer.models.stored import group_size
+from pytest_llminfer.models.stored import declared_groups
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
@@ -29,7 +29,7 @@ def test_every_parameter_is_stored_as_declared(engine: Engine, judge: Judge) -> 
             tp=spec.tp,
             pp=spec.pp,
             plan=resolved.get("tp_plan") or (),
-            group_size=group_size(engine.model.config.get("quantization_config")),
+            group_size=declared_groups(engine.model.config),
             asked=str(resolved.get("quantization") or ""),
             random_weights=spec.weights == "dummy",
         )

@@ -9,7 +9,7 @@ import pytest
 from pytest_llminfer.checks.ledger import check_ledger
 from pytest_llminfer.checks.memory import check_kv_bytes_per_token, check_no_growth, check_peak, check_weights, predict_weights
 from pytest_llminfer.checks.parallelism import expected_rank_weights
-from pytest_llminfer.models.stored import group_size
+from pytest_llminfer.models.stored import declared_groups
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
@@ -27,7 +27,7 @@ def test_weights_take_the_bytes_that_the_configuration_implies(engine: Engine, j
         "shape": engine.model.shape,
         "dtype": engine.info.dtype,
         "quantization": spec.quantization,
-        "group_size": group_size(engine.model.config.get("quantization_config")),
+        "group_size": declared_groups(engine.model.config),
     }
     if spec.tp * spec.pp > 1:
         plan = engine.settings()["resolved"].get("tp_plan") or ()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pytest_llminfer.checks.formats import formats
 from pytest_llminfer.checks.storage import expected_layout
 from pytest_llminfer.memory_model.formats import GROUP, FormatOptions
-from pytest_llminfer.memory_model.weights import allocated_bytes, held_weights, stored_bytes
+from pytest_llminfer.memory_model.weights import held_weights, stored_bytes
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -54,12 +54,6 @@ def predict_weights(
         return sum(weight.parameter.stored_bytes for weight in layout)
     options = FormatOptions(double_quantized=double_quantized, group_size=group_size or GROUP)
     return stored_bytes(held_weights(shape, dtype=dtype, quantization=quantization, engine=engine, options=options)[0])
-
-
-def predict_allocated(*, shape: ModelShape, dtype: str, quantization: str, double_quantized: bool | None = None) -> int:
-    """Bytes that PyTorch's CUDA allocator counts for the same tensors: ``cuda_allocation`` of each."""
-    options = FormatOptions(double_quantized=double_quantized)
-    return allocated_bytes(held_weights(shape, dtype=dtype, quantization=quantization, options=options)[0])
 
 
 def weights_tolerance(predicted: int) -> int:

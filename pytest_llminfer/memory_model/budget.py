@@ -18,7 +18,8 @@ CONTEXT_BYTES = 512 * MIB
 class DeviceBudget:
     """The bytes of one device. total: what the driver gives, ``torch.cuda.mem_get_info()[1]``, not what the card is sold with.
 
-    graphs: captured CUDA graphs, which vLLM takes out of the pool since 0.21 and did not before: 0 stands for that.
+    graphs: captured CUDA graphs, where an engine takes them out of the pool: vLLM's first model runner since 0.21; 0 where they
+    come on top. before: in use when the engine looks, where its share is of what is free then (SGLang) and not of the total.
     """
 
     total: int
@@ -27,11 +28,16 @@ class DeviceBudget:
     non_torch: int = 0
     activation_peak: int = 0
     graphs: int = 0
+    before: int = 0
 
     @property
     def usable(self) -> int:
-        """What the engine may take: ``ceil(total x utilization)``."""
-        return math.ceil(self.total * self.utilization)
+        """What the engine may take: ``ceil((total - before) x utilization)``.
+
+        SGLang's pool is ``free after loading - free before x (1 - mem_fraction_static)``, which is the same: weights and pool share
+        the static fraction, activations and graphs live in the rest.
+        """
+        return math.ceil((self.total - self.before) * self.utilization)
 
     @property
     def kv_pool(self) -> int:
@@ -42,12 +48,3 @@ class DeviceBudget:
     def fits(self) -> bool:
         """Whether anything is left for keys and values."""
         return self.kv_pool > 0
-
-
-def sglang_pool(*, free_before: int, free_after: int, mem_fraction_static: float) -> int:
-    """Bytes of SGLang's KV pool: ``free after loading - free before x (1 - mem_fraction_static)``.
-
-    Weights and pool share the static fraction; activations and graphs live in the rest. Both are free-memory readings of the
-    device, in bytes.
-    """
-    return free_after - math.ceil(free_before * (1 - mem_fraction_static))

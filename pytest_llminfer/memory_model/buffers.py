@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.memory_model.allocator import stepped
 from pytest_llminfer.models.shape import item_bytes
 
 if TYPE_CHECKING:
@@ -21,13 +20,13 @@ def rope_bytes(config: Mapping[str, Any], shape: ModelShape, *, engine: str, dty
     """Bytes of the tables of rotary positions; 0 for a model that learns its positions.
 
     vLLM: one table of cosines and sines for all layers, ``positions x head_dim`` in the model's dtype (METHODS 4.1). SGLang: the
-    same in fp32 on a GPU. transformers: the inverse frequencies and their copy, ``head_dim / 2`` fp32 each, which the allocator
-    rounds up. llama.cpp computes positions on the fly.
+    same in fp32 on a GPU. Both size it by config.json, however few positions they are told to serve. transformers: the inverse
+    frequencies and their copy, ``head_dim / 2`` fp32 each. llama.cpp computes positions on the fly.
     """
     if shape.positions or engine == "llamacpp":
         return 0
     if engine == "transformers":
-        return _INVERSE_TABLES * stepped(_FLOAT * shape.head_dim // 2)
+        return _INVERSE_TABLES * (_FLOAT * shape.head_dim // 2)
     return positions(config) * shape.head_dim * (_FLOAT if engine == "sglang" and on_gpu else item_bytes(dtype))
 
 

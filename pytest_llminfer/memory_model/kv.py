@@ -83,11 +83,6 @@ def bytes_per_token(groups: Sequence[KVGroup], dtype: str, *, tp: int = 1) -> in
     return sum(group.bytes_per_token(dtype, tp=tp) for group in groups)
 
 
-def sequence_bytes(groups: Sequence[KVGroup], length: int, dtype: str, *, tp: int = 1, block: int = 1) -> int:
-    """Bytes of a sequence of ``length`` tokens in whole blocks; layers with a window keep no more than that."""
-    return sum(-(-group.tokens_held(length) // block) * block * group.bytes_per_token(dtype, tp=tp) for group in groups)
-
-
 def pool_blocks(pool_bytes: int, groups: Sequence[KVGroup], dtype: str, *, tp: int = 1, block: int = BLOCK_TOKENS) -> int:
     """Whole blocks of a pool: ``pool_bytes // (page bytes x layers)``, as vLLM counts them (METHODS 4.1)."""
     return max(pool_bytes, 0) // (block * bytes_per_token(groups, dtype, tp=tp))
@@ -97,11 +92,21 @@ def concurrency(blocks: int, groups: Sequence[KVGroup], length: int, *, block: i
     """Sequences of ``length`` tokens that a pool of ``blocks`` holds at once, as vLLM's log prints it.
 
     in_flight: tokens for which blocks behind a window are kept until they are computed: vLLM's ``max_in_flight_tokens``, its
-    concurrent batches times ``max_num_batched_tokens`` (``SlidingWindowSpec`` of 0.32).
+    concurrent batches times ``max_num_batched_tokens`` (``SlidingWindowSpec`` of 0.32); 0 in other engines.
 
     One group: ``blocks x block / length`` in whole blocks. With windows each layer takes its own blocks of a sequence, so the
-    share of a block that a sequence takes is averaged over the layers.
+    share of a block that a sequence takes is averaged over the layers. Where both kinds are, vLLM fills their layers up to whole
+    bundles of one size (``_get_kv_cache_groups_uniform_page_size``).
     """
     layers = sum(group.layers for group in groups)
-    taken = sum(group.layers * group.blocks_held(length, block=block, in_flight=in_flight) for group in groups)
+    bundle = _bundle(groups) if in_flight else 1
+    taken = sum(
+        -(-group.layers // bundle) * bundle * group.blocks_held(length, block=block, in_flight=in_flight) for group in groups
+    )
     return Fraction(blocks * layers, taken) if taken else Fraction(0)
+
+
+def _bundle(groups: Sequence[KVGroup]) -> int:
+    """Layers that share a block in vLLM: those of the smaller kind, or of the larger where it has less than half as many more."""
+    counts = sorted(group.layers for group in groups) or [1]
+    return counts[-1] if 2 * counts[-1] < 3 * counts[0] else counts[0]

@@ -9,8 +9,9 @@ from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.memory_model.allocator import MIB
 from pytest_llminfer.memory_model.budget import CONTEXT_BYTES, UTILIZATION, DeviceBudget
 from pytest_llminfer.memory_model.buffers import positions, rope_bytes
-from pytest_llminfer.memory_model.formats import DEFAULTS, FormatOptions
-from pytest_llminfer.memory_model.kv import BLOCK_TOKENS, KVGroup, bytes_per_token, concurrency, kv_groups
+from pytest_llminfer.memory_model.formats import DEFAULTS, LINEAR_FORMATS, FormatOptions
+from pytest_llminfer.memory_model.gguf_mixtures import MIXTURES
+from pytest_llminfer.memory_model.kv import BLOCK_TOKENS, KVGroup, bytes_per_token, concurrency, kv_groups, pool_blocks
 from pytest_llminfer.memory_model.shards import SHARDED
 from pytest_llminfer.memory_model.weights import HeldWeight, allocated_bytes, bytes_by_role, held_weights, stored_bytes
 from pytest_llminfer.models.shape import ModelShape, item_bytes
@@ -21,7 +22,18 @@ if TYPE_CHECKING:
 
 _LARGE_CARD = 70 * 2**30
 _BATCHED_TOKENS = {True: 16_384, False: 8_192}
-"""vLLM's max_num_batched_tokens of offline use, on cards of 70 GiB and more, and on others."""
+"""vLLM's max_num_batched_tokens of offline use, on cards of 70 GiB and more, and on others. An A100 counts as one of the others."""
+
+CACHED = {
+    "vllm": ("bf16", "fp16", "fp8", "fp8_e5m2"),
+    "sglang": ("bf16", "fp8", "fp8_e5m2"),
+    "transformers": (),
+    "llamacpp": ("fp32", "bf16", "fp16", "q8_0", "q4_0"),
+}
+"""Engine → what it keeps keys and values in, beside the model's own dtype."""
+
+_WINDOWED = ("vllm", "transformers")
+"""Engines that forget what lies behind a window; SGLang and llama.cpp keep all tokens of the architectures that are known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +51,16 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Bytes that need no prediction: weights of a file that is there, and what an engine has logged. None: predict it."""
+    """Bytes that need no prediction: weights of a file that is there, and what an engine has logged. None: predict it.
+
+    graphs: that are taken out of the pool; nothing predicts them, and None counts as none. batched_tokens: of one batch.
+    """
 
     weights: int | None = None
     activation_peak: int | None = None
     non_torch: int | None = None
+    graphs: int | None = None
+    batched_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +69,7 @@ class MemoryPlan:
 
     roles: bytes of weights by role; bits: of a parameter, scales included, and what several ranks hold each.
     context: tokens of a sequence. kv_tokens: that the pool holds, in whole blocks; sequences: of ``context`` tokens at once, 0
-    where nothing is left.
+    where nothing is left. fits: whether one does beside the weights; vLLM keeps a block to itself, which its log counts.
     """
 
     budget: DeviceBudget
@@ -64,11 +81,7 @@ class MemoryPlan:
     kv_tokens: int
     sequences: Fraction
     estimated: tuple[str, ...]
-
-    @property
-    def fits(self) -> bool:
-        """Whether one sequence of ``context`` tokens fits beside the weights."""
-        return self.sequences >= 1
+    fits: bool
 
 
 def plan_memory(
@@ -100,41 +113,71 @@ def plan_memory(
         raise UnsupportedError(f"{engine} does not spread a model over tensor-parallel ranks")
     if shape.heads % tp:
         raise UnsupportedError(f"{engine} cannot deal the {shape.heads} heads of this model to {tp} ranks")
+    kv_dtype = _kv_dtype(deployment)
+    _check_format(deployment, known)
     fullest = _fullest(shape, deployment)
     stored = known.weights
     if stored is None:
         stored = allocated_bytes(fullest) if engine in SHARDED else stored_bytes(fullest)
+    batched = _BATCHED_TOKENS[total >= _LARGE_CARD] if known.batched_tokens is None else known.batched_tokens
     activation = known.activation_peak
     if activation is None:
-        activation = estimated_activation(shape, total=total, dtype=deployment.dtype, tp=tp)
+        activation = estimated_activation(shape, tokens=batched, dtype=deployment.dtype, tp=tp)
+    non_torch = CONTEXT_BYTES if known.non_torch is None else known.non_torch
+    static = engine == "sglang"
     budget = DeviceBudget(
         total=total,
         utilization=utilization,
         weights=stored + rope_bytes(config, shape, engine=engine, dtype=deployment.dtype),
-        non_torch=CONTEXT_BYTES if known.non_torch is None else known.non_torch,
-        # SGLang's activations live outside its static fraction.
-        activation_peak=0 if engine == "sglang" else activation,
+        # SGLang takes a fraction of what is free when it looks, and activations and graphs live outside it.
+        non_torch=0 if static else non_torch,
+        activation_peak=0 if static else activation,
+        graphs=0 if static else known.graphs or 0,
+        before=non_torch if static else 0,
     )
     groups = tuple(
         KVGroup(-(-group.layers // deployment.pp), group.kv_heads, group.head_dim, group.window)
-        for group in kv_groups(config, shape)
+        for group in (kv_groups(config, shape) if engine in _WINDOWED else kv_groups({}, shape))
     )
-    per_token = bytes_per_token(groups, deployment.dtype if deployment.kv_dtype == "auto" else deployment.kv_dtype, tp=tp)
-    block = BLOCK_TOKENS if engine == "vllm" else 1
-    blocks = max(budget.kv_pool, 0) // (block * per_token)
+    block, own = (BLOCK_TOKENS, 1) if engine == "vllm" else (1, 0)
+    blocks = pool_blocks(budget.kv_pool, groups, kv_dtype, tp=tp, block=block)
     # One batch is scheduled while another is computed, and each further stage of a pipeline has one of its own.
-    in_flight = (deployment.pp + 1) * _BATCHED_TOKENS[total >= _LARGE_CARD] if engine == "vllm" else 0
+    held: dict[str, int] = {"block": block, "in_flight": (deployment.pp + 1) * batched if engine == "vllm" else 0}
     return MemoryPlan(
         budget=budget,
         roles=bytes_by_role(fullest),
         bits=8 * stored * tp * deployment.pp / shape.parameter_count,
-        kv_bytes_per_token=per_token,
+        kv_bytes_per_token=bytes_per_token(groups, kv_dtype, tp=tp),
         context=context,
         kv_blocks=blocks,
         kv_tokens=blocks * block,
-        sequences=concurrency(blocks, groups, context, block=block, in_flight=in_flight),
+        sequences=concurrency(blocks, groups, context, **held),
         estimated=("activation peak",) * (known.activation_peak is None) + ("non-torch",) * (known.non_torch is None),
+        fits=concurrency(max(blocks - own, 0), groups, context, **held) >= 1,
     )
+
+
+def _kv_dtype(deployment: Deployment) -> str:
+    """What keys and values are kept in; llama.cpp's own choice is fp16, whatever the weights are.
+
+    Raises:
+        UnsupportedError: a dtype that the engine has no cache of.
+    """
+    wanted = deployment.kv_dtype
+    if wanted == "auto":
+        return "fp16" if deployment.engine == "llamacpp" else deployment.dtype
+    known = tuple(dict.fromkeys((deployment.dtype, *CACHED[deployment.engine])))
+    if wanted not in (*CACHED[deployment.engine], deployment.dtype):
+        raise UnsupportedError(f"{deployment.engine} has no KV cache of {wanted} here; it has: {', '.join(known)}")
+    return wanted
+
+
+def _check_format(deployment: Deployment, known: Known) -> None:
+    """Refuse formats that the engine does not hold; a GGUF file that is there is taken as it is."""
+    name, engine = deployment.quantization, deployment.engine
+    if known.weights is None and name in (LINEAR_FORMATS if engine == "llamacpp" else MIXTURES):
+        whose = "llama.cpp reads GGUF files" if engine == "llamacpp" else "only llama.cpp does (--engine llamacpp)"
+        raise UnsupportedError(f"{engine} does not hold {name} weights: {whose}")
 
 
 def _fullest(shape: ModelShape, deployment: Deployment) -> tuple[HeldWeight, ...]:
@@ -150,13 +193,12 @@ def _fullest(shape: ModelShape, deployment: Deployment) -> tuple[HeldWeight, ...
     return max(stages.values(), key=stored_bytes)
 
 
-def estimated_activation(shape: ModelShape, *, total: int, dtype: str, tp: int = 1) -> int:
+def estimated_activation(shape: ModelShape, *, tokens: int, dtype: str, tp: int = 1) -> int:
     """Bytes of vLLM's profiling run, roughly: what one layer holds of a full batch while its widest product is made.
 
     Per token: the residual stream twice, and the larger of (gate and up, and their product) and (q, k, v and the attention's
-    output); for the batch that vLLM takes of a card of this size. An estimate, to be replaced by what an engine has logged.
+    output). tokens: of the batch. An estimate, to be replaced by what an engine has logged.
     """
-    tokens = _BATCHED_TOKENS[total >= _LARGE_CARD]
     queries, keys = shape.heads * shape.head_dim, 2 * shape.kv_heads * shape.head_dim
     widest = max(3 * shape.intermediate, 2 * queries + keys) // tp
     return tokens * (2 * shape.hidden + widest) * item_bytes(dtype) // MIB * MIB

@@ -13,14 +13,14 @@ from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations import Layout, Parameter
 from pytest_llminfer.worker.backends.checkpoint import read_checkpoint, read_configuration, read_index, read_text
 from pytest_llminfer.worker.backends.llamacpp import layout as gguf_layout
-from pytest_llminfer.worker.backends.stored_format import double_quantized, group_size, stored_format, variant
+from pytest_llminfer.worker.backends.stored_format import double_quantized, group_size, left_alone, stored_format, variant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_llminfer.worker.backends.checkpoint import StoredTensor
 
-__all__ = ["StoredModel", "group_size", "read_stored", "stored_format"]
+__all__ = ["StoredModel", "declared_groups", "read_stored", "stored_format"]
 
 _DTYPES = {
     "F64": "float64",
@@ -81,8 +81,7 @@ def read_stored(path: str | Path) -> StoredModel:
     config = read_configuration(str(place))
     folder = place if place.is_dir() else place.parent
     declared = config.get("quantization_config")
-    if differs := variant(declared):
-        raise UnsupportedError(f"{folder} is stored as {differs}, of which no layout is declared here")
+    refuse_variant(declared, str(folder))
     held = read_checkpoint(folder)
     notes = {name: _note(name, tensor) for name, tensor in held.items() if _NOTE in name}
     tensors = {name: tensor for name, tensor in held.items() if not name.endswith(_INV_FREQ) and name not in notes}
@@ -100,6 +99,29 @@ def read_stored(path: str | Path) -> StoredModel:
         index=read_index(folder),
         notes={name.partition(_NOTE)[0]: note for name, note in notes.items()},
     )
+
+
+def refuse_variant(configuration: Mapping[str, Any] | None, what: str = "the model") -> None:
+    """Nothing where a ``quantization_config`` declares the usual of its format.
+
+    Raises:
+        UnsupportedError: a variant, whose bytes nothing here predicts: a visible skip.
+    """
+    if differs := variant(configuration):
+        raise UnsupportedError(f"{what} is stored as {differs}, of which no layout is declared here")
+
+
+def declared_groups(config: Mapping[str, Any]) -> int | None:
+    """The group size that a config.json declares, None where it declares none.
+
+    Raises:
+        UnsupportedError: a variant whose bytes are not predicted here, or layers that are left in 16 bits.
+    """
+    declared = config.get("quantization_config")
+    refuse_variant(declared)
+    if left := left_alone(declared):
+        raise UnsupportedError(f"the model leaves {', '.join(left)} in 16 bits, which is not counted here")
+    return group_size(declared)
 
 
 def _read_gguf(path: Path) -> StoredModel:

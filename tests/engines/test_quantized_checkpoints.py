@@ -18,7 +18,7 @@ from pytest_llminfer.engines.environments.cache import cache_folder
 from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.memory_model.buffers import rope_bytes
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.models.stored import group_size
+from pytest_llminfer.models.stored import declared_groups
 from pytest_llminfer.observations import KVPool, Layout, MemoryReport
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
@@ -67,13 +67,13 @@ def judged(engine: Engine):
         quantization=spec.quantization,
         tied=layout.tied,
         engine=spec.engine,
-        group_size=group_size(engine.model.config.get("quantization_config")),
+        group_size=declared_groups(engine.model.config),
     )
 
 
 def weighed(engine: Engine):
     of = {"dtype": engine.info.dtype, "quantization": engine.spec.quantization, "engine": engine.spec.engine, "device": "cpu"}
-    size = group_size(engine.model.config.get("quantization_config"))
+    size = declared_groups(engine.model.config)
     return check_weights(report=engine.memory(), predicted=predict_weights(shape=engine.model.shape, **of, group_size=size))
 
 

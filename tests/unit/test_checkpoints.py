@@ -120,6 +120,8 @@ def test_a_gguf_file_of_other_types_than_it_names_fails(held, named, tmp_path):
     ("name", "changed", "says"),
     [
         ("gptq", {"bits": 8}, "gptq of 8 bits"),
+        ("gptq", {"lm_head": True}, "gptq with a quantized output matrix"),
+        ("gptq", {"checkpoint_format": "marlin"}, "gptq in the format marlin"),
         ("awq", {"format": "gemv"}, "awq in the format gemv"),
         ("w8a8", {"config_groups": {"a": {"weights": {"num_bits": 8, "strategy": "tensor"}, "input_activations": {"num_bits": 8}}}},
          "w8a8 with a scale a tensor instead of a channel"),

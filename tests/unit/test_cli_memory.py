@@ -13,11 +13,11 @@ import pytest
 
 from pytest_llminfer import cli
 from pytest_llminfer.cli import memory
-from pytest_llminfer.errors import BadInputError, InvalidSpecError, UnsupportedError
+from pytest_llminfer.errors import InvalidSpecError
 from pytest_llminfer.memory_model.gpus import GPUS, find_gpu
-from pytest_llminfer.memory_model.plan import Deployment, Known, plan_memory
 
 GIB = 2**30
+CHANNELS = {"strategy": "channel"}
 ISSUE = ("llama-3-8b", "--quantization", "nf4", "--tp", "2", "--gpu", "H100 80GB", "--context", "8192", "--kv-dtype", "fp8")
 
 
@@ -101,6 +101,7 @@ def test_the_table_names_where_each_figure_is_from(llminfer):
         (("gpt2", "--tp", "0"), "a positive whole number, not '0'"),
         (("gpt2", "--activation-mib", "-5"), "a whole number from 0 up, not '-5'"),
         (("llama-3-8b", "--quantization", "awq", "--group-size", "0"), "a positive whole number, not '0'"),
+        (("gpt2", "--graphs-mib", "-1"), "a whole number from 0 up, not '-1'"),
         (("/no/such/model.gguf",), "there is no file /no/such/model.gguf"),
         (("gpt2", "--utilization", "1.5"), "utilization above 0 and at most 1"),
         (("gpt2", "--engine", "vlm"), "invalid choice: 'vlm'"),
@@ -116,8 +117,87 @@ def test_a_bad_name_is_refused_in_one_line(llminfer, arguments, said):
 def test_what_an_engine_cannot_do_is_a_failure_in_one_line(capsys):
     assert cli.main(["memory", "qwen2.5-72b", "--tp", "3"]) == 1
     assert capsys.readouterr().err == "llminfer: vllm cannot deal the 64 heads of this model to 3 ranks\n"
-    assert cli.main(["memory", "llama-3-8b", "--engine", "llamacpp", "--tp", "2"]) == 1
-    assert capsys.readouterr().err == "llminfer: llamacpp does not spread a model over tensor-parallel ranks\n"
+    for arguments, said in (
+        (("--engine", "llamacpp", "--tp", "2"), "llamacpp does not spread a model over tensor-parallel ranks"),
+        (("--kv-dtype", "q4_0"), "vllm has no KV cache of q4_0 here; it has: bf16, fp16, fp8, fp8_e5m2"),
+        (("--engine", "transformers", "--kv-dtype", "fp8"), "transformers has no KV cache of fp8 here; it has: bf16"),
+        (("--engine", "sglang", "--quantization", "q4_k_m"), "sglang does not hold q4_k_m weights: only llama.cpp does"),
+        (("--engine", "llamacpp", "--quantization", "awq"), "llamacpp does not hold awq weights: llama.cpp reads GGUF files"),
+    ):
+        assert cli.main(["memory", "llama-3-8b", *arguments]) == 1
+        assert capsys.readouterr().err.startswith(f"llminfer: {said}")
+
+
+def test_a_mixture_of_llamacpp_is_planned_in_llamacpp(llminfer):
+    found = json.loads(llminfer("llama-3-8b", "--quantization", "q4_k_m", "--json"))
+    assert found["engine"] == "llamacpp"
+    # llama.cpp caches in fp16, whatever the weights are.
+    assert found["kv_bytes_per_token"] == 131_072
+    small = json.loads(llminfer("llama-3-8b", "--quantization", "q4_k_m", "--kv-dtype", "q4_0", "--json"))
+    assert small["kv_bytes_per_token"] == 131_072 * 4.5 / 16
+
+
+def test_what_graphs_take_is_taken_out_of_the_pool(llminfer):
+    plain, less = (json.loads(llminfer("llama-3-8b", *more, "--json")) for more in ((), ("--graphs-mib", "700")))
+    assert plain["kv_pool_bytes"] - less["kv_pool_bytes"] == less["graphs_bytes"] == 700 * 2**20
+    assert re.search(r"graphs +0\.6836 +as given", llminfer("llama-3-8b", "--graphs-mib", "700"))
+
+
+def test_batches_can_be_given_and_hold_blocks_behind_a_window(llminfer):
+    some = ((), ("--batched-tokens", "8192"), ("--gpu", "A100 80GB"))
+    offline, given, other = (json.loads(llminfer("mistral-7b", *more, "--json")) for more in some)
+    assert offline["maximum_concurrency"] == 14.42
+    assert given["maximum_concurrency"] > 1.5 * offline["maximum_concurrency"]
+    # vLLM takes 8,192 on an A100, however large.
+    assert other["activation_peak_bytes"] == given["activation_peak_bytes"] < offline["activation_peak_bytes"]
+
+
+def test_sglang_takes_its_share_of_what_is_free_when_it_looks(llminfer):
+    found = json.loads(llminfer("llama-3-8b", "--engine", "sglang", "--non-torch-mib", "1024", "--json"))
+    free = found["total_bytes"] - 2**30
+    pool = free - found["weights_bytes"] - free * (1 - 0.88)
+    assert found["kv_pool_bytes"] == pytest.approx(pool, abs=1)
+    assert "- 1.00 in use before) of H100 80GB x 0.88" in llminfer("llama-3-8b", "--engine", "sglang", "--non-torch-mib", "1024")
+
+
+@pytest.mark.parametrize(
+    ("config", "said", "status"),
+    [
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 8}},
+            "stored as gptq of 8 bits, of which no layout is declared",
+            1,
+        ),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+            "stored as fp8 of another tool than compressed-tensors",
+            1,
+        ),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "bitsandbytes",
+                    "load_in_8bit": True,
+                    "llm_int8_skip_modules": ["lm_head", "o_proj"],
+                }
+            },
+            "leaves o_proj in 16 bits, which is not counted here",
+            1,
+        ),
+        ({"quantization_config": {"quant_method": "gptq", "dynamic": {"-:down": {}}}}, "gptq with modules that differ", 1),
+        ({"dtype": "float64"}, "declares the dtype 'float64', which is not known here; name one with --dtype", 2),
+    ],
+)
+def test_what_is_stored_otherwise_is_no_prediction(llminfer, capsys, tmp_path, config, said, status):
+    path = folder(tmp_path, **config)
+    assert cli.main(["memory", path]) == status
+    assert said in capsys.readouterr().err
+    assert llminfer(path, "--quantization", "none", "--dtype", "bf16")
+
+
+def test_skipped_modules_that_no_format_quantizes_are_no_variant(llminfer, tmp_path):
+    declared = {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_skip_modules": ["lm_head"]}
+    assert json.loads(llminfer(folder(tmp_path, quantization_config=declared), "--json"))["quantization"] == "int8"
 
 
 @pytest.mark.parametrize("name", [gpu.name for gpu in GPUS])
@@ -157,9 +237,18 @@ def folder(tmp_path, **config):
         ({"quant_method": "awq", "q_group_size": 64}, "awq"),
         ({"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}, "nf4"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
-        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int"}}}}, "w8a8"),
         (
-            {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}}},
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int", **CHANNELS}}},
+            },
+            "w8a8",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float", **CHANNELS}}},
+            },
             "fp8",
         ),
         ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4, "group_size": 64}}}}, "w4a16"),
@@ -212,19 +301,3 @@ def test_a_gguf_file_is_measured_and_served_by_llamacpp(llminfer, tmp_path):
     assert (found["engine"], found["quantization"]) == ("llamacpp", "q8_0")
     assert found["weights_bytes"] == (2 * 640 + 4096) // 32 * 34
     assert "is stored as q8_0, not q4_k_m; leave --quantization out" in llminfer(path, "--quantization", "q4_k_m", status=2)
-
-
-def test_a_plan_takes_what_is_known_instead_of_predicting_it():
-    config = json.loads((memory.SHAPES / "gpt2" / "config.json").read_text())
-    plan = plan_memory(
-        config, Deployment(), total=GIB, utilization=1.0, known=Known(weights=1000, activation_peak=100, non_torch=10)
-    )
-    assert plan.budget.kv_pool == GIB - 1110
-    assert plan.context == 1024
-    assert not plan.estimated
-    sglang = plan_memory(config, Deployment(engine="sglang"), total=GIB, known=Known(weights=1000, non_torch=0))
-    assert (sglang.budget.utilization, sglang.budget.activation_peak) == (0.88, 0)
-    with pytest.raises(UnsupportedError, match="how simulated shares out a device"):
-        plan_memory(config, Deployment(engine="simulated"), total=GIB)
-    with pytest.raises(BadInputError, match="context must be positive"):
-        plan_memory(config, Deployment(), total=GIB, context=0)

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_llminfer.cli import main
+from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.memory_ledger import MemoryLedger
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.models.stored import group_size, read_stored
+from pytest_llminfer.models.stored import declared_groups, read_stored
 from pytest_llminfer.observations import MemoryReport
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
@@ -20,6 +21,7 @@ from pytest_llminfer.verdict import Outcome
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAULTS = runpy.run_path(str(REPOSITORY / "tests" / "engines" / "checkpoint_faults.py"))
 SUITE = runpy.run_path(str(REPOSITORY / "suites" / "test_memory_budget.py"))
+LAYOUTS = runpy.run_path(str(REPOSITORY / "suites" / "test_dtype_layout.py"))
 
 
 class HoldsFiles:
@@ -28,7 +30,7 @@ class HoldsFiles:
     def __init__(self, path: Path, quantization: str) -> None:
         stored = sum(parameter.stored_bytes for parameter in read_stored(path).layout.parameters)
         self.spec = EngineSpec("transformers", model=str(path), quantization=quantization)
-        self.model, self.info = Model(str(path)), SimpleNamespace(dtype="bf16", device="cuda")
+        self.model, self.info = Model(str(path)), SimpleNamespace(dtype="bf16", device="cuda", capabilities=())
         self._memory = MemoryReport("cuda", stored, 0, stored, stored, stored, "the files", 0)
 
     def supports(self, _capability: str) -> bool:
@@ -36,6 +38,9 @@ class HoldsFiles:
 
     def memory(self) -> MemoryReport:
         return self._memory
+
+    def rank_layouts(self) -> tuple[object, ...]:
+        return ()
 
 
 @pytest.fixture(params=["gptq", "awq", "w4a16"])
@@ -58,6 +63,28 @@ def test_the_suite_and_the_ledger_predict_with_the_groups_that_are_declared(name
     verdict, line = weighed(path, name)
     assert verdict.outcome is Outcome.PASS
     assert (line.line, line.difference, line.within) == ("weights", 0, True)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_variant_of_a_format_is_a_visible_skip_in_every_suite_that_predicts(name, tmp_path, left):
+    """Of 8 bits, with zero points, or with a matrix left in 16 bits: the tensors that it has are not those declared here."""
+    engine = HoldsFiles(FAULTS["ASSETS"] / name, name)
+    weights = {"num_bits": 4, "strategy": "group", "group_size": 128, "symmetric": False}
+    changed = {"config_groups": {"a": {"weights": weights}}} if name == "w4a16" else {"bits": 8}
+    if left:
+        changed = {"modules_to_not_convert": ["lm_head", "o_proj"]}
+    engine.model = Model(str(FAULTS["declare"](FAULTS["ASSETS"] / name, tmp_path / name, **changed)))
+    ledger = MemoryLedger(SimpleNamespace(user_properties=[]), engine, SimpleNamespace())
+    verdicts = []
+    for judged in (
+        lambda: SUITE["test_weights_take_the_bytes_that_the_configuration_implies"](engine, verdicts.append),
+        lambda: LAYOUTS["test_every_parameter_is_stored_as_declared"](engine, verdicts.append),
+        ledger.take,
+    ):
+        said = "leaves o_proj in 16 bits" if left else f"stored as {name} (of 8 bits|with zero points), of which no layout"
+        with pytest.raises(UnsupportedError, match=said):
+            judged()
+    assert not verdicts
 
 
 def test_groups_that_are_not_those_declared_are_found(name, tmp_path):
@@ -84,6 +111,11 @@ def test_the_command_says_the_bytes_on_disk_and_those_of_other_groups(name, tmp_
 
 def test_a_scale_for_all_of_a_row_is_a_group_of_its_own():
     weights = {"num_bits": 4, "strategy": "channel", "group_size": None}
-    assert group_size({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}) == -1
-    assert group_size({"quant_method": "gptq", "group_size": -1}) == -1
-    assert group_size({"quant_method": "awq", "q_group_size": 64}) == 64
+    assert (
+        declared_groups(
+            {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}}
+        )
+        == -1
+    )
+    assert declared_groups({"quantization_config": {"quant_method": "gptq", "group_size": -1}}) == -1
+    assert declared_groups({"quantization_config": {"quant_method": "awq", "q_group_size": 64}}) == 64

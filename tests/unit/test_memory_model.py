@@ -54,14 +54,16 @@ def test_stored_weights_are_the_published_ones(name, cell, gib):
     ("name", "engine", "changes", "gib"),
     [
         ("qwen2.5-7b", "transformers", {}, 14.2272),
+        ("llama-3-8b", "transformers", {"quantization": "nf4"}, 5.3111),
         ("qwen2.5-7b", "vllm", INSTRUCT, 14.2487),  # logged
         ("llama-3.1-8b", "vllm", {}, 14.9888),  # logged: 32 MiB of rotary positions
         ("llama-3-8b", "vllm", {}, 14.9595),  # logged: 2 MiB of them
     ],
 )
 def test_allocated_weights_are_what_engines_log(name, engine, changes, gib):
-    config, shape = bundled(name, **changes)
-    allocated = allocated_bytes(held(name, engine=engine)) + rope_bytes(config, shape, engine=engine, dtype="bf16")
+    cell = {"quantization": changes.get("quantization", "none"), "engine": engine}
+    config, shape = bundled(name, **{key: value for key, value in changes.items() if key != "quantization"})
+    allocated = allocated_bytes(held(name, **cell)) + rope_bytes(config, shape, engine=engine, dtype="bf16")
     assert allocated / GIB == pytest.approx(gib, abs=5e-5)
 
 
@@ -184,10 +186,11 @@ def test_weights_measured_on_a_gpu_are_the_predicted_ones(name, entry, cell, res
 @pytest.mark.parametrize(
     ("folder", "name", "entry", "cell", "residual"),
     [
-        # transformers 5 takes one segment for the whole model and cuts the tensors out of it: nothing is rounded up.
-        ("nvidia-h100-80gb-hbm3-x1", "llama-3-8b", "", {}, 0),
-        ("nvidia-h200-x1", "qwen2.5-7b", "", {}, 0),
-        ("nvidia-h200-x2", "qwen2.5-7b", "-tp2", {"tp": 2, "plan": ("lm_head",)}, 0),
+        # transformers 5 takes one segment for the whole model and cuts the tensors out of it: nothing is rounded up, but for two
+        # tables of 256 bytes, which the allocator counts as 512 each.
+        ("nvidia-h100-80gb-hbm3-x1", "llama-3-8b", "", {}, 512),
+        ("nvidia-h200-x1", "qwen2.5-7b", "", {}, 512),
+        ("nvidia-h200-x2", "qwen2.5-7b", "-tp2", {"tp": 2, "plan": ("lm_head",)}, 512),
     ],
 )
 def test_the_load_peak_measured_on_a_gpu_is_weights_and_rotary_tables(folder, name, entry, cell, residual):
@@ -195,6 +198,24 @@ def test_the_load_peak_measured_on_a_gpu_is_weights_and_rotary_tables(folder, na
     record = recorded(f"{folder}/{name}-dummy/memory_load_peak.json")[f"transformers-none-bf16-kv_bf16{entry}"]
     predicted = stored_bytes(held(name, **cell)) + rope_bytes(config, shape, engine="transformers", dtype="bf16")
     assert record["expected"]["peak_bytes"] - predicted == residual
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "cell", "engine"),
+    [
+        ("nvidia-h200-x1", "llama-3-8b", "transformers-none-bf16-kv_bf16", "transformers"),
+        ("nvidia-h200-x1", "llama-3-8b", "transformers-nf4-bf16-kv_bf16", "transformers"),
+        ("nvidia-h200-x1", "llama-3-8b", "vllm-none-bf16-kv_bf16", "vllm"),
+        ("nvidia-h200-x1", "llama-3-8b", "sglang-none-bf16-kv_bf16", "sglang"),
+    ],
+)
+def test_rotary_tables_are_those_that_were_measured_on_a_gpu(folder, name, cell, engine):
+    """transformers to the byte; vLLM's attention registers 16 bytes a layer, SGLang keeps 256 rows more."""
+    config, shape = bundled(name)
+    lines = recorded(f"{folder}/{name}-dummy/memory_ledger.json")[cell]["expected"]["lines"]
+    (measured,) = [line["measured"] for line in lines if line["line"] == "buffers"]
+    more = {"transformers": 0, "vllm": 16 * shape.layers, "sglang": 256 * 4 * shape.head_dim}[engine]
+    assert rope_bytes(config, shape, engine=engine, dtype="bf16") + more == measured
 
 
 @pytest.mark.parametrize(("quantization", "working_mib"), [("nf4", 103.05), ("int8", 183.95)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llminfer.errors import BadInputError, InvalidSpecError, UnsupportedError
-from pytest_llminfer.memory_model.budget import DeviceBudget, sglang_pool
+from pytest_llminfer.memory_model.budget import DeviceBudget
 from pytest_llminfer.memory_model.buffers import rope_bytes
 from pytest_llminfer.memory_model.kv import (
     BITS,
@@ -19,7 +20,6 @@ from pytest_llminfer.memory_model.kv import (
     concurrency,
     kv_groups,
     pool_blocks,
-    sequence_bytes,
 )
 from pytest_llminfer.memory_model.weights import stored_bytes
 
@@ -76,7 +76,10 @@ def test_the_parts_of_a_device_add_up(total, share, parts):
 
 
 def test_sglang_leaves_the_dynamic_part_free():
-    assert sglang_pool(free_before=100 * GIB, free_after=80 * GIB, mem_fraction_static=0.9) == pytest.approx(70 * GIB, abs=1)
+    """``free after loading - free before x (1 - mem_fraction_static)``: 80 GiB - 100 GiB x 0.1, of a device of 101 GiB."""
+    budget = DeviceBudget(total=101 * GIB, before=GIB, utilization=0.9, weights=20 * GIB)
+    assert budget.kv_pool == pytest.approx(70 * GIB, abs=1)
+    assert budget.usable == pytest.approx(90 * GIB, abs=1)
 
 
 def test_layers_with_a_window_keep_no_more_than_that():
@@ -84,8 +87,7 @@ def test_layers_with_a_window_keep_no_more_than_that():
     config, shape = bundled("mistral-7b")
     groups = kv_groups(config, shape)
     assert groups == (KVGroup(32, 8, 128, 4096),)
-    assert sequence_bytes(groups, 4096, "bf16") == sequence_bytes(groups, 32_768, "bf16") == 4096 * 131_072
-    assert sequence_bytes(groups, 17, "bf16", block=16) == 32 * 131_072
+    assert [groups[0].tokens_held(length) for length in (17, 4096, 32_768)] == [17, 4096, 4096]
     assert concurrency(4096, groups, 32_768) == 16
 
 
@@ -120,6 +122,16 @@ def test_concurrency_with_windows_counts_each_layer_by_itself():
     groups = (KVGroup(1, 1, 1), KVGroup(3, 1, 1, window=16))
     # 64 tokens: 4 blocks of the full layer and one of each of the three others, out of 4 layers' worth a block.
     assert float(concurrency(7, groups, 64)) == 7 * 4 / (4 + 3)
+
+
+def test_vllm_fills_layers_of_two_kinds_up_to_whole_bundles():
+    """20 layers in full and 8 with a window are 3 + 1 bundles of 8: 24 layers' worth of the first, 8 of the second."""
+    groups = (KVGroup(20, 1, 1), KVGroup(8, 1, 1, window=1024))
+    # 4,096 tokens: 256 blocks in full; min(1023 + 2048, 4096) tokens and one block with a window.
+    assert concurrency(1000, groups, 4096, in_flight=2048) == Fraction(1000 * 28, 24 * 256 + 8 * 193)
+    # 13 and 12 layers are two bundles of 13.
+    alike = (KVGroup(13, 1, 1), KVGroup(12, 1, 1, window=1024))
+    assert concurrency(1000, alike, 4096, in_flight=2048) == Fraction(1000 * 25, 13 * 256 + 13 * 193)
 
 
 def test_what_is_no_window_or_dtype_is_said():

@@ -57,18 +57,30 @@ def variant(configuration: Mapping[str, Any] | None) -> str:
     """How a checkpoint differs from the usual of its format; empty where it does not. In words, for a message."""
     declared = configuration or {}
     name = stored_format(configuration)
-    if name in {"gptq", "awq"} and (bits := declared.get("bits", declared.get("w_bit", 4))) != 4:  # noqa: PLR2004 - the usual
-        return f"{name} of {bits} bits"
-    if name == "gptq" and declared.get("checkpoint_format", "gptq") not in {"gptq", "gptq_v2"}:
-        return f"gptq in the format {declared['checkpoint_format']}"
-    if name == "awq" and str(declared.get("format", declared.get("version", "gemm"))).lower() != "gemm":
-        return f"awq in the format {declared.get('format', declared.get('version'))}"
+    if name in {"gptq", "awq"}:
+        return _packed_variant(name, declared)
     if name in BITSANDBYTES:
         return _bitsandbytes_variant(name, declared)
     if name == "fp8" and declared.get("quant_method") != "compressed-tensors":
         return "fp8 of another tool than compressed-tensors"
     found = (_scheme_variant(name, group.get("weights") or {}) for group in dict(declared.get("config_groups") or {}).values())
     return next(filter(None, found), "")
+
+
+def _packed_variant(name: str, declared: Mapping[str, Any]) -> str:
+    """How a checkpoint of gptq or awq differs from the usual of its format; empty where it does not."""
+    bits = declared.get("bits", declared.get("w_bit", 4))
+    packing = (
+        declared.get("checkpoint_format", "gptq") if name == "gptq" else declared.get("format", declared.get("version", "gemm"))
+    )
+    usual = {"gptq", "gptq_v2"} if name == "gptq" else {"gemm"}
+    found = {
+        f"{name} of {bits} bits": bits != 4,  # noqa: PLR2004 - the usual
+        f"{name} in the format {packing}": str(packing).lower() not in usual,
+        f"{name} with a quantized output matrix": bool(declared.get("lm_head")),
+        f"{name} with modules that differ (dynamic)": bool(declared.get("dynamic")),
+    }
+    return next((words for words, differs in found.items() if differs), "")
 
 
 def _bitsandbytes_variant(name: str, declared: Mapping[str, Any]) -> str:
@@ -81,9 +93,23 @@ def _bitsandbytes_variant(name: str, declared: Mapping[str, Any]) -> str:
 
 def _scheme_variant(name: str, weights: Mapping[str, Any]) -> str:
     """How a scheme of compressed-tensors differs from the usual of its format; empty where it does not."""
-    wanted = "group" if name == "w4a16" else "channel"
-    if weights.get("strategy") != wanted:
-        return f"{name} with a scale a {weights.get('strategy')} instead of a {wanted}"
+    size = weights.get("group_size")
+    # What compressed-tensors takes it for where it is not said (QuantizationArgs).
+    strategy = weights.get("strategy") or ("tensor" if size is None else "channel" if size == -1 else "group")
+    wanted = ("group", "channel") if name == "w4a16" else ("channel",)
+    if strategy not in wanted:
+        return f"{name} with a scale a {strategy} instead of a {wanted[0]}"
     if weights.get("symmetric") is False:
         return f"{name} with zero points"
     return f"{name} in another order of the inputs" if weights.get("actorder") else ""
+
+
+_SKIPPED = ("ignore", "llm_int8_skip_modules", "modules_to_not_convert")
+_NEVER_QUANTIZED = ("lm_head", "embed", "norm", "wte", "wpe")
+
+
+def left_alone(configuration: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The modules of layers that a checkpoint declares to have left in 16 bits: beside embeddings, norms and the output matrix."""
+    declared = configuration or {}
+    named = [str(module) for key in _SKIPPED for module in declared.get(key) or ()]
+    return tuple(module for module in named if not any(part in module for part in _NEVER_QUANTIZED))
