@@ -28,7 +28,9 @@ def test_every_quantization_that_is_declared_is_one_of_a_cell_and_names_roles_an
     for (name, holder), declared in formats().items():
         assert declared == find(name, *holder.rsplit("-", 1))
         assert set(declared.roles) <= set(ROLES)
-        assert all(size(part, sizes) > 0 for rule in (*declared.tensors, *declared.double) for part in rule.shape)
+        rules = [part for rule in (*declared.tensors, *declared.double) for part in rule.shape]
+        # SGLang keeps some tensors of nothing: those say so outright.
+        assert all(size(part, sizes) > 0 for part in rules if part != "0")
 
 
 @pytest.mark.parametrize(
