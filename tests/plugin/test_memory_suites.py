@@ -30,6 +30,23 @@ KEEPER = """
         with pathlib.Path({note!r}).open("a") as stream:
             stream.write(f"{{process.pid}}\\n")
 """
+HISTORY = """
+    from dataclasses import replace
+
+    from pytest_llminfer.engines.engine import Engine
+
+    memory, restart, held = Engine.memory, Engine.restart, [1 << 30]
+
+    def with_what_ran_before(engine, **options):
+        report = memory(engine, **options)
+        return replace(report, run_peak_bytes=report.run_peak_bytes + held[0])
+
+    def anew(engine):
+        held[0] = {after}
+        restart(engine)
+
+    Engine.memory, Engine.restart = with_what_ran_before, anew
+"""
 
 
 @pytest.fixture
@@ -67,6 +84,19 @@ def test_a_mebibyte_that_every_request_leaves_behind_is_found(run, suite) -> Non
     result = run("-k", "left_behind", "--engine-args", '{"fault": "leak", "fault_bytes": 1048576}')
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*memory in use grew by 9,437,184 bytes over 18 identical requests*"])
+
+
+def test_what_ran_before_is_no_peak_and_what_a_fresh_start_needs_is(pytester: pytest.Pytester, run, suite) -> None:
+    suite("memory_budget")
+    run("-k", "peak and run", "--update-baselines").assert_outcomes(skipped=1)
+    pytester.makeconftest(HISTORY.format(after=0))
+    result = run("-k", "peak and run")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["engine loads: 2"])
+    pytester.makeconftest(HISTORY.format(after=1 << 30))
+    result = run("-k", "peak and run")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*run peak on a fresh start is 1,07?,???,??? bytes above its budget*"])
 
 
 def test_a_layer_in_another_dtype_is_outside_the_gate_and_marked(run, suite) -> None:
