@@ -24,4 +24,4 @@ def test_nothing_is_left_after_three_starts_and_stops(engine: Engine, judge: Jud
     seconds = sum(engine.info.load_seconds.values())
     if seconds > MOST_SECONDS and not pytestconfig.stash[STASH].strict:
         pytest.skip(f"three loads of {seconds:.0f} s each: asked for by --llminfer-strict")
-    judge(check_idle(stops=stop_and_start(engine, rounds=LEAST_ROUNDS)))
+    judge(check_idle(stops=stop_and_start(engine, rounds=LEAST_ROUNDS), idle_bytes=engine.idle_bytes))

@@ -41,12 +41,14 @@ class Stop:
 def check_idle(*, stops: Sequence[Stop], idle_bytes: int | None = None) -> Verdict:
     """Whether nothing of the engine is left after each stop (METHODS 4.4).
 
-    idle_bytes: in use on the devices before the engine; the first stop's where nobody looked before. On a CPU the processes that
-    are left are all there is to see: the memory of one that ended is the kernel's again.
+    idle_bytes: in use on the devices before the engine's first start; the first stop's where nobody looked then. If more was in
+    use before than after the first stop, others were still there: that stop is the yardstick, and the outcome INCONCLUSIVE at
+    best. On a CPU the processes that are left are all there is to see: the memory of one that ended is the kernel's again.
     """
     lines = [] if stops else ["nothing was compared: the engine was not stopped"]
     readings = [stop.device_bytes for stop in stops if stop.device_bytes is not None]
-    idle = readings[0] if idle_bytes is None and readings else idle_bytes
+    freed = idle_bytes - readings[0] if idle_bytes is not None and readings else 0
+    idle = readings[0] if readings and (idle_bytes is None or freed > TOLERANCE_BYTES) else idle_bytes
     for number, stop in enumerate(stops, 1):
         if not stop.held_bytes:
             lines.append(f"stop {number}: nothing was measured before it, so nothing can be missing after it")
@@ -58,6 +60,9 @@ def check_idle(*, stops: Sequence[Stop], idle_bytes: int | None = None) -> Verdi
     outcome = Outcome.FAIL if lines else Outcome.PASS
     if not lines and len(stops) < LEAST_ROUNDS:
         outcome, lines = Outcome.INCONCLUSIVE, [f"{len(stops)} rounds are too few: a leak may need several to show"]
+    if freed > TOLERANCE_BYTES:
+        lines.append(f"the device was not idle before the engine: {freed:,} bytes more were in use than after its first stop")
+        outcome = Outcome.INCONCLUSIVE if outcome is Outcome.PASS else outcome
     left_bytes = sum(left.held_bytes for stop in stops for left in stop.left)
     return Verdict(
         outcome=outcome,

@@ -26,7 +26,7 @@ from pytest_llminfer.observations import (
 from pytest_llminfer.routes import Route, RouteComparisons
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence, Sized
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -106,10 +106,12 @@ class Engine:
             if share or number == 0
         ]
         answers = [reply[answer] for reply in at_once(actions)]
-        dealt = shares[: len(answers)]
-        for number, (share, given) in enumerate(zip(dealt, answers, strict=True)):
-            self._check_count(number, share, given)
-        return collect(dealt, answers)
+        return collect(shares[: len(answers)], answers, whose=str(self.spec))
+
+    @property
+    def idle_bytes(self) -> int | None:
+        """In use on the cell's GPUs by all processes when the cell was given them; None where nothing tells."""
+        return self._launch.lease.idle_bytes if self._launch.lease is not None else None
 
     @property
     def engine_args(self) -> Mapping[str, Any]:
@@ -165,12 +167,6 @@ class Engine:
         if prepared and isinstance(prepared[0], dict):
             return prepared if self.supports("generate:messages") else self.model.chat(prepared)
         return prepared
-
-    def _check_count(self, replica: int, asked: Sized, answers: Sized) -> None:
-        """An answer that is missing cannot be told from one that is in another's place: none of them is used."""
-        if len(asked) != len(answers):
-            whose = f" of replica {replica}" if len(self._replicas) > 1 else ""
-            raise EngineError(f"{self.spec}: asked {len(asked)} prompts, {len(answers)} answers{whose} came back")
 
     def _with_text(self, generation: Generation) -> Generation:
         if generation.text is not None or not self.model.has_tokenizer:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from pytest_llminfer.engines.idling import device_bytes
 from pytest_llminfer.errors import EngineStartError
 
 if TYPE_CHECKING:
@@ -131,7 +132,10 @@ class Pool:
 
 
 class Lease:
-    """Some GPUs of a pool, held from the first :meth:`ids` until :meth:`release`."""
+    """Some GPUs of a pool, held from the first :meth:`ids` until :meth:`release`.
+
+    idle_bytes: what was in use on them when they were first held, before any engine of this cell; None where nothing tells.
+    """
 
     def __init__(
         self,
@@ -142,6 +146,7 @@ class Lease:
         held: dict[str, IO[bytes]] | None = None,
     ) -> None:
         self._pool, self._count, self._progress, self._cell = pool, count, progress, cell or "another cell"
+        self.idle_bytes: int | None = None
         self._held: dict[str, IO[bytes]] = {}
         self._keep(held or {})
         self._released = False
@@ -159,6 +164,8 @@ class Lease:
     def _keep(self, taken: dict[str, IO[bytes]]) -> None:
         self._held = taken
         self._pool.held.update(dict.fromkeys(taken, self._cell))
+        if self.idle_bytes is None:
+            self.idle_bytes = device_bytes(gpu.uuid for gpu in self._pool.gpus if _id(gpu) in taken)
 
     def release(self) -> None:
         """Let others have them; who waits for them stops waiting."""

@@ -6,6 +6,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pytest_llminfer.errors import EngineError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -19,14 +21,19 @@ def deal(count: int, replicas: int) -> list[list[int]]:
     return [list(range(number, count, replicas)) for number in range(replicas)]
 
 
-def collect(shares: Sequence[Sequence[int]], answers: Sequence[Sequence[T]]) -> list[T]:
+def collect(shares: Sequence[Sequence[int]], answers: Sequence[Sequence[T]], *, whose: str) -> list[T]:
     """The answers in the order of the items that were dealt.
 
+    An answer that is missing cannot be told from one that is in another's place: none of them is used then.
+
     Raises:
-        ValueError: a replica gave more or fewer answers than it was dealt items.
+        EngineError: a replica of ``whose`` cell gave more or fewer answers than it was dealt items.
     """
     placed: dict[int, T] = {}
-    for share, given in zip(shares, answers, strict=True):
+    for number, (share, given) in enumerate(zip(shares, answers, strict=True)):
+        if len(share) != len(given):
+            replica = f" of replica {number}" if len(shares) > 1 else ""
+            raise EngineError(f"{whose}: asked {len(share)} prompts, {len(given)} answers{replica} came back")
         placed.update(zip(share, given, strict=True))
     return [placed[index] for index in range(len(placed))]
 

@@ -30,6 +30,17 @@ KEEPER = """
         with pathlib.Path({note!r}).open("a") as stream:
             stream.write(f"{{process.pid}}\\n")
 """
+DEVICE = """
+    from dataclasses import replace
+
+    from pytest_llminfer.engines import idling
+    from pytest_llminfer.engines.engine import Engine
+
+    ranks = Engine.ranks
+    Engine.ranks = lambda engine: tuple(replace(rank, device="GPU-a") for rank in ranks(engine))
+    Engine.idle_bytes = 1 << 30
+    idling.device_bytes = lambda ids: {after} << 30
+"""
 HISTORY = """
     from dataclasses import replace
 
@@ -126,3 +137,10 @@ def test_a_process_that_keeps_memory_after_the_stop_is_named(pytester: pytest.Py
             os.kill(int(pid), signal.SIGKILL)
     result.assert_outcomes(failed=1)
     result.stdout.re_match_lines([r".*stop 1: process \d+ \(.*bytearray.*\) lives on and holds 1[01]\d,\d{3},\d{3} bytes"])
+
+
+@pytest.mark.parametrize(("after", "outcome"), [(1, "passed"), (21, "failed")])
+def test_a_device_is_compared_with_what_it_was_before_the_engine(pytester: pytest.Pytester, run, suite, after, outcome) -> None:
+    suite("start_stop")
+    pytester.makeconftest(DEVICE.format(after=after))
+    run().assert_outcomes(**{outcome: 1})

@@ -46,6 +46,20 @@ def test_two_leases_never_share(pool) -> None:
     assert first.ids() == ("0", "1")
 
 
+def test_a_lease_knows_what_was_in_use_before_its_cell(pool, monkeypatch) -> None:
+    readings = iter([3, 5, 7])
+    monkeypatch.setattr(pool_module, "device_bytes", lambda ids: ((found := list(ids)) and (next(readings), found)) or None)
+    lease = pool.lease(2)
+    assert lease.idle_bytes is None
+    lease.ids()
+    assert lease.idle_bytes == (3, ["GPU-0", "GPU-1"])
+    lease.release()
+    lease.ids()
+    # What the cell itself left behind is no idle device.
+    assert lease.idle_bytes == (3, ["GPU-0", "GPU-1"])
+    assert pool.lease_now(1).idle_bytes == (5, ["GPU-2"])
+
+
 def test_replicas_that_ask_at_the_same_time_are_given_the_same(pool) -> None:
     lease = pool.lease(3)
     assert at_once([lease.ids] * 3) == [("0", "1", "2")] * 3

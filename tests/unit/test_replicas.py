@@ -22,12 +22,13 @@ def test_what_is_dealt_comes_back_in_order(count: int, replicas: int) -> None:
     shares = deal(count, replicas)
     assert len(shares) == replicas
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert collect(shares, [[f"answer {index}" for index in share] for share in shares]) == [f"answer {n}" for n in range(count)]
+    answers = [[f"answer {index}" for index in share] for share in shares]
+    assert collect(shares, answers, whose="vllm") == [f"answer {number}" for number in range(count)]
 
 
 def test_a_lost_answer_is_not_filled_up() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        collect([[0, 2], [1]], [["a"], ["b"]])
+    with pytest.raises(EngineError, match=r"^vllm-dp2: asked 2 prompts, 1 answers of replica 0 came back$"):
+        collect([[0, 2], [1]], [["a"], ["b"]], whose="vllm-dp2")
 
 
 def test_actions_run_at_the_same_time() -> None:
