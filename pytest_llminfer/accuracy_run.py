@@ -14,7 +14,7 @@ from pytest_llminfer.checks.answers import check_format, check_length, check_tru
 from pytest_llminfer.checks.comparable import check_questions, check_transport
 from pytest_llminfer.checks.nights import check_nights
 from pytest_llminfer.checks.sampler import check_sampler
-from pytest_llminfer.checks.sequential_accuracy import AccuracyTest, plan_margin
+from pytest_llminfer.checks.sequential_accuracy import MARGIN, AccuracyTest, plan_margin
 from pytest_llminfer.errors import TransportError
 from pytest_llminfer.evidence import EVIDENCE
 from pytest_llminfer.verdict import Outcome, Verdict
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FAMILY = "gsm8k"
-MARGIN = 0.02
 MARGIN_OF_FOUR_BITS = 0.04
 FOUR_BITS = ("awq", "fp4", "gptq", "nf4", "q4_0", "q4_k_m", "q4_k_s", "w4a16")
 """Formats of about four bits a weight; the others keep eight or more."""
@@ -128,9 +127,12 @@ class AccuracyRun:
     @property
     def verdict(self) -> Verdict:
         """On accuracy; the evidence is noted for the session's correction over cells, and for the ledger."""
+        self._note()
+        return self._judged[1]
+
+    def _note(self) -> None:
         test, verdict, _ = self._judged
         self._item.user_properties.append((EVIDENCE, json.dumps(self._evidence(test, verdict))))
-        return verdict
 
     def objections(self) -> list[Verdict]:
         """What speaks against comparing accuracy at all: verdicts that are no PASS."""
@@ -147,7 +149,9 @@ class AccuracyRun:
         return (check_sampler(answers=answers, dtype=self._engine.info.dtype),) if watched else ()
 
     def over_nights(self) -> Verdict:
-        """What all nights in the ledger and this one show together."""
+        """What all nights in the ledger and this one show together; with ``--nights`` this one is added to it."""
+        if self._settings.nights:
+            self._note()
         path = self._baseline.ledger_path
         nights = [night.outcomes for night in ledger.read(path, entry=self._entry, record=self._fingerprint)]
         return check_nights(recorded=self.recorded, nights=[*nights, self._outcomes()])
@@ -155,7 +159,8 @@ class AccuracyRun:
     def _record(self, previous: Mapping[str, Any] | None) -> dict[str, Any]:
         record = self._answered(partial(self._questions.record, self._engine, previous), self._questions.count(self._engine))
         for verdict in self._sampler(self._questions.asking(self._engine).some().answers):
-            self._judge(verdict)
+            if verdict.outcome is not Outcome.PASS:
+                self._judge(verdict)
         plan_margin(unpack(record, self._questions.ids(self._engine, record["questions"])), self.margin)
         return record
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CELLS = pytest.StashKey["tuple[EngineSpec, ...]"]()
 FIXTURE = "engine_spec"
+DIVERGENCE = "divergence"
 DERIVED = ("parallel", "over_http")
 """What ``llminfer_only`` may ask of a cell beside its fields."""
 
@@ -112,6 +113,14 @@ def cell_of(item: pytest.Item) -> EngineSpec | None:
 
 
 def group_by_cell(items: list[pytest.Item], cells: tuple[EngineSpec, ...]) -> None:
-    """One stable sort, tests without an engine first: pytest groups session parameters by index, not value, up to 9.1.1."""
+    """One stable sort, tests without an engine first: pytest groups session parameters by index, not value, up to 9.1.1.
+
+    Within a cell divergence comes first: it costs seconds, and says what accuracy would take minutes to show.
+    """
     order = {cell: position for position, cell in enumerate(cells)}
-    items.sort(key=lambda item: order.get(cell_of(item), -1))  # type: ignore[arg-type]
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        cell = cell_of(item)
+        return (order[cell], DIVERGENCE not in getattr(item, "fixturenames", ())) if cell in order else (-1, False)
+
+    items.sort(key=place)

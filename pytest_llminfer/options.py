@@ -79,7 +79,7 @@ OTHER = (
         "--gsm8k-questions",
         "llminfer_gsm8k_questions",
         "",
-        "how many questions are asked, or 'all'; 300 on a CPU and all on a GPU unless given",
+        "how many questions are asked, or 'all'; unless given all on a GPU, 300 on a CPU and of a server that runs elsewhere",
         "N",
     ),
     _Option(

@@ -62,9 +62,12 @@ class SessionReport:
             if name == SIDE_FILE:
                 self._side_files.take(json.loads(str(value)))
             if name in takers and report.when != "teardown":
-                takers[name].append(json.loads(str(value)))
+                note = json.loads(str(value))
+                # Several tests of a cell may stand on the same evidence: it counts once.
+                if name != evidence.EVIDENCE or note not in self._evidence:
+                    takers[name].append(note)
                 if name == RECORD:
-                    self._write(takers[name][-1])
+                    self._write(note)
 
     def _write(self, note: dict[str, Any]) -> None:
         """Write what was recorded at once: a session that is killed later loses nothing."""

@@ -26,6 +26,8 @@ _SEEN = (
 )
 _READ: dict[str, bool | None] = {RIGHT: True, WRONG: False, NOT_ASKED: None}
 
+_ALONE = "one night does not prove a drop in accuracy"
+
 
 def check_nights(*, recorded: Recorded, nights: Sequence[str], alpha: float = ALPHA) -> Verdict:
     """Whether the nights so far prove a drop against the recorded runs: FAIL with a false alarm in at most ``alpha`` of ledgers.
@@ -58,7 +60,7 @@ def check_nights(*, recorded: Recorded, nights: Sequence[str], alpha: float = AL
     now = right / asked if asked else math.nan
     return Verdict(
         outcome=Outcome.FAIL if proven else Outcome.PASS,
-        claim=f"{found.nights} nights together do not prove a drop in accuracy",
+        claim=f"{found.nights} nights together do not prove a drop in accuracy" if found.nights > 1 else _ALONE,
         key=f"{100 * now:.1f} % in {found.nights} night{'s' * (found.nights != 1)}",
         measurements=(
             Measurement("nights", found.nights, "", None, f"judged at {', '.join(map(str, found.judged_at))}"),
