@@ -45,8 +45,6 @@ def round_trip(model: Any, values: np.ndarray, *, double_quantized: bool | None 
 
 def codebook(model: Any) -> dict[str, Any]:
     """The 16 values that the model's 4-bit codes stand for, float32, and how often each is used over all its linears."""
-    from bitsandbytes import functional
-
     counts = torch.zeros(16, dtype=torch.int64)
     code = None
     for layer in _quantized(model):
@@ -58,8 +56,7 @@ def codebook(model: Any) -> dict[str, Any]:
         counts += torch.bincount(torch.cat([packed >> 4, packed & 15]).to(torch.int64), minlength=16)
     if code is None:
         raise UnsupportedError("no linear of this model is quantized")
-    named = functional.get_4bit_type(_first_quantized(model).weight.quant_state.quant_type, device="cpu")
-    return {"code": code.numpy(), "library_code": named.numpy(), "counts": counts.numpy()}
+    return {"code": code.numpy(), "counts": counts.numpy()}
 
 
 def against_checkpoint(model: Any, path: str) -> list[dict[str, Any]]:
@@ -68,11 +65,8 @@ def against_checkpoint(model: Any, path: str) -> list[dict[str, Any]]:
     Linears that are not quantized are among them: those have lost nothing.
     """
     found = []
-    output = model.get_output_embeddings()
     with torch.inference_mode():
-        for name, layer in model.named_modules():
-            if layer is output or not (isinstance(layer, torch.nn.Linear) or type(layer).__name__ == "Conv1D"):
-                continue
+        for name, layer in _linears(model):
             original = _stored(path, f"{name}.weight").to(layer.weight.device).float()
             read = _multiplied_by(layer)
             if read.shape != original.shape:  # GPT-2 stores (in, out)
@@ -84,12 +78,14 @@ def against_checkpoint(model: Any, path: str) -> list[dict[str, Any]]:
 def weights(model: Any) -> list[dict[str, Any]]:
     """Mean, standard deviation, excess kurtosis and a histogram of the weights of every linear that holds floating-point numbers.
 
+    Of the decoder: embeddings and the output matrix, which no format here quantizes, are not among them.
+
     histogram: counts in 16 bins over four standard deviations on either side of the mean.
     """
     found = []
-    for name, layer in model.model.layers.named_modules() if hasattr(model, "model") else model.named_modules():
-        weight = getattr(layer, "weight", None)
-        if weight is None or weight.dim() != 2 or not weight.is_floating_point():  # noqa: PLR2004 - a matrix
+    for name, layer in _linears(model):
+        weight = layer.weight
+        if not weight.is_floating_point():
             continue
         numbers = weight.detach().double().flatten()
         mean, spread = numbers.mean(), numbers.std(correction=0)
@@ -120,6 +116,14 @@ def _quantized(model: Any) -> Iterator[Any]:
 
 def _is_quantized(layer: Any) -> bool:
     return type(layer).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
+def _linears(model: Any) -> Iterator[tuple[str, Any]]:
+    """Name and module of every linear but the output matrix; GPT-2's are of a class of their own."""
+    output = model.get_output_embeddings()
+    for name, layer in model.named_modules():
+        if layer is not output and (isinstance(layer, torch.nn.Linear) or type(layer).__name__ == "Conv1D"):
+            yield name, layer
 
 
 def _first_quantized(model: Any) -> Any:
