@@ -18,6 +18,7 @@ from typing import Any
 
 from pytest_llminfer.checks.kv_diagnosis import Kind
 from pytest_llminfer.checks.kv_equivalence import LIMIT
+from pytest_llminfer.checks.kv_stored import OF_DEEPER
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.equivalence import FAMILIES, STRUCTURES, KVEquivalence, Structure
 from pytest_llminfer.errors import UnsupportedError
@@ -154,7 +155,7 @@ def clean(engine: Engine, count: int) -> list[str]:
     """``count`` drawn configurations, one drawn way of each of two families; what failed."""
     rng = random.Random(20261123)  # noqa: S311 - no secret
     wrong: list[str] = []
-    ways, largest, error = 0, 0.0, 0.0
+    ways, largest, error, deeper = 0, 0.0, 0.0, 0.0
     for number in range(count):
         config = drawn_configuration(rng)
         model = Structure(engine, f"drawn {number}", config, seed=number)
@@ -167,11 +168,14 @@ def clean(engine: Engine, count: int) -> list[str]:
             ways += 1
             largest = max([largest, *(float(m.value) for m in verdicts[0].measurements if m.name.startswith("largest mean KL"))])
             error = max([error, *(float(m.value) for m in verdicts[0].measurements if m.unit == LIMIT)])
+            deeper = max([deeper, *(float(m.value) for m in verdicts[0].measurements if m.unit == OF_DEEPER)])
             wrong += [f"clean, {config}, {family}: {verdict}" for verdict in verdicts if verdict.outcome is not Outcome.PASS]
     print(
         f"\n{count} drawn configurations, {ways} ways: {len(wrong)} false alarms; largest mean KL of a sequence {largest:.2g} nats,"
     )
-    print(f"largest error of a key or value {error:.2g} of its limit")
+    print(
+        f"largest error of a key or value {error:.2g} of its limit; of a quantized one in a deeper layer {deeper:.2g} {OF_DEEPER}"
+    )
     return wrong
 
 

@@ -25,6 +25,10 @@ _IN_ANOTHER_PLACE = (Kind.HEADS, Kind.BLOCK, Kind.SLOT)
 """What can be told of a cache that is off by more than rounding: whose keys or values it has instead."""
 LOW, HIGH = 0.5, 1.5
 """Of theory (METHODS 3.3)."""
+DEEPER = 4.0
+"""Of theory times sqrt(layer + 1): what the layers before lost adds to a layer's own error. Twice the largest of drawn
+configurations without a fault (``tools/kv_fault_table.py --clean``)."""
+OF_DEEPER = "of theory x sqrt(layer + 1)"
 E4M3_ERROR, E4M3_LARGEST = 0.0245, 448.0
 """Root mean square of what rounding to three bits leaves, over that of numbers whose logarithms are spread evenly."""
 SCALE_TOLERANCE = 0.01
@@ -37,8 +41,8 @@ def check_quantized_cache(*, compared: Sequence[Compared], sizes: CacheSizes, cl
     """Whether a quantized cache errs as its format does: between 0.5 and 1.5 times theory, in keys and in values.
 
     Less means that it was not quantized. Judged in layer 0 over the tokens that are packed; theory is of normal numbers:
-    ``format_error``. A scale of a whole tensor must be that of its largest value. The first pass, which sees what it computed
-    itself, must be exact.
+    ``format_error``. Deeper layers, which see what those before them lost, have an upper limit alone: ``DEEPER``. The scale of a
+    whole tensor must be that of its largest value. The first pass, which sees what it computed itself, must be exact.
     """
     lines: list[str] = []
     kinds: list[Kind] = []
@@ -65,6 +69,10 @@ def check_quantized_cache(*, compared: Sequence[Compared], sizes: CacheSizes, cl
                     lines.append(f"{entry}: {told}")
             if one.kl[:first].max() > KL_LIMIT:
                 lines.append(f"{entry}: the first pass differs by {one.kl[:first].max():.2g} nats, and sees no quantized tokens")
+    deeper, found = _deeper(compared, sizes)
+    if not lines:
+        # What is wrong with a scale or in the first layer shows in all that follow.
+        kinds, lines = [kind for kind, _ in found], [line for _, line in found]
     if not ratios:
         lines.insert(0, "nothing was compared")
     return Verdict(
@@ -76,8 +84,10 @@ def check_quantized_cache(*, compared: Sequence[Compared], sizes: CacheSizes, cl
         measurements=(
             Measurement("smallest error", min(ratios, default=0.0), "of theory", len(ratios)),
             Measurement("largest error", max(ratios, default=0.0), "of theory", len(ratios)),
+            Measurement("largest error of a deeper layer", max(deeper, default=0.0), OF_DEEPER, len(deeper)),
         ),
-        threshold=f"{LOW} to {HIGH} of the format's error; a scale of a whole tensor within 1 % of its largest value's",
+        threshold=f"{LOW} to {HIGH} of the format's error, in layer l > 0 at most {DEEPER:g} x sqrt(l + 1) of it; a scale of a "
+        "whole tensor within 1 % of its largest value's",
         threshold_source="METHODS 3.3",
         smallest_detectable="half as much error, or one and a half times: a bit more or less doubles or halves it",
         advice=ADVICE[kinds[0]]
@@ -85,6 +95,30 @@ def check_quantized_cache(*, compared: Sequence[Compared], sizes: CacheSizes, cl
         else "too small: look at whether the cache is quantized at all; too large: at scales and group size",
         details=first_offenders(lines),
     )
+
+
+def _deeper(compared: Sequence[Compared], sizes: CacheSizes) -> tuple[list[float], list[tuple[Kind, str]]]:
+    """The errors of layers after the first, of theory times sqrt(layer + 1), and what exceeds ``DEEPER``."""
+    ratios, found = [], []
+    for entry in compared:
+        cache = entry.found.cache
+        if cache is None:
+            continue
+        for number, one in enumerate(entry.found.sequences):
+            packed = max(one.kl.size - (max(cache.residual) if cache.residual else 0), 0)
+            for name, errors in (("keys", one.key_error), ("values", one.value_error)) if packed else ():
+                for layer in range(1, len(errors)):
+                    lost = float(np.sqrt(np.nanmean(errors[layer][:, :packed] ** 2)))
+                    explained = format_error(cache.dtypes[layer], sizes) * math.sqrt(layer + 1)
+                    ratios.append(lost / explained)
+                    if ratios[-1] > DEEPER:
+                        misplaced = _misplaced(one, number, entry, DEEPER * explained)
+                        told = (
+                            f"layer {layer}, {name} of {cache.dtypes[layer]} err by {lost:.3g}, at most {DEEPER * explained:.3g} is"
+                        )
+                        why = f"what it and the layers before it lose: {misplaced or 'something else is wrong'}"
+                        found.append((misplaced.kind if misplaced else Kind.ATTENTION, f"{entry}, {told} {why}"))
+    return ratios, found
 
 
 def format_error(dtype: str, sizes: CacheSizes) -> float:

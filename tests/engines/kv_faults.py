@@ -96,6 +96,15 @@ def swapped_heads(model, layer: int = 0) -> None:
     on_update(change)
 
 
+def exchanged(model, layer: int = 1) -> None:
+    """In passes that go on from something, ``layer`` stores keys as values and values as keys."""
+
+    def change(at, number, keys, values, update):
+        return update(values, keys) if number == layer else update(keys, values)
+
+    on_update(change)
+
+
 def unscaled_fp8(model) -> None:
     """The scales of an fp8 cache are 1.0; every other cache stores what comes after its first pass in e4m3 with a scale of 1.0.
 

@@ -64,6 +64,14 @@ def test_a_block_of_the_first_layer_shows_in_its_own_dtype(equivalence, found, f
     assert "tokens 16 to 31 hold keys and values of tokens 0 to 15" in found[0].details[0]
 
 
+@pytest.mark.parametrize("family", ["decode", "fp8", "quantized"])
+def test_a_fault_of_a_deeper_layer_shows_in_a_quantized_cache_too(equivalence, faulty, family):
+    assert kinds(equivalence.examine(family, "own", examples=2, shortened=False)) == []
+    faulty("exchanged")
+    told = kinds(equivalence.examine(family, "own", examples=2, shortened=False))
+    assert set(told) == {Kind.ATTENTION}
+
+
 def test_a_window_that_is_too_long_reaches_too_far(equivalence, found, faulty):
     equivalence.window(SLIDING)
     assert kinds(found) == []

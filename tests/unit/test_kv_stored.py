@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,17 @@ def test_a_quantized_cache_with_swapped_heads_is_not_taken_for_its_scales():
     entry = bug.compared(DECODE, quantized("int4", 1)[1].found.cache)
     found = check_quantized_cache(compared=[entry], sizes=FULL, claim="c")
     assert found.key == Kind.HEADS
+
+
+@pytest.mark.parametrize(("times", "outcome"), [(3.9, Outcome.PASS), (4.1, Outcome.FAIL)])
+def test_a_deeper_layer_may_lose_what_those_before_it_lost_and_no_more(times, outcome):
+    bug, entry = quantized("int4", 1)
+    bug.values[2] = times * math.sqrt(3) * format_error("int4", FULL)
+    found = check_quantized_cache(compared=[bug.compared(DECODE, entry.found.cache)], sizes=FULL, claim="c")
+    assert found.outcome is outcome
+    if outcome is Outcome.FAIL:
+        assert found.key == Kind.ATTENTION
+        assert "layer 2, values of int4 err by" in found.details[0]
 
 
 def test_the_pass_that_sees_no_quantized_tokens_must_be_exact():
