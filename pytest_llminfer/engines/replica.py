@@ -76,8 +76,9 @@ class Launch:
     def start_worker(self) -> tuple[WorkerProcess, dict[str, Any]]:
         """A fresh worker, and what it is to be told."""
         interpreter, environment = self.environment()
+        settings = self.settings()
         folder = local.scratch()
-        process = local.start(interpreter, self.settings(), self.log, folder)
+        process = local.start(interpreter, settings, self.log, folder)
         return WorkerProcess(process, self.log, folder), self.params(environment)
 
     def start_ahead(self) -> WorkerProcess:

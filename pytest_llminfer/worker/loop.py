@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pytest_llminfer.errors import EngineStartError, LlminferError, kind_of
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends import BACKENDS, SERVED
-from pytest_llminfer.worker.protocol import read_message, write_message
+from pytest_llminfer.worker.protocol import SCRATCH, read_message, write_message
 
 if TYPE_CHECKING:
     from pytest_llminfer.worker.backends.base import Backend
@@ -47,11 +48,13 @@ def _claim_pipes() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _receive(requests: IO[bytes], inbox: queue.Queue[dict[str, Any]]) -> None:
-    """Pass requests on; when the pipe ends, the pytest process is gone, and this group of processes goes too."""
+    """Pass requests on; when the pipe ends, the pytest process is gone, and this group of processes goes too, with its files."""
     try:
         while (message := read_message(requests)) is not None:
             inbox.put(message)
     finally:
+        if folder := os.environ.get(SCRATCH):
+            shutil.rmtree(folder, ignore_errors=True)
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

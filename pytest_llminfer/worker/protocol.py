@@ -13,6 +13,8 @@ import sys
 from typing import IO, Any
 
 MAGIC = b"LLM1"
+SCRATCH = "LLMINFER_SCRATCH"
+"""The variable that names the folder of a worker's temporary files: whoever of the two ends last takes it away."""
 _LENGTH = struct.Struct("<I")
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 

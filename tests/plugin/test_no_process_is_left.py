@@ -79,6 +79,8 @@ def test_a_signal_to_pytest_ends_the_worker_and_its_children(pytester: pytest.Py
         assert process.poll() is None
         left = workers_of(process.pid)
         assert len(left) == 1
+        folder = Path(left[0].environ()["TMPDIR"])
+        assert folder.is_dir()
         if body != "while loading":
             child = psutil.Process(int((pytester.path / "pid").read_text()))
             assert child.ppid() == left[0].pid
@@ -86,6 +88,7 @@ def test_a_signal_to_pytest_ends_the_worker_and_its_children(pytester: pytest.Py
         process.send_signal(how)
         process.wait(timeout=20)
         assert wait_until(lambda: all(map(gone, left)))
+        assert not folder.exists()
     finally:
         process.kill()
         process.wait()

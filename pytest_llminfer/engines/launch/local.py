@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llminfer.errors import EngineStartError
 from pytest_llminfer.hardware import usable_cores
+from pytest_llminfer.worker.protocol import SCRATCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +48,7 @@ def start(environment: str, variables: Mapping[str, str], log: Path, folder: Pat
     settings = {**inherited, "OMP_NUM_THREADS": default_threads(), "PYTHONUNBUFFERED": "1", **variables}
     if folder:
         settings.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}")
-        settings["TMPDIR"] = str(folder)
+        settings["TMPDIR"] = settings[SCRATCH] = str(folder)
     with log.open("ab") as stream:
         try:
             return subprocess.Popen(  # noqa: S603 - the interpreter is the one that the user names
