@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Judge, phase: str) -> None:
     """Fixed prompt and output lengths; each session that records is kept, so that the baseline knows its own noise.
 
-    A suspicious speed, or one during which the device's own rate moved, is measured again on four fresh starts, and those are
-    judged. A session is not recorded while that rate moves: INVALID.
+    A speed during which the device's own rate moved is measured again; one that stays so, or is suspicious, on four fresh starts,
+    and those are judged. A session is not recorded while that rate moves: INVALID.
     """
     speed = throughput(WORKLOADS[phase])
 

@@ -105,7 +105,8 @@ class _Questions:
             "worker": type(self._worker).__name__,
             "model_runner": type(self._worker.model_runner).__name__,
             "model_class": type(self._model).__name__,
-            "threads": torch.get_num_threads(),
+            # Beside a GPU they are the host's, which is no setting of the engine.
+            **({"threads": torch.get_num_threads()} if self._device.type == "cpu" else {}),
         }
 
     def _compile_seconds(self) -> float:
