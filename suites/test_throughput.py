@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Judge, phase: str) -> None:
     """Fixed prompt and output lengths; each session that records is kept, so that the baseline knows its own noise.
 
-    A speed during which the device's own rate moved is measured again; one that stays so, or is suspicious, on four fresh starts,
-    and those are judged. A session is not recorded while that rate moves: INVALID.
+    A speed during which the device's own rate moved, or was below all that is recorded, is measured again; one that stays so, or is
+    suspicious, on four fresh starts, and those are judged. A session is not recorded while that rate moves: INVALID.
     """
     speed = throughput(WORKLOADS[phase])
 
     def observed(previous: Mapping[str, Any] | None) -> dict[str, Any]:
-        if not speed.is_steady:
-            judge(_verdict(speed, ()))
-        return speed.record(previous)
+        steady = throughput.fair(speed)
+        if not steady.is_fair():
+            judge(_verdict(steady, ()))
+        return steady.record(previous)
 
     expected = baseline.expected(
         f"throughput_{phase}",
@@ -43,7 +44,8 @@ def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Ju
         per_spread=True,
     )
     recorded = sessions(expected)
-    if not speed.is_steady or speed.is_suspicious(recorded):
+    speed = throughput.fair(speed, recorded)
+    if not speed.is_fair(recorded) or speed.is_suspicious(recorded):
         speed = throughput.confirm(speed.workload)
     judge(_verdict(speed, recorded))
 

@@ -186,7 +186,7 @@ PHASES: dict[str, list[list[Session]]] = {
             session
             for name in ("speed", "speed-again")
             for engine in ("vllm", "sglang", "transformers")
-            for session in _lane(engine, "0", (name, "reference", ("throughput",), ""))
+            for session in _lane(engine, "0", (name, "reference", ("throughput",), ""), shared=False)
         ]
     ],
 }

@@ -64,7 +64,7 @@ def drift(*, before: Calibration, after: Calibration, yardstick: Yardstick) -> f
     return abs(math.expm1(math.log(getattr(after, yardstick) / getattr(before, yardstick))))
 
 
-def _shortfall(session: Session, sessions: Sequence[Session], yardstick: Yardstick) -> float:
+def shortfall(session: Session, sessions: Sequence[Session], yardstick: Yardstick) -> float:
     """How far the device's own rate lies below the slowest recorded one, as a share; 0 where it does not."""
     slowest = min((getattr(entry.calibration, yardstick) for entry in sessions), default=0.0)
     return max(0.0, 1 - getattr(session.calibration, yardstick) / slowest) if slowest else 0.0
@@ -109,7 +109,7 @@ def check_throughput(
     session = summarise_session(rounds=rounds, before=before, after=after)
     moved = drift(before=before, after=after, yardstick=yardstick)
     relative = _relative(session, sessions, yardstick) if sessions else None
-    slower = _shortfall(session, sessions, yardstick)
+    slower = shortfall(session, sessions, yardstick)
     if moved > drift_bound:
         outcome, advice = Outcome.INVALID, "free the device of other work, let it cool, and measure again"
         reason = f"the device's own rate moved by {moved:.1%} during the measurement ({yardstick}, at most {drift_bound:.0%})"

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 _NUMBERS = tuple("?bBhHiIlLqQfd")
 """What ctypes calls its numbers; a pointer has another letter, or a type of its own."""
-_LIMITS = ("n_ctx", "n_ctx_seq", "n_batch", "n_ubatch", "n_seq_max", "n_threads", "n_threads_batch")
+_LIMITS = ("n_ctx", "n_ctx_seq", "n_batch", "n_ubatch", "n_seq_max")
+_OF_THE_HOST = ("n_threads", "n_threads_batch")
+"""Told by the cores at hand, and so no settings of the engine: what speed is recorded under has them."""
 
 
 def report(library: Any, llama: Any, resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,8 +22,9 @@ def report(library: Any, llama: Any, resolved: Mapping[str, Any]) -> dict[str, A
     context = llama._ctx.ctx  # noqa: SLF001 - there is no public way to a context of Llama
     limits = {name: int(getattr(library, f"llama_{name}")(context)) for name in _LIMITS if hasattr(library, f"llama_{name}")}
     parameters = inspect.signature(type(llama).__init__).parameters
+    given = {name: value for name, value in _plain(llama.context_params).items() if name not in _OF_THE_HOST}
     return {
-        "resolved": {"context": {**_plain(llama.context_params), **limits}, "model": _plain(llama.model_params), **resolved},
+        "resolved": {"context": {**given, **limits}, "model": _plain(llama.model_params), **resolved},
         "defaults": {
             "context": _plain(library.llama_context_default_params()),
             "model": _plain(library.llama_model_default_params()),

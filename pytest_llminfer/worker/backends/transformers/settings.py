@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
-
 from pytest_llminfer.worker.backends.packages import versions
 
 
@@ -24,8 +22,6 @@ def report(model: Any, model_defaults: dict[str, Any], **resolved: Any) -> dict[
             "tie_word_embeddings": bool(getattr(config, "tie_word_embeddings", False)),
             "device_map": _plain(getattr(model, "hf_device_map", {"": str(model.device)})),
             "quantization_config": _plain(getattr(quantization, "to_dict", lambda: quantization)()),
-            # Beside a GPU they are the host's, which is no setting of the engine.
-            **({"threads": torch.get_num_threads()} if model.device.type == "cpu" else {}),
             **resolved,
         },
         "defaults": model_defaults,

@@ -105,8 +105,6 @@ class _Questions:
             "worker": type(self._worker).__name__,
             "model_runner": type(self._worker.model_runner).__name__,
             "model_class": type(self._model).__name__,
-            # Beside a GPU they are the host's, which is no setting of the engine.
-            **({"threads": torch.get_num_threads()} if self._device.type == "cpu" else {}),
         }
 
     def _compile_seconds(self) -> float:
