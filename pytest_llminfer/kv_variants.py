@@ -32,20 +32,31 @@ LONG_TOKENS, LONG_PROMPTS, LONG_ANSWER = 16_384, 8, 48
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the greedy prompts ask of a pool. longest: tokens of a prompt with its answer. block: tokens of one."""
+    """What the greedy prompts ask of a pool. prompt, answer: tokens of the longest. cell_block: tokens of a block in the cell."""
 
-    longest: int
-    block: int
+    prompt: int
+    answer: int
+    cell_block: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a prompt with its answer."""
+        return self.prompt + self.answer
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block of a tiny pool. vLLM's on a processor hold 128, and with them most answers need no further one."""
+        return min(self.cell_block, 32)
 
     @property
     def tiny_tokens(self) -> int:
-        """Room for the longest request twice and a little: more prompts fit in than can be finished."""
+        """Room for two prompts, and not for both of their answers: whenever requests wait, one of two loses its cache."""
         return self.tiny_blocks * self.block
 
     @property
     def tiny_blocks(self) -> int:
         """The same in whole blocks."""
-        return math.ceil(2.2 * self.longest / self.block)
+        return max(math.ceil(self.longest / self.block), 2 * math.ceil(self.prompt / self.block))
 
 
 Arguments = Mapping[str, Any] | Callable[[Sizes], Mapping[str, Any]]
@@ -183,7 +194,7 @@ class KVVariants:
         return self._references[name]
 
     def _sizes(self) -> Sizes:
-        return Sizes(max(map(len, self._greedy.prompts)) + MAX_TOKENS + 2, self._block)
+        return Sizes(max(map(len, self._greedy.prompts)), MAX_TOKENS + 2, self._block)
 
     def _holds_long(self) -> bool:
         engine = self._engine

@@ -102,7 +102,8 @@ class Launcher:
         ahead.start(self._config, self._launches(after, model, {}, {}, name="ahead"), lease)
 
     def _count(self, engine: Engine, info: EngineInfo) -> None:
-        self._config.stash[LOADS].append({"cell": str(engine.spec), "phases": dict(info.load_seconds)})
+        afresh = engine.loads > engine.spec.workers
+        self._config.stash[LOADS].append({"cell": str(engine.spec), "phases": dict(info.load_seconds), "afresh": afresh})
 
     def _refuse_fallback(self, engine: Engine) -> None:
         """An engine that fell back to the processor is the classic broken upgrade: a build without CUDA, a driver too old."""

@@ -166,7 +166,8 @@ class SessionReport:
             yield f"engine loads: {len(self._loads)}"
             for load in self._loads:
                 phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in load["phases"].items())
-                yield f"    {names[load['cell']]}: {sum(load['phases'].values()):.1f} s ({phases})"
+                afresh = ", started afresh" * load["afresh"]
+                yield f"    {names[load['cell']]}{afresh}: {sum(load['phases'].values()):.1f} s ({phases})"
 
 
 def header(config: pytest.Config) -> str:

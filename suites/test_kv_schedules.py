@@ -44,6 +44,7 @@ VARIANTS = (
         "tiny-pool",
         {
             "vllm": lambda sizes: {
+                "block_size": sizes.block,
                 "num_gpu_blocks_override": sizes.tiny_blocks + 1,
                 "max_model_len": sizes.longest,
                 "disable_log_stats": False,

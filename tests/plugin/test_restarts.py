@@ -30,4 +30,6 @@ def test_preparations_are_repeated_and_loads_counted(pytester: pytest.Pytester, 
     )
     result = run("--import-mode=prepend")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["engine loads: 3"])
+    result.stdout.fnmatch_lines(
+        ["engine loads: 3", "    simulated: *", "    simulated, started afresh: *", "    simulated, started afresh: *"]
+    )

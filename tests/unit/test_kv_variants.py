@@ -8,7 +8,7 @@ import pytest
 from pytest_llminfer.errors import EngineError, UnsupportedError
 from pytest_llminfer.greedy import Greedy
 from pytest_llminfer.kv_schedules import TEXTS, open_texts, prefix_prompts
-from pytest_llminfer.kv_variants import LONG_TOKENS, WIDE_PROMPTS, KVVariants, Variant, long_prompts
+from pytest_llminfer.kv_variants import LONG_TOKENS, WIDE_PROMPTS, KVVariants, Sizes, Variant, long_prompts
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations import CacheCounters, EngineInfo, Generation, KVPool
 from pytest_llminfer.spec import EngineSpec
@@ -98,9 +98,15 @@ def test_on_a_gpu_the_cell_makes_room_and_comes_back() -> None:
 def test_a_tiny_pool_is_made_from_the_prompts_at_hand() -> None:
     log = []
     variants(log).ask(Variant("tiny", {"vllm": lambda sizes: {"blocks": sizes.tiny_blocks, "tokens": sizes.tiny_tokens}}))
-    longest = max(map(len, MODEL.prompts(8))) + 48 + 2
-    blocks = -(-22 * longest // 160)
+    prompt = max(map(len, MODEL.prompts(8)))
+    blocks = 2 * -(-prompt // 16)
+    assert blocks * 16 < 2 * (prompt + 48)  # no room for two answers
     assert f"'blocks': {blocks}, 'tokens': {blocks * 16}" in log[0]
+
+
+@pytest.mark.parametrize(("block", "blocks"), [(1, 164), (16, 12), (128, 6)])
+def test_two_prompts_fit_into_a_tiny_pool_and_not_their_answers(block, blocks) -> None:
+    assert Sizes(82, 50, block).tiny_blocks == blocks
 
 
 @pytest.mark.parametrize(
