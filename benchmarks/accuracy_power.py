@@ -9,7 +9,7 @@ shipped ones: the Wang-Tsiatis boundary for PASS where K = 1, and the normal sta
 where K = 4, whose looks after few questions are less cautious than 1 - Phi(z_k) says. Table 3: the same with the shipped rules
 (Pocock for PASS, the exact p for FAIL), of which the questions asked without a drop at K = 4 are held to METHODS, and all to
 ``power_of_shipped.json``, what an earlier run came to, so that a change of the rules shows (``--pin`` writes it anew). Table 4:
-90 nights against one record, by the plain product of nightly e-values and by the pooled e-value of ``stats/evalues.py``.
+90 past runs against one record, by the plain product of nightly e-values and by the pooled e-value of ``stats/evalues.py``.
 
 METHODS' figures are simulated too, and those of K runs by few draws: it prints power at K = 1 twice (26/80/98, 15/57/90, 9.5/38/74;
 26/80/99, 14/56/90, 10/39/75), 0.76 points apart by root mean square where rounding makes 0.41. The rest is the noise of 3,600
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from power_in_methods import Cell, at_the_end, with_looks
-from simulated_nights import FALSE_ALARMS, PIECES, drifts
+from simulated_past_runs import FALSE_ALARMS, PIECES, drifts
 from simulated_questions import N, Questions
 
 from pytest_llminfer.families.accuracy.check import AccuracyTest
@@ -195,7 +195,7 @@ def main(arguments: Any) -> int:
                 if number == 3 and arguments.pin:  # noqa: PLR2004 - that of the shipped rules
                     pin(found)
             else:
-                print("\nTable 4: 90 nights against one record, d=3, alpha .01")
+                print("\nTable 4: 90 past runs against one record, d=3, alpha .01")
                 off = drifts(pool, max(PIECES, arguments.runs // 5))
             wrong += off
     print(f"\n{wrong} numbers out of bounds; {time.perf_counter() - started:.0f} s")

@@ -6,7 +6,7 @@ and number of threads. lm-eval runs in an environment of its own (``lm_eval_envi
 
 First, untimed, for each form of prompt: the token ids that reach both models must be the same ids, every answer of lm-eval must be
 graded by our rules as lm-eval graded it, and the scores of both sides are shown; else the benchmark ends. Then, in pairs whose
-order alternates: the wall time of two commands from start to end, ``pytest suites/test_gsm8k.py`` with a stored baseline, which
+order alternates: the wall time of two commands from start to end, ``pytest suites/test_accuracy.py`` with a stored baseline, which
 ends in a verdict, and ``lm_eval --model hf``, which ends in a score, both zero-shot. lm-eval stops at strings and decodes for that
 at every step, and its batches are of a fixed size: ``--batch-size``. Long prompts are slow on a CPU, so few questions are asked
 5-shot.
@@ -240,7 +240,7 @@ def measure(questions: int, pairs: int, threads: int, setting: Setting) -> list[
             print(f"{form}: prompts equal id by id; all answers of lm-eval graded alike; {alike}", flush=True)
         if not pairs:
             return []
-        suite = [*PYTEST, f"--dtype={setting.dtype}", "suites/test_gsm8k.py"]
+        suite = [*PYTEST, f"--dtype={setting.dtype}", "suites/test_accuracy.py"]
         suite += [f"--gsm8k-questions={questions}", f"--baselines={folder / 'baselines'}"]
         run([*suite, "--update-baselines"], env)
         command = [str(python), "-m", "lm_eval", *sides["zero-shot"].arguments(model, setting)]
@@ -250,7 +250,7 @@ def measure(questions: int, pairs: int, threads: int, setting: Setting) -> list[
     spread = f"n={pairs} pairs; {min(ratios):.2f} to {max(ratios):.2f}"
     return [
         Result("time to a verdict over time of lm_eval", 1 / statistics.median(ratios), "", 1.0, f"lm-eval over ours: {spread}"),
-        Result("pytest suites/test_gsm8k.py", first, " s", None, f"n={pairs}"),
+        Result("pytest suites/test_accuracy.py", first, " s", None, f"n={pairs}"),
         Result("lm_eval --model hf", second, " s", None, f"n={pairs}"),
     ]
 

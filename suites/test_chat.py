@@ -36,7 +36,7 @@ def test_conversations_have_the_recorded_tokens(
         conditions={},
         n=len(conversations.token_ids),
         by="transformers",
-        full_width=True,
+        unquantized=True,
     )
     judge(
         check_conversations(

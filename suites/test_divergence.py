@@ -25,8 +25,8 @@ def test_predictions_are_as_recorded(divergence: Divergence, judge: Judge) -> No
     )
 
 
-def test_divergence_from_full_width(divergence: Divergence, judge: Judge) -> None:
-    """Against weights of full width: within the limits of this kind of cell, and no farther than it was."""
+def test_divergence_from_unquantized_weights(divergence: Divergence, judge: Judge) -> None:
+    """Against unquantized weights: within the limits of this kind of cell, and no farther than it was."""
     reference = divergence.reference()
     if divergence.limit is not None:
         judge(

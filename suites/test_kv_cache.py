@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.judging import Judge
 
 
-@pytest.mark.parametrize("route", ["no_cache", "loop"])
-def test_greedy_tokens_do_not_depend_on_the_cache(engine: Engine, greedy: Greedy, judge: Judge, route: str) -> None:
+@pytest.mark.parametrize("cache_path", ["no_cache", "loop"])
+def test_greedy_tokens_do_not_depend_on_the_cache(engine: Engine, greedy: Greedy, judge: Judge, cache_path: str) -> None:
     """The engine's own generation equals one that computes every prefix anew, and a hand-written loop over the cache."""
-    reference = engine.generate(greedy.prompts, max_tokens=MAX_TOKENS, logprobs=TOP, route=route)
+    reference = engine.generate(greedy.prompts, max_tokens=MAX_TOKENS, logprobs=TOP, cache_path=cache_path)
     runs: Any = {"candidate": greedy.batched, "reference": reference, "dtype": engine.info.dtype}
-    claim = f"greedy generation gives the {{}} of route {route!r}"
+    claim = f"greedy generation gives the {{}} of cache path {cache_path!r}"
     judge(check_same_greedy_tokens(**runs, noise=greedy.noise, claim=claim.format("tokens")))
     judge(check_same_distributions(**runs, claim=claim.format("probabilities")))
 

@@ -1,6 +1,6 @@
 """Parallelism: several GPUs answer as one does, each holding its part; time and accuracy side by side.
 
-A cell on one GPU is asked first and is the reference of those that are spread: `--gpus=2`, or `--tp=1,2`.
+A cell on one GPU is asked first and is the reference of those that are split: `--gpus=2`, or `--tp=1,2`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.families.accuracy.observe import Answered
-    from pytest_llminfer.families.parallelism.observe import OneGpu, SpreadTable
+    from pytest_llminfer.families.parallelism.observe import OneGpu, ParallelismTable
     from pytest_llminfer.families.tokens.observe import Greedy
     from pytest_llminfer.plugin.judging import Judge
 
@@ -36,16 +36,18 @@ def test_greedy_tokens_are_those_of_one_gpu(engine: Engine, greedy: Greedy, one_
             reference=reference,
             dtype=greedy.dtype,
             noise=max(greedy.noise, one_gpu.greedy.noise),
-            claim=f"{' '.join(engine.spec.spread_words)} gives the tokens of one GPU" if parallel else "one GPU repeats its tokens",
+            claim=f"{' '.join(engine.spec.parallelism_words)} gives the tokens of one GPU"
+            if parallel
+            else "one GPU repeats its tokens",
         )
     )
 
 
 def test_accuracy_is_that_of_one_gpu(
-    engine: Engine, answered: Answered, one_gpu: OneGpu, spread_table: SpreadTable, judge: Judge
+    engine: Engine, answered: Answered, one_gpu: OneGpu, parallelism_table: ParallelismTable, judge: Judge
 ) -> None:
     """The same questions, paired. Time and accuracy go into the table at the end of the session."""
-    spread_table.add(answered)
+    parallelism_table.add(answered)
     if engine.spec.parallel:
         judge(check_accuracy_at_once(answers=answered.answers, recorded=one_gpu.recorded))
     else:

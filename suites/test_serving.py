@@ -84,7 +84,7 @@ def test_latency_is_as_recorded(engine: Engine, server: Exchange, baseline: Base
         conditions=lengths | server.conditions,
         n=REQUESTS,
         per_hardware=True,
-        per_spread=True,
+        per_parallelism=True,
     )
     judge(check_latency(replies=replies, sessions=expected["sessions"], device=engine.info.device))
 

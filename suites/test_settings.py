@@ -29,7 +29,7 @@ def test_settings_are_as_recorded(engine: Engine, baseline: Baseline, judge: Jud
         conditions={"engine_args": dict(engine.engine_args)} if resolved else {},
         n=len(found),
         per_hardware=True,
-        per_spread=resolved,
+        per_parallelism=resolved,
     )
-    then = baseline.versions(f"settings_{part}", per_hardware=True, per_spread=resolved)
+    then = baseline.versions(f"settings_{part}", per_hardware=True, per_parallelism=resolved)
     judge(check_settings(found=found, expected=expected, what=what, then=then, now=engine.info.versions))

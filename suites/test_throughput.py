@@ -41,7 +41,7 @@ def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Ju
         conditions=asdict(speed.workload) | throughput.conditions,
         n=len(speed.rounds),
         per_hardware=True,
-        per_spread=True,
+        per_parallelism=True,
     )
     recorded = sessions(expected)
     speed = throughput.fair(speed, recorded)

@@ -50,7 +50,7 @@ def _recorded(engine: Engine, greedy: Greedy, baseline: Baseline) -> Sequence[Ge
         conditions=greedy.conditions,
         n=len(greedy.prompts),
         per_hardware=engine.spec.draws_on_device,
-        per_spread=engine.spec.draws_per_rank,
+        per_parallelism=engine.spec.draws_per_rank,
         by="transformers" if engine.has_plain_weights else "",
     )
     return unpack(expected)

@@ -29,7 +29,7 @@ from pytest_llminfer.families.accuracy.observe import WATCHED, QuestionSet
 from pytest_llminfer.families.accuracy.record import unpack
 from pytest_llminfer.families.accuracy.sampler import check_sampler
 from pytest_llminfer.families.divergence.check import LIMITS, SAME_WEIGHTS, check_divergence
-from pytest_llminfer.families.divergence.observe import Forced
+from pytest_llminfer.families.divergence.observe import TeacherForced
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.families.tokens.observe import Greedy
 from pytest_llminfer.families.tokens.observe import unpack as unpack_tokens
@@ -129,7 +129,7 @@ class Bench:
 
     def divergence(self, engine: Engine) -> Outcome:
         """Of the same weights: 0.001 nats, 98.5 % the same top-1."""
-        candidate = Forced.ask(engine, self.dataset).scores
+        candidate = TeacherForced.ask(engine, self.dataset).scores
         limit = LIMITS[SAME_WEIGHTS]
         verdict = check_divergence(
             candidate=candidate, reference=self.reference, limit=limit, kind=SAME_WEIGHTS, dtype="bf16", of=ENTRY

@@ -27,7 +27,9 @@ def main(folder: Path, reference: str) -> None:
     """One line a record."""
     entries = json.loads((folder / "divergence.json").read_text())["entries"]
     theirs = read(folder, entries[reference])
-    print("| record | mean KL, nats | 99 % limits | same top-1 | other top-1, of them near ties | noise of another schedule |")
+    print(
+        "| record | mean KL, nats | 99 % limits | same top-1 | other top-1, of them near ties | noise of another execution mode |"
+    )
     print("|---|---|---|---|---|---|")
     for name, entry in entries.items():
         found = compare(candidate=read(folder, entry), reference=theirs, dtype=name.split("-")[2])

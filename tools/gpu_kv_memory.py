@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MEMORY = ("memory_budget", "dtype_layout")
-KV = ("kv_cache", "kv_schedules")
-STOP = ("start_stop",)
+MEMORY = ("memory", "layout")
+KV = ("kv_cache", "execution_modes")
+STOP = ("shutdown",)
 LLAMA, QWEN = "llama-3-8b", "qwen2.5-7b"
 FILES = os.environ.get("CHECKPOINTS", "checkpoints")
 PARTS = {
@@ -166,14 +166,14 @@ PHASES: dict[str, list[list[Session]]] = {
         _lane(
             engine,
             "1",
-            *(("formats", f"assets/{name}", ("dtype_layout", "tokens"), f"--quantization={name}") for name in names),
+            *(("formats", f"assets/{name}", ("layout", "tokens"), f"--quantization={name}") for name in names),
             words=words,
         )
         for engine, words in (("vllm", {"enforce_eager": True}), ("sglang", {"disable_cuda_graph": True}))
         for names in (PACKED[:3], PACKED[3:])
     ],
     "pp": [
-        _lane(engine, "0,1", ("pp2", "reference", ("parallelism", "tokens", "dtype_layout", "memory_budget"), "--pp=2"))
+        _lane(engine, "0,1", ("pp2", "reference", ("parallelism", "tokens", "layout", "memory"), "--pp=2"))
         for engine in ("vllm", "sglang")
     ],
     "spread": [

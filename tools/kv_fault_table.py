@@ -20,7 +20,7 @@ from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.kv_equivalence.check import LIMIT
 from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
-from pytest_llminfer.families.kv_equivalence.drawing import Journey, draw_journeys
+from pytest_llminfer.families.kv_equivalence.drawing import PathCase, draw_cases
 from pytest_llminfer.families.kv_equivalence.observe import FAMILIES, STRUCTURES, KVEquivalence, Structure
 from pytest_llminfer.families.kv_equivalence.stored import OF_DEEPER
 from pytest_llminfer.models.cut import structure_config
@@ -60,11 +60,11 @@ def taken_for(verdicts: list[Verdict]) -> list[str]:
     return [verdict.key for verdict in verdicts if verdict.outcome is not Outcome.PASS]
 
 
-def judged(model: Structure, family: str, journey: Journey) -> list[Verdict]:
+def judged(model: Structure, family: str, case: PathCase) -> list[Verdict]:
     """As the suite judges a way: asked again with one token repeated once it has failed."""
-    compared = model.ask(journey)
+    compared = model.ask(case)
     if model.fails(family, compared):
-        compared = model.ask(journey, again=True)
+        compared = model.ask(case, again=True)
     return model.judged(family, [compared])
 
 
@@ -79,7 +79,7 @@ def faults(engine: Engine, models: list[Structure], table: list[Fault], examples
     """Print the table; what was missed or taken for something else."""
     wrong: list[str] = []
     names = " | ".join(model.name for model in models)
-    print(f"| fault | diagnosis | families of routes in which it acts | {names} | first layer, bf16 |")
+    print(f"| fault | diagnosis | families of cache paths in which it acts | {names} | first layer, bf16 |")
     print(f"|---|---|---|{'---|' * len(models)}---|")
     for fault in table:
         cells = []
@@ -105,12 +105,12 @@ def _cell(fault: Fault, model: Structure, examples: int, wrong: list[str]) -> st
     for family in FAMILIES:
         try:
             strategy = model.strategy(family)
-            for journey in draw_journeys(strategy, examples):
-                kinds = taken_for(judged(model, family, journey))
+            for case in draw_cases(strategy, examples):
+                kinds = taken_for(judged(model, family, case))
                 asked[family] += 1
                 caught[family] += bool(kinds)
                 other = [kind for kind in kinds if kind != fault.kind]
-                wrong += [f"{fault.name}, {model.name}, {family}: taken for {', '.join(other)}: {journey.route}"] if other else []
+                wrong += [f"{fault.name}, {model.name}, {family}: taken for {', '.join(other)}: {case.cache_path}"] if other else []
         except UnsupportedError:
             continue
     wrong += [
@@ -161,8 +161,8 @@ def clean(engine: Engine, count: int) -> list[str]:
         model = Structure(engine, f"drawn {number}", config, seed=number)
         for family in rng.sample(FAMILIES, 2):
             try:
-                journey = draw_journeys(model.strategy(family), 2, number=number)[-1]
-                verdicts = judged(model, family, journey)
+                case = draw_cases(model.strategy(family), 2, number=number)[-1]
+                verdicts = judged(model, family, case)
             except UnsupportedError:
                 continue
             ways += 1

@@ -1,8 +1,8 @@
-"""The ledgers of memory among the baselines as one Markdown table: a row a line, predicted beside measured, in bytes.
+"""The profiles of memory among the baselines as one Markdown table: a row a line, predicted beside measured, in bytes.
 
     python tools/memory_table.py [FOLDER] [HARDWARE]     FOLDER: baselines; HARDWARE: how its folder begins, such as nvidia-h200
 
-A session writes them with --update-baselines (pytest_llminfer/memory_ledger.py). A line outside its gate is in bold.
+A session writes them with --update-baselines (pytest_llminfer/memory_profile.py). A line outside its gate is in bold.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def rows(folder: Path, hardware: str = "") -> list[tuple[str, ...]]:
         SystemExit: nothing is there.
     """
     found: list[tuple[str, ...]] = []
-    for file in sorted(folder.glob(f"{hardware}*/*/memory_ledger.json")):
+    for file in sorted(folder.glob(f"{hardware}*/*/memory_profile.json")):
         machine, model = file.parts[-3:-1]
         for cell, entry in sorted(json.loads(file.read_text(encoding="utf-8"))["entries"].items()):
             found += [(machine, model, cell, *_columns(line)) for line in entry["expected"]["lines"]]
     if not found:
-        raise SystemExit(f"no memory_ledger.json under {folder}/{hardware}*")
+        raise SystemExit(f"no memory_profile.json under {folder}/{hardware}*")
     return found
 
 

@@ -2,7 +2,7 @@
 
     python tools/random_checkpoint.py qwen2.5-7b FOLDER
 
-Dummy weights predict nothing, and ordinary random ones amplify rounding until it looks like a fault (``docs/kv_schedules.md``).
+Dummy weights predict nothing, and ordinary random ones amplify rounding until it looks like a fault (``docs/execution_modes.md``).
 These are drawn so that predictions are peaked, hang on the whole context, and bf16 moves them little. On a GPU where there is one.
 """
 

@@ -1,8 +1,8 @@
-"""What single nights showed, kept side by side with the record that they were judged by: a drift too small for one adds up.
+"""What single past runs showed, kept side by side with the record that they were judged by: a drift too small for one adds up.
 
-``<baselines>/<hardware>/<model>/ledger.jsonl``: one JSON object a line, appended and never changed. A line ``{"mended": "<what was
-done>"}``, added by hand once a proven drift is gone, ends the nights above it: they stay in the file and no longer count. With
-``"entry": "<entry>"`` beside it, those of that entry alone. Standard library only.
+``<baselines>/<hardware>/<model>/run_history.jsonl``: one JSON object a line, appended and never changed. A line ``{"mended":
+"<what was done>"}``, added by hand once a proven drift is gone, ends the past runs above it: they stay in the file and no longer
+count. With ``"entry": "<entry>"`` beside it, those of that entry alone. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pytest_llminfer.errors import BaselineError
 if TYPE_CHECKING:
     from pathlib import Path
 
-FILE = "ledger.jsonl"
+FILE = "run_history.jsonl"
 RIGHT, WRONG, NOT_ASKED = "1", "0", "-"
 MENDED = "mended"
 
 
 @dataclass(frozen=True, slots=True)
-class Night:
+class PastRun:
     """One run of one cell.
 
-    entry: of the record, with the words of the cell's spread. record: the record's fingerprint, since nights judged by another
-    record say nothing about this one. outcomes: a character a question in the record's order (``RIGHT``, ``WRONG``,
-    ``NOT_ASKED``). p_value, log_e: of this night alone; the e-value's natural logarithm. date: UTC, ISO 8601.
+    entry: of the record, with the words of the cell's parallelism. record: the record's fingerprint, since past runs judged by
+    another record say nothing about this one. outcomes: a character a question in the record's order (``RIGHT``, ``WRONG``,
+    ``NOT_ASKED``). p_value, log_e: of this past run alone; the e-value's natural logarithm. date: UTC, ISO 8601.
     """
 
     entry: str
@@ -44,31 +44,31 @@ class Night:
         return asdict(self)
 
 
-def read(path: Path, *, entry: str, record: str) -> list[Night]:
-    """The nights of this entry that were judged by this record, since it was last mended, oldest first; none without a file.
+def read(path: Path, *, entry: str, record: str) -> list[PastRun]:
+    """The past runs of this entry that were judged by this record, since it was last mended, oldest first; none without a file.
 
     Raises:
-        BaselineError: the file cannot be read, or a line of it is no night; the message names the line.
+        BaselineError: the file cannot be read, or a line of it is no past run; the message names the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise BaselineError(f"ledger {path} cannot be read: {error}") from None
-    nights: list[Night] = []
+        raise BaselineError(f"run history {path} cannot be read: {error}") from None
+    past_runs: list[PastRun] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        night = _night(line, path, number)
-        if isinstance(night, Night):
-            nights += [night] * ((night.entry, night.record) == (entry, record))
-        elif night in ("", entry):
-            nights = []
-    return nights
+        past_run = _past_run(line, path, number)
+        if isinstance(past_run, PastRun):
+            past_runs += [past_run] * ((past_run.entry, past_run.record) == (entry, record))
+        elif past_run in ("", entry):
+            past_runs = []
+    return past_runs
 
 
-def append(path: Path, night: Night) -> None:
+def append(path: Path, past_run: PastRun) -> None:
     """Add one line; two sessions that end at once do not mix theirs.
 
     Raises:
@@ -77,20 +77,20 @@ def append(path: Path, night: Night) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(night.to_dict(), sort_keys=True, ensure_ascii=False) + "\n")
+            file.write(json.dumps(past_run.to_dict(), sort_keys=True, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise BaselineError(f"ledger {path} cannot be written: {error.strerror or error}") from None
+        raise BaselineError(f"run history {path} cannot be written: {error.strerror or error}") from None
 
 
-def _night(line: str, path: Path, number: int) -> Night | str:
-    """The night of a line, or the entry that a line calls mended (empty: all)."""
-    names = {entry.name for entry in fields(Night)}
+def _past_run(line: str, path: Path, number: int) -> PastRun | str:
+    """The past run of a line, or the entry that a line calls mended (empty: all)."""
+    names = {entry.name for entry in fields(PastRun)}
     try:
         read = json.loads(line)
         if MENDED in read:
             return str(read.get("entry", ""))
-        return Night(**{name: value for name, value in read.items() if name in names})
+        return PastRun(**{name: value for name, value in read.items() if name in names})
     except (ValueError, TypeError, AttributeError):
         raise BaselineError(
-            f"ledger {path}, line {number} is no record of a night; remove that line, or restore the file from version control"
+            f"run history {path}, line {number} is no past run; remove that line, or restore the file from version control"
         ) from None

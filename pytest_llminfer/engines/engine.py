@@ -10,7 +10,7 @@ from pytest_llminfer.engines.probes import locate
 from pytest_llminfer.engines.replica import MAX_DEATHS, Launch, Replica
 from pytest_llminfer.engines.replicas import SharedProgress, at_once, collect, deal, first_of_equal, of_the_fullest
 from pytest_llminfer.errors import EngineError, UnsupportedError
-from pytest_llminfer.observations.cache_paths import Route, RouteComparisons
+from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparisons
 from pytest_llminfer.observations.engine import Calibration, EngineInfo, Rank
 from pytest_llminfer.observations.generation import Generation, Sampling, Scores
 from pytest_llminfer.observations.kv_cache import CacheCounters, CacheReport, KVPool
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_DEATHS", "Engine", "Launch"]
 
 
-_ON_ALL = ("run", "layout", "memory", "ranks", "kv_pool", "forget_prefixes")
+_ON_ALL = ("run", "layout", "memory", "ranks", "kv_pool", "reset_prefix_cache")
 """Asked of every replica: what one of them says need not be true of the others."""
 
 
@@ -128,12 +128,12 @@ class Engine:
         max_tokens: int = 64,
         ignore_eos: bool = False,
         logprobs: int = 0,
-        route: str = "engine",
+        cache_path: str = "engine",
     ) -> list[Generation]:
         """One answer a prompt, in order; prompts are token ids, text, or conversations (lists of ``{"role", "content"}``).
 
         ``sampling`` says everything at once; without it decoding is greedy with ``max_tokens`` and ``ignore_eos``.
-        ``route``: ``engine``, ``loop`` (a hand-written loop over the cache) or ``no_cache``. ``logprobs``: how many of the
+        ``cache_path``: ``engine``, ``loop`` (a hand-written loop over the cache) or ``no_cache``. ``logprobs``: how many of the
         likeliest tokens of each step come with their log-probabilities.
         """
         chosen = sampling or Sampling(max_tokens=max_tokens, ignore_eos=ignore_eos)
@@ -144,10 +144,10 @@ class Engine:
             [self._prepared(prompt) for prompt in prompts],
             field="prompts",
             answer="outputs",
-            capability="generate" if route == "engine" else f"generate:{route}",
+            capability="generate" if cache_path == "engine" else f"generate:{cache_path}",
             sampling=chosen.to_dict(),
             logprobs=logprobs,
-            route=route,
+            cache_path=cache_path,
         )
         return [self._with_text(Generation.from_message(output)) for output in outputs]
 
@@ -165,11 +165,11 @@ class Engine:
             return generation
         return replace(generation, text=self.model.decode(generation.token_ids))
 
-    def score(self, sequences: Sequence[Sequence[int]], *, route: str = "prefill") -> list[np.ndarray]:
+    def score(self, sequences: Sequence[Sequence[int]], *, cache_path: str = "prefill") -> list[np.ndarray]:
         """Per sequence the log-probabilities (T-1,) in nats of its tokens, each given those before it."""
-        capability = "score" if route == "prefill" else f"score:{route}"
+        capability = "score" if cache_path == "prefill" else f"score:{cache_path}"
         items = [list(ids) for ids in sequences]
-        return self._deal("score", items, field="sequences", answer="logprobs", capability=capability, route=route)
+        return self._deal("score", items, field="sequences", answer="logprobs", capability=capability, cache_path=cache_path)
 
     def score_top(self, sequences: Sequence[Sequence[int]], *, top: int, last: int) -> list[Scores]:
         """What the engine predicts for the ``last`` tokens of each sequence, with the ``top`` most likely tokens of each position.
@@ -183,7 +183,7 @@ class Engine:
         """Every stored tensor of the model, tied ones once, and which names are tied.
 
         Raises:
-            UnsupportedError: the model is spread over ranks, none of which holds all of it.
+            UnsupportedError: the model is split over ranks, none of which holds all of it.
         """
         if len(ranks := self.rank_layouts()) > 1:
             raise UnsupportedError(f"{self.spec}: no rank holds the whole model; what each holds is told by rank_layouts")
@@ -204,24 +204,26 @@ class Engine:
         """The KV cache after a prompt, and after ``extend`` more tokens."""
         return CacheReport.from_message(self._ask("kv_cache", prompt=list(prompt), extend=extend))
 
-    def compare_routes(
+    def compare_cache_paths(
         self,
         sequences: Sequence[Sequence[int]],
         *,
-        candidate: Route,
-        reference: Route | None = None,
+        candidate: CachePath,
+        reference: CachePath | None = None,
         config: Mapping[str, Any] | None = None,
         dtype: str = "",
         seed: int = 0,
-    ) -> RouteComparisons:
+    ) -> CachePathComparisons:
         """What two ways through the KV cache make of the same tokens; the reference is prefill alone unless another is given.
 
         ``config``: of a model with random weights drawn from ``seed`` that is made for this in ``dtype``; without it, the model
         that is served. A model made before is kept and used again.
         """
-        routes = {"candidate": candidate.to_dict(), "reference": (reference or Route()).to_dict()}
-        asked: Any = {**routes, "config": dict(config) if config is not None else None, "dtype": dtype, "seed": seed}
-        return RouteComparisons.from_message(self._ask("compare_routes", sequences=[list(ids) for ids in sequences], **asked))
+        cache_paths = {"candidate": candidate.to_dict(), "reference": (reference or CachePath()).to_dict()}
+        asked: Any = {**cache_paths, "config": dict(config) if config is not None else None, "dtype": dtype, "seed": seed}
+        return CachePathComparisons.from_message(
+            self._ask("compare_cache_paths", sequences=[list(ids) for ids in sequences], **asked)
+        )
 
     def kv_pool(self) -> KVPool:
         """The paged KV cache of a replica: that with the fewest blocks, which is the one that fills first."""
@@ -231,9 +233,9 @@ class Engine:
         """Preemptions and prefix-cache hits of the first replica since it was loaded."""
         return CacheCounters.from_message(self._ask("cache_counters"))
 
-    def forget_prefixes(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Empty the prefix cache of every replica."""
-        self._ask("forget_prefixes")
+        self._ask("reset_prefix_cache")
 
     def ranks(self) -> tuple[Rank, ...]:
         """Every process that holds a part of the model, in all replicas."""

@@ -30,7 +30,7 @@ class Launch:
     timeout: seconds of silence after which the worker counts as hung. variables: for the worker's environment.
     progress: called with (phase, done, total). log: where the worker's output goes. lease: the accelerators of the whole cell,
     of which the worker with number ``index`` is given its share; None where there are none. ahead: a worker that was started
-    by :meth:`start_ahead` of an equal launch, and is used for the first load.
+    by :meth:`prestart` of an equal launch, and is used for the first load.
     """
 
     spec: EngineSpec
@@ -81,7 +81,7 @@ class Launch:
         process = local.start(interpreter, settings, self.log, folder)
         return WorkerProcess(process, self.log, folder), self.params(environment)
 
-    def start_ahead(self) -> WorkerProcess:
+    def prestart(self) -> WorkerProcess:
         """A worker that imports the engine while others still work; it touches no device."""
         worker, params = self.start_worker()
         worker.begin("warm", params)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HIDDEN, INTERMEDIATE, VOCABULARY, WINDOW = 128, 128, 512, 20
-"""Upper bounds of a cut configuration. The window is smaller than every sequence that is drawn (``route_drawing.LENGTHS``)."""
+"""Upper bounds of a cut configuration. The window is smaller than every sequence that is drawn (``drawing.LENGTHS``)."""
 
 _FREE_HEAD_DIM = frozenset({"gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"})
 """Architectures that read ``head_dim``: their hidden size shrinks also where a configuration leaves it to be divided."""

@@ -16,7 +16,7 @@ CACHES = ("none", "dynamic", "static", "quantized", "fp8")
 
 
 @dataclass(frozen=True, slots=True)
-class Route(FromMessage):
+class CachePath(FromMessage):
     """How given tokens are fed to a model.
 
     chunks: lengths of the successive forward passes over a sequence of T tokens, which sum to T: ``(T,)`` is prefill,
@@ -57,18 +57,18 @@ class Route(FromMessage):
 
 
 @dataclass(frozen=True, slots=True)
-class RouteComparison(FromMessage):
-    """One sequence of T tokens by two routes. L layers, H KV heads.
+class CachePathComparison(FromMessage):
+    """One sequence of T tokens by two cache paths. L layers, H KV heads.
 
     kl (T,) float64: KL(reference || candidate) over the whole vocabulary at each position, nats. top1 (T,) bool: whether the most
     likely token is the same. key_error, value_error (L, H, T) float64: the norm of the difference of a position's key (value) over
-    the norm of the reference's, NaN where a route keeps no such position (a window, no cache). key_ulps, value_ulps (H, T)
+    the norm of the reference's, NaN where a cache path keeps no such position (a window, no cache). key_ulps, value_ulps (H, T)
     float64: of the first layer, the largest difference in units in the last place of the storage dtype, 0 where bit-equal; the unit
     is that of the largest value of the key, NaN as above. dtype: of the cache's tensors, in the words of a cell, or ``int4``.
     lengths (L,): tokens that the candidate's cache holds of it at the end. nearest_head (L, H, T) int32: the reference's head
     whose key at the same position is nearest to the candidate's: another one tells of swapped heads. nearest_position (L, T) int32:
     the position of the reference whose values are nearest: another one tells of a wrong slot or block, its own one with large
-    errors of a wrong token or projection. Both -1 where a route keeps no such position; in a sound cache each is its own.
+    errors of a wrong token or projection. Both -1 where a cache path keeps no such position; in a sound cache each is its own.
     """
 
     kl: np.ndarray
@@ -105,17 +105,17 @@ class CachedTensors(FromMessage):
 
 
 @dataclass(frozen=True, slots=True)
-class RouteComparisons:
-    """Two routes over several sequences, in order; ``cache``: of the candidate's last sequence."""
+class CachePathComparisons:
+    """Two cache paths over several sequences, in order; ``cache``: of the candidate's last sequence."""
 
-    sequences: tuple[RouteComparison, ...]
+    sequences: tuple[CachePathComparison, ...]
     cache: CachedTensors | None
 
     @classmethod
-    def from_message(cls, message: Mapping[str, Any]) -> RouteComparisons:
+    def from_message(cls, message: Mapping[str, Any]) -> CachePathComparisons:
         """Build from a worker's message."""
         cache = message.get("cache")
         return cls(
-            sequences=tuple(RouteComparison.from_message(entry) for entry in message["sequences"]),
+            sequences=tuple(CachePathComparison.from_message(entry) for entry in message["sequences"]),
             cache=CachedTensors.from_message(cache) if cache else None,
         )

@@ -20,7 +20,7 @@ class Parameter(FromMessage):
     state (scales, absolute maxima, codebooks); state_bytes: that state alone; state: dtype and bytes of each of its tensors, empty
     where the engine does not say. packing: "" or the format that the engine names ("nf4", "fp4", "int8"). double_quantized:
     whether the scales are quantized too; None where that has no meaning. content: a hash of the tensor's bytes, of a model that is
-    spread over ranks; "" where a library of the CPU holds them.
+    split over ranks; "" where a library of the CPU holds them.
     """
 
     name: str

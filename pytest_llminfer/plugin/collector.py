@@ -14,7 +14,7 @@ import pytest
 
 from pytest_llminfer.baselines.side_files import SideFiles
 from pytest_llminfer.families.accuracy import section as evidence
-from pytest_llminfer.families.parallelism import observe as spreading
+from pytest_llminfer.families.parallelism import observe as parallelism
 from pytest_llminfer.plugin import judging, matrix, options
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class SessionReport:
         self._records: list[dict[str, Any]] = []
         self._used: list[dict[str, Any]] = []
         self._missing: list[dict[str, Any]] = []
-        self._spreads: list[dict[str, Any]] = []
+        self._parallelisms: list[dict[str, Any]] = []
         self._evidence: list[dict[str, Any]] = []
-        self._ledgers: list[dict[str, Any]] = []
+        self._memory_profiles: list[dict[str, Any]] = []
         self._written: dict[Path, None] = {}
         self._side_files = SideFiles()
         self._problem = ""
@@ -59,7 +59,7 @@ class SessionReport:
         self._families.setdefault(family)
         self._rows.setdefault(cell, {}).setdefault(family, []).extend(_entries(report))
         takers = {judging.LOADED: self._loads, RECORD: self._records, USED: self._used, MISSING: self._missing}
-        takers |= {spreading.SPREAD: self._spreads, evidence.EVIDENCE: self._evidence, MEMORY: self._ledgers}
+        takers |= {parallelism.PARALLELISM: self._parallelisms, evidence.EVIDENCE: self._evidence, MEMORY: self._memory_profiles}
         for name, value in report.user_properties:
             if name == SIDE_FILE:
                 self._side_files.take(json.loads(str(value)))
@@ -140,7 +140,9 @@ class SessionReport:
             if self._config.getoption("numprocesses", None):
                 # Under pytest-xdist this process does not see what is collected, so the line could not come first.
                 terminalreporter.write_line(header(self._config))
-            names = short_names([*self._rows, *(line["cell"] for line in self._spreads), *(load["cell"] for load in self._loads)])
+            names = short_names(
+                [*self._rows, *(line["cell"] for line in self._parallelisms), *(load["cell"] for load in self._loads)]
+            )
             rows = {names[cell]: {family: merge(found) for family, found in row.items()} for cell, row in self._rows.items()}
             writer = self._config.get_terminal_writer()
             encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001 - pytest has no public way
@@ -152,18 +154,18 @@ class SessionReport:
             terminalreporter.write_line(line, red=line.startswith("ERROR"))
 
     def _other_tables(self, names: dict[str, str]) -> Iterator[str]:
-        """Cells spread over several GPUs, the evidence on accuracy, the memory, and the loads; each where there is any."""
-        if any(line["spread"] != "single" for line in self._spreads):
+        """Cells split over several GPUs, the evidence on accuracy, the memory, and the loads; each where there is any."""
+        if any(line["parallelism"] != "single" for line in self._parallelisms):
             yield ""
-            yield from spreading.render([line | {"cell": names[line["cell"]]} for line in self._spreads])
+            yield from parallelism.render([line | {"cell": names[line["cell"]]} for line in self._parallelisms])
         if self._evidence:
             yield ""
             yield from evidence.render([note | {"cell": names[note["cell"]]} for note in self._evidence])
-        if self._ledgers:
-            from pytest_llminfer.families.memory import observe as memory_ledger
+        if self._memory_profiles:
+            from pytest_llminfer.families.memory import observe as memory_profile
 
             yield ""
-            yield from memory_ledger.render([note | {"cell": names[note["cell"]]} for note in self._ledgers])
+            yield from memory_profile.render([note | {"cell": names[note["cell"]]} for note in self._memory_profiles])
         if self._loads:
             yield f"engine loads: {len(self._loads)}"
             for load in self._loads:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.families.parallelism import observe as spreading
+from pytest_llminfer.families.parallelism import observe as parallelism
 from pytest_llminfer.plugin import judging, matrix, options, prestart
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.families.accuracy.observe import Answered, QuestionSet
     from pytest_llminfer.families.accuracy.run import AccuracyRun
-    from pytest_llminfer.families.divergence.observe import Divergence, Forced
+    from pytest_llminfer.families.divergence.observe import Divergence, TeacherForced
     from pytest_llminfer.families.execution_modes.variants import KVVariants
     from pytest_llminfer.families.kv_equivalence.observe import KVEquivalence
-    from pytest_llminfer.families.memory.observe import MemoryLedger
+    from pytest_llminfer.families.memory.observe import MemoryProfile
     from pytest_llminfer.families.throughput.observe import Throughput
     from pytest_llminfer.families.tokens.observe import Greedy
     from pytest_llminfer.hardware import Hardware
@@ -85,7 +85,7 @@ def greedy(engine: Engine, pytestconfig: pytest.Config) -> Greedy:
     """The engine's own greedy answers to fixed prompts, in one batch and one by one."""
     from pytest_llminfer.families.tokens.observe import Greedy
 
-    return spreading.remember_greedy(pytestconfig, engine.spec, Greedy.ask(engine))
+    return parallelism.remember_greedy(pytestconfig, engine.spec, Greedy.ask(engine))
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +110,11 @@ def kv_equivalence(engine: Engine, judge: judging.Judge) -> KVEquivalence:
 
 @pytest.fixture(scope="session")
 def answered(engine: Engine, gsm8k: QuestionSet, pytestconfig: pytest.Config) -> Answered:
-    """The graded answers of this cell, and how long they took: to all of the session's questions where cells are spread over
+    """The graded answers of this cell, and how long they took: to all of the session's questions where cells are split over
     several GPUs and compared, otherwise to those that the verdict on accuracy needed.
     """
     prestart.settle(pytestconfig)
-    return spreading.remember_answers(pytestconfig, engine.spec, gsm8k.asking(engine, whole=_is_compared(pytestconfig)).some())
+    return parallelism.remember_answers(pytestconfig, engine.spec, gsm8k.asking(engine, whole=_is_compared(pytestconfig)).some())
 
 
 def _is_compared(config: pytest.Config) -> bool:
@@ -122,9 +122,9 @@ def _is_compared(config: pytest.Config) -> bool:
 
 
 @pytest.fixture
-def one_gpu(engine: Engine, pytestconfig: pytest.Config) -> spreading.OneGpu:
+def one_gpu(engine: Engine, pytestconfig: pytest.Config) -> parallelism.OneGpu:
     """What the same cell answered on one GPU, earlier in this session."""
-    return spreading.OneGpu(pytestconfig, engine.spec)
+    return parallelism.OneGpu(pytestconfig, engine.spec)
 
 
 @pytest.fixture(scope="session")
@@ -153,17 +153,17 @@ def baseline(
 
 
 @pytest.fixture
-def spread_table(request: pytest.FixtureRequest, engine: Engine, baseline: Baseline) -> spreading.SpreadTable:
+def parallelism_table(request: pytest.FixtureRequest, engine: Engine, baseline: Baseline) -> parallelism.ParallelismTable:
     """Time and accuracy of this cell, beside those of the others."""
-    return spreading.SpreadTable(request.node, engine.spec, baseline)
+    return parallelism.ParallelismTable(request.node, engine.spec, baseline)
 
 
 @pytest.fixture
-def memory_ledger(request: pytest.FixtureRequest, engine: Engine, baseline: Baseline) -> MemoryLedger:
+def memory_profile(request: pytest.FixtureRequest, engine: Engine, baseline: Baseline) -> MemoryProfile:
     """Predicted and measured memory of this cell, line by line."""
-    from pytest_llminfer.families.memory.observe import MemoryLedger
+    from pytest_llminfer.families.memory.observe import MemoryProfile
 
-    return MemoryLedger(request.node, engine, baseline)
+    return MemoryProfile(request.node, engine, baseline)
 
 
 @pytest.fixture(scope="session")
@@ -175,19 +175,19 @@ def dataset(pytestconfig: pytest.Config) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def forced(engine: Engine, dataset: Dataset) -> Forced:
+def teacher_forced(engine: Engine, dataset: Dataset) -> TeacherForced:
     """What this cell predicts at fixed positions of fixed texts."""
-    from pytest_llminfer.families.divergence.observe import Forced
+    from pytest_llminfer.families.divergence.observe import TeacherForced
 
-    return Forced.ask(engine, dataset)
+    return TeacherForced.ask(engine, dataset)
 
 
 @pytest.fixture
-def divergence(request: pytest.FixtureRequest, forced: Forced, baseline: Baseline) -> Divergence:
+def divergence(request: pytest.FixtureRequest, teacher_forced: TeacherForced, baseline: Baseline) -> Divergence:
     """What this cell predicts at fixed positions, and what was recorded there."""
     from pytest_llminfer.families.divergence.observe import Divergence
 
-    return Divergence(request.node, forced, baseline)
+    return Divergence(request.node, teacher_forced, baseline)
 
 
 @pytest.fixture(scope="session")
@@ -217,11 +217,11 @@ def accuracy(
     pytestconfig: pytest.Config,
 ) -> AccuracyRun:
     """This cell's accuracy beside its own record."""
-    return _accuracy(request, engine, gsm8k, baseline, judge, pytestconfig, full_width=False)
+    return _accuracy(request, engine, gsm8k, baseline, judge, pytestconfig, unquantized=False)
 
 
 @pytest.fixture
-def full_width_accuracy(
+def unquantized_accuracy(
     request: pytest.FixtureRequest,
     engine: Engine,
     gsm8k: QuestionSet,
@@ -232,7 +232,7 @@ def full_width_accuracy(
     """A quantized cell's accuracy beside the record of the same engine with weights that are not quantized."""
     if engine.spec.quantization == "none":
         pytest.skip(f"{engine.spec} is not quantized")
-    return _accuracy(request, engine, gsm8k, baseline, judge, pytestconfig, full_width=True)
+    return _accuracy(request, engine, gsm8k, baseline, judge, pytestconfig, unquantized=True)
 
 
 def _accuracy(
@@ -243,13 +243,13 @@ def _accuracy(
     judge: judging.Judge,
     config: pytest.Config,
     *,
-    full_width: bool,
+    unquantized: bool,
 ) -> AccuracyRun:
     from pytest_llminfer.families.accuracy.run import AccuracyRun
 
     prestart.settle(config)
     gsm8k.asking(engine, whole=_is_compared(config))
-    return AccuracyRun(request.node, engine, gsm8k, baseline, judge, full_width=full_width)
+    return AccuracyRun(request.node, engine, gsm8k, baseline, judge, unquantized=unquantized)
 
 
 @pytest.fixture

@@ -30,11 +30,11 @@ def expand(options: Options) -> tuple[EngineSpec, ...]:
     from pytest_llminfer.spec import EngineSpec, read_engine
 
     cells = []
-    spreads = _spreads(options)
+    parallelisms = _parallelisms(options)
     for engine, model, weights, dtype, quantization, kv_dtype in itertools.product(
         options.engine, options.model, options.weights, options.dtype, options.quantization, options.kv_dtype
     ):
-        for tp, pp, dp, replication in spreads:
+        for tp, pp, dp, replication in parallelisms:
             try:
                 name, environment = read_engine(engine)
                 place = (name, environment, model, weights, dtype, quantization, kv_dtype, tp, pp, dp, replication)
@@ -58,7 +58,7 @@ def _check_addresses(cells: Iterable[EngineSpec]) -> None:
             raise pytest.UsageError(f"--engine: a server at an address is the engine openai: openai@{cell.environment}")
 
 
-def _spreads(options: Options) -> list[tuple[int, int, int, str]]:
+def _parallelisms(options: Options) -> list[tuple[int, int, int, str]]:
     """(tp, pp, dp, replication): as chosen, or with ``--gpus=N`` alone one GPU, dp=N and tp=N side by side."""
     sizes = _sizes(options)
     # How replicas are made is a question only where there are any.
@@ -69,15 +69,15 @@ def _sizes(options: Options) -> list[tuple[int, int, int]]:
     gpus = options.gpus
     if not (options.tp or options.pp or options.dp):
         return [(1, 1, 1)] if gpus in (None, 1) else [(1, 1, 1), (1, 1, gpus), (gpus, 1, 1)]
-    spreads = list(itertools.product(options.tp or (1,), options.pp or (1,), options.dp or (1,)))
+    parallelisms = list(itertools.product(options.tp or (1,), options.pp or (1,), options.dp or (1,)))
     if gpus is not None:
-        for tp, pp, dp in spreads:
+        for tp, pp, dp in parallelisms:
             if gpus % (tp * pp * dp):
                 divisors = [str(n) for n in range(1, gpus + 1) if gpus % n == 0]
                 raise pytest.UsageError(
                     f"tp={tp} x pp={pp} x dp={dp} does not divide --gpus={gpus}; products that do: {', '.join(divisors)}"
                 )
-    return spreads
+    return parallelisms
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:

@@ -109,7 +109,7 @@ OTHER = (
 FLAGS = (
     _Flag("--serve", "llminfer_serve", "start each engine's own server and ask it over HTTP"),
     _Flag("--full", "llminfer_full", "ask all questions, though the verdict is reached earlier"),
-    _Flag("--nights", "llminfer_nights", "add this run's evidence on accuracy to the ledger beside the baselines"),
+    _Flag("--run-history", "llminfer_run_history", "add this run's evidence on accuracy to the run history beside the baselines"),
     _Flag(
         "--kv-variants",
         "llminfer_kv_variants",
@@ -142,7 +142,7 @@ class Options(NamedTuple):
     gsm8k_runs: int
     accuracy_margin: float | None
     full: bool
-    nights: bool
+    run_history: bool
     divergence_limits: dict[str, tuple[float, float]]
     checkpoint: tuple[str, ...]
     baselines: Path
@@ -238,7 +238,7 @@ def resolve(config: pytest.Config) -> Options:
         gsm8k_runs=_read("--gsm8k-runs", by_name["gsm8k_runs"][1], values.runs),
         accuracy_margin=_read("--accuracy-margin", margin, values.points) if (margin := by_name["accuracy_margin"][1]) else None,
         full=is_on("llminfer_full"),
-        nights=is_on("llminfer_nights"),
+        run_history=is_on("llminfer_run_history"),
         divergence_limits=_read("--divergence-limits", by_name["divergence_limits"][1] or "{}", values.limits),
         checkpoint=tuple(dict.fromkeys(config.getoption("llminfer_checkpoint") or config.getini("llminfer_checkpoint"))),
         baselines=config.rootpath / by_name["baselines"][1],

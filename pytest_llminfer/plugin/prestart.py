@@ -54,7 +54,7 @@ def start(config: pytest.Config, launches: Sequence[Launch], lease: Lease) -> No
     workers: list[WorkerProcess] = []
     try:
         for launch in launches:
-            workers.append(replace(launch, lease=lease).start_ahead())  # noqa: PERF401 - those started before an error are ended
+            workers.append(replace(launch, lease=lease).prestart())  # noqa: PERF401 - those started before an error are ended
     except LlminferError:
         for worker in workers:
             worker.kill()

@@ -71,30 +71,30 @@ class Baseline:
         conditions: Mapping[str, Any],
         n: int | Callable[[Mapping[str, Any]], int],
         per_hardware: bool = False,
-        per_spread: bool = False,
+        per_parallelism: bool = False,
         by: str = "",
-        full_width: bool = False,
+        unquantized: bool = False,
     ) -> Mapping[str, Any]:
         """What is recorded for this cell, to be judged against.
 
         observed: what this run would record, given what is recorded so far (None: nothing); called only to record.
         conditions: what must be equal for the comparison to be fair; a difference makes the test INVALID and names the field.
         n: how many things the record stands for, or how to read that from it.
-        per_hardware: whether the expectation holds on this hardware only. per_spread: whether it depends on how the cell is
-        spread over accelerators, and on whether it is served; otherwise parallel and served cells are judged by the record of
+        per_hardware: whether the expectation holds on this hardware only. per_parallelism: whether it depends on how the cell is
+        split over accelerators, and on whether it is served; otherwise parallel and served cells are judged by the record of
         the plain one, and never write it. by: another engine whose record is the reference; only that engine writes it.
-        full_width: whether the reference is the record of the same engine with weights that are not quantized, which only that
+        unquantized: whether the reference is the record of the same engine with weights that are not quantized, which only that
         cell writes.
 
         Ends the test as a skip where a record was made or none exists; with ``--llminfer-strict`` a missing one fails.
         """
         spec, model = self._engine.spec, self._engine.model
-        key = self._key(family, per_hardware=per_hardware, per_spread=per_spread, by=by, full_width=full_width)
+        key = self._key(family, per_hardware=per_hardware, per_parallelism=per_parallelism, by=by, unquantized=unquantized)
         conditions = {**conditions, "model_sha256": model.sha256}
         again = key in self._item.config.stash.get(RECORDED, {})
         record = self._find(key)
-        writes = by in ("", spec.engine) and (per_spread or not (spec.parallel or spec.serve))
-        writes = writes and (not full_width or spec.quantization == "none")
+        writes = by in ("", spec.engine) and (per_parallelism or not (spec.parallel or spec.serve))
+        writes = writes and (not unquantized or spec.quantization == "none")
         # A second cell of this session with the same key is judged by the first.
         mode = self._settings.update_baselines if writes and not again else ""
         if mode == "all" or (mode == "new" and record is None):
@@ -103,33 +103,33 @@ class Baseline:
             self._record(key, expected, conditions, n(expected) if callable(n) else n)
             raise pytest.skip.Exception(f"baseline recorded: {key}", _use_item_location=True)
         if record is None:
-            added = [f"--engine={by}"] * bool(by) + ["--quantization=none"] * full_width
-            raise self._missing(key, added, left_out=[] if per_spread else _spread_options(spec))
+            added = [f"--engine={by}"] * bool(by) + ["--quantization=none"] * unquantized
+            raise self._missing(key, added, left_out=[] if per_parallelism else _parallelism_options(spec))
         self._note(USED, asdict(key))
         if different := differing(record.conditions, conditions):
             self._judge(_unfair(key, record, different))
         return record.expected
 
     def entry(self) -> str:
-        """The entry of this cell, with the words of its spread."""
-        return self._entry("", per_spread=True)
+        """The entry of this cell, with the words of its parallelism."""
+        return self._entry("", per_parallelism=True)
 
     @property
-    def ledger_path(self) -> Path:
-        """Where the nights of this model are kept, beside its records."""
-        key = BaselineKey(ANY, self._engine.model.id, "ledger", self.entry())
+    def run_history_path(self) -> Path:
+        """Where the past runs of this model are kept, beside its records."""
+        key = BaselineKey(ANY, self._engine.model.id, "run_history", self.entry())
         return self._settings.baselines / key.path.parent / run_history.FILE
 
     def has(
-        self, family: str, *, per_hardware: bool = False, per_spread: bool = False, by: str = "", full_width: bool = False
+        self, family: str, *, per_hardware: bool = False, per_parallelism: bool = False, by: str = "", unquantized: bool = False
     ) -> bool:
         """Whether :meth:`expected` would find a record, here or made in this session."""
-        key = self._key(family, per_hardware=per_hardware, per_spread=per_spread, by=by, full_width=full_width)
+        key = self._key(family, per_hardware=per_hardware, per_parallelism=per_parallelism, by=by, unquantized=unquantized)
         return self._find(key) is not None
 
-    def versions(self, family: str, *, per_hardware: bool = False, per_spread: bool = False) -> dict[str, str]:
+    def versions(self, family: str, *, per_hardware: bool = False, per_parallelism: bool = False) -> dict[str, str]:
         """Of the engine and its packages when what :meth:`expected` finds was recorded; empty where nothing is."""
-        record = self._find(self._key(family, per_hardware=per_hardware, per_spread=per_spread, by="", full_width=False))
+        record = self._find(self._key(family, per_hardware=per_hardware, per_parallelism=per_parallelism, by="", unquantized=False))
         return dict(record.provenance.get("versions", {})) if record is not None else {}
 
     def _find(self, key: BaselineKey) -> Record | None:
@@ -138,13 +138,13 @@ class Baseline:
     def keep(self, family: str, *, observed: Mapping[str, Any], n: int) -> None:
         """Store what this cell showed on this hardware where baselines are being recorded; nothing is judged by it."""
         if self._settings.update_baselines:
-            key = BaselineKey(self._machine.key, self._engine.model.id, family, self._entry("", per_spread=True))
+            key = BaselineKey(self._machine.key, self._engine.model.id, family, self._entry("", per_parallelism=True))
             self._record(key, plain(observed, "observed"), {"model_sha256": self._engine.model.sha256}, n)
 
-    def _key(self, family: str, *, per_hardware: bool, per_spread: bool, by: str, full_width: bool) -> BaselineKey:
-        # What does not depend on the spread is the same on every number of accelerators.
-        machine = self._machine if per_spread else self._machine.using(1)
-        entry = self._entry(by, per_spread=per_spread, full_width=full_width)
+    def _key(self, family: str, *, per_hardware: bool, per_parallelism: bool, by: str, unquantized: bool) -> BaselineKey:
+        # What does not depend on the parallelism is the same on every number of accelerators.
+        machine = self._machine if per_parallelism else self._machine.using(1)
+        entry = self._entry(by, per_parallelism=per_parallelism, unquantized=unquantized)
         return BaselineKey(machine.key if per_hardware else ANY, self._engine.model.id, family, entry)
 
     @property
@@ -160,10 +160,10 @@ class Baseline:
         self._item.config.stash.setdefault(RECORDED, {})[key] = Record(expected, dict(conditions), facts)
         self._note(RECORD, {"key": asdict(key), "expected": expected, "conditions": conditions, "provenance": facts})
 
-    def _entry(self, by: str, *, per_spread: bool, full_width: bool = False) -> str:
+    def _entry(self, by: str, *, per_parallelism: bool, unquantized: bool = False) -> str:
         spec, info = self._engine.spec, self._engine.info
-        name = entry_name(by or spec.engine, "none" if full_width else spec.quantization, info.dtype, info.kv_dtype)
-        words = (["serve"] * spec.serve + spec.spread_words) if per_spread else []
+        name = entry_name(by or spec.engine, "none" if unquantized else spec.quantization, info.dtype, info.kv_dtype)
+        words = (["serve"] * spec.serve + spec.parallelism_words) if per_parallelism else []
         return "-".join([name, *words])
 
     def _note(self, name: str, value: Mapping[str, Any]) -> None:
@@ -179,7 +179,7 @@ class Baseline:
         return pytest.skip.Exception(message, _use_item_location=True)
 
 
-def _spread_options(spec: EngineSpec) -> list[str]:
+def _parallelism_options(spec: EngineSpec) -> list[str]:
     """What makes a cell one that is judged by the record of the plain one."""
     counts = {"tp": spec.tp, "pp": spec.pp, "dp": spec.dp}
     return ["--serve"] * spec.serve + [f"--{name}={count}" for name, count in counts.items() if count > 1]

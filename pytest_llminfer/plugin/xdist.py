@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 class CellScheduling(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types here
     """Scopes are cells, those that are judged by each other's answers together (``cells``: the id of each to what those share);
-    tests without an engine are spread one by one, or by file where that was asked for.
+    tests without an engine are distributed one by one, or by file where that was asked for.
 
     The controller sees node ids only, so a cell is found by its id between the brackets. ``--dist=loadgroup`` would do, were it
     not without effect on pytest 9.2 (pytest-xdist issue 1386).

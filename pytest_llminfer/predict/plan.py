@@ -110,7 +110,7 @@ def plan_memory(
     if context < 1 or not 0 < utilization <= 1:
         raise BadInputError(f"context must be positive, and utilization above 0 and at most 1; got {context} and {utilization:g}")
     if tp > 1 and engine not in SHARDED:
-        raise UnsupportedError(f"{engine} does not spread a model over tensor-parallel ranks")
+        raise UnsupportedError(f"{engine} does not split a model over tensor-parallel ranks")
     if shape.heads % tp:
         raise UnsupportedError(f"{engine} cannot deal the {shape.heads} heads of this model to {tp} ranks")
     kv_dtype = _kv_dtype(deployment)

@@ -53,7 +53,7 @@ def sharded_roles(shape: ModelShape, engine: str, plan: Collection[str] = ()) ->
         UnsupportedError: an engine whose shares are not known here.
     """
     if engine not in RULES:
-        raise UnsupportedError(f"how {engine} spreads weights is not known here (known: {', '.join(RULES)})")
+        raise UnsupportedError(f"how {engine} splits weights is not known here (known: {', '.join(RULES)})")
     planned = {weight.role for weight in shape.parameters() if weight.name.removesuffix(".weight") in plan}
     return SHARDED[engine] | (planned & frozenset(RULES[engine].plan))
 

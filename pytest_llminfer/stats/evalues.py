@@ -1,13 +1,13 @@
-"""Evidence that adds up over nights: e-values against exchangeability, and how many nights share one baseline.
+"""Evidence that adds up over past runs: e-values against exchangeability, and how many past runs share one baseline.
 
 An e-value is non-negative with a mean of at most 1 if nothing regressed, so that it is 1/alpha or more with a chance of at
 most alpha (Markov). Here it is a likelihood ratio: the odds that a wrong answer falls to a new run are tilted by
 theta = q / (1 - q), averaged over q in (1/2, 1) with a density proportional to q (METHODS 1.4). NumPy is imported where an
 array is needed.
 
-The product of nightly e-values against one fixed record is no e-value: every night meets the same luck of the recorded runs.
-Over 90 nights without any drift at 3 % discordance it reached 1/0.01 in 2.2 % of histories with one recorded run (0.4 % with
-four, which no theorem promises). :func:`pooled_log_e` takes all nights and the K recorded runs as exchangeable at once, so that
+The product of nightly e-values against one fixed record is no e-value: every past run meets the same luck of the recorded runs.
+Over 90 past runs without any drift at 3 % discordance it reached 1/0.01 in 2.2 % of histories with one recorded run (0.4 % with
+four, which no theorem promises). :func:`pooled_log_e` takes all past runs and the K recorded runs as exchangeable at once, so that
 the record's luck counts once only (benchmarks/accuracy_power.py).
 """
 
@@ -28,19 +28,19 @@ _NODES = 256
 """Of Gauss-Legendre quadrature over q: exact for K = 1 up to 510 changed questions, since the integrand is a polynomial."""
 
 _JUDGED = (1, 2, 3, 4, 6)
-"""First nights that are judged; from 8 on every power of two, and one and a half of it."""
+"""First past runs that are judged; from 8 on every power of two, and one and a half of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nights:
-    """What the nights so far prove.
+    """What the past runs so far prove.
 
-    nights: how many. log_e: of the pooled e-value, in nats. needed: log_e that proves a drift at the last judged night.
-    judged_at: nights that were looked at. proven_at: the night at which it was proven, or None where it was not, or where the
-    nights since then have taken the evidence away again.
+    past_runs: how many. log_e: of the pooled e-value, in nats. needed: log_e that proves a drift at the last judged past run.
+    judged_at: past runs that were looked at. proven_at: the past run at which it was proven, or None where it was not, or where the
+    past runs since then have taken the evidence away again.
     """
 
-    nights: int
+    past_runs: int
     log_e: float
     needed: float
     judged_at: tuple[int, ...]
@@ -75,81 +75,85 @@ def log_e_of_pairs(lost: int, won: int) -> float:
 
 
 def pooled_log_e(right_counts: Sequence[int], runs: int, asked: Sequence[int], right: Sequence[int]) -> float:
-    """The logarithm of the e-value of all nights together against exchangeability with the K recorded runs.
+    """The logarithm of the e-value of all past runs together against exchangeability with the K recorded runs.
 
-    By question, in one order: right answers in the ``runs`` recorded runs; in how many nights it was asked (m; nights that
+    By question, in one order: right answers in the ``runs`` recorded runs; in how many past runs it was asked (m; past runs that
     stopped early asked fewer questions), and how often it was right in those. Given w wrong answers among K + m, the new runs
-    hold x with the hypergeometric weight C(m, x) C(K, w - x), tilted by theta^x. For one night it is :func:`log_e`.
+    hold x with the hypergeometric weight C(m, x) C(K, w - x), tilted by theta^x. For one past run it is :func:`log_e`.
 
     All questions are tilted alike, so that questions won for good weigh against questions lost for good. An alternative in which
-    a few are tilted and the rest are not proves a loss of one point in 2 nights instead of 6 to 10, but takes 20 lost and 20 won
-    for good, as another kernel leaves them, for proof of a drop by the fourth night.
+    a few are tilted and the rest are not proves a loss of one point in 2 past runs instead of 6 to 10, but takes 20 lost and 20 won
+    for good, as another kernel leaves them, for proof of a drop by the fourth past run.
 
     Raises:
-        ValueError: sequences of different lengths, or more right answers than runs or nights.
+        ValueError: sequences of different lengths, or more right answers than runs or past runs.
     """
     table: Counter[tuple[int, int, int]] = Counter()
-    for before, nights, now in zip(right_counts, asked, right, strict=True):
-        if not 0 <= before <= runs or not 0 <= now <= nights:
-            raise ValueError(f"{before} right of {runs} recorded runs and {now} right of {nights} nights is impossible")
-        table[nights, runs - before + nights - now, nights - now] += 1
+    for before, past_runs, now in zip(right_counts, asked, right, strict=True):
+        if not 0 <= before <= runs or not 0 <= now <= past_runs:
+            raise ValueError(f"{before} right of {runs} recorded runs and {now} right of {past_runs} past runs is impossible")
+        table[past_runs, runs - before + past_runs - now, past_runs - now] += 1
     return pooled_log_e_of(runs, table)
 
 
 def pooled_log_e_of(runs: int, table: Mapping[tuple[int, int, int], int]) -> float:
-    """:func:`pooled_log_e` of a table: (nights m, wrong answers w among K + m, those x of them in the nights) to questions."""
+    """:func:`pooled_log_e` of a table: (past runs m, wrong answers w among K + m, those x of them in the past runs) to
+    questions.
+    """
     telling = {key: count for key, count in table.items() if count and key[0] and 0 < key[1] < runs + key[0]}
     if not telling:
         return 0.0
     log_theta, value = _tilts()
-    for (nights, wrong, new), count in telling.items():
-        value = value + count * (new * log_theta - _log_mean_tilt(runs, nights, wrong))
+    for (past_runs, wrong, new), count in telling.items():
+        value = value + count * (new * log_theta - _log_mean_tilt(runs, past_runs, wrong))
     return _log_sum(value)
 
 
-def judged_nights(nights: int) -> tuple[int, ...]:
-    """The nights up to ``nights`` at which the evidence is judged: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96 and so on."""
+def judged_runs(past_runs: int) -> tuple[int, ...]:
+    """The past runs up to ``past_runs`` at which the evidence is judged: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96 and so on."""
     judged, power = list(_JUDGED), 8
-    while power <= nights:
+    while power <= past_runs:
         judged += [power, power + power // 2]
         power *= 2
-    return tuple(night for night in judged if night <= nights)
+    return tuple(past_run for past_run in judged if past_run <= past_runs)
 
 
 def log_e_needed(judgement: int, alpha: float) -> float:
-    """The log_e that proves a drift at the ``judgement``-th judged night (1, 2, …): -log(alpha / (j (j + 1)))."""
+    """The log_e that proves a drift at the ``judgement``-th judged past run (1, 2, …): -log(alpha / (j (j + 1)))."""
     return math.log(judgement * (judgement + 1) / alpha)
 
 
-def nights_verdict(right_counts: Sequence[int], runs: int, nights: Sequence[Sequence[bool | None]], alpha: float = 0.01) -> Nights:
-    """Whether the nights so far, oldest first, prove a drop against the K recorded runs; wrong for a chance of ``alpha`` ever.
+def drift_verdict(
+    right_counts: Sequence[int], runs: int, past_runs: Sequence[Sequence[bool | None]], alpha: float = 0.01
+) -> Nights:
+    """Whether the past runs so far, oldest first, prove a drop against the K recorded runs; wrong for a chance of ``alpha`` ever.
 
-    nights: for each, the outcome of every question in the order of ``right_counts``, None where it was not asked.
+    past_runs: for each, the outcome of every question in the order of ``right_counts``, None where it was not asked.
 
-    The pooled e-value has a mean of at most 1 at every night, but is no martingale over nights: what is exchangeable is
-    conditioned on anew as runs arrive, so that Ville's inequality does not cover its maximum. The false alarms of all nights
-    are therefore shared out: alpha / (j (j + 1)), which adds up to alpha over all j, to the j-th judged night, and only nights
-    in geometric steps are judged, because the evidence of neighbouring nights is nearly the same. At night 90 that asks for
-    5.1 nats beyond 1/alpha, where a share for every night (6 alpha / (pi m)^2) would ask for 9.5.
+    The pooled e-value has a mean of at most 1 at every past run, but is no martingale over past runs: what is exchangeable is
+    conditioned on anew as runs arrive, so that Ville's inequality does not cover its maximum. The false alarms of all past runs
+    are therefore shared out: alpha / (j (j + 1)), which adds up to alpha over all j, to the j-th judged past run, and only past
+    runs in geometric steps are judged, because the evidence of neighbouring past runs is nearly the same. At past run 90 that asks
+    for 5.1 nats beyond 1/alpha, where a share for every past run (6 alpha / (pi m)^2) would ask for 9.5.
 
-    What was proven stands for as long as the evidence of all nights is still what it took: one bad night, or a drift that is
-    mended, is outweighed by the nights that follow. That only takes alarms away, and hardly those of a drift that lasts: one of 1
-    point (d = 3 %, K = 4) once proven was so at 98 % of the later nights, by 40 simulated ledgers of 64 nights.
+    What was proven stands for as long as the evidence of all past runs is still what it took: one bad past run, or a drift that is
+    mended, is outweighed by the past runs that follow. That only takes alarms away, and hardly those of a drift that lasts: one of
+    1 point (d = 3 %, K = 4) once proven was so at 98 % of the later past runs, by 40 simulated run history of 64 past runs.
     """
     asked, right = [0] * len(right_counts), [0] * len(right_counts)
-    judged, found, value, taken = judged_nights(len(nights)), None, 0.0, 0.0
-    for number, outcomes in enumerate(nights, 1):
+    judged, found, value, taken = judged_runs(len(past_runs)), None, 0.0, 0.0
+    for number, outcomes in enumerate(past_runs, 1):
         for position, outcome in zip(range(len(right_counts)), outcomes, strict=True):
             if outcome is not None:
                 asked[position] += 1
                 right[position] += outcome
-        if number in judged or number == len(nights):
+        if number in judged or number == len(past_runs):
             value = pooled_log_e(right_counts, runs, asked, right)
             if found is not None and value < taken:
                 found = None
         if found is None and number in judged and value >= log_e_needed(judged.index(number) + 1, alpha):
             found, taken = number, log_e_needed(judged.index(number) + 1, alpha)
-    return Nights(len(nights), value, log_e_needed(max(1, len(judged)), alpha), judged, found)
+    return Nights(len(past_runs), value, log_e_needed(max(1, len(judged)), alpha), judged, found)
 
 
 @lru_cache(maxsize=1)
@@ -164,13 +168,13 @@ def _tilts() -> tuple[Any, Any]:
 
 
 @lru_cache(maxsize=65536)
-def _log_mean_tilt(runs: int, nights: int, wrong: int) -> Any:
-    """Logarithm of E[theta^X] at each theta, X hypergeometric: of ``wrong`` among runs + nights, those in the nights."""
+def _log_mean_tilt(runs: int, past_runs: int, wrong: int) -> Any:
+    """Logarithm of E[theta^X] at each theta, X hypergeometric: of ``wrong`` among runs + past runs, those in the past runs."""
     import numpy as np
 
     log_theta, _ = _tilts()
-    taken = range(max(0, wrong - runs), min(nights, wrong) + 1)
-    log_ways = [_log_choose(nights, x) + _log_choose(runs, wrong - x) - _log_choose(runs + nights, wrong) for x in taken]
+    taken = range(max(0, wrong - runs), min(past_runs, wrong) + 1)
+    log_ways = [_log_choose(past_runs, x) + _log_choose(runs, wrong - x) - _log_choose(runs + past_runs, wrong) for x in taken]
     terms = np.array(log_ways)[:, None] + np.array(taken, dtype=float)[:, None] * log_theta[None, :]
     top = terms.max(axis=0)
     return top + np.log(np.exp(terms - top).sum(axis=0))

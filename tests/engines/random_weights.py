@@ -1,11 +1,12 @@
-"""What random checkpoints predict, by several schedules and with faults: a program that prints it, for tests that import no torch.
+"""What random checkpoints predict, by several execution modes and with faults: a program that prints it, for tests that import no
+torch.
 
     python tests/engines/random_weights.py
 
 The depth of qwen2.5-7b, less wide, in bf16. Weights: as tools/random_checkpoint.py draws them; ``dense``: the same sizes, but every
-branch writes to every channel; ``plain``: all matrices from N(0, 0.02). Per weights and schedule the KL in nats, (prompts, tokens),
-from decoding a batch, ``alone`` from prefill of a batch, ``rounding`` of bf16 from float32; and the log-probabilities of the 20
-likeliest tokens.
+branch writes to every channel; ``plain``: all matrices from N(0, 0.02). Per weights and execution mode the KL in nats, (prompts,
+tokens), from decoding a batch, ``alone`` from prefill of a batch, ``rounding`` of bf16 from float32; and the log-probabilities of
+the 20 likeliest tokens.
 """
 
 from __future__ import annotations
@@ -86,20 +87,20 @@ def _measure(weights):
     prompts = torch.randint(NARROW["vocab_size"], (PROMPTS, TOKENS), generator=torch.Generator().manual_seed(1))
     ids = _answered(model, prompts)
     batched, prefilled = _decode(model, ids), _prefill(model, ids)
-    schedules = {
+    execution_modes = {
         "alone": (prefilled, torch.cat([_prefill(model, row[None]) for row in ids])),
         "prefill": (batched, prefilled),
     }
     if weights == "drawn":
-        schedules["fp8"] = batched, _decode(model, ids, cache=Fp8Cache())
+        execution_modes["fp8"] = batched, _decode(model, ids, cache=Fp8Cache())
     if weights != "dense":
-        schedules |= {
+        execution_modes |= {
             "shifted": (batched, _decode(model, ids, shift=1)),
             "wrong block": (batched, _decode(model, ids, change=_wrong_block)),
             "permuted keys": (batched, _decode(model, ids, change=_permuted_keys)),
         }
-    schedules["rounding"] = (_prefill(model.float(), ids), prefilled)
-    kl = {name: (p.exp() * (p - q)).sum(-1).clamp(min=0).tolist() for name, (p, q) in schedules.items()}
+    execution_modes["rounding"] = (_prefill(model.float(), ids), prefilled)
+    kl = {name: (p.exp() * (p - q)).sum(-1).clamp(min=0).tolist() for name, (p, q) in execution_modes.items()}
     entropy = float(-(batched.exp() * batched).sum(-1).mean())
     return {"entropy": entropy, "top_logprobs": batched.topk(20).values.tolist(), "kl": kl}
 

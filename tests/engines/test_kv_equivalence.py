@@ -100,7 +100,7 @@ def test_a_way_that_fails_is_told_in_its_shortest_form(equivalence, faulty):
 
 
 def test_what_does_not_exist_is_refused_by_name(equivalence):
-    with pytest.raises(BadInputError, match="unknown family of routes 'decoded'; valid: decode, chunked"):
+    with pytest.raises(BadInputError, match="unknown family of cache paths 'decoded'; valid: decode, chunked"):
         equivalence.structure(families=("decoded",))
     with pytest.raises(BadInputError, match="unknown structure 'gpt3'; valid: own, gpt2"):
         equivalence.structure("gpt3")
@@ -129,4 +129,4 @@ def test_the_suite_is_green_and_a_test_of_ones_own_is_red_with_a_fault(pytester)
 def test_an_engine_without_routes_skips_visibly(pytester):
     pytester.makepyfile(MINE)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rs", "--engine=simulated")
-    result.stdout.fnmatch_lines(["SKIPPED*simulated cannot answer 'compare_routes'"])
+    result.stdout.fnmatch_lines(["SKIPPED*simulated cannot answer 'compare_cache_paths'"])

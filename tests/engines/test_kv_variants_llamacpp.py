@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.families.execution_modes.check import check_schedules, kl_of_answers
+from pytest_llminfer.families.execution_modes.check import check_execution_modes, kl_of_answers
 from pytest_llminfer.families.execution_modes.variants import KVVariants, Variant
 from pytest_llminfer.families.kv_cache.pool import check_kv_pool
 from pytest_llminfer.families.tokens.observe import Greedy
@@ -38,7 +38,7 @@ def test_a_quantized_cache_is_told_from_one_that_is_not(start, cell, greedy):
         found = KVVariants(cell, greedy, launch, asked_for=True).ask(variant)
         noise, candidate = kl_of_answers(greedy.one_by_one, greedy.batched), kl_of_answers(found.batched, found.reference)
         pool = check_kv_pool(pool=found.pool, layers=shape.layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim, dtype="q8_0")
-        return pool, check_schedules(candidate=candidate, noise=noise, dtype="fp16", kv_dtype="q8_0", claim="quantized")
+        return pool, check_execution_modes(candidate=candidate, noise=noise, dtype="fp16", kv_dtype="q8_0", claim="quantized")
 
     assert [verdict.outcome for verdict in verdicts({"flash_attn": True}, kv_dtype="q8_0")] == [Outcome.PASS] * 2
     # The argument is lost: the same engine once more, and one whose kernels alone differ.

@@ -86,8 +86,8 @@ def test_a_gguf_file_is_loaded_as_it_is_and_must_be_what_the_cell_says(start, co
 
 
 def test_all_routes_give_the_same_tokens(fp16, prompts):
-    for route in ("loop", "no_cache"):
-        found = fp16.generate(prompts[:3], max_tokens=24, logprobs=5, route=route)
+    for cache_path in ("loop", "no_cache"):
+        found = fp16.generate(prompts[:3], max_tokens=24, logprobs=5, cache_path=cache_path)
         batched = fp16.generate(prompts[:3], max_tokens=24, logprobs=5)
         verdict = same(found, batched)
         assert verdict.outcome is Outcome.PASS, verdict
@@ -135,7 +135,7 @@ def test_sampling_follows_its_seed_and_its_fields(fp16, prompts, answers):
 
 def test_scores_by_prefill_and_by_decode_agree_with_the_generation(fp16, prompts, answers):
     sequence = [*prompts[0], *answers[0].token_ids]
-    (prefill,), (decode,) = (fp16.score([sequence], route=route) for route in ("prefill", "decode"))
+    (prefill,), (decode,) = (fp16.score([sequence], cache_path=cache_path) for cache_path in ("prefill", "decode"))
     assert prefill.shape == (len(sequence) - 1,)
     assert prefill.dtype == np.float32
     np.testing.assert_allclose(prefill, decode, atol=0.05)

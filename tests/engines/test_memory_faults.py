@@ -15,9 +15,7 @@ def suites(run_suites: Callable[..., pytest.RunResult]) -> Callable[..., pytest.
     """The suites on layouts and memory, and others, in one session, their engine with or without a fault."""
 
     def run(*arguments: str, others: tuple[str, ...] = (), fault: str = "") -> pytest.RunResult:
-        return run_suites(
-            "dtype_layout", "memory_budget", *others, arguments=("--baselines=none-recorded", *arguments), fault=fault
-        )
+        return run_suites("layout", "memory", *others, arguments=("--baselines=none-recorded", *arguments), fault=fault)
 
     return run
 

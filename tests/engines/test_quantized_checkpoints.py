@@ -15,7 +15,7 @@ from pytest_llminfer.engines.environments.cache import cache_folder
 from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.families.memory.check import check_weights, predict_weights
-from pytest_llminfer.families.memory.profile import check_ledger, ledger_lines, pinned_capacity
+from pytest_llminfer.families.memory.profile import check_profile, pinned_capacity, profile_lines
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.models.stored import declared_groups
 from pytest_llminfer.observations.kv_cache import KVPool
@@ -35,7 +35,7 @@ SMALL_POOLS = {
     "plan_a_small_pool": ("KV capacity", "KV pool"),
     "take_a_small_pool": ("KV bytes a token", "KV pool"),
 }
-"""A KV pool a tenth too small, by the lines of the ledger that are then outside their gates: the engine knows it, or does not."""
+"""A KV pool a tenth too small, by the lines of the profile that are then outside their gates: the engine knows it, or does not."""
 IGNORED = "int8_per_channel_weight_only"
 
 
@@ -222,11 +222,11 @@ def test_a_layer_that_vllm_left_in_16_bits_is_named(vllm):
     assert verdict.details[0].startswith(f"{LEFT}.weight: left in bfloat16 instead of w8a8 (")
 
 
-def ledger(found):
+def profile(found):
     """The lines of memory of a vLLM whose pool was pinned."""
     pool, shape = KVPool.from_message(found["kv_pool"]), REFERENCE.shape
     a_token = shape.kv_bytes_per_token("bf16")
-    return ledger_lines(
+    return profile_lines(
         report=MemoryReport.from_message(found["memory"]),
         weights=predict_weights(shape=shape, dtype="bf16", quantization="none", engine="vllm"),
         # Of all positions of the model, however few the engine was told to serve.
@@ -238,15 +238,15 @@ def ledger(found):
 
 
 def test_a_pinned_pool_in_vllm_is_predicted_to_the_token(vllm):
-    verdict = check_ledger(lines=ledger(vllm["ignored"]))
+    verdict = check_profile(lines=profile(vllm["ignored"]))
     assert (verdict.outcome, verdict.key) == (Outcome.PASS, "5/5 lines")
 
 
 @pytest.mark.parametrize(("fault", "outside"), SMALL_POOLS.items())
 def test_a_pool_in_vllm_that_is_a_tenth_too_small_is_named(vllm, fault, outside):
-    whole, lines = ledger(vllm["ignored"]), ledger(vllm[fault])
+    whole, lines = profile(vllm["ignored"]), profile(vllm[fault])
     assert [line.line for line in lines if not line.within] == list(outside)
-    verdict = check_ledger(lines=lines)
+    verdict = check_profile(lines=lines)
     assert verdict.outcome is Outcome.FAIL
     assert [line.partition(": ")[0] for line in verdict.details] == list(outside)
     (full,), (found,) = ([line.measured for line in each if line.line == "KV pool"] for each in (whole, lines))

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pytest_llminfer.families.execution_modes.check import check_schedules
+from pytest_llminfer.families.execution_modes.check import check_execution_modes
 from pytest_llminfer.families.execution_modes.observe import refuse_flat
 from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.spec import EngineSpec
@@ -28,13 +28,15 @@ def measured():
     return json.loads(done.stdout)
 
 
-def judged(measured, weights, schedule, kv_dtype=""):
+def judged(measured, weights, execution_mode, kv_dtype=""):
     kl = {name: [np.array(values) for values in rows] for name, rows in measured[weights]["kl"].items()}
-    return check_schedules(candidate=kl[schedule], noise=kl["alone"], dtype="bf16", kv_dtype=kv_dtype, claim=schedule)
+    return check_execution_modes(
+        candidate=kl[execution_mode], noise=kl["alone"], dtype="bf16", kv_dtype=kv_dtype, claim=execution_mode
+    )
 
 
-def mean(measured, weights, schedule):
-    return float(np.mean(measured[weights]["kl"][schedule]))
+def mean(measured, weights, execution_mode):
+    return float(np.mean(measured[weights]["kl"][execution_mode]))
 
 
 def test_predictions_are_peaked_and_tell_tokens_apart(measured):

@@ -27,7 +27,7 @@ def test_accuracy_through_the_server_is_held_against_the_record_made_without_it(
     llamacpp_python: str, pytester: pytest.Pytester
 ) -> None:
     """The server takes text only, and does not tell the engine's defaults."""
-    for suite in ("gsm8k", "settings"):
+    for suite in ("accuracy", "settings"):
         shutil.copy(SUITES / f"test_{suite}.py", pytester.path)
     shutil.copytree(REPOSITORY / "baselines" / "any", pytester.path / "baselines" / "any")
     result = pytester.runpytest_subprocess(

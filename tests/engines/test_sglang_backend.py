@@ -15,8 +15,8 @@ import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineError, OutOfMemoryError, UnsupportedError
-from pytest_llminfer.families.execution_modes.check import check_schedules
-from pytest_llminfer.families.execution_modes.observe import PrefixAnswers, Schedules
+from pytest_llminfer.families.execution_modes.check import check_execution_modes
+from pytest_llminfer.families.execution_modes.observe import ExecutionModes, PrefixAnswers
 from pytest_llminfer.families.execution_modes.prefixes import check_prefix_hits
 from pytest_llminfer.families.kv_cache.pool import check_kv_pool
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
@@ -105,11 +105,11 @@ def test_a_wrong_weight_is_seen_in_the_tokens(single, prompts, reference):
 
 
 def test_a_stale_prefix_is_caught_by_its_counts_and_by_its_answers(single):
-    noise = Schedules.ask(single).noise_of_decode()
+    noise = ExecutionModes.ask(single).noise_of_decode()
 
     def outcomes():
         found = PrefixAnswers.ask(single)
-        distributions = check_schedules(
+        distributions = check_execution_modes(
             candidate=found.kl_of_changed(), noise=noise, dtype="bf16", claim="the answers are the same"
         )
         return check_prefix_hits(found=found.cached, block=single.kv_pool().block_size), distributions
@@ -119,7 +119,7 @@ def test_a_stale_prefix_is_caught_by_its_counts_and_by_its_answers(single):
     single.run(probe, on=True)
     counts, distributions = outcomes()
     single.run(probe, on=False)
-    single.forget_prefixes()
+    single.reset_prefix_cache()
     assert counts.outcome is Outcome.FAIL
     assert "with token 95 changed: 96 tokens found instead of 95" in str(counts)
     assert distributions.outcome is Outcome.FAIL, str(distributions)
@@ -157,7 +157,7 @@ def test_the_prefix_cache_serves_a_prompt_the_second_time(single):
 
 def test_without_a_cache_the_tokens_are_the_same(single, prompts):
     cached = single.generate(prompts[:3], max_tokens=12, logprobs=TOP)
-    anew = single.generate(prompts[:3], max_tokens=12, logprobs=TOP, route="no_cache")
+    anew = single.generate(prompts[:3], max_tokens=12, logprobs=TOP, cache_path="no_cache")
     assert [answer.cached_tokens for answer in anew] == [0, 0, 0]
     verdict = same_tokens(cached, anew)
     assert verdict.outcome is Outcome.PASS, str(verdict)
@@ -208,7 +208,7 @@ def test_the_device_is_measured(single):
 
 def test_what_it_cannot_do_is_refused_in_words(single, prompts):
     with pytest.raises(UnsupportedError, match="cannot answer 'generate:loop'"):
-        single.generate(prompts[:1], route="loop")
+        single.generate(prompts[:1], cache_path="loop")
     with pytest.raises(BadInputError, match="token id 1024; the vocabulary has the ids 0 to 1023"):
         single.generate([[5, 1024]])
     with pytest.raises(BadInputError, match="2045 tokens and 64 may follow"):
@@ -221,7 +221,7 @@ def test_two_tensor_parallel_ranks_answer_as_one(folder, sglang_python, prompts,
         ranks = engine.ranks()
         verdict = same_tokens(engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP), reference["answers"])
         pool = engine.kv_pool()
-        anew = engine.generate(prompts[:1], max_tokens=4, route="no_cache")
+        anew = engine.generate(prompts[:1], max_tokens=4, cache_path="no_cache")
         stored = RANK_FAULTS["check"](engine)
         engine.run(f"{RANK_FAULTS['__file__']}::store_otherwise")
         faulty = RANK_FAULTS["check"](engine)

@@ -32,7 +32,7 @@ def outcomes(result: pytest.RunResult) -> dict[str, int]:
 def test_kv_cache_is_red_for_a_lost_block(suite, dtype: str) -> None:
     result = suite("kv_cache", f"--dtype={dtype}", fault="lose_a_block")
     result.stdout.fnmatch_lines(
-        ["*FAIL: greedy generation gives the tokens of route 'no_cache'", "*prompt *, position *: token * instead of token *"]
+        ["*FAIL: greedy generation gives the tokens of cache path 'no_cache'", "*prompt *, position *: token * instead of token *"]
     )
     assert outcomes(result)["failed"] >= 1
 
@@ -40,14 +40,17 @@ def test_kv_cache_is_red_for_a_lost_block(suite, dtype: str) -> None:
 def test_kv_cache_is_red_for_shifted_positions_although_no_token_changes(suite) -> None:
     result = suite("kv_cache", "--dtype=fp32", fault="shift_positions")
     result.stdout.fnmatch_lines(
-        ["*FAIL: greedy generation gives the probabilities of route 'no_cache'", "*prompt *, position *: probabilities differ by *"]
+        [
+            "*FAIL: greedy generation gives the probabilities of cache path 'no_cache'",
+            "*prompt *, position *: probabilities differ by *",
+        ]
     )
     assert outcomes(result)["failed"] >= 1
 
 
 def test_kv_cache_is_red_for_padding_that_is_not_masked(suite) -> None:
     result = suite("kv_cache", "--dtype=fp32", fault="unmask_padding")
-    result.stdout.fnmatch_lines(["*FAIL: greedy generation gives the * of route 'no_cache'"])
+    result.stdout.fnmatch_lines(["*FAIL: greedy generation gives the * of cache path 'no_cache'"])
     assert outcomes(result)["failed"] >= 1
 
 
@@ -55,35 +58,35 @@ def test_kv_cache_is_green_in_fp32(suite) -> None:
     assert outcomes(suite("kv_cache", "--dtype=fp32")) == {"passed": 4}
 
 
-def test_kv_schedules_are_red_for_shifted_positions(suite) -> None:
-    result = suite("kv_schedules", "--dtype=fp32", "-k", "what_prefill_gives", fault="shift_positions")
+def test_execution_modes_are_red_for_shifted_positions(suite) -> None:
+    result = suite("execution_modes", "--dtype=fp32", "-k", "what_prefill_gives", fault="shift_positions")
     result.stdout.fnmatch_lines(["*FAIL: decoding gives the distributions that prefill gives for the same tokens"])
     # Where every token is decoded, all positions are shifted alike, and rotary positions are relative.
     assert outcomes(result) == {"failed": 1, "passed": 1}
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_dtype_layout_is_red_for_one_linear_in_fp32_and_names_it(suite, quantization: str) -> None:
-    result = suite("dtype_layout", f"--quantization={quantization}", fault="keep_a_layer_in_float32")
+def test_layout_is_red_for_one_linear_in_fp32_and_names_it(suite, quantization: str) -> None:
+    result = suite("layout", f"--quantization={quantization}", fault="keep_a_layer_in_float32")
     result.stdout.fnmatch_lines(["*model.layers.2.mlp.down_proj.weight*float32*"])
     assert outcomes(result)["failed"] == 2
 
 
-def test_memory_budget_is_red_for_an_embedding_in_fp32(suite) -> None:
-    result = suite("memory_budget", "-k", "weights", fault="untie_nothing_but_copy_the_embedding")
+def test_memory_is_red_for_an_embedding_in_fp32(suite) -> None:
+    result = suite("memory", "-k", "weights", fault="untie_nothing_but_copy_the_embedding")
     result.stdout.fnmatch_lines(["*weights are * bytes larger than predicted*"])
     assert outcomes(result) == {"failed": 1}
 
 
-def test_memory_budget_is_red_for_a_leak(suite) -> None:
-    result = suite("memory_budget", "-k", "left_behind", fault="leak")
+def test_memory_is_red_for_a_leak(suite) -> None:
+    result = suite("memory", "-k", "left_behind", fault="leak")
     result.stdout.fnmatch_lines(["*memory in use grew by * bytes over * identical requests*"])
     assert outcomes(result) == {"failed": 1}
 
 
-def test_memory_budget_is_red_for_a_peak(suite) -> None:
-    assert outcomes(suite("memory_budget", "-k", "peak and run")) == {"passed": 1}
-    result = suite("memory_budget", "-k", "peak and run", fault="hog")
+def test_memory_is_red_for_a_peak(suite) -> None:
+    assert outcomes(suite("memory", "-k", "peak and run")) == {"passed": 1}
+    result = suite("memory", "-k", "peak and run", fault="hog")
     result.stdout.fnmatch_lines(["*run peak on a fresh start is * bytes above its budget*"])
     assert outcomes(result) == {"failed": 1}
 
@@ -103,7 +106,7 @@ def test_throughput_is_red_for_a_slower_model(suite, tmp_path: Path) -> None:
     assert outcomes(result) == {"failed": 1}
 
 
-def test_gsm8k_is_red_for_rounded_weights(suite) -> None:
-    result = suite("gsm8k", "--gsm8k-questions=150", "-k", "dropped", fault="round_weights")
+def test_accuracy_is_red_for_rounded_weights(suite) -> None:
+    result = suite("accuracy", "--gsm8k-questions=150", "-k", "dropped", fault="round_weights")
     result.stdout.fnmatch_lines(["*FAIL: *against the baseline*", "*lost: syn-*"])
     assert outcomes(result) == {"failed": 1}

@@ -19,11 +19,11 @@ CHOSEN = "not (tokens_per_second and (dp2 or tp2))"
 SUITES = (
     "chat",
     "divergence",
-    "dtype_layout",
-    "gsm8k",
+    "layout",
+    "accuracy",
     "kv_cache",
-    "kv_schedules",
-    "memory_budget",
+    "execution_modes",
+    "memory",
     "parallelism",
     "settings",
     "throughput",
@@ -68,7 +68,7 @@ def check_cells(result: pytest.RunResult, single: str, spreads: tuple[str, ...],
         cell = f"{single}{words}{at}"
         assert passed(result, "test_greedy_tokens_are_those_of_one_gpu", cell)
         assert passed(result, "test_greedy_tokens_are_as_recorded", cell)
-        assert passed(result, "test_divergence_from_full_width", cell)
+        assert passed(result, "test_divergence_from_unquantized_weights", cell)
         assert passed(result, "test_every_rank_is_there", cell)
         assert passed(result, "test_weights_take_the_bytes_that_the_configuration_implies", cell)
     for words in spreads:

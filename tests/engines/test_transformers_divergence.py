@@ -12,7 +12,7 @@ from pytest_llminfer.baselines import side_files
 from pytest_llminfer.datasets.load import load
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.families.divergence.check import LIMITS, SAME_WEIGHTS, check_divergence, check_unchanged, compare
-from pytest_llminfer.families.divergence.observe import POSITIONS, TOP, Forced
+from pytest_llminfer.families.divergence.observe import POSITIONS, TOP, TeacherForced
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.generation import Scores
 from pytest_llminfer.spec import EngineSpec
@@ -23,11 +23,11 @@ BASELINES = Path(__file__).resolve().parents[2] / "baselines" / "any" / "referen
 
 
 @pytest.fixture(scope="module")
-def forced(tmp_path_factory):
+def teacher_forced(tmp_path_factory):
     """What the sound engine predicts; the engine is started once for all tests."""
     log = tmp_path_factory.mktemp("worker") / "log"
     engine = Engine(Launch(EngineSpec("transformers"), Model("reference"), {}, {"OMP_NUM_THREADS": "2"}, timeout=240, log=log))
-    yield Forced.ask(engine, load("synthetic"))
+    yield TeacherForced.ask(engine, load("synthetic"))
     engine.close()
 
 
@@ -40,20 +40,20 @@ def recorded() -> list[Scores]:
 
 
 @pytest.fixture
-def faulty(forced):
+def faulty(teacher_forced):
     """Predictions with a fault in the live model, which is sound again afterwards."""
     undone = []
 
     def faulty(fault: str, undo: str, **arguments: object) -> list[Scores]:
-        forced.engine.run(f"{FAULTS}::{fault}", **arguments)
+        teacher_forced.engine.run(f"{FAULTS}::{fault}", **arguments)
         undone.append(undo)
-        return forced.engine.score_top(forced.sequences, top=TOP, last=POSITIONS)
+        return teacher_forced.engine.score_top(teacher_forced.sequences, top=TOP, last=POSITIONS)
 
     yield faulty
     for undo in undone:
-        forced.engine.run(f"{FAULTS}::{undo}")
-    again = forced.engine.score_top(forced.sequences, top=TOP, last=POSITIONS)
-    assert compare(candidate=again, reference=forced.scores, dtype="bf16").kl.max() < 1e-4
+        teacher_forced.engine.run(f"{FAULTS}::{undo}")
+    again = teacher_forced.engine.score_top(teacher_forced.sequences, top=TOP, last=POSITIONS)
+    assert compare(candidate=again, reference=teacher_forced.scores, dtype="bf16").kl.max() < 1e-4
 
 
 def outcomes(candidate: list[Scores], reference: list[Scores], kind: str = SAME_WEIGHTS) -> tuple[Outcome, Outcome]:
@@ -65,9 +65,9 @@ def outcomes(candidate: list[Scores], reference: list[Scores], kind: str = SAME_
     return limits.outcome, record.outcome
 
 
-def test_top_scores_are_those_of_the_plain_route_and_of_an_independent_implementation(forced):
-    plain = forced.engine.score(forced.sequences[:4])
-    for ids, row, scores in zip(forced.sequences[:4], plain, forced.scores, strict=False):
+def test_top_scores_are_those_of_the_plain_route_and_of_an_independent_implementation(teacher_forced):
+    plain = teacher_forced.engine.score(teacher_forced.sequences[:4])
+    for ids, row, scores in zip(teacher_forced.sequences[:4], plain, teacher_forced.scores, strict=False):
         assert scores.top_ids.shape == scores.top_logprobs.shape == (POSITIONS, TOP)
         # bf16, and a batch that is padded: the likely tokens are what can be compared.
         likely = row[-POSITIONS:] > -2
@@ -78,12 +78,17 @@ def test_top_scores_are_those_of_the_plain_route_and_of_an_independent_implement
         np.testing.assert_array_equal(scores.top_logprobs[listed], scores.logprobs[listed.any(axis=1)])
 
 
-def test_the_sound_engine_is_as_recorded(forced, recorded):
+def test_the_sound_engine_is_as_recorded(teacher_forced, recorded):
     same = check_divergence(
-        candidate=forced.scores, reference=recorded, limit=LIMITS[SAME_WEIGHTS], kind=SAME_WEIGHTS, dtype="bf16", of="the record"
+        candidate=teacher_forced.scores,
+        reference=recorded,
+        limit=LIMITS[SAME_WEIGHTS],
+        kind=SAME_WEIGHTS,
+        dtype="bf16",
+        of="the record",
     )
     assert same.outcome is Outcome.PASS, str(same)
-    assert forced.noise() < 1e-4
+    assert teacher_forced.noise() < 1e-4
 
 
 def test_a_shifted_position_fails_both_gates(faulty, recorded):
@@ -96,6 +101,6 @@ def test_weights_rounded_to_three_bits_fail_whatever_they_are_called(faulty, rec
 
 
 def test_weights_rounded_to_eight_bits_are_within_eight_bit_and_warned_of(faulty, recorded):
-    """They change less than another engine may, and far more than another schedule of this one."""
+    """They change less than another engine may, and far more than another execution mode of this one."""
     rounded = faulty("round_weights", "restore_weights", bits=8)
     assert outcomes(rounded, recorded, "8-bit") == (Outcome.PASS, Outcome.INCONCLUSIVE)

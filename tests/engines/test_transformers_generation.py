@@ -42,7 +42,9 @@ def test_what_was_loaded_is_told(fp32):
 
 
 def test_all_routes_give_the_same_tokens_and_log_probabilities(fp32, prompts):
-    engine, loop, no_cache = (fp32.generate(prompts[:4], logprobs=4, route=route) for route in ("engine", "loop", "no_cache"))
+    engine, loop, no_cache = (
+        fp32.generate(prompts[:4], logprobs=4, cache_path=cache_path) for cache_path in ("engine", "loop", "no_cache")
+    )
     assert tokens(engine) == tokens(loop) == tokens(no_cache)
     assert len({tuple(ids) for ids in tokens(engine)}) == 4
     for answer, other, third in zip(engine, loop, no_cache, strict=True):
@@ -78,8 +80,8 @@ def test_generation_ends_at_an_end_token_or_at_the_limit(fp32, prompts):
     assert (ended["token_ids"][-1], ended["finish_reason"]) == (2, "stop")
     (cut,) = fp32.generate(prompts[:1], max_tokens=3)
     assert (cut["token_ids"], cut["finish_reason"]) == (ended["token_ids"][:3], "length")
-    (forced,) = fp32.generate(prompts[:1], max_tokens=len(ended["token_ids"]) + 5, ignore_eos=True)
-    assert len(forced["token_ids"]) == len(ended["token_ids"]) + 5
+    (teacher_forced,) = fp32.generate(prompts[:1], max_tokens=len(ended["token_ids"]) + 5, ignore_eos=True)
+    assert len(teacher_forced["token_ids"]) == len(ended["token_ids"]) + 5
     stop = ended["token_ids"][4]
     (stopped,) = fp32.generate(prompts[:1], max_tokens=50, stop_token_ids=(stop,), ignore_eos=True)
     assert stopped["token_ids"] == ended["token_ids"][: ended["token_ids"].index(stop) + 1]
@@ -130,7 +132,9 @@ def test_sampling_follows_its_seed(fp32, prompts):
 def test_scores_by_prefill_and_by_decode_agree_with_the_generation(fp32, prompts):
     (answer,) = fp32.generate(prompts[:1], logprobs=1)
     sequence = prompts[0] + answer["token_ids"]
-    (prefill,), (decode,) = (fp32.ask("score", sequences=[sequence], route=route)["logprobs"] for route in ("prefill", "decode"))
+    (prefill,), (decode,) = (
+        fp32.ask("score", sequences=[sequence], cache_path=cache_path)["logprobs"] for cache_path in ("prefill", "decode")
+    )
     assert prefill.shape == decode.shape == (len(sequence) - 1,)
     assert prefill.dtype == np.float32
     np.testing.assert_allclose(prefill, decode, atol=2e-3)
@@ -183,19 +187,19 @@ def test_a_probe_is_called_with_the_live_model(fp32, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "fields", "route", "error", "words"),
+    ("prompt", "fields", "cache_path", "error", "words"),
     [
         ([], {}, "engine", BadInputError, "has 0 tokens"),
         ([5, 1024], {}, "engine", BadInputError, "token id 1024; the vocabulary has the ids 0 to 1023"),
         ([5] * 2040, {}, "engine", BadInputError, "the model has 2048 positions"),
         ([5], {"temperature": 0.5}, "loop", UnsupportedError, "greedily only"),
-        ([5], {}, "beam", BadInputError, "unknown route 'beam'"),
+        ([5], {}, "beam", BadInputError, "unknown cache path 'beam'"),
         ([5], {"max_tokens": 0}, "engine", BadInputError, "max_tokens"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_refused_in_words(fp32, prompt, fields, route, error, words):
+def test_a_request_that_makes_no_sense_is_refused_in_words(fp32, prompt, fields, cache_path, error, words):
     with pytest.raises(error, match=words):
-        fp32.generate([prompt], route=route, **fields)
+        fp32.generate([prompt], cache_path=cache_path, **fields)
 
 
 def test_memory_that_runs_out_is_an_answer_and_the_worker_lives_on(fp32, prompts, tmp_path):

@@ -115,8 +115,8 @@ def answers(engine: Engine, prompts) -> dict:
     sequences = [prompt + list(answer.token_ids) for prompt, answer in zip(prompts[:2], generated, strict=False)]
     return {
         "engine": generated,
-        **{route: engine.generate(prompts[:1], max_tokens=8, route=route) for route in ("loop", "no_cache")},
-        **{route: engine.score(sequences[:1], route=route) for route in ("prefill", "decode")},
+        **{cache_path: engine.generate(prompts[:1], max_tokens=8, cache_path=cache_path) for cache_path in ("loop", "no_cache")},
+        **{cache_path: engine.score(sequences[:1], cache_path=cache_path) for cache_path in ("prefill", "decode")},
         "cache": engine.kv_cache(prompts[0], extend=3),
         "memory": engine.memory(),
         "ranks": engine.ranks(),
@@ -129,12 +129,12 @@ def tokens(generations) -> list:
 
 def test_two_ranks_answer_as_one_process_does(single, two, prompts):
     found = answers(two, prompts)
-    for route in ("engine", "loop", "no_cache"):
-        assert tokens(found[route]) == tokens(single[route])
+    for cache_path in ("engine", "loop", "no_cache"):
+        assert tokens(found[cache_path]) == tokens(single[cache_path])
     for one, other in zip(found["engine"], single["engine"], strict=True):
         np.testing.assert_allclose(one.top_logprobs, other.top_logprobs, atol=1e-4)
-    for route in ("prefill", "decode"):
-        np.testing.assert_allclose(found[route][0], single[route][0], atol=1e-4)
+    for cache_path in ("prefill", "decode"):
+        np.testing.assert_allclose(found[cache_path][0], single[cache_path][0], atol=1e-4)
     # Heads and bytes of the whole model, although each rank holds one of its two KV heads.
     assert found["cache"] == single["cache"]
     assert two.info.device_count == 2

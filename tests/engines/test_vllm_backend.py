@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
-from pytest_llminfer.families.execution_modes.check import check_schedules
-from pytest_llminfer.families.execution_modes.observe import PrefixAnswers, Schedules
+from pytest_llminfer.families.execution_modes.check import check_execution_modes
+from pytest_llminfer.families.execution_modes.observe import ExecutionModes, PrefixAnswers
 from pytest_llminfer.families.execution_modes.preemption import check_preempted
 from pytest_llminfer.families.execution_modes.prefixes import check_prefix_hits
 from pytest_llminfer.families.execution_modes.resynchronised import check_resynchronised_tokens
@@ -20,7 +20,7 @@ from pytest_llminfer.families.execution_modes.variants import KVVariants
 from pytest_llminfer.families.kv_cache.pool import maximum_concurrency
 from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.families.memory.check import check_no_growth, check_weights, predict_weights
-from pytest_llminfer.families.memory.profile import check_ledger, ledger_lines, pinned_capacity
+from pytest_llminfer.families.memory.profile import check_profile, pinned_capacity, profile_lines
 from pytest_llminfer.families.tokens.observe import Greedy
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.verdict import Outcome
@@ -30,7 +30,7 @@ MODEL, SHAPE, POOL, NORM, start, folder, prompts, reference, whole, tokens, outc
     WORKERS[name]
     for name in ("MODEL", "SHAPE", "POOL", "NORM", "start", "folder", "prompts", "reference", "whole", "tokens", "outcome")
 )
-SUITE = Path(__file__).resolve().parents[2] / "suites" / "test_kv_schedules.py"
+SUITE = Path(__file__).resolve().parents[2] / "suites" / "test_execution_modes.py"
 PROBES = Path(__file__).with_name("vllm_probes.py")
 
 
@@ -69,7 +69,7 @@ def test_log_probabilities_are_sorted_and_those_of_transformers(answers, referen
 
 def test_without_the_cache_the_tokens_are_the_same_and_nothing_was_cached(engine, prompts):
     for _ in range(2):
-        anew = engine.generate(prompts[:4], max_tokens=24, logprobs=8, route="no_cache")
+        anew = engine.generate(prompts[:4], max_tokens=24, logprobs=8, cache_path="no_cache")
         assert [answer.cached_tokens for answer in anew] == [0] * 4
     cut = engine.generate(prompts[:4], max_tokens=24, logprobs=8)
     assert outcome(anew, cut) is Outcome.PASS
@@ -95,8 +95,8 @@ def test_generation_ends_at_an_end_token_or_at_the_limit(engine, prompts, answer
     full = answers[0].token_ids
     (cut,) = engine.generate(prompts[:1], max_tokens=3)
     assert (cut.token_ids, cut.finish_reason) == (full[:3], "length")
-    (forced,) = engine.generate(prompts[:1], max_tokens=len(full) + 5, ignore_eos=True)
-    assert (len(forced.token_ids), forced.finish_reason) == (len(full) + 5, "length")
+    (teacher_forced,) = engine.generate(prompts[:1], max_tokens=len(full) + 5, ignore_eos=True)
+    assert (len(teacher_forced.token_ids), teacher_forced.finish_reason) == (len(full) + 5, "length")
     sampling = Sampling(max_tokens=50, stop_token_ids=(full[4],), ignore_eos=True)
     (stopped,) = engine.generate(prompts[:1], sampling)
     assert (stopped.token_ids, stopped.finish_reason) == (full[: full.index(full[4]) + 1], "stop")
@@ -113,7 +113,9 @@ def test_sampling_follows_its_seed(engine, prompts):
 
 def test_requests_that_cannot_be_answered_are_refused(engine, prompts):
     with pytest.raises(UnsupportedError, match="hand-written loop"):
-        engine._replicas[0].ask("generate", {"prompts": prompts[:1], "sampling": Sampling(max_tokens=2).to_dict(), "route": "loop"})
+        engine._replicas[0].ask(
+            "generate", {"prompts": prompts[:1], "sampling": Sampling(max_tokens=2).to_dict(), "cache_path": "loop"}
+        )
     with pytest.raises(BadInputError, match=r"21 log-probabilities a step .* max_logprobs=20"):
         engine.generate(prompts[:1], max_tokens=2, logprobs=21)
     with pytest.raises(BadInputError, match=r"temperature must be in \[0, 2\], got 4.0"):
@@ -126,12 +128,12 @@ def test_requests_that_cannot_be_answered_are_refused(engine, prompts):
 def test_scores_by_both_routes_are_those_of_transformers(engine, prompts, reference):
     generations, expected = reference
     sequences = whole(prompts, generations)
-    prefill, decode = engine.score(sequences), engine.score(sequences, route="decode")
-    for ours, forced, theirs in zip(prefill, decode, expected, strict=True):
+    prefill, decode = engine.score(sequences), engine.score(sequences, cache_path="decode")
+    for ours, teacher_forced, theirs in zip(prefill, decode, expected, strict=True):
         assert ours.dtype == np.float32
         # In bf16, tokens that the model finds unlikely (down to -19 nats) differ by a rounding step of their logit.
         assert ours.min() < -10
-        for other in (forced, theirs):
+        for other in (teacher_forced, theirs):
             np.testing.assert_allclose(other, ours, atol=0.5)
             assert np.abs(other - ours).mean() < 0.05
 
@@ -176,7 +178,7 @@ def test_the_pool_is_what_was_asked_for(engine):
     of = {"report": engine.memory(), "weights": 7_344_640, "buffers": 0, "pool": pool, "bytes_per_token": a_token}
     for asked, outcome in ((POOL, Outcome.PASS), (POOL * 10 // 9, Outcome.FAIL)):
         capacity = pinned_capacity(resolved={"kv_cache_memory_bytes": asked}, pool=pool, rank_bytes_per_token=a_token)
-        assert check_ledger(lines=ledger_lines(**of, capacity=capacity)).outcome is outcome
+        assert check_profile(lines=profile_lines(**of, capacity=capacity)).outcome is outcome
 
 
 def test_what_was_loaded_is_told(engine):
@@ -226,10 +228,10 @@ def test_a_probe_changes_the_live_model_and_the_comparison_sees_it(engine, promp
     assert (before.shape, before.dtype) == ((256,), np.float32)
     assert engine.run(f"{PROBES}::scale", name=NORM, factor=-1.0) == NORM
     # What the cache holds was computed by the right weights.
-    engine.generate(prompts[:1], max_tokens=1, route="no_cache")
+    engine.generate(prompts[:1], max_tokens=1, cache_path="no_cache")
     assert outcome(engine.generate(prompts, max_tokens=120, logprobs=8), reference[0]) is Outcome.FAIL
     engine.run(f"{PROBES}::scale", name=NORM, factor=-1.0)
-    engine.generate(prompts[:1], max_tokens=1, route="no_cache")
+    engine.generate(prompts[:1], max_tokens=1, cache_path="no_cache")
     assert tokens(engine.generate(prompts, max_tokens=120)) == tokens(answers)
     with pytest.raises(EngineError, match=r"(?s)fails in .*KeyError: 'no such layer'.*vllm_probes.py\", line 14"):
         engine.run(f"{PROBES}::fails")
@@ -238,11 +240,11 @@ def test_a_probe_changes_the_live_model_and_the_comparison_sees_it(engine, promp
 
 
 def test_a_damaged_prefix_is_caught_though_it_is_found(engine):
-    noise = Schedules.ask(engine).noise_of_decode()
+    noise = ExecutionModes.ask(engine).noise_of_decode()
 
     def outcomes():
         found = PrefixAnswers.ask(engine)
-        distributions = check_schedules(
+        distributions = check_execution_modes(
             candidate=found.kl_of_repeated(), noise=noise, dtype="bf16", claim="the answers are the same"
         )
         return check_prefix_hits(found=found.cached, block=engine.kv_pool().block_size), distributions
@@ -252,7 +254,7 @@ def test_a_damaged_prefix_is_caught_though_it_is_found(engine):
     assert engine.run(probe, on=True)[1:] == [2, engine.kv_pool().block_size, 128]
     counts, distributions = outcomes()
     engine.run(probe, on=False)
-    engine.forget_prefixes()
+    engine.reset_prefix_cache()
     assert counts.outcome is Outcome.PASS
     assert distributions.outcome is Outcome.FAIL, str(distributions)
 
@@ -272,6 +274,10 @@ def test_a_tiny_pool_preempts_and_gives_the_same_answers(engine, folder, vllm_py
     assert check_preempted(counters=found.counters, requests=8).outcome is Outcome.PASS
     assert found.counters.prefix_queries > found.counters.prefix_hits
     verdict = check_resynchronised_tokens(
-        candidate=found.batched, reference=greedy.batched, forced=found.forced, dtype="bf16", claim="the same tokens"
+        candidate=found.batched,
+        reference=greedy.batched,
+        teacher_forced=found.teacher_forced,
+        dtype="bf16",
+        claim="the same tokens",
     )
     assert verdict.outcome is Outcome.PASS, str(verdict)

@@ -31,9 +31,9 @@ class Worker:
     def ask(self, method: str, **params: object):
         return self.process.request(method, params, timeout=300, progress=lambda *step: self.progress.append(step))
 
-    def generate(self, prompts, max_tokens=48, logprobs=0, route="engine", **fields):
+    def generate(self, prompts, max_tokens=48, logprobs=0, cache_path="engine", **fields):
         sampling = Sampling(max_tokens=max_tokens, **fields).to_dict()
-        return self.ask("generate", prompts=prompts, sampling=sampling, logprobs=logprobs, route=route)["outputs"]
+        return self.ask("generate", prompts=prompts, sampling=sampling, logprobs=logprobs, cache_path=cache_path)["outputs"]
 
 
 @pytest.fixture(scope="module")

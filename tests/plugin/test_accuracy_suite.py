@@ -17,7 +17,7 @@ DROPPED = ("-k", "dropped")
 
 @pytest.fixture
 def gsm8k(pytester: pytest.Pytester, run):
-    shutil.copy(SUITES / "test_gsm8k.py", pytester.path)
+    shutil.copy(SUITES / "test_accuracy.py", pytester.path)
     return lambda *arguments: run("--gsm8k-questions=16", "--accuracy-margin=40", *arguments)
 
 
@@ -155,21 +155,25 @@ def test_a_record_with_nothing_right_is_refused(gsm8k, pytester: pytest.Pytester
 
 def test_nights_are_added_to_the_ledger_and_judged_together(gsm8k, pytester: pytest.Pytester) -> None:
     gsm8k(*RECORD)
-    gsm8k("--nights").stdout.fnmatch_lines(["ledger: 1 night added to *ledger.jsonl"])
-    alone = gsm8k("--nights", "-k", "nights")
-    alone.stdout.fnmatch_lines(["simulated *record *", "ledger: 1 night added to *ledger.jsonl"])
-    (file,) = pytester.path.glob("baselines/any/reference/ledger.jsonl")
-    night, same = map(json.loads, file.read_text().splitlines())
-    assert night["outcomes"] == same["outcomes"]
-    assert set(night["outcomes"]) <= set("01-")
-    night["outcomes"] = "0" * 16
-    file.write_text("".join(json.dumps(night) + "\n" for _ in range(2)))
-    result = gsm8k("-k", "nights")
+    gsm8k("--run-history").stdout.fnmatch_lines(["run_history: 1 past run added to *run history.jsonl"])
+    alone = gsm8k("--run-history", "-k", "past_runs")
+    alone.stdout.fnmatch_lines(["simulated *record *", "run_history: 1 past run added to *run history.jsonl"])
+    (file,) = pytester.path.glob("baselines/any/reference/run_history.jsonl")
+    past_run, same = map(json.loads, file.read_text().splitlines())
+    assert past_run["outcomes"] == same["outcomes"]
+    assert set(past_run["outcomes"]) <= set("01-")
+    past_run["outcomes"] = "0" * 16
+    file.write_text("".join(json.dumps(past_run) + "\n" for _ in range(2)))
+    result = gsm8k("-k", "past_runs")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["FAIL: 3 nights together do not prove a drop in accuracy", "*questions lost and 0 won for good*"])
-    # One lost question, night after night: nothing that a harmless change could not do.
-    night["outcomes"] = "".join("0" if index == 3 else "1" for index in range(16))
-    file.write_text("".join(json.dumps(night) + "\n" for _ in range(30)))
-    gsm8k("-k", "nights").assert_outcomes(passed=1)
-    file.write_text("no night\n")
-    gsm8k("-k", "nights").stdout.fnmatch_lines(["BaselineError: ledger *ledger.jsonl, line 1 is no record of a night; *"])
+    result.stdout.fnmatch_lines(
+        ["FAIL: 3 past runs together do not prove a drop in accuracy", "*questions lost and 0 won for good*"]
+    )
+    # One lost question, past run after past run: nothing that a harmless change could not do.
+    past_run["outcomes"] = "".join("0" if index == 3 else "1" for index in range(16))
+    file.write_text("".join(json.dumps(past_run) + "\n" for _ in range(30)))
+    gsm8k("-k", "past_runs").assert_outcomes(passed=1)
+    file.write_text("no past run\n")
+    gsm8k("-k", "past_runs").stdout.fnmatch_lines(
+        ["BaselineError: run history *run history.jsonl, line 1 is no record of a past run; *"]
+    )

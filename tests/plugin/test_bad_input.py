@@ -112,20 +112,20 @@ def test_an_engine_argument_that_does_not_exist(pytester: pytest.Pytester, run) 
     ],
 )
 def test_a_dataset_row_without_an_answer(pytester: pytest.Pytester, run, row: dict, message: str) -> None:
-    shutil.copy(SUITES / "test_gsm8k.py", pytester.path)
+    shutil.copy(SUITES / "test_accuracy.py", pytester.path)
     good = {"question": "What is 1 + 1?", "answer": "1 + 1 = 2\n#### 2"}
     (pytester.path / "rows.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(row) + "\n")
     refused(run("--dataset=rows.jsonl", "-k", "dropped"), message)
 
 
 def test_a_dataset_that_does_not_exist(pytester: pytest.Pytester, run) -> None:
-    shutil.copy(SUITES / "test_gsm8k.py", pytester.path)
+    shutil.copy(SUITES / "test_accuracy.py", pytester.path)
     result = run("--dataset=gsm9k", "-k", "dropped")
     refused(result, "DatasetError: no dataset 'gsm9k'; valid: synthetic, openai/gsm8k, or the path of *")
 
 
 def test_a_model_that_cannot_be_asked_questions_is_a_skip(pytester: pytest.Pytester, run) -> None:
-    shutil.copy(SUITES / "test_gsm8k.py", pytester.path)
+    shutil.copy(SUITES / "test_accuracy.py", pytester.path)
     model = pytester.path / "model"
     shutil.copytree(REFERENCE, model)
     (model / "tokenizer.json").unlink()

@@ -1,4 +1,4 @@
-"""Under pytest-xdist: cells stay together, and everything else is spread as it was asked for."""
+"""Under pytest-xdist: cells stay together, and everything else is distributed as it was asked for."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECORDED, REFERENCE = "test_predictions_are_as_recorded", "test_divergence_from_full_width"
+RECORDED, REFERENCE = "test_predictions_are_as_recorded", "test_divergence_from_unquantized_weights"
 
 
 @pytest.fixture

@@ -26,4 +26,4 @@ def test_the_suites_run_from_an_installed_package(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {"dtype_layout", "kv_cache", "memory_budget"} <= set(done.stdout.split())
+    assert {"layout", "kv_cache", "memory"} <= set(done.stdout.split())

@@ -25,16 +25,16 @@ def test_the_product_of_the_lists_in_the_order_given(pytester: pytest.Pytester, 
 def test_divergence_comes_before_accuracy_in_every_cell_whatever_the_order_of_files(pytester: pytest.Pytester, run) -> None:
     pytester.makepyfile(
         test_alone="def test_alone(): pass",
-        test_gsm8k="def test_accuracy(accuracy): pass",
+        test_accuracy="def test_accuracy(accuracy): pass",
         test_later="def test_predictions(divergence): pass",
     )
-    result = run("--collect-only", "-q", "--quantization=none,nf4", "test_gsm8k.py", "test_alone.py", "test_later.py")
+    result = run("--collect-only", "-q", "--quantization=none,nf4", "test_accuracy.py", "test_alone.py", "test_later.py")
     assert [line for line in result.outlines if "::" in line] == [
         "test_alone.py::test_alone",
         "test_later.py::test_predictions[simulated]",
-        "test_gsm8k.py::test_accuracy[simulated]",
+        "test_accuracy.py::test_accuracy[simulated]",
         "test_later.py::test_predictions[simulated-nf4]",
-        "test_gsm8k.py::test_accuracy[simulated-nf4]",
+        "test_accuracy.py::test_accuracy[simulated-nf4]",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The suites on memory with the simulated engine: the ledger is printed and stored, and what is left behind is named."""
+"""The suites on memory with the simulated engine: the profile is printed and stored, and what is left behind is named."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def suite(pytester: pytest.Pytester):
 
 
 def test_the_ledger_is_printed_and_stored(pytester: pytest.Pytester, run, suite, mode) -> None:
-    suite("memory_budget")
+    suite("memory")
     result = run("-k", "every_line", "--update-baselines", "--baselines=kept", *mode)
     result.assert_outcomes(passed=1)
     result.stdout.re_match_lines(
@@ -82,7 +82,7 @@ def test_the_ledger_is_printed_and_stored(pytester: pytest.Pytester, run, suite,
             r" +load peak +- +[\d,]+ +- +shown",
         ]
     )
-    (file,) = (pytester.path / "kept").glob("*/reference/memory_ledger.json")
+    (file,) = (pytester.path / "kept").glob("*/reference/memory_profile.json")
     (entry,) = json.loads(file.read_text())["entries"].values()
     assert entry["expected"]["lines"][0] == {
         "line": "weights", "unit": "bytes", "predicted": 14689280, "measured": 14689280, "difference": 0, "gate": "±146,892",
@@ -91,14 +91,14 @@ def test_the_ledger_is_printed_and_stored(pytester: pytest.Pytester, run, suite,
 
 
 def test_a_mebibyte_that_every_request_leaves_behind_is_found(run, suite) -> None:
-    suite("memory_budget")
+    suite("memory")
     result = run("-k", "left_behind", "--engine-args", '{"fault": "leak", "fault_bytes": 1048576}')
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*memory in use grew by 9,437,184 bytes over 18 identical requests*"])
 
 
 def test_what_ran_before_is_no_peak_and_what_a_fresh_start_needs_is(pytester: pytest.Pytester, run, suite) -> None:
-    suite("memory_budget")
+    suite("memory")
     run("-k", "peak and run", "--update-baselines").assert_outcomes(skipped=1)
     pytester.makeconftest(HISTORY.format(after=0))
     result = run("-k", "peak and run")
@@ -111,7 +111,7 @@ def test_what_ran_before_is_no_peak_and_what_a_fresh_start_needs_is(pytester: py
 
 
 def test_a_layer_in_another_dtype_is_outside_the_gate_and_marked(run, suite) -> None:
-    suite("memory_budget")
+    suite("memory")
     result = run("-k", "every_line", "--engine-args", '{"fault": "change_dtype", "fault_dtype": "float64"}')
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
@@ -120,7 +120,7 @@ def test_a_layer_in_another_dtype_is_outside_the_gate_and_marked(run, suite) -> 
 
 
 def test_a_stopped_engine_leaves_nothing(run, suite) -> None:
-    suite("start_stop")
+    suite("shutdown")
     result = run()
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["simulated *pass 3 stops", "engine loads: 4"])
@@ -128,7 +128,7 @@ def test_a_stopped_engine_leaves_nothing(run, suite) -> None:
 
 def test_a_process_that_keeps_memory_after_the_stop_is_named(pytester: pytest.Pytester, run, suite) -> None:
     note = pytester.path / "pids"
-    suite("start_stop")
+    suite("shutdown")
     pytester.makeconftest(KEEPER.format(note=str(note)))
     try:
         result = run("--import-mode=prepend")
@@ -141,6 +141,6 @@ def test_a_process_that_keeps_memory_after_the_stop_is_named(pytester: pytest.Py
 
 @pytest.mark.parametrize(("after", "outcome"), [(1, "passed"), (21, "failed")])
 def test_a_device_is_compared_with_what_it_was_before_the_engine(pytester: pytest.Pytester, run, suite, after, outcome) -> None:
-    suite("start_stop")
+    suite("shutdown")
     pytester.makeconftest(DEVICE.format(after=after))
     run().assert_outcomes(**{outcome: 1})

@@ -1,4 +1,4 @@
-"""Cells that are spread: judged by the one-GPU cell of the same session, shown side by side, skipped where devices are too few."""
+"""Cells that are split: judged by the one-GPU cell of the same session, shown side by side, skipped where devices are too few."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_replicas_are_compared_with_one_and_shown_beside_it(spread, mode) -> Non
     assert outcomes.get("failed", 0) == outcomes.get("errors", 0) == 0
     result.stdout.fnmatch_lines(
         [
-            "cell *spread *questions *seconds *of single *tokens/s *accuracy",
+            "cell *parallelism *questions *seconds *of single *tokens/s *accuracy",
             "simulated *single *40 *1.00 *%",
             "simulated *dp2 *40 *%",
             "engine loads: 3",

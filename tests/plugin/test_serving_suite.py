@@ -124,7 +124,7 @@ ANSWERED = (
     "batch_invariance",
     "greedy_tokens_are_as_recorded",
     "greedy_tokens_are_those_of_one_gpu",
-    "nights_together_show_no_drift",
+    "run_history_shows_no_drift",
     "no_penalty_is_in_the_distribution",
     "outcomes_change_sides_no_more_than_in_repeats",
     "the_server_counts_the_same_tokens",

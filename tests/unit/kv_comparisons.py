@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_llminfer.families.kv_equivalence.check import Compared, check_routes
+from pytest_llminfer.families.kv_equivalence.check import Compared, check_cache_paths
 from pytest_llminfer.models.cut import CacheSizes
-from pytest_llminfer.observations.cache_paths import Route, RouteComparison, RouteComparisons
+from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparison, CachePathComparisons
 from pytest_llminfer.verdict import Outcome
 
 LAYERS, HEADS, TOKENS, DIM = 3, 4, 48, 32
@@ -14,7 +14,7 @@ WINDOW = 20
 NOISE = 4e-7
 FULL = CacheSizes(HEADS, DIM, (0,) * LAYERS)
 SLIDING = CacheSizes(HEADS, DIM, (WINDOW, 0, WINDOW))
-DECODE = Route(chunks=(16,) + (1,) * (TOKENS - 16))
+DECODE = CachePath(chunks=(16,) + (1,) * (TOKENS - 16))
 
 
 class Bug:
@@ -36,11 +36,11 @@ class Bug:
         self.kl[start:] = 0.1
         return self
 
-    def one(self) -> RouteComparison:
+    def one(self) -> CachePathComparison:
         ulps = {
             f"{name}_ulps": np.where(errors[0] > 1e-5, 50.0, 0.0) for name, errors in (("key", self.keys), ("value", self.values))
         }
-        return RouteComparison(
+        return CachePathComparison(
             kl=self.kl,
             top1=self.top1,
             key_error=self.keys,
@@ -52,13 +52,13 @@ class Bug:
             **ulps,
         )
 
-    def compared(self, route=DECODE, cache=None, repeated=None) -> Compared:
-        again = RouteComparisons((repeated.one(),), None) if repeated else None
-        return Compared(route, RouteComparisons((self.one(),), cache), again)
+    def compared(self, cache_path=DECODE, cache=None, repeated=None) -> Compared:
+        again = CachePathComparisons((repeated.one(),), None) if repeated else None
+        return Compared(cache_path, CachePathComparisons((self.one(),), cache), again)
 
 
-def verdict(bug, route=DECODE, sizes=FULL, repeated=None):
-    return check_routes(compared=[bug.compared(route, repeated=repeated)], sizes=sizes, claim="as prefill")
+def verdict(bug, cache_path=DECODE, sizes=FULL, repeated=None):
+    return check_cache_paths(compared=[bug.compared(cache_path, repeated=repeated)], sizes=sizes, claim="as prefill")
 
 
 def assert_told(found, kind, *words):

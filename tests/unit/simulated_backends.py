@@ -23,9 +23,9 @@ def load(model_path: Path = REFERENCE, progress=lambda *_: None, cell: dict | No
     return backend
 
 
-def generate(backend, prompts, max_tokens=40, logprobs=0, route="engine", **fields):
+def generate(backend, prompts, max_tokens=40, logprobs=0, cache_path="engine", **fields):
     sampling = Sampling(max_tokens=max_tokens, **fields).to_dict()
-    return backend.generate(prompts=prompts, sampling=sampling, logprobs=logprobs, route=route)["outputs"]
+    return backend.generate(prompts=prompts, sampling=sampling, logprobs=logprobs, cache_path=cache_path)["outputs"]
 
 
 def tokens(outputs):

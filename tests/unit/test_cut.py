@@ -6,8 +6,8 @@ import pytest
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.families.kv_equivalence.check import repeated
-from pytest_llminfer.families.kv_equivalence.drawing import LENGTHS, STRATEGIES, Subject, draw_journeys, shorten
-from pytest_llminfer.families.kv_equivalence.observe import FAMILIES, SLIDING_SHAPES, benign_routes
+from pytest_llminfer.families.kv_equivalence.drawing import LENGTHS, STRATEGIES, Subject, draw_cases, shorten
+from pytest_llminfer.families.kv_equivalence.observe import FAMILIES, SLIDING_SHAPES, benign_cache_paths
 from pytest_llminfer.models.cut import GEMMA, STRUCTURES, WINDOW, CacheSizes, structure_config
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.cache_paths import CACHES
@@ -118,36 +118,37 @@ def test_ways_are_drawn_as_they_are_asked_for(family, window):
     if family == "sliding" and not window:
         return
     strategy = STRATEGIES[family](Subject(vocabulary=50, window=window))
-    drawn = draw_journeys(strategy, 10)
-    assert drawn == draw_journeys(strategy, 10)
-    assert drawn != draw_journeys(strategy, 10, number=1)
+    drawn = draw_cases(strategy, 10)
+    assert drawn == draw_cases(strategy, 10)
+    assert drawn != draw_cases(strategy, 10, number=1)
     assert len(set(drawn)) == 10
-    assert len({journey.route for journey in drawn}) > 3
-    for journey in drawn:
-        route, lengths = journey.route, [len(ids) for ids in journey.sequences]
-        assert all(0 <= token < 50 for ids in journey.sequences for token in ids)
-        assert route.cache in CACHES
-        assert not route.chunks or {sum(route.chunks)} == set(lengths)
-        assert all(chunk > 0 for chunk in route.chunks)
+    assert len({case.cache_path for case in drawn}) > 3
+    for case in drawn:
+        cache_path, lengths = case.cache_path, [len(ids) for ids in case.sequences]
+        assert all(0 <= token < 50 for ids in case.sequences for token in ids)
+        assert cache_path.cache in CACHES
+        assert not cache_path.chunks or {sum(cache_path.chunks)} == set(lengths)
+        assert all(chunk > 0 for chunk in cache_path.chunks)
         assert min(lengths) > WINDOW
-        assert route.prefix < lengths[0]
-        assert route.crop < lengths[0]
-        sequences, longer = repeated(journey.sequences, route)
+        assert cache_path.prefix < lengths[0]
+        assert cache_path.crop < lengths[0]
+        sequences, longer = repeated(case.sequences, cache_path)
         assert [len(set(ids)) for ids in sequences] == [1] * len(lengths)
         assert not longer.chunks or {sum(longer.chunks)} == {len(ids) for ids in sequences}
 
 
 def test_a_way_that_fails_is_made_shorter():
     strategy = STRATEGIES["chunked"](Subject(vocabulary=50))
-    failing = max(draw_journeys(strategy, 20), key=lambda journey: len(journey.route.chunks))
-    found = shorten(strategy, failing, lambda journey: len(journey.route.chunks) >= 3)
-    assert len(found.route.chunks) == 3
-    assert sum(found.route.chunks) == LENGTHS[0]
+    failing = max(draw_cases(strategy, 20), key=lambda case: len(case.cache_path.chunks))
+    found = shorten(strategy, failing, lambda case: len(case.cache_path.chunks) >= 3)
+    assert len(found.cache_path.chunks) == 3
+    assert sum(found.cache_path.chunks) == LENGTHS[0]
     assert shorten(strategy, failing, lambda _: False) == failing
 
 
 def test_benign_routes_fit_to_every_prompt():
     for length in range(24, 70):
         assert all(
-            sum(route.chunks) in (0, length) and route.crop <= length and route.prefix < length for route in benign_routes(length)
+            sum(cache_path.chunks) in (0, length) and cache_path.crop <= length and cache_path.prefix < length
+            for cache_path in benign_cache_paths(length)
         )

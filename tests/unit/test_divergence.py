@@ -22,7 +22,7 @@ from pytest_llminfer.families.divergence.check import (
     compare,
     kind_of,
 )
-from pytest_llminfer.families.divergence.observe import POSITIONS, PROMPTS, forced_sequences
+from pytest_llminfer.families.divergence.observe import POSITIONS, PROMPTS, teacher_forced_sequences
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.numerics.truncated_kl import truncated_kl
 from pytest_llminfer.observations.generation import Scores
@@ -225,7 +225,7 @@ def test_unchanged_up_to_four_times_the_noise(reference):
     assert "another kernel" in warned.advice
     beyond = seen(noisy(reference, 0.1))
     assert check_unchanged(candidate=beyond, recorded=recorded, dtype="bf16", noise=0.0, same_setting=True).outcome is Outcome.FAIL
-    # Another device or spread: other kernels are expected, and the limit is that of the same weights.
+    # Another device or parallelism: other kernels are expected, and the limit is that of the same weights.
     candidate = seen(noisy(reference, 0.02))
     assert (
         check_unchanged(candidate=candidate, recorded=recorded, noise=0.0, dtype="bf16", same_setting=False).outcome is Outcome.PASS
@@ -258,13 +258,13 @@ def test_resampling_keeps_pairs_and_is_the_same_every_time():
 
 def test_sequences_are_chats_with_128_positions_after_the_first_prompt_or_drawn():
     model, dataset = Model("reference"), load("synthetic")
-    sequences = forced_sequences(model, dataset)
+    sequences = teacher_forced_sequences(model, dataset)
     assert len({tuple(ids) for ids in sequences}) == PROMPTS
     problems = {problem.question: problem.answer for problem in dataset.problems}
     for ids in sequences:
-        prompt, forced = model.decode(ids[:-POSITIONS]), model.decode(ids[-POSITIONS:])
+        prompt, teacher_forced = model.decode(ids[:-POSITIONS]), model.decode(ids[-POSITIONS:])
         question = next(question for question in problems if question in prompt)
         assert prompt.rstrip().endswith("assistant")
-        assert forced.startswith(problems[question][:40])
+        assert teacher_forced.startswith(problems[question][:40])
     drawn = SimpleNamespace(weights="dummy", has_tokenizer=True, sample_prompts=model.sample_prompts)
-    assert {len(ids) for ids in forced_sequences(drawn, dataset)} == {64 + POSITIONS}
+    assert {len(ids) for ids in teacher_forced_sequences(drawn, dataset)} == {64 + POSITIONS}

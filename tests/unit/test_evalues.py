@@ -34,15 +34,15 @@ def test_four_runs_have_the_integral_over_the_tilt(by_level):
     assert evalues.log_e(counts) == pytest.approx(math.log(expected), abs=1e-7)
 
 
-@pytest.mark.parametrize(("runs", "nights"), [(1, 1), (4, 1), (2, 3), (4, 2)])
-def test_the_mean_is_one_over_all_ways_in_which_the_wrong_answers_fall(runs, nights):
-    wrong = (1, 2, runs + nights - 1, 1)
+@pytest.mark.parametrize(("runs", "past_runs"), [(1, 1), (4, 1), (2, 3), (4, 2)])
+def test_the_mean_is_one_over_all_ways_in_which_the_wrong_answers_fall(runs, past_runs):
+    wrong = (1, 2, runs + past_runs - 1, 1)
     total = 0.0
-    spans = [range(max(0, w - runs), min(nights, w) + 1) for w in wrong]
+    spans = [range(max(0, w - runs), min(past_runs, w) + 1) for w in wrong]
     for new in itertools.product(*spans):
-        chance = math.prod(stats.hypergeom.pmf(x, runs + nights, w, nights) for x, w in zip(new, wrong, strict=True))
+        chance = math.prod(stats.hypergeom.pmf(x, runs + past_runs, w, past_runs) for x, w in zip(new, wrong, strict=True))
         before = [runs - (w - x) for x, w in zip(new, wrong, strict=True)]
-        total += chance * math.exp(evalues.pooled_log_e(before, runs, [nights] * 4, [nights - x for x in new]))
+        total += chance * math.exp(evalues.pooled_log_e(before, runs, [past_runs] * 4, [past_runs - x for x in new]))
     assert total == pytest.approx(1, rel=1e-9)
 
 
@@ -54,16 +54,16 @@ def test_one_night_pooled_is_the_night_itself(outcomes):
     assert evalues.pooled_log_e(before, 4, [1] * len(now), [int(right) for right in now]) == pytest.approx(alone, abs=1e-9)
 
 
-@pytest.mark.parametrize("nights", [1, 4, 24])
-def test_questions_that_change_for_good_are_evidence_only_on_balance(nights):
-    """Another kernel loses 20 questions and wins 20, every night the same ones; a fault loses 20 and wins 4."""
+@pytest.mark.parametrize("past_runs", [1, 4, 24])
+def test_questions_that_change_for_good_are_evidence_only_on_balance(past_runs):
+    """Another kernel loses 20 questions and wins 20, every past run the same ones; a fault loses 20 and wins 4."""
 
     def of(lost, won):
-        right = [0] * lost + [nights] * won
-        return evalues.pooled_log_e([4] * lost + [0] * won, 4, [nights] * len(right), right)
+        right = [0] * lost + [past_runs] * won
+        return evalues.pooled_log_e([4] * lost + [0] * won, 4, [past_runs] * len(right), right)
 
     assert of(20, 20) < 0
-    assert of(20, 4) > evalues.log_e_needed(len(evalues.judged_nights(nights)), 0.01)
+    assert of(20, 4) > evalues.log_e_needed(len(evalues.judged_runs(past_runs)), 0.01)
 
 
 def test_nothing_changed_is_no_evidence():
@@ -86,14 +86,14 @@ def test_impossible_counts():
 
 
 def test_judged_nights_and_their_shares():
-    assert evalues.judged_nights(100) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
-    assert evalues.judged_nights(5) == (1, 2, 3, 4)
+    assert evalues.judged_runs(100) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+    assert evalues.judged_runs(5) == (1, 2, 3, 4)
     shares = [math.exp(-evalues.log_e_needed(number, 0.01)) for number in range(1, 100_000)]
     assert math.fsum(shares) == pytest.approx(0.01, rel=1e-4)
     assert math.fsum(shares) < 0.01
 
 
-def nights_of(seed, drop, count=8, questions=1319):
+def past_runs_of(seed, drop, count=8, questions=1319):
     rng = np.random.default_rng(seed)
     level = np.where(rng.random(questions) < 0.09, rng.random(questions), rng.random(questions) < 0.83)
     record = rng.binomial(4, level).tolist()
@@ -103,48 +103,48 @@ def nights_of(seed, drop, count=8, questions=1319):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_drift_of_two_points_is_proven_and_stays_so(seed):
-    record, nights = nights_of(seed, 0.02)
-    found = evalues.nights_verdict(record, 4, nights)
+    record, past_runs = past_runs_of(seed, 0.02)
+    found = evalues.drift_verdict(record, 4, past_runs)
     assert found.proven_at in (1, 2, 3, 4)
     assert found.judged_at == (1, 2, 3, 4, 6, 8)
-    assert evalues.nights_verdict(record, 4, nights[: found.proven_at]).proven_at == found.proven_at
-    assert evalues.nights_verdict(record, 4, nights[: found.proven_at - 1]).proven_at is None
+    assert evalues.drift_verdict(record, 4, past_runs[: found.proven_at]).proven_at == found.proven_at
+    assert evalues.drift_verdict(record, 4, past_runs[: found.proven_at - 1]).proven_at is None
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_drift_is_not_proven(seed):
-    record, nights = nights_of(seed, 0.0)
-    found = evalues.nights_verdict(record, 4, nights)
+    record, past_runs = past_runs_of(seed, 0.0)
+    found = evalues.drift_verdict(record, 4, past_runs)
     assert found.proven_at is None
     assert found.log_e < found.needed
 
 
 def test_the_luck_of_the_record_counts_once():
-    """Four runs that were lucky in 16 of 60 questions that are right in half of all runs: the product grows by every night."""
+    """Four runs that were lucky in 16 of 60 questions that are right in half of all runs: the product grows by every past run."""
     rng = np.random.default_rng(2)
     record = [4] * 16 + [2] * 44
-    nights = [(rng.random(60) < 0.5).tolist() for _ in range(32)]
-    product = sum(evalues.log_e(exchangeable.tally(record, 4, night)) for night in nights)
-    pooled = evalues.nights_verdict(record, 4, nights)
+    past_runs = [(rng.random(60) < 0.5).tolist() for _ in range(32)]
+    product = sum(evalues.log_e(exchangeable.tally(record, 4, past_run)) for past_run in past_runs)
+    pooled = evalues.drift_verdict(record, 4, past_runs)
     assert product > 2 * math.log(100)
     assert 0 < pooled.log_e < product / 2
 
 
 def test_nights_that_stopped_early():
-    record, nights = nights_of(1, 0.02)
-    short = [[right if position < 330 else None for position, right in enumerate(night)] for night in nights[:2]]
-    table = evalues.nights_verdict(record, 4, [*short, nights[2]])
+    record, past_runs = past_runs_of(1, 0.02)
+    short = [[right if position < 330 else None for position, right in enumerate(past_run)] for past_run in past_runs[:2]]
+    table = evalues.drift_verdict(record, 4, [*short, past_runs[2]])
     asked = [3 if position < 330 else 1 for position in range(1319)]
-    right = [sum(bool(night[position]) for night in (*short, nights[2])) for position in range(1319)]
+    right = [sum(bool(past_run[position]) for past_run in (*short, past_runs[2])) for position in range(1319)]
     assert table.log_e == evalues.pooled_log_e(record, 4, asked, right)
     with pytest.raises(ValueError, match="argument"):
-        evalues.nights_verdict(record, 4, [[True]])
+        evalues.drift_verdict(record, 4, [[True]])
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_the_order_of_nights_does_not_matter(seed):
-    record, nights = nights_of(seed, 0.01, count=3, questions=200)
-    assert evalues.nights_verdict(record, 4, nights).log_e == pytest.approx(
-        evalues.nights_verdict(record, 4, nights[::-1]).log_e, abs=1e-9
+    record, past_runs = past_runs_of(seed, 0.01, count=3, questions=200)
+    assert evalues.drift_verdict(record, 4, past_runs).log_e == pytest.approx(
+        evalues.drift_verdict(record, 4, past_runs[::-1]).log_e, abs=1e-9
     )

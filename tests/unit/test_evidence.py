@@ -1,4 +1,4 @@
-"""What cells show together: corrected over cells, and added to the ledger."""
+"""What cells show together: corrected over cells, and added to the run history."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 from pytest_llminfer.families.accuracy import section as evidence
 
 
-def note(cell: str, p_value: float, outcome: str = "pass", night: dict | None = None) -> dict:
+def note(cell: str, p_value: float, outcome: str = "pass", past_run: dict | None = None) -> dict:
     shown = {"cell": cell, "against": "record", "outcome": outcome, "asked": 38, "of": 300}
-    return {**shown, "p_value": p_value, "log_e": 0.7, "night": night}
+    return {**shown, "p_value": p_value, "log_e": 0.7, "past_run": past_run}
 
 
 def test_what_only_the_correction_over_judged_cells_rejects_fails_the_session() -> None:
@@ -35,8 +35,8 @@ def test_a_line_a_cell() -> None:
 
 
 def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path) -> None:
-    path = tmp_path / "any" / "reference" / "ledger.jsonl"
-    night = {
+    path = tmp_path / "any" / "reference" / "run_history.jsonl"
+    past_run = {
         "path": str(path),
         "entry": "e",
         "record": "r",
@@ -46,15 +46,17 @@ def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path) ->
         "versions": {"engine": "1"},
     }
     for count in (1, 2):
-        assert evidence.settle([note("a", 0.5, night=night)]) == [f"ledger: 1 night added to {path}"]
+        assert evidence.settle([note("a", 0.5, past_run=past_run)]) == [f"run_history: 1 past run added to {path}"]
         assert len(path.read_text().splitlines()) == count
     written = json.loads(path.read_text().splitlines()[0])
     assert written.pop("date").endswith("Z")
-    assert written == {name: value for name, value in night.items() if name != "path"}
+    assert written == {name: value for name, value in past_run.items() if name != "path"}
     blocked = tmp_path / "file"
     blocked.write_text("")
     # One that cannot be written does not cost the others theirs.
-    lines = evidence.settle([note("a", 0.5, night={**night, "path": str(blocked / "ledger.jsonl")}), note("b", 0.5, night=night)])
-    assert lines[0].startswith("ERROR: ledger ")
-    assert lines[1:] == [f"ledger: 1 night added to {path}"]
+    lines = evidence.settle(
+        [note("a", 0.5, past_run={**past_run, "path": str(blocked / "run_history.jsonl")}), note("b", 0.5, past_run=past_run)]
+    )
+    assert lines[0].startswith("ERROR: run history ")
+    assert lines[1:] == [f"run_history: 1 past run added to {path}"]
     assert len(path.read_text().splitlines()) == 3

@@ -1,4 +1,4 @@
-"""The group size that a model declares is what the suite on memory, the ledger and ``llminfer memory`` predict with."""
+"""The group size that a model declares is what the suite on memory, the profile and ``llminfer memory`` predict with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llminfer.cli import main
 from pytest_llminfer.errors import UnsupportedError
-from pytest_llminfer.families.memory.observe import MemoryLedger
+from pytest_llminfer.families.memory.observe import MemoryProfile
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.models.stored import declared_groups, read_stored
 from pytest_llminfer.observations.memory import MemoryReport
@@ -20,8 +20,8 @@ from pytest_llminfer.verdict import Outcome
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAULTS = runpy.run_path(str(REPOSITORY / "tests" / "engines" / "checkpoint_faults.py"))
-SUITE = runpy.run_path(str(REPOSITORY / "suites" / "test_memory_budget.py"))
-LAYOUTS = runpy.run_path(str(REPOSITORY / "suites" / "test_dtype_layout.py"))
+SUITE = runpy.run_path(str(REPOSITORY / "suites" / "test_memory.py"))
+LAYOUTS = runpy.run_path(str(REPOSITORY / "suites" / "test_layout.py"))
 
 
 class HoldsFiles:
@@ -49,11 +49,11 @@ def name(request):
 
 
 def weighed(path, quantization):
-    """The verdict of the suite on weights, and the line of the ledger."""
+    """The verdict of the suite on weights, and the line of the profile."""
     engine, verdicts = HoldsFiles(path, quantization), []
     SUITE["test_weights_take_the_bytes_that_the_configuration_implies"](engine, verdicts.append)
     baseline, item = SimpleNamespace(keep=lambda *_, **__: None), SimpleNamespace(user_properties=[])
-    (line, *_) = MemoryLedger(item, engine, baseline).take()
+    (line, *_) = MemoryProfile(item, engine, baseline).take()
     return verdicts[0], line
 
 
@@ -74,12 +74,12 @@ def test_a_variant_of_a_format_is_a_visible_skip_in_every_suite_that_predicts(na
     if left:
         changed = {"modules_to_not_convert": ["lm_head", "o_proj"]}
     engine.model = Model(str(FAULTS["declare"](FAULTS["ASSETS"] / name, tmp_path / name, **changed)))
-    ledger = MemoryLedger(SimpleNamespace(user_properties=[]), engine, SimpleNamespace())
+    profile = MemoryProfile(SimpleNamespace(user_properties=[]), engine, SimpleNamespace())
     verdicts = []
     for judged in (
         lambda: SUITE["test_weights_take_the_bytes_that_the_configuration_implies"](engine, verdicts.append),
         lambda: LAYOUTS["test_every_parameter_is_stored_as_declared"](engine, verdicts.append),
-        ledger.take,
+        profile.take,
     ):
         said = "leaves o_proj in 16 bits" if left else f"stored as {name} (of 8 bits|with zero points), of which no layout"
         with pytest.raises(UnsupportedError, match=said):

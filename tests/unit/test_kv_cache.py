@@ -32,7 +32,7 @@ TOKENS = list(range(40))
 
 
 def compare(candidate, reference, dtype="bf16"):
-    return check_same_greedy_tokens(candidate=candidate, reference=reference, dtype=dtype, claim="the routes agree")
+    return check_same_greedy_tokens(candidate=candidate, reference=reference, dtype=dtype, claim="the cache paths agree")
 
 
 def parted(position, margin, prompts=10, dtype="bf16"):
@@ -49,7 +49,7 @@ def value(verdict, name):
 
 def test_the_same_tokens_pass():
     verdict = compare([answer(TOKENS)] * 3, [answer(TOKENS)] * 3)
-    assert (verdict.outcome, verdict.key, verdict.claim) == (Outcome.PASS, "120 tokens", "the routes agree")
+    assert (verdict.outcome, verdict.key, verdict.claim) == (Outcome.PASS, "120 tokens", "the cache paths agree")
 
 
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=20), min_size=1, max_size=6))

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.families.kv_equivalence.check import Compared, check_routes
+from pytest_llminfer.families.kv_equivalence.check import Compared, check_cache_paths
 from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
-from pytest_llminfer.observations.cache_paths import Route, RouteComparisons
+from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparisons
 
 SHARED = runpy.run_path(str(Path(__file__).with_name("kv_comparisons.py")))
 Bug, verdict, assert_told, LAYERS, HEADS, TOKENS, WINDOW, NOISE, FULL, SLIDING, DECODE = (
@@ -57,8 +57,8 @@ def test_a_block_that_held_pads_is_told_by_the_tokens_that_it_held():
     bug.kl[12:] = 0.1
     bug.positions[1, 12:21] -= 9
     bug.positions[1, 21:25] = 11
-    route = Route(chunks=(12, 17, 19), pads_right=7)
-    assert_told(verdict(bug, route), Kind.BLOCK, "tokens 12 to 20 hold keys and values of tokens 3 to 11")
+    cache_path = CachePath(chunks=(12, 17, 19), pads_right=7)
+    assert_told(verdict(bug, cache_path), Kind.BLOCK, "tokens 12 to 20 hold keys and values of tokens 3 to 11")
 
 
 def test_a_block_among_pads_is_a_block_whatever_its_distance():
@@ -78,8 +78,8 @@ def test_a_block_amid_a_pass_is_no_attention_bug():
         errors[1, :, 4:20] = 1.2
     bug.kl[4:] = 0.1
     bug.positions[1, 4:16] = 0
-    assert_told(verdict(bug, Route(chunks=(5, 27, 16), pads_left=12)), Kind.BLOCK, "tokens 4 to 19 alone are wrong")
-    assert_told(verdict(bug, Route(chunks=(4, 16, 28), pads_left=12)), Kind.ATTENTION, "from token 4 on")
+    assert_told(verdict(bug, CachePath(chunks=(5, 27, 16), pads_left=12)), Kind.BLOCK, "tokens 4 to 19 alone are wrong")
+    assert_told(verdict(bug, CachePath(chunks=(4, 16, 28), pads_left=12)), Kind.ATTENTION, "from token 4 on")
 
 
 def test_slots_that_are_one_off_are_no_block():
@@ -141,19 +141,20 @@ def test_the_last_layers_window_shows_in_predictions_alone():
 
 
 @pytest.mark.parametrize(
-    ("route", "first"), [(Route(pads_left=3), 0), (Route(pads_left=3), 1), (Route(chunks=(16, 32), pads_right=2), 16)]
+    ("cache_path", "first"),
+    [(CachePath(pads_left=3), 0), (CachePath(pads_left=3), 1), (CachePath(chunks=(16, 32), pads_right=2), 16)],
 )
-def test_pads_that_are_seen_are_told(route, first):
-    assert_told(verdict(Bug().from_layer(1, first, size=0.2), route), Kind.PADDING, f"from token {first} on")
+def test_pads_that_are_seen_are_told(cache_path, first):
+    assert_told(verdict(Bug().from_layer(1, first, size=0.2), cache_path), Kind.PADDING, f"from token {first} on")
     assert_told(verdict(Bug().from_layer(1, first, size=0.2)), Kind.ATTENTION)
 
 
 def test_pads_that_even_out_a_batch_count_for_the_shorter_row_alone():
     short, long = Bug().from_layer(1, 1, size=0.2).one(), replace(Bug().one(), kl=np.full(TOKENS + 6, 1e-12))
-    entry = Compared(Route(batch=2), RouteComparisons((short, long), None))
+    entry = Compared(CachePath(batch=2), CachePathComparisons((short, long), None))
     assert (entry.pads_before(0), entry.pads_before(1)) == (6, 0)
-    assert_told(check_routes(compared=[entry], sizes=FULL, claim="c"), Kind.PADDING, "6 before it")
-    right = Compared(Route(batch=2, pads_right=1), RouteComparisons((short, long), None))
+    assert_told(check_cache_paths(compared=[entry], sizes=FULL, claim="c"), Kind.PADDING, "6 before it")
+    right = Compared(CachePath(batch=2, pads_right=1), CachePathComparisons((short, long), None))
     assert right.pads_before(0) == 0
 
 
@@ -163,10 +164,10 @@ def test_a_stale_prefix_is_told_by_its_sound_predictions(layer):
     if layer == 0:
         bug.keys[0, :, 31:] = bug.values[0, :, 31:] = NOISE
     bug.kl[:32] = 1e-12
-    route = replace(DECODE, prefix=32)
-    assert_told(verdict(bug, route), Kind.PREFIX, "from token 30 on, within the reused prefix of 32")
+    cache_path = replace(DECODE, prefix=32)
+    assert_told(verdict(bug, cache_path), Kind.PREFIX, "from token 30 on, within the reused prefix of 32")
     bug.kl[30:] = 0.1
-    assert verdict(bug, route).key != Kind.PREFIX
+    assert verdict(bug, cache_path).key != Kind.PREFIX
 
 
 def test_even_rounding_is_a_scale():

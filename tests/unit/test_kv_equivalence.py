@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.families.kv_equivalence.check import Compared, check_first_layer, check_routes
+from pytest_llminfer.families.kv_equivalence.check import Compared, check_cache_paths, check_first_layer
 from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
 from pytest_llminfer.families.kv_equivalence.receptive_field import check_reach
 from pytest_llminfer.families.kv_equivalence.stored import check_cached_tensors, check_quantized_cache
-from pytest_llminfer.observations.cache_paths import RouteComparisons
+from pytest_llminfer.observations.cache_paths import CachePathComparisons
 from pytest_llminfer.verdict import Outcome
 
 SHARED = runpy.run_path(str(Path(__file__).with_name("kv_comparisons.py")))
@@ -50,14 +50,14 @@ def test_predictions_are_judged_by_themselves(harm):
 
 def test_one_wrong_sequence_of_several_fails():
     good, bad = Bug().compared(), Bug().from_layer(0, 20).compared()
-    assert check_routes(compared=[good, bad, good], sizes=FULL, claim="c").outcome is Outcome.FAIL
-    together = Compared(DECODE, RouteComparisons((Bug().one(), Bug().from_layer(0, 20).one()), None))
-    assert "numbered 1" in str(check_routes(compared=[together], sizes=FULL, claim="c"))
+    assert check_cache_paths(compared=[good, bad, good], sizes=FULL, claim="c").outcome is Outcome.FAIL
+    together = Compared(DECODE, CachePathComparisons((Bug().one(), Bug().from_layer(0, 20).one()), None))
+    assert "numbered 1" in str(check_cache_paths(compared=[together], sizes=FULL, claim="c"))
 
 
 def test_nothing_compared_is_no_pass():
     for check in (
-        lambda **asked: check_routes(**asked, sizes=FULL),
+        lambda **asked: check_cache_paths(**asked, sizes=FULL),
         check_first_layer,
         lambda **asked: check_quantized_cache(**asked, sizes=FULL),
     ):
@@ -69,7 +69,7 @@ def test_nothing_compared_is_no_pass():
     nothing = Bug()
     nothing.keys[:] = nothing.values[:] = np.nan
     one = replace(nothing.one(), key_ulps=np.full((HEADS, TOKENS), np.nan), value_ulps=np.full((HEADS, TOKENS), np.nan))
-    found = check_first_layer(compared=[Compared(DECODE, RouteComparisons((one,), None))], claim="c")
+    found = check_first_layer(compared=[Compared(DECODE, CachePathComparisons((one,), None))], claim="c")
     assert "nothing was compared" in found.details[0]
 
 
@@ -81,7 +81,7 @@ def test_another_dtype_than_fp32_is_no_fair_comparison():
 
 def test_the_first_layer_passes_up_to_one_ulp():
     one = replace(Bug().one(), dtype="bf16", key_ulps=np.full((HEADS, TOKENS), 1.0))
-    found = check_first_layer(compared=[Compared(DECODE, RouteComparisons((one,), None))], claim="c")
+    found = check_first_layer(compared=[Compared(DECODE, CachePathComparisons((one,), None))], claim="c")
     assert found.outcome is Outcome.PASS
     assert "1 ulp of bf16" in found.threshold
 

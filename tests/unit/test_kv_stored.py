@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
 from pytest_llminfer.families.kv_equivalence.stored import check_cached_tensors, check_quantized_cache, format_error, normal_range
-from pytest_llminfer.observations.cache_paths import CachedTensors, Route
+from pytest_llminfer.observations.cache_paths import CachedTensors, CachePath
 from pytest_llminfer.verdict import Outcome
 
 SHARED = runpy.run_path(str(Path(__file__).with_name("kv_comparisons.py")))
@@ -114,15 +114,15 @@ def tensors(*, sizes=FULL, rows=1, lengths=(TOKENS,) * LAYERS, dtype="fp32", ite
     return replace(cache, **changed)
 
 
-def sized(cache, route=DECODE, sizes=FULL):
-    return check_cached_tensors(compared=[Bug().compared(route, cache)], sizes=sizes, dtype="fp32", claim="c")
+def sized(cache, cache_path=DECODE, sizes=FULL):
+    return check_cached_tensors(compared=[Bug().compared(cache_path, cache)], sizes=sizes, dtype="fp32", claim="c")
 
 
 def test_a_cache_has_exactly_its_shape_and_bytes():
     assert sized(tensors()).outcome is Outcome.PASS
-    assert sized(tensors(rows=6), Route(batch=2, beams=3)).outcome is Outcome.PASS
-    assert sized(tensors(lengths=(TOKENS + 5,) * LAYERS), Route(pads_left=2, pads_right=3)).outcome is Outcome.PASS
-    assert sized(tensors(lengths=(TOKENS + 7,) * LAYERS), Route(cache="static", spare=7)).outcome is Outcome.PASS
+    assert sized(tensors(rows=6), CachePath(batch=2, beams=3)).outcome is Outcome.PASS
+    assert sized(tensors(lengths=(TOKENS + 5,) * LAYERS), CachePath(pads_left=2, pads_right=3)).outcome is Outcome.PASS
+    assert sized(tensors(lengths=(TOKENS + 7,) * LAYERS), CachePath(cache="static", spare=7)).outcome is Outcome.PASS
     for wrong in (
         tensors(heads=2 * HEADS),
         tensors(lengths=(TOKENS, TOKENS - 1, TOKENS)),
@@ -136,7 +136,7 @@ def test_a_cache_has_exactly_its_shape_and_bytes():
 
 def test_a_window_keeps_one_token_less_than_itself_and_all_of_it_where_it_is_static():
     assert sized(tensors(lengths=(WINDOW - 1, TOKENS, WINDOW - 1)), sizes=SLIDING).outcome is Outcome.PASS
-    static = Route(cache="static", spare=4)
+    static = CachePath(cache="static", spare=4)
     assert sized(tensors(lengths=(WINDOW, TOKENS + 4, WINDOW)), static, SLIDING).outcome is Outcome.PASS
     found = sized(tensors(lengths=(WINDOW, TOKENS, WINDOW)), sizes=SLIDING)
     assert found.outcome is Outcome.FAIL
@@ -147,9 +147,9 @@ def test_a_quantized_cache_has_the_bytes_of_its_codes_and_scales():
     heads, residual = HEADS, 5
     packed = heads * (TOKENS - residual) * DIM
     stored = 2 * (packed // 2 + 2 * 4 * packed // 64 + heads * residual * DIM * 4)
-    route = Route(cache="quantized", residual=8, chunks=DECODE.chunks)
+    cache_path = CachePath(cache="quantized", residual=8, chunks=DECODE.chunks)
     int4 = tensors(dtype="int4", stored_bytes=(stored,) * LAYERS, residual=(residual,) * LAYERS)
-    assert sized(int4, route).outcome is Outcome.PASS
-    assert sized(replace(int4, residual=(0,) * LAYERS), route).outcome is Outcome.FAIL
+    assert sized(int4, cache_path).outcome is Outcome.PASS
+    assert sized(replace(int4, residual=(0,) * LAYERS), cache_path).outcome is Outcome.FAIL
     fp8 = tensors(dtype="fp8", stored_bytes=(2 * (heads * TOKENS * DIM + 4),) * LAYERS)
-    assert sized(fp8, Route(cache="fp8")).outcome is Outcome.PASS
+    assert sized(fp8, CachePath(cache="fp8")).outcome is Outcome.PASS

@@ -1,4 +1,4 @@
-"""The layout of every rank of a spread model: what is dealt, what is copied, and each way of getting that wrong."""
+"""The layout of every rank of a split model: what is dealt, what is copied, and each way of getting that wrong."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_quantization_that_is_taken_and_ignored_is_named_once_for_all_ranks():
 def test_what_is_not_declared_is_a_visible_skip():
     with pytest.raises(UnsupportedError, match="how vllm stores quantization 'nf4' on cpu is not known here"):
         check(loaded(), quantization="nf4")
-    with pytest.raises(UnsupportedError, match="how llamacpp spreads weights is not known here"):
+    with pytest.raises(UnsupportedError, match="how llamacpp splits weights is not known here"):
         check(loaded(), engine="llamacpp")
     with pytest.raises(UnsupportedError, match="4 layers do not divide by pp=3"):
         check(loaded(), pp=3)

@@ -206,7 +206,7 @@ def test_the_load_peak_measured_on_a_gpu_is_weights_and_rotary_tables(folder, na
 def test_rotary_tables_are_those_that_were_measured_on_a_gpu(folder, name, cell, engine):
     """transformers to the byte; vLLM's attention registers 16 bytes a layer, SGLang keeps 256 rows more."""
     config, shape = bundled(name)
-    lines = recorded(f"{folder}/{name}-dummy/memory_ledger.json")[cell]["expected"]["lines"]
+    lines = recorded(f"{folder}/{name}-dummy/memory_profile.json")[cell]["expected"]["lines"]
     (measured,) = [line["measured"] for line in lines if line["line"] == "buffers"]
     more = {"transformers": 0, "vllm": 16 * shape.layers, "sglang": 256 * 4 * shape.head_dim}[engine]
     assert rope_bytes(config, shape, engine=engine, dtype="bf16") + more == measured

@@ -13,7 +13,7 @@ from pytest_llminfer.predict.gpus import find_gpu
 from pytest_llminfer.predict.plan import Deployment, Known, plan_memory
 
 GIB = 2**30
-LEDGER = Path(__file__).resolve().parents[2] / "baselines" / "nvidia-h200-x1" / "llama-3-8b-dummy" / "memory_ledger.json"
+PROFILE = Path(__file__).resolve().parents[2] / "baselines" / "nvidia-h200-x1" / "llama-3-8b-dummy" / "memory_profile.json"
 
 
 def configuration(name):
@@ -22,7 +22,7 @@ def configuration(name):
 
 def test_the_pool_of_a_gpu_is_the_measured_one_to_the_block():
     """Llama-3-8B in vLLM on an H200 of its own (docs/memory.md): what its log says of the rest leaves the blocks that it made."""
-    lines = json.loads(LEDGER.read_text())["entries"]["vllm-none-bf16-kv_bf16"]["expected"]["lines"]
+    lines = json.loads(PROFILE.read_text())["entries"]["vllm-none-bf16-kv_bf16"]["expected"]["lines"]
     measured = {line["line"]: line["measured"] for line in lines}
     known = Known(activation_peak=measured["activation peak"], non_torch=measured["non-torch"])
 

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_llminfer.errors import BaselineError
 from pytest_llminfer.families.accuracy.check import AccuracyTest, check_accuracy_at_once
-from pytest_llminfer.families.accuracy.drift import check_nights
+from pytest_llminfer.families.accuracy.drift import check_drift
 from pytest_llminfer.families.accuracy.grading import Answer
 from pytest_llminfer.families.accuracy.recorded import recorded_runs
 from pytest_llminfer.stats.evalues import log_e_of_pairs
@@ -29,7 +29,7 @@ def copies():
     return recorded_runs([answers()] * 4, seed=1)
 
 
-def night(recorded, given: dict[str, Answer]) -> str:
+def past_run(recorded, given: dict[str, Answer]) -> str:
     return "".join("1" if given[name].flexible else "0" for name in recorded.flexible)
 
 
@@ -61,30 +61,30 @@ def test_a_drop_is_still_a_failure(copies) -> None:
 
 def test_what_is_lost_for_good_counts_once_however_many_nights(copies) -> None:
     few, many = answers(wrong={1, 2, 3}), answers(wrong=set(range(25)))
-    assert check_nights(recorded=copies, nights=[night(copies, few)] * 30).outcome is Outcome.PASS
-    assert check_nights(recorded=copies, nights=[night(copies, many)] * 4).outcome is Outcome.FAIL
+    assert check_drift(recorded=copies, past_runs=[past_run(copies, few)] * 30).outcome is Outcome.PASS
+    assert check_drift(recorded=copies, past_runs=[past_run(copies, many)] * 4).outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize("runs", [1, 2, 4])
 @pytest.mark.parametrize(("lost", "won"), [(6, 1), (8, 3), (12, 6)])
 def test_another_kernel_is_no_drift_of_an_engine_that_repeats_itself(runs, lost, won) -> None:
-    """Near ties that a harmless change decides the other way, every night from then on."""
+    """Near ties that a harmless change decides the other way, every past run from then on."""
     recorded = recorded_runs([answers()] * runs, seed=1)
     changed = answers(wrong=set(range(lost)), right=set(range(RIGHT, RIGHT + won)))
-    for nights in (4, 16, 32, 64):
-        assert check_nights(recorded=recorded, nights=[night(recorded, changed)] * nights).outcome is Outcome.PASS
+    for past_runs in (4, 16, 32, 64):
+        assert check_drift(recorded=recorded, past_runs=[past_run(recorded, changed)] * past_runs).outcome is Outcome.PASS
 
 
 def test_one_recorded_run_still_proves_what_is_lost_for_good() -> None:
     recorded = recorded_runs([answers()], seed=1)
-    verdict = check_nights(recorded=recorded, nights=[night(recorded, answers(wrong=set(range(25))))] * 4)
+    verdict = check_drift(recorded=recorded, past_runs=[past_run(recorded, answers(wrong=set(range(25))))] * 4)
     assert verdict.outcome is Outcome.FAIL
     assert "25 questions lost and 0 won for good" in str(verdict)
 
 
 def test_a_night_of_other_questions_is_refused(copies) -> None:
     with pytest.raises(BaselineError, match="for each of 1,000 questions"):
-        check_nights(recorded=copies, nights=["11"])
+        check_drift(recorded=copies, past_runs=["11"])
 
 
 def test_pairs_are_the_evidence_of_one_run_beside_one() -> None:

@@ -170,10 +170,10 @@ def test_gsm8ks_examples_are_the_first_of_its_train_split(monkeypatch):
 
 def test_without_the_hub_there_are_no_examples(monkeypatch):
     def load_dataset(*_, **__):
-        raise ConnectionError("no route to host")
+        raise ConnectionError("no cache path to host")
 
     hub(monkeypatch, load_dataset)
-    with pytest.raises(DatasetError, match=r"^5-shot needs examples: openai/gsm8k, .* cannot be read from the hub \(no route"):
+    with pytest.raises(DatasetError, match=r"^5-shot needs examples: openai/gsm8k, .* cannot be read from the hub \(no cache path"):
         load_examples("openai/gsm8k", shots=5)
 
 

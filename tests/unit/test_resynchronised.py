@@ -36,7 +36,7 @@ def tied(*positions: int) -> Generation:
     return found
 
 
-def forced(changes: dict[int, float]) -> Scores:
+def teacher_forced(changes: dict[int, float]) -> Scores:
     """What the candidate predicts for the reference's tokens."""
     found = answer(changes)
     given = np.where(found.top_ids == np.arange(LENGTH)[:, None], found.top_logprobs, 0).sum(axis=1)
@@ -45,14 +45,14 @@ def forced(changes: dict[int, float]) -> Scores:
 
 def judged(candidate: list[Generation], reference: list[Generation], scores=None, **more) -> Verdict:
     return check_resynchronised_tokens(
-        candidate=candidate, reference=reference, forced=scores or {}, dtype="bf16", claim="same", **more
+        candidate=candidate, reference=reference, teacher_forced=scores or {}, dtype="bf16", claim="same", **more
     )
 
 
 def test_after_a_near_tie_the_comparison_goes_on_to_the_end() -> None:
     candidate, reference = [answer({5: 0.1})], [tied(5)]
     assert prompts_with_ties(candidate, reference, dtype="bf16") == [0]
-    verdict = judged(candidate, reference, {0: forced({5: 0.1})})
+    verdict = judged(candidate, reference, {0: teacher_forced({5: 0.1})})
     assert verdict.outcome is Outcome.PASS
     assert "40 tokens, 1 ties" in verdict.key
     assert judged(candidate, reference).outcome is Outcome.INCONCLUSIVE
@@ -62,7 +62,7 @@ def test_a_fault_after_a_near_tie_is_caught_where_a_comparison_that_stops_passes
     candidate, reference = [answer({37: 0.1, 39: 2.0})], [tied(37)]
     stopping = check_same_greedy_tokens(candidate=candidate, reference=reference, dtype="bf16", claim="same")
     assert stopping.outcome is Outcome.PASS
-    verdict = judged(candidate, reference, {0: forced({37: 0.1, 39: 2.0})})
+    verdict = judged(candidate, reference, {0: teacher_forced({37: 0.1, 39: 2.0})})
     assert verdict.outcome is Outcome.FAIL
     assert any("position 39: token 539 instead of token 39" in line for line in verdict.details)
 
@@ -70,12 +70,12 @@ def test_a_fault_after_a_near_tie_is_caught_where_a_comparison_that_stops_passes
 def test_several_ties_are_counted_and_too_many_fail() -> None:
     ties = dict.fromkeys(range(3, LENGTH, 3), 0.1)
     pair = [answer(ties)], [tied(*ties)]
-    verdict = judged(*pair, {0: forced(ties)})
+    verdict = judged(*pair, {0: teacher_forced(ties)})
     assert verdict.outcome is Outcome.FAIL
     assert "more of them than rounding makes" in str(verdict)
-    assert judged(*pair, {0: forced(ties)}, usual_rate=0.2).outcome is Outcome.PASS
+    assert judged(*pair, {0: teacher_forced(ties)}, usual_rate=0.2).outcome is Outcome.PASS
     few = {3: 0.1, 20: 0.1}
-    assert judged([answer(few)], [tied(*few)], {0: forced(few)}).outcome is Outcome.PASS
+    assert judged([answer(few)], [tied(*few)], {0: teacher_forced(few)}).outcome is Outcome.PASS
 
 
 def test_a_difference_that_is_no_tie_fails_and_is_not_forced() -> None:
@@ -88,7 +88,7 @@ def test_noise_of_the_engine_widens_a_tie() -> None:
     candidate, reference = [answer({5: 0.5})], [tied(5)]
     reference[0].top_logprobs[5] = [-0.5, -1.0]
     assert judged(candidate, reference).outcome is Outcome.FAIL
-    assert judged(candidate, reference, {0: forced({5: 0.5})}, noise=0.3).outcome is Outcome.PASS
+    assert judged(candidate, reference, {0: teacher_forced({5: 0.5})}, noise=0.3).outcome is Outcome.PASS
 
 
 def test_lost_answers_and_other_lengths_fail() -> None:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.families.accuracy.grading import Answer
-from pytest_llminfer.families.accuracy.sampler import check_sampler, passed_over
+from pytest_llminfer.families.accuracy.sampler import check_sampler, off_argmax
 from pytest_llminfer.families.tokens.penalties import check_no_penalty, shifts_of_seen_tokens
 from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.verdict import Outcome
 
 END = 2
-LIKELY = Answer(strict=True, flexible=True, tokens=50, passed_over=0.0)
+LIKELY = Answer(strict=True, flexible=True, tokens=50, off_argmax=0.0)
 
 
 def answer(chosen, gaps, *, max_logit=16.0, ids=(7, 8)) -> Generation:
@@ -41,25 +41,25 @@ def answer(chosen, gaps, *, max_logit=16.0, ids=(7, 8)) -> Generation:
     ],
 )
 def test_chosen_tokens_beyond_a_tie_are_counted(chosen, gaps, dtype, unlikely):
-    slack, found = passed_over(answer(chosen, gaps), dtype=dtype)
+    slack, found = off_argmax(answer(chosen, gaps), dtype=dtype)
     assert found == unlikely
     chosen_gaps = [gap for token, gap in zip(chosen, gaps, strict=True) if token != 7]
     assert slack == pytest.approx(max(chosen_gaps, default=0.0), abs=1e-6, nan_ok=True)
 
 
 def test_an_end_token_that_is_likeliest_is_no_other_choice():
-    assert passed_over(answer([END, END], [0.5, 4.0], ids=(END, 8)), dtype="bf16") == (0.0, 0)
+    assert off_argmax(answer([END, END], [0.5, 4.0], ids=(END, 8)), dtype="bf16") == (0.0, 0)
 
 
 def test_a_tie_is_as_wide_as_the_logits_are_large():
-    assert passed_over(answer([8], [0.2], max_logit=33.0), dtype="bf16")[1] == 0
-    assert passed_over(answer([8], [0.2], max_logit=31.0), dtype="bf16")[1] == 1
-    assert passed_over(answer([8], [0.2], max_logit=None), dtype="bf16")[1] == 1
+    assert off_argmax(answer([8], [0.2], max_logit=33.0), dtype="bf16")[1] == 0
+    assert off_argmax(answer([8], [0.2], max_logit=31.0), dtype="bf16")[1] == 1
+    assert off_argmax(answer([8], [0.2], max_logit=None), dtype="bf16")[1] == 1
 
 
 def test_without_log_probabilities_nothing_is_said():
-    assert passed_over(Generation((7,), "stop"), dtype="bf16") is None
-    silent = dataclasses.replace(LIKELY, passed_over=None)
+    assert off_argmax(Generation((7,), "stop"), dtype="bf16") is None
+    silent = dataclasses.replace(LIKELY, off_argmax=None)
     verdict = check_sampler(answers={"a": silent}, dtype="bf16")
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert check_sampler(answers={}, dtype="bf16").outcome is Outcome.INCONCLUSIVE
@@ -70,7 +70,7 @@ def test_one_token_that_was_not_the_likeliest_makes_the_comparison_invalid_and_i
     verdict = check_sampler(answers=answers, dtype="bf16")
     assert verdict.outcome is Outcome.PASS
     assert verdict.smallest_detectable == "one token of 5,000"
-    answers["q7"] = dataclasses.replace(LIKELY, passed_over=0.4, unlikely=2)
+    answers["q7"] = dataclasses.replace(LIKELY, off_argmax=0.4, unlikely=2)
     verdict = check_sampler(answers=answers, dtype="bf16")
     assert verdict.outcome is Outcome.INVALID
     assert verdict.details == ("2 tokens of 5,000 in answers to 1 questions, by up to 0.4 nats: q7",)

@@ -30,7 +30,9 @@ def test_it_solves_real_problems_in_time(backend, problems, prompts, tokenizer):
 
 
 def test_all_routes_give_the_same_tokens(backend, prompts):
-    engine, loop, no_cache = (generate(backend, prompts[:3], logprobs=3, route=route) for route in ("engine", "loop", "no_cache"))
+    engine, loop, no_cache = (
+        generate(backend, prompts[:3], logprobs=3, cache_path=cache_path) for cache_path in ("engine", "loop", "no_cache")
+    )
     assert tokens(engine) == tokens(loop) == tokens(no_cache)
     for answer, other, third in zip(engine, loop, no_cache, strict=True):
         assert answer["top_ids"].shape == (len(answer["token_ids"]), 3)
@@ -52,7 +54,9 @@ def test_batches_change_neither_answers_nor_their_order(backend, prompts):
 def test_scores_by_prefill_and_by_decode_agree(backend, prompts):
     (answer,) = generate(backend, prompts[:1], logprobs=1)
     sequence = prompts[0] + answer["token_ids"]
-    (prefill,), (decode,) = (backend.score(sequences=[sequence], route=route)["logprobs"] for route in ("prefill", "decode"))
+    (prefill,), (decode,) = (
+        backend.score(sequences=[sequence], cache_path=cache_path)["logprobs"] for cache_path in ("prefill", "decode")
+    )
     assert (prefill.shape, prefill.dtype) == ((len(sequence) - 1,), np.float32)
     np.testing.assert_allclose(prefill, decode, atol=1e-3)
     np.testing.assert_allclose(prefill[len(prompts[0]) - 1 :], answer["top_logprobs"][:, 0], atol=1e-4)
@@ -61,8 +65,8 @@ def test_scores_by_prefill_and_by_decode_agree(backend, prompts):
 def test_stop_tokens_end_a_generation(backend, prompts):
     (whole,) = generate(backend, prompts[:1], max_tokens=100)
     assert (whole["token_ids"][-1], whole["finish_reason"]) == (2, "stop")
-    (forced,) = generate(backend, prompts[:1], max_tokens=60, ignore_eos=True)
-    assert (len(forced["token_ids"]), forced["finish_reason"]) == (60, "length")
+    (teacher_forced,) = generate(backend, prompts[:1], max_tokens=60, ignore_eos=True)
+    assert (len(teacher_forced["token_ids"]), teacher_forced["finish_reason"]) == (60, "length")
     (stopped,) = generate(backend, prompts[:1], stop_token_ids=(whole["token_ids"][3],))
     assert stopped["token_ids"] == whole["token_ids"][: whole["token_ids"].index(whole["token_ids"][3]) + 1]
 

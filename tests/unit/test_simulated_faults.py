@@ -27,14 +27,20 @@ PROCESS_FAULTS = {"crash", "exit", "hang", "hang_in_load", "out_of_memory", "dro
 def observe(backend: SimulatedBackend, prompts: list[list[int]]) -> dict:
     """Every kind of answer, by name."""
     engine = generate(backend, prompts[:6], logprobs=1)
-    routes = {route: tokens(generate(backend, prompts[:2], max_tokens=12, route=route)) for route in ("loop", "no_cache")}
+    cache_paths = {
+        cache_path: tokens(generate(backend, prompts[:2], max_tokens=12, cache_path=cache_path))
+        for cache_path in ("loop", "no_cache")
+    }
     sequence = [*prompts[0], *range(100, 140)]
-    scores = {route: backend.score(sequences=[sequence], route=route)["logprobs"][0] for route in ("prefill", "decode")}
+    scores = {
+        cache_path: backend.score(sequences=[sequence], cache_path=cache_path)["logprobs"][0]
+        for cache_path in ("prefill", "decode")
+    }
     cache = backend.kv_cache(prompt=prompts[0], extend=6)
     return {
         "tokens": tokens(engine),
         "log-probabilities": [answer["top_logprobs"] for answer in engine],
-        **routes,
+        **cache_paths,
         **scores,
         "cache layers": cache["layers"],
         "cache prefix": cache["prefix_differences"],

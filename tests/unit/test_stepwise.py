@@ -1,4 +1,4 @@
-"""The loop behind route ``no_cache``: every step sees the whole prefix, and answers end where they should."""
+"""The loop behind cache path ``no_cache``: every step sees the whole prefix, and answers end where they should."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class AccuracyTest:
             Measurement("won", counts.won, "questions", n, "wrong in most recorded runs, right now"),
             Measurement("p-value", self._ps[-1], n=counts.informative, spread=self._method),
             Measurement("sequential p-value", self.p_value, spread=f"look {look} of {len(self.chunks)}"),
-            Measurement("e-value", math.exp(min(self.log_e, 700.0)), spread="evidence of a drop; adds up over nights"),
+            Measurement("e-value", math.exp(min(self.log_e, 700.0)), spread="evidence of a drop; adds up over past runs"),
             Measurement("largest drop not ruled out", 100 * worst, "points", n, f"one-sided, {_PASS_CONFIDENCE:.0%} confidence"),
             Measurement("questions asked", n, f"of {len(self.order):,}"),
         )
@@ -207,7 +207,7 @@ class AccuracyTest:
         supported = exchangeable.smallest_margin(len(self.order), self._recorded.runs, discordance, len(self.chunks))
         if supported > self._margin:
             return f"ask more questions, record more runs, or accept a margin of {points(supported, up=True)}"
-        return "run again: the evidence lies between a drop and none; the nights' e-values add up"
+        return "run again: the evidence lies between a drop and none; the past runs' e-values add up"
 
     def _details(self, counts: Tally) -> tuple[str, ...]:
         change = 100 * (counts.right_now - counts.right_before / counts.runs) / counts.n

@@ -13,8 +13,8 @@ Gate = Literal["flexible", "strict"]
 class Answer:
     """What became of one question: right by each reading, ``#### <number>`` missing, cut off at the token limit; its length.
 
-    passed_over: by how many nats the likeliest token of a step was passed over at most, None where nothing says so; unlikely:
-    how many chosen tokens lie beyond a tie with it (:func:`pytest_llminfer.families.accuracy.sampler.passed_over`).
+    off_argmax: by how many nats the likeliest token of a step was passed over at most, None where nothing says so; unlikely:
+    how many chosen tokens lie beyond a tie with it (:func:`pytest_llminfer.families.accuracy.sampler.off_argmax`).
     """
 
     strict: bool
@@ -22,5 +22,5 @@ class Answer:
     format_miss: bool = False
     truncated: bool = False
     tokens: int = 0
-    passed_over: float | None = None
+    off_argmax: float | None = None
     unlikely: int = 0

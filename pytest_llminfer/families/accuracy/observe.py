@@ -229,14 +229,14 @@ class QuestionSet:
     def _grade(self, problem: Problem, generation: Generation, dtype: str) -> Answer:
         text, stopped = self._form.read(generation.text or "")
         graded = grade(problem, text)
-        passed_over, unlikely = sampler.passed_over(generation, dtype=dtype) or (None, 0)
+        off_argmax, unlikely = sampler.off_argmax(generation, dtype=dtype) or (None, 0)
         return Answer(
             strict=graded.strict,
             flexible=graded.flexible,
             format_miss=graded.format_miss,
             truncated=generation.finish_reason == "length" and not stopped,
             tokens=len(generation.token_ids),
-            passed_over=passed_over,
+            off_argmax=off_argmax,
             unlikely=unlikely,
         )
 

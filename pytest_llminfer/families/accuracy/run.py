@@ -12,7 +12,7 @@ from pytest_llminfer.errors import TransportError
 from pytest_llminfer.families.accuracy.answers import check_format, check_length, check_truncation
 from pytest_llminfer.families.accuracy.check import MARGIN, AccuracyTest, plan_margin
 from pytest_llminfer.families.accuracy.comparable import check_questions, check_transport
-from pytest_llminfer.families.accuracy.drift import check_nights
+from pytest_llminfer.families.accuracy.drift import check_drift
 from pytest_llminfer.families.accuracy.record import unpack
 from pytest_llminfer.families.accuracy.sampler import check_sampler
 from pytest_llminfer.families.accuracy.section import EVIDENCE
@@ -42,7 +42,7 @@ FOUR_BITS = ("awq", "fp4", "gptq", "nf4", "q4_0", "q4_k_m", "q4_k_s", "w4a16")
 class AccuracyRun:
     """The verdicts on one cell's accuracy. Questions are asked when one of them is asked for.
 
-    full_width: whether the record is that of the same engine with weights that are not quantized, and a drop within the margin is
+    unquantized: whether the record is that of the same engine with weights that are not quantized, and a drop within the margin is
     what quantization costs.
     """
 
@@ -54,10 +54,10 @@ class AccuracyRun:
         baseline: Baseline,
         judge: Judge,
         *,
-        full_width: bool = False,
+        unquantized: bool = False,
     ) -> None:
         self._item, self._engine, self._questions = item, engine, questions
-        self._baseline, self._judge, self._full_width = baseline, judge, full_width
+        self._baseline, self._judge, self._unquantized = baseline, judge, unquantized
         self._settings = item.config.stash[options.STASH]
 
     @cached_property
@@ -68,7 +68,7 @@ class AccuracyRun:
             observed=self._record,
             conditions=self._questions.conditions(self._engine),
             n=lambda record: record["questions"],
-            full_width=self._full_width,
+            unquantized=self._unquantized,
         )
 
     @cached_property
@@ -81,7 +81,7 @@ class AccuracyRun:
         """The drop, as a share, that a PASS rules out."""
         if self._settings.accuracy_margin is not None:
             return self._settings.accuracy_margin
-        four_bits = self._full_width and self._engine.spec.quantization in FOUR_BITS
+        four_bits = self._unquantized and self._engine.spec.quantization in FOUR_BITS
         return MARGIN_OF_FOUR_BITS if four_bits else MARGIN
 
     @cached_property
@@ -93,10 +93,10 @@ class AccuracyRun:
             count = len(recorded.order)
         test = AccuracyTest(
             recorded,
-            # A quantized cell is tested twice: against its own record, and against that of full width.
+            # A quantized cell is tested twice: against its own record, and against that of unquantized weights.
             cells=sum(1 + (cell.quantization != "none") for cell in self._item.config.stash[matrix.CELLS]),
             margin=self.margin,
-            tolerated=self.margin if self._full_width else 0.0,
+            tolerated=self.margin if self._unquantized else 0.0,
             questions=count,
         )
         asking = self._questions.asking(self._engine)
@@ -126,7 +126,7 @@ class AccuracyRun:
 
     @property
     def verdict(self) -> Verdict:
-        """On accuracy; the evidence is noted for the session's correction over cells, and for the ledger."""
+        """On accuracy; the evidence is noted for the session's correction over cells, and for the run history."""
         self._note()
         return self._judged[1]
 
@@ -140,7 +140,7 @@ class AccuracyRun:
 
     def _validity(self) -> tuple[Verdict, ...]:
         answers, recorded = self.answers, self.recorded
-        checks = (check_truncation, check_format) if self._full_width else (check_truncation, check_format, check_length)
+        checks = (check_truncation, check_format) if self._unquantized else (check_truncation, check_format, check_length)
         verdicts = tuple(check(answers=answers, recorded=recorded) for check in checks)
         return (*self._sampler(answers), *verdicts)
 
@@ -148,13 +148,13 @@ class AccuracyRun:
         watched = self._questions.watches_sampler(self._engine)
         return (check_sampler(answers=answers, dtype=self._engine.info.dtype),) if watched else ()
 
-    def over_nights(self) -> Verdict:
-        """What all nights in the ledger and this one show together; with ``--nights`` this one is added to it."""
-        if self._settings.nights:
+    def drift(self) -> Verdict:
+        """What all past runs in the run history and this one show together; with ``--run-history`` this one is added to it."""
+        if self._settings.run_history:
             self._note()
-        path = self._baseline.ledger_path
-        nights = [night.outcomes for night in run_history.read(path, entry=self._entry, record=self._fingerprint)]
-        return check_nights(recorded=self.recorded, nights=[*nights, self._outcomes()])
+        path = self._baseline.run_history_path
+        past_runs = [past_run.outcomes for past_run in run_history.read(path, entry=self._entry, record=self._fingerprint)]
+        return check_drift(recorded=self.recorded, past_runs=[*past_runs, self._outcomes()])
 
     def _record(self, previous: Mapping[str, Any] | None) -> dict[str, Any]:
         record = self._answered(partial(self._questions.record, self._engine, previous), self._questions.count(self._engine))
@@ -182,16 +182,16 @@ class AccuracyRun:
     def _evidence(self, test: AccuracyTest, verdict: Verdict) -> dict[str, Any]:
         return {
             "cell": str(self._engine.spec),
-            "against": "full width" if self._full_width else "record",
+            "against": "unquantized" if self._unquantized else "record",
             "outcome": verdict.outcome.value,
             "p_value": test.p_value,
             "log_e": test.log_e,
             "asked": len(self.answers),
             "of": len(test.order),
-            "night": None
-            if self._full_width or not self._settings.nights
+            "past_run": None
+            if self._unquantized or not self._settings.run_history
             else {
-                "path": str(self._baseline.ledger_path),
+                "path": str(self._baseline.run_history_path),
                 "entry": self._entry,
                 "record": self._fingerprint,
                 "outcomes": self._outcomes(),

@@ -25,7 +25,7 @@ _PRINTED = 1e-4
 """Nats. What a log-softmax in float32, or a server's decimal text, may add to a difference of none."""
 
 
-def passed_over(generation: Generation, *, dtype: str) -> tuple[float, int] | None:
+def off_argmax(generation: Generation, *, dtype: str) -> tuple[float, int] | None:
     """By how many nats the likeliest token was passed over at most, and how many chosen tokens lie beyond a tie.
 
     Two logits that ``dtype`` cannot tell apart differ by no more than one rounding step of the largest: what is chosen among
@@ -56,10 +56,10 @@ def check_sampler(*, answers: Mapping[str, Answer], dtype: str) -> Verdict:
     An engine that reports its distribution after penalties shows nothing here: compare the distributions themselves
     (:func:`pytest_llminfer.families.tokens.distributions.check_same_distributions`).
     """
-    seen = {name: answer for name, answer in answers.items() if answer.passed_over is not None}
+    seen = {name: answer for name, answer in answers.items() if answer.off_argmax is not None}
     struck = [name for name, answer in seen.items() if answer.unlikely]
     tokens, unlikely = sum(answer.tokens for answer in seen.values()), sum(answer.unlikely for answer in seen.values())
-    largest = max((answer.passed_over or 0.0 for answer in seen.values()), default=0.0)
+    largest = max((answer.off_argmax or 0.0 for answer in seen.values()), default=0.0)
     outcome = Outcome.INVALID if struck else Outcome.PASS if tokens else Outcome.INCONCLUSIVE
     where = f"in answers to {len(struck):,} questions"
     details = f"{unlikely:,} tokens of {tokens:,} {where}, by up to {largest:.3g} nats: {first_ids(struck)}"

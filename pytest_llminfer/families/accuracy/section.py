@@ -1,4 +1,4 @@
-"""What the cells of a session show together on accuracy: p-values corrected over cells, and the nights of the ledger.
+"""What the cells of a session show together on accuracy: p-values corrected over cells, and the past runs of the run history.
 
 Runs in the process that the user started. Nothing heavy at the top: every pytest session of every project imports it.
 """
@@ -16,7 +16,7 @@ _HEADER = ("cell", "against", "asked", "p-value", "over tests", "e-value", "verd
 
 
 def settle(notes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Write the nights; lines to print, of which those that begin with ERROR fail the session.
+    """Write the past runs; lines to print, of which those that begin with ERROR fail the session.
 
     A test holds its own p-value to alpha divided by the number of such tests that the session's cells make, because others may
     still run. Holm's correction over those that were judged rejects no fewer: what only it rejects is failed here.
@@ -29,14 +29,14 @@ def settle(notes: Sequence[Mapping[str, Any]]) -> list[str]:
         if adjusted <= ALPHA and note["outcome"] not in ("fail", "invalid")
     ]
     written = []
-    for night in filter(None, (note["night"] for note in notes)):
+    for past_run in filter(None, (note["past_run"] for note in notes)):
         try:
-            _write(night)
-            written.append(night["path"])
+            _write(past_run)
+            written.append(past_run["path"])
         except BaselineError as error:
             lines.append(f"ERROR: {error}")
     if written:
-        lines.append(f"ledger: {len(written)} night{'s' * (len(written) > 1)} added to {', '.join(sorted(set(written)))}")
+        lines.append(f"run history: {len(written)} past run{'s' * (len(written) > 1)} added to {', '.join(sorted(set(written)))}")
     return lines
 
 
@@ -59,12 +59,12 @@ def _adjusted(notes: Sequence[Mapping[str, Any]]) -> list[float]:
     return holm([note["p_value"] for note in notes])
 
 
-def _write(night: Mapping[str, Any]) -> None:
+def _write(past_run: Mapping[str, Any]) -> None:
     import datetime as dt
     from pathlib import Path
 
     from pytest_llminfer.baselines import run_history
 
     date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    fields = {name: value for name, value in night.items() if name != "path"}
-    run_history.append(Path(night["path"]), run_history.Night(date=date, **fields))
+    fields = {name: value for name, value in past_run.items() if name != "path"}
+    run_history.append(Path(past_run["path"]), run_history.PastRun(date=date, **fields))

@@ -1,7 +1,7 @@
 """Next-token distributions at fixed positions against recorded ones: the cheapest gate that sees a change of quality (METHODS 6).
 
-Three questions. How far is a cell from weights of full width, against a limit for its kind? Is it farther than when it was
-recorded? Is it still the same as when it was recorded, up to what another schedule changes? Each is answered from a mean over
+Three questions. How far is a cell from unquantized weights, against a limit for its kind? Is it farther than when it was
+recorded? Is it still the same as when it was recorded, up to what another execution mode changes? Each is answered from a mean over
 prompts with its 99 % limits: FAIL where the lower one is beyond the threshold, PASS where the upper one is within.
 """
 
@@ -40,14 +40,14 @@ LIMITS = {
     FOUR_BIT: Limits(0.06, 0.90),
     THREE_BIT: Limits(0.15, 0.0),
 }
-"""For models of 7 to 8 billion parameters, against weights of full width (METHODS 6). Smaller models sit 2 to 4 times higher."""
+"""For models of 7 to 8 billion parameters, against unquantized weights (METHODS 6). Smaller models sit 2 to 4 times higher."""
 
 KINDS = {
     "none": SAME_WEIGHTS,
     **dict.fromkeys(("int8", "fp8", "w8a8", "q8_0", "fp8_e5m2"), EIGHT_BIT),
     **dict.fromkeys(("nf4", "fp4", "gptq", "awq", "w4a16", "q4_0", "q4_k_m"), FOUR_BIT),
 }
-"""The kind of every word for weights or a KV cache; other dtypes of a cache are of full width."""
+"""The kind of every word for weights or a KV cache; other dtypes of a cache are unquantized."""
 
 RATIO = 1.25
 """How many times as far as recorded a cell may be from the reference."""
@@ -186,10 +186,10 @@ def check_unchanged(
 ) -> Verdict:
     """Whether a cell still gives the distributions of its own record.
 
-    PASS up to four times what another schedule changes (noise: nats, measured when the record was made). FAIL beyond what other
-    kernels may change with the same weights. Between the two something computes otherwise at equal quality, as after an
-    upgrade: INCONCLUSIVE, a warning. same_setting: whether device and spread are those of the record; where they are not, other
-    kernels are expected, and all that they may change passes.
+    PASS up to four times what another execution mode changes (noise: nats, measured when the record was made). FAIL beyond what
+    other kernels may change with the same weights. Between the two something computes otherwise at equal quality, as after an
+    upgrade: INCONCLUSIVE, a warning. same_setting: whether device and parallelism are those of the record; where they are not,
+    other kernels are expected, and all that they may change passes.
     """
     found = compare(candidate=candidate, reference=recorded, dtype=dtype)
     floor = max(noise, NOISE_FLOOR[torch_dtype(dtype)])
@@ -201,11 +201,11 @@ def check_unchanged(
         outcome=outcome,
         claim="next-token distributions are those that this cell gave when the baseline was recorded",
         key=f"KL {found.kl.mean():.2g} to record",
-        measurements=(*_measurements(found), Measurement("noise of another schedule", noise, "nats", found.positions)),
+        measurements=(*_measurements(found), Measurement("noise of another execution mode", noise, "nats", found.positions)),
         threshold=f"PASS if KL <= {limit:.3g} nats, FAIL if KL > {most:.3g} nats, by its 99 % limits",
-        threshold_source=f"{NOISE_FACTOR:g} times the noise of another schedule, {floor:.2g} nats; what other kernels may change"
+        threshold_source=f"{NOISE_FACTOR:g} times the noise of an execution mode, {floor:.2g} nats; what other kernels may change"
         if same_setting
-        else "what other kernels may change with the same weights, since device or spread are not those of the record",
+        else "what other kernels may change with the same weights, since device or parallelism are not those of the record",
         smallest_detectable=f"a mean KL of {limit + found.kl.mean() - low:.3g} nats",
         advice="something computes otherwise than it did: if the divergence from the reference is as it was and the change is "
         "wanted (another kernel), record anew with --update-baselines",

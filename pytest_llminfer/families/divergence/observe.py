@@ -42,7 +42,7 @@ _KEPT = pytest.StashKey["dict[str, bytes]"]()
 """Side files that this process has recorded: the controller may not have written them yet."""
 
 
-def forced_sequences(model: Model, dataset: Dataset) -> list[list[int]]:
+def teacher_forced_sequences(model: Model, dataset: Dataset) -> list[list[int]]:
     """32 token sequences, each a prompt and 128 positions after it, the same on every machine.
 
     Chats of several turns, each a question of the dataset with its solution: the positions are those after the first prompt.
@@ -74,7 +74,7 @@ def _text(model: Model, turns: Sequence[Problem]) -> str:
 
 
 @dataclass(frozen=True)
-class Forced:
+class TeacherForced:
     """The sequences, and what the engine predicts at their positions, all of them asked for at once."""
 
     engine: Engine
@@ -82,7 +82,7 @@ class Forced:
     scores: list[Scores]
 
     @classmethod
-    def ask(cls, engine: Engine, dataset: Dataset) -> Forced:
+    def ask(cls, engine: Engine, dataset: Dataset) -> TeacherForced:
         """One prefill a sequence.
 
         Raises:
@@ -90,11 +90,11 @@ class Forced:
         """
         if not engine.supports("score_top"):
             raise UnsupportedError(f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')")
-        sequences = forced_sequences(engine.model, dataset)
+        sequences = teacher_forced_sequences(engine.model, dataset)
         return cls(engine, sequences, engine.score_top(sequences, top=TOP, last=POSITIONS))
 
     def noise(self) -> float:
-        """The mean KL, in nats, between all sequences at once and one by one: what another schedule changes."""
+        """The mean KL, in nats, between all sequences at once and one by one: what another execution mode changes."""
         single = [self.engine.score_top([sequence], top=TOP, last=POSITIONS)[0] for sequence in self.sequences]
         return float(compare(candidate=single, reference=self.scores, dtype=self.engine.info.dtype).kl.mean())
 
@@ -114,11 +114,11 @@ class Recorded:
 
 
 class Divergence:
-    """What one cell predicts, its own record, and the record of the reference: weights of full width."""
+    """What one cell predicts, its own record, and the record of the reference: unquantized weights."""
 
-    def __init__(self, item: pytest.Item, forced: Forced, baseline: Baseline) -> None:
-        self._item, self._forced, self._baseline = item, forced, baseline
-        self._engine, self.scores = forced.engine, forced.scores
+    def __init__(self, item: pytest.Item, teacher_forced: TeacherForced, baseline: Baseline) -> None:
+        self._item, self._teacher_forced, self._baseline = item, teacher_forced, baseline
+        self._engine, self.scores = teacher_forced.engine, teacher_forced.scores
         self.dtype = self._engine.info.dtype
 
     @property
@@ -150,7 +150,7 @@ class Divergence:
         return f"{self._by()} with weights that are not quantized"
 
     def same_setting(self, record: Recorded) -> bool:
-        """Whether the record was made on such a device, and this cell is not spread or served."""
+        """Whether the record was made on such a device, and this cell is not parallel or served."""
         spec, info = self._engine.spec, self._engine.info
         return record.device == info.device_name and not (spec.parallel or spec.serve)
 
@@ -164,12 +164,12 @@ class Divergence:
 
     def reference(self) -> Recorded:
         """The record of transformers, or of the same engine where that has none, with weights that are not quantized."""
-        return self._expected(by=self._by(), full_width=True)
+        return self._expected(by=self._by(), unquantized=True)
 
     def _by(self) -> str:
         engine = self._engine.spec.engine
         from_another = self._engine.spec.weights == "real" and engine != "transformers"
-        known = from_another and self._baseline.has(FAMILY, by="transformers", full_width=True)
+        known = from_another and self._baseline.has(FAMILY, by="transformers", unquantized=True)
         return "transformers" if known else engine
 
     def _expected(self, **which: Any) -> Recorded:
@@ -177,10 +177,10 @@ class Divergence:
         expected = self._baseline.expected(
             FAMILY,
             observed=lambda _: self._observe(),
-            conditions=self._forced.conditions,
+            conditions=self._teacher_forced.conditions,
             n=PROMPTS * POSITIONS,
             per_hardware=spec.draws_on_device,
-            per_spread=spec.draws_per_rank,
+            per_parallelism=spec.draws_per_rank,
             **which,
         )
         arrays = side_files.unpack(self._content(expected[side_files.FIELD]))
@@ -198,7 +198,7 @@ class Divergence:
         return {
             "device": self._engine.info.device_name,
             "mean_logprob": float(np.mean([scores.logprobs.mean() for scores in self.scores])),
-            "noise_kl": self._forced.noise(),
+            "noise_kl": self._teacher_forced.noise(),
             side_files.FIELD: reference,
         }
 

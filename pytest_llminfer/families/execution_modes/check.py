@@ -1,6 +1,6 @@
-"""Two schedules of one engine over the same tokens: decode and prefill, alone and in a batch, cached and computed anew.
+"""Two execution modes of one engine over the same tokens: decode and prefill, alone and in a batch, cached and computed anew.
 
-They differ by rounding. How much rounding makes is measured in the same engine, between two schedules that are known to be
+They differ by rounding. How much rounding makes is measured in the same engine, between two execution modes that are known to be
 benign, and a candidate may be four times as far off (METHODS 3.4). A cache of fewer bits is judged from both sides: one that is
 no farther off than rounding was not quantized.
 """
@@ -29,8 +29,8 @@ FLOOR = {"float32": 1e-8, "float16": 1e-4, "bfloat16": 5e-4}
 FP8_FLOOR = 5e-3
 """Nats. What SGLang's own tests allow a cache of fp8 (METHODS 3.1, 3.4)."""
 MOST_NOISE = {"float32": 1.6e-10, "float16": 1.4e-4, "bfloat16": 7.1e-3}
-"""Nats. The most that a benign schedule made on a network of random weights, which is the noisiest (METHODS 3.2): a fault in both
-of the schedules that measure the noise must not widen its own limit."""
+"""Nats. The most that a benign execution mode made on a network of random weights, which is the noisiest (METHODS 3.2): a fault in
+both of the execution modes that measure the noise must not widen its own limit."""
 GROSS_FACTOR = 100.0
 """How many times the limit one prompt alone may be off. Benign ones were off by 2 times in bfloat16, 4 with a cache of fp8, at the
 most (reference model); a fault that strikes few prompts is otherwise lost in draws that leave it out."""
@@ -64,7 +64,9 @@ def kl_of_answers(candidate: Sequence[Generation], reference: Sequence[Generatio
 
 
 def kl_of_scores(candidate: Sequence[Scores], reference: Sequence[Scores]) -> list[np.ndarray]:
-    """Per prompt the KL(reference || candidate) in nats, float64 (T,), of what two schedules made of the same given tokens."""
+    """Per prompt the KL(reference || candidate) in nats, float64 (T,), of what two execution modes made of the same given
+    tokens.
+    """
     return [_kl(ours, theirs, len(theirs.logprobs)) for ours, theirs in zip(candidate, reference, strict=True)]
 
 
@@ -90,7 +92,7 @@ def _kl(ours: Scores, theirs: Scores, length: int) -> np.ndarray:
 
 
 def largest_difference(dtype: str, kv_dtype: str = "") -> tuple[float, str]:
-    """The floor of the limit, in nats, and where it comes from. kv_dtype: of a cache that is compared with one of full width."""
+    """The floor of the limit, in nats, and where it comes from. kv_dtype: of a cache that is compared with an unquantized one."""
     if kv_dtype == "fp8":
         return FP8_FLOOR, "METHODS 3.4, a KV cache of fp8"
     if kv_dtype:
@@ -99,16 +101,16 @@ def largest_difference(dtype: str, kv_dtype: str = "") -> tuple[float, str]:
     return FLOOR[torch_dtype(dtype)], f"METHODS 3.4, logits of {torch_dtype(dtype)}"
 
 
-def check_schedules(
+def check_execution_modes(
     *, candidate: Sequence[np.ndarray], noise: Sequence[np.ndarray], dtype: str, claim: str, kv_dtype: str = "", unit: str = "KL"
 ) -> Verdict:
-    """Whether two schedules differ by no more than rounding.
+    """Whether two execution modes differ by no more than rounding.
 
-    candidate, noise: per prompt the divergence in nats at each position, (T,), of the schedule under test and of two benign ones
-    of the same engine in the same session; the prompts of the two need not be the same. dtype: of the logits. The mean over
-    prompts is judged against max(4 x mean noise, floor) by 99 % limits of a bootstrap over prompts: FAIL where it is above
-    beyond doubt or one prompt is grossly off, PASS where it is below. kv_dtype: of a quantized cache under test, whose difference
-    must exceed the noise too. unit: what the divergence is called, KL or k3.
+    candidate, noise: per prompt the divergence in nats at each position, (T,), of the execution mode under test and of two benign
+    ones of the same engine in the same session; the prompts of the two need not be the same. dtype: of the logits. The mean over
+    prompts is judged against max(4 x mean noise, floor) by 99 % limits of a bootstrap over prompts: FAIL where it is above beyond
+    doubt or one prompt is grossly off, PASS where it is below. kv_dtype: of a quantized cache under test, whose difference must
+    exceed the noise too. unit: what the divergence is called, KL or k3.
     """
     lines = _problems(candidate) + [f"noise: {line}" for line in _problems(noise)]
     if lines:
@@ -136,7 +138,7 @@ def check_schedules(
             outcome = Outcome.INCONCLUSIVE
             lines.append(f"not farther off than rounding beyond doubt, as a cache of {kv_dtype} must be")
     if rounding.mean() > n0:
-        lines.append(f"the two benign schedules differ by {rounding.mean():.3g} nats, of which {most:.3g} are taken as noise")
+        lines.append(f"the two benign execution modes differ by {rounding.mean():.3g} nats, of which {most:.3g} are taken as noise")
     if slopes[0] > 0 and outcome is not Outcome.PASS:
         lines.append("the difference grows with the position, as that of wrong positions or blocks does, and noise does not")
     shown = sorted(range(len(means)), key=lambda number: -means[number])[:3]
@@ -152,7 +154,7 @@ def check_schedules(
                 sum(map(len, candidate)),
                 f"99 % limits {low:.3g} and {high:.3g} over {len(means)} prompts, {RESAMPLES:,} resamples",
             ),
-            Measurement("noise of benign schedules", n0, "nats", sum(map(len, noise)), f"over {len(rounding)} prompts"),
+            Measurement("noise of benign execution modes", n0, "nats", sum(map(len, noise)), f"over {len(rounding)} prompts"),
             Measurement("largest difference", max(float(values.max()) for values in candidate if len(values)), "nats"),
             Measurement("slope", slope, "nats per 100 positions", len(means), f"99 % limits {slopes[0]:.2g} and {slopes[1]:.2g}"),
         ),

@@ -1,4 +1,6 @@
-"""The same tokens by several schedules of one engine: what the checks of decode, prefill, batches and prefix caching compare."""
+"""The same tokens by several execution modes of one engine: what the checks of decode, prefill, batches and prefix caching
+compare.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.observations.generation import Generation, Scores
 
 TEXTS, TEXT_TOKENS, TEXT_STRIDE = 20, 20, 50
-FORCED_TEXTS = 8
-"""A decode route takes a step a token, those of the text included."""
+TEACHER_FORCED_TEXTS = 8
+"""A decode cache path takes a step a token, those of the text included."""
 FLATTEST = 0.01
 """Nats between the likeliest token and the last one listed, in the median: an error of a tenth of that moves a KL by 1e-6."""
 PREFIX_PROMPTS, PREFIX_TOKENS, SHORTEST_PREFIX = 4, 16, 96
@@ -81,7 +83,7 @@ def refuse_flat(engine: Engine, answers: Sequence[Generation]) -> None:
 
 
 @dataclass(frozen=True)
-class Schedules:
+class ExecutionModes:
     """How open texts go on, decoded all at once and one by one."""
 
     engine: Engine
@@ -90,7 +92,7 @@ class Schedules:
     alone: list[Generation]
 
     @classmethod
-    def ask(cls, engine: Engine) -> Schedules:
+    def ask(cls, engine: Engine) -> ExecutionModes:
         """Decode both ways, exactly as many tokens each.
 
         Raises:
@@ -114,15 +116,15 @@ class Schedules:
         """The KL of every answer, decoded, from the same tokens by prefill."""
         return kl_of_scores([decoded(answer) for answer in self.batched], self._prefilled)
 
-    def forced_from_prefill(self) -> list[np.ndarray]:
+    def teacher_forced_from_prefill(self) -> list[np.ndarray]:
         """k3 of the tokens of some answers, text and answer fed one by one, from the same by prefill.
 
         Raises:
             UnsupportedError: the engine cannot be made to decode given tokens.
         """
-        answers = self.batched[:FORCED_TEXTS]
+        answers = self.batched[:TEACHER_FORCED_TEXTS]
         sequences = [[*text, *answer.token_ids] for text, answer in zip(self.texts, answers, strict=False)]
-        sides = self.engine.score(sequences, route="decode"), self.engine.score(sequences)
+        sides = self.engine.score(sequences, cache_path="decode"), self.engine.score(sequences)
         return k3(*([logprobs[-TEXT_TOKENS:] for logprobs in side] for side in sides))
 
     def noise_of_decode(self) -> list[np.ndarray]:
@@ -174,8 +176,8 @@ class PrefixAnswers:
         Raises:
             UnsupportedError: the engine keeps no prefixes, or does not tell how much of one it found.
         """
-        if not engine.supports("forget_prefixes"):
-            raise UnsupportedError(f"{engine.spec} keeps no prefixes that could be forgotten ('forget_prefixes')")
+        if not engine.supports("reset_prefix_cache"):
+            raise UnsupportedError(f"{engine.spec} keeps no prefixes that could be forgotten ('reset_prefix_cache')")
         prompts = prefix_prompts(engine.model, engine.kv_pool().block_size)
         block = engine.kv_pool().block_size
         late = [whole_blocks(len(prompt) - 1, block) - 1 for prompt in prompts]
@@ -183,7 +185,7 @@ class PrefixAnswers:
 
         def answer(asked: Sequence[list[int]], *, forgetting: bool = False) -> list[Generation]:
             if forgetting:
-                engine.forget_prefixes()
+                engine.reset_prefix_cache()
             return engine.generate(asked, max_tokens=PREFIX_TOKENS, logprobs=TOP, ignore_eos=True)
 
         cold, warm, flipped = answer(prompts, forgetting=True), answer(prompts), answer(changed)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.observations.generation import Scores
 
 USUAL_RATE = 0.02
-"""The share of tokens that benign schedules turn at near ties (METHODS 3.4: 1 to 2 %)."""
+"""The share of tokens that benign execution modes turn at near ties (METHODS 3.4: 1 to 2 %)."""
 RATE_FACTOR = 3.0
 LEVEL = 0.01
 
@@ -42,7 +42,7 @@ def check_resynchronised_tokens(
     *,
     candidate: Sequence[Generation],
     reference: Sequence[Generation],
-    forced: Mapping[int, Scores],
+    teacher_forced: Mapping[int, Scores],
     dtype: str,
     claim: str,
     noise: float = 0.0,
@@ -50,17 +50,17 @@ def check_resynchronised_tokens(
 ) -> Verdict:
     """Whether two greedy runs choose the same tokens in the same contexts, near ties aside.
 
-    candidate, reference: in the same order, with top-k log-probabilities. forced: by the number of a prompt, what the candidate
-    predicts for each token of the reference's answer; of a prompt that parts at a tie and is not there, nothing is compared after
-    it. noise: in nats, as in ``check_same_greedy_tokens``. usual_rate: the share of near ties that turn between benign
-    schedules: three times as many, beyond doubt (a binomial tail of 1 %), fail although each is a tie.
+    candidate, reference: in the same order, with top-k log-probabilities. teacher-forced: by the number of a prompt, what the
+    candidate predicts for each token of the reference's answer; of a prompt that parts at a tie and is not there, nothing is
+    compared after it. noise: in nats, as in ``check_same_greedy_tokens``. usual_rate: the share of near ties that turn between
+    benign execution modes: three times as many, beyond doubt (a binomial tail of 1 %), fail although each is a tie.
     """
     failures: list[str] = []
     unresolved: list[str] = []
     ties: list[str] = []
     compared = 0
     for number, (ours, theirs) in enumerate(zip(candidate, reference, strict=False)):
-        stretches = list(_compared(ours, theirs, forced.get(number), dtype, noise))
+        stretches = list(_compared(ours, theirs, teacher_forced.get(number), dtype, noise))
         compared += stretches[-1][0]
         for divergence in (found for _, found in stretches if found is not None):
             target = ties if divergence.is_tie else unresolved if divergence.is_unresolved else failures
@@ -79,7 +79,7 @@ def check_resynchronised_tokens(
             Measurement("positions compared", compared, "tokens", total),
             Measurement("tokens that differ", len(failures), "tokens", compared),
             Measurement("near ties that turned", len(ties), "tokens", compared, f"{len(ties) / max(1, compared):.2%}"),
-            Measurement("resynchronised", len(forced), "prompts", len(reference)),
+            Measurement("resynchronised", len(teacher_forced), "prompts", len(reference)),
         ),
         threshold=f"margin at a difference <= {STEPS} rounding steps of {torch_dtype(dtype)} at the largest logit"
         f"{f' or {2 * noise:.3g} nats' if noise else ''}, on both sides; at most {most:.1%} of tokens turn at ties; "
@@ -92,7 +92,7 @@ def check_resynchronised_tokens(
 
 
 def _compared(
-    ours: Generation, theirs: Generation, forced: Scores | None, dtype: str, noise: float
+    ours: Generation, theirs: Generation, teacher_forced: Scores | None, dtype: str, noise: float
 ) -> Iterator[tuple[int, Divergence | None]]:
     """After each stretch the number of positions compared so far, and the difference that ended it; the last has none."""
     total = len(theirs.token_ids)
@@ -102,9 +102,11 @@ def _compared(
         return
     position = min(first.position + 1, total)
     yield position, first
-    if forced is None or not first.is_tie or len(forced.logprobs) != total:
+    if teacher_forced is None or not first.is_tie or len(teacher_forced.logprobs) != total:
         return
-    choices = Generation(tuple(forced.top_ids[:, 0].tolist()), "length", None, forced.top_ids, forced.top_logprobs)
+    choices = Generation(
+        tuple(teacher_forced.top_ids[:, 0].tolist()), "length", None, teacher_forced.top_ids, teacher_forced.top_logprobs
+    )
     for later in range(position, total):
         if choices.token_ids[later] != theirs.token_ids[later]:
             yield later + 1, divergence_at(choices, theirs, later, dtype=dtype, noise=noise)

@@ -88,14 +88,14 @@ class VariantAnswers:
     """What a variant answered, and what the cell itself did.
 
     batched, reference: to the greedy prompts all at once, or to more of them where the cache has fewer bits. alone: one by one, of
-    an invariant variant only. forced: as :func:`resynchronised` gives it. open_ended: to the texts of ``kv_schedules.open_texts``.
-    long, long_reference: to long prompts, where a cache of fewer bits is tested on a GPU.
+    an invariant variant only. teacher-forced: as :func:`resynchronised` gives it. open_ended: to the texts of
+    ``execution_modes.open_texts``. long, long_reference: to long prompts, where a cache of fewer bits is tested on a GPU.
     """
 
     batched: list[Generation]
     reference: list[Generation]
     alone: list[Generation]
-    forced: Mapping[int, Scores]
+    teacher_forced: Mapping[int, Scores]
     open_ended: list[Generation]
     counters: CacheCounters | None
     pool: KVPool | None
@@ -167,7 +167,7 @@ class KVVariants:
                 batched=batched,
                 reference=reference,
                 alone=[_answers(engine, [prompt], MAX_TOKENS)[0] for prompt in wide] if variant.invariant else [],
-                forced={} if variant.kv_dtype else resynchronised(engine, wide, batched, reference, greedy.noise),
+                teacher_forced={} if variant.kv_dtype else resynchronised(engine, wide, batched, reference, greedy.noise),
                 open_ended=[] if variant.kv_dtype else continued(engine, open_texts(cell.model)),
                 counters=engine.cache_counters() if engine.supports("cache_counters") else None,
                 pool=engine.kv_pool() if engine.supports("kv_pool") else None,

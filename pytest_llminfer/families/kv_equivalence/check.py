@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_llminfer.models.cut import CacheSizes
-    from pytest_llminfer.observations.cache_paths import Route, RouteComparison, RouteComparisons
+    from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparison, CachePathComparisons
 
 UNIT_ROUNDOFF = 6.0e-8
 """Of fp32 (METHODS 3.4)."""
 GROWTH = 40
 """Relative errors of keys and values in layer l are at most GROWTH u sqrt(l + 1) in fp32 (METHODS 3.4)."""
 ULPS = 1
-"""Of keys and values of the first layer, by any benign route (METHODS 3.3)."""
+"""Of keys and values of the first layer, by any benign cache path (METHODS 3.3)."""
 LIMIT = "of its limit"
 _ADVICE = "read what the first line tells of where it parts; the shortest way that shows it is in the second"
 
@@ -31,63 +31,68 @@ _ADVICE = "read what the first line tells of where it parts; the shortest way th
 class Compared:
     """What an engine answered to one request. repeated: to :func:`repeated`, once it had failed."""
 
-    route: Route
-    found: RouteComparisons
-    repeated: RouteComparisons | None = None
+    cache_path: CachePath
+    found: CachePathComparisons
+    repeated: CachePathComparisons | None = None
 
     def pads_before(self, number: int) -> int:
         """Masked columns before the sequence of this number: those asked for, and what evens out the rows computed with it."""
         lengths = [len(one.kl) for one in self.found.sequences]
         others = [*lengths[number + 1 :], *lengths[:number]]
-        rows = itertools.islice(itertools.cycle(others), self.route.batch - 1)
-        uneven = 0 if self.route.pads_right and not self.route.pads_left else max([*rows, lengths[number]]) - lengths[number]
-        return uneven + self.route.pads_left
+        rows = itertools.islice(itertools.cycle(others), self.cache_path.batch - 1)
+        uneven = (
+            0 if self.cache_path.pads_right and not self.cache_path.pads_left else max([*rows, lengths[number]]) - lengths[number]
+        )
+        return uneven + self.cache_path.pads_left
 
     @property
     def columns(self) -> int:
         """Of the candidate's cache for the last sequence: tokens and pads of its longest row."""
         own, *others = reversed([len(one.kl) for one in self.found.sequences])
-        rows = [own, *itertools.islice(itertools.cycle(reversed(others)), self.route.batch - 1)]
-        return max(rows) + self.route.pads_left + self.route.pads_right
+        rows = [own, *itertools.islice(itertools.cycle(reversed(others)), self.cache_path.batch - 1)]
+        return max(rows) + self.cache_path.pads_left + self.cache_path.pads_right
 
     @property
     def slots(self) -> int:
         """Of a static cache for the last sequence: room for it, for the longest other one, for pads, and what it has to spare."""
         own, *others = reversed([len(one.kl) for one in self.found.sequences])
-        return own + max(others, default=0) + self.route.pads_left + self.route.pads_right + self.route.spare
+        return own + max(others, default=0) + self.cache_path.pads_left + self.cache_path.pads_right + self.cache_path.spare
 
     def __str__(self) -> str:
         tokens = ", ".join(str(len(one.kl)) for one in self.found.sequences)
-        return f"sequences of {tokens} tokens by {told(self.route)}"
+        return f"sequences of {tokens} tokens by {told(self.cache_path)}"
 
 
-def repeated(sequences: Sequence[Sequence[int]], route: Route) -> tuple[list[list[int]], Route]:
+def repeated(sequences: Sequence[Sequence[int]], cache_path: CachePath) -> tuple[list[list[int]], CachePath]:
     """The same over one token again and again: what is wrong for another position differs from what is for another token.
 
     Some tokens more at the end, so that there are positions that those before may have been given.
     """
-    longer = replace(route, chunks=(*route.chunks, _MORE)) if route.chunks else route
+    longer = replace(cache_path, chunks=(*cache_path.chunks, _MORE)) if cache_path.chunks else cache_path
     return [[ids[0]] * (len(ids) + _MORE) for ids in sequences], longer
 
 
 _MORE = 16
 
 
-def told(route: Route) -> str:
-    """A route in words: what it has beyond a single pass over a dynamic cache."""
-    plain = type(route)()
-    parts = [f"{name}={value}" for name, value in route.to_dict().items() if name != "chunks" and value != getattr(plain, name)]
-    if route.chunks:
-        shown = ", ".join(map(str, route.chunks[:6]))
-        parts.insert(0, f"chunks of {shown}{f', … ({len(route.chunks)} passes)' if len(route.chunks) > 6 else ''}")  # noqa: PLR2004
+def told(cache_path: CachePath) -> str:
+    """A cache path in words: what it has beyond a single pass over a dynamic cache."""
+    plain = type(cache_path)()
+    parts = [
+        f"{name}={value}" for name, value in cache_path.to_dict().items() if name != "chunks" and value != getattr(plain, name)
+    ]
+    if cache_path.chunks:
+        shown = ", ".join(map(str, cache_path.chunks[:6]))
+        parts.insert(0, f"chunks of {shown}{f', … ({len(cache_path.chunks)} passes)' if len(cache_path.chunks) > 6 else ''}")  # noqa: PLR2004
     return ", ".join(parts) or "one pass"
 
 
-def check_routes(*, compared: Sequence[Compared], sizes: CacheSizes | None, claim: str) -> Verdict:
-    """Whether every route gives what its reference gives, in fp32: a mean KL of at most 1e-8 nats and the same likeliest tokens.
+def check_cache_paths(*, compared: Sequence[Compared], sizes: CacheSizes | None, claim: str) -> Verdict:
+    """Whether every cache path gives what its reference gives, in fp32: a mean KL of at most 1e-8 nats and the same likeliest
+    tokens.
 
-    Keys and values differ by at most 40 u sqrt(l + 1) of their size in layer l (METHODS 3.4), at each position that both routes
-    keep. Of what fails, the first line tells the kind of bug (``kv_diagnosis``). sizes: of the model, None where not known.
+    Keys and values differ by at most 40 u sqrt(l + 1) of their size in layer l (METHODS 3.4), at each position that both cache
+    paths keep. Of what fails, the first line tells the kind of bug (``kv_diagnosis``). sizes: of the model, None where not known.
     """
     sequences = [(one, number, entry) for entry in compared for number, one in enumerate(entry.found.sequences)]
     wrong = {one.dtype for one, _, _ in sequences} - {"fp32", ""}
@@ -124,7 +129,7 @@ def check_routes(*, compared: Sequence[Compared], sizes: CacheSizes | None, clai
 
 
 def check_first_layer(*, compared: Sequence[Compared], claim: str) -> Verdict:
-    """Whether keys and values of the first layer are equal to the last place by every route, in the dtype that is stored.
+    """Whether keys and values of the first layer are equal to the last place by every cache path, in the dtype that is stored.
 
     They depend on token and position alone, so that no error has grown: a difference in keys alone is one of positions, one in
     both of slots, tokens or projections (METHODS 3.2).
@@ -142,7 +147,7 @@ def check_first_layer(*, compared: Sequence[Compared], claim: str) -> Verdict:
             size = f"keys by up to {_largest([one.key_ulps]):,.3g} ulp, values by up to {_largest([one.value_ulps]):,.3g}"
             lines += [*([str(found)] if found else []), f"{entry}, the one numbered {number}: {size}"]
     if not held:
-        lines.insert(0, "nothing was compared: no position is kept by both routes")
+        lines.insert(0, "nothing was compared: no position is kept by both cache paths")
     dtypes = sorted({one.dtype for one, _, _ in sequences if one.dtype})
     return Verdict(
         outcome=Outcome.FAIL if lines else Outcome.PASS,
@@ -151,22 +156,22 @@ def check_first_layer(*, compared: Sequence[Compared], claim: str) -> Verdict:
         measurements=(
             Measurement("largest difference of a key", _largest([one.key_ulps for one, _, _ in sequences]), "ulp", held),
             Measurement("largest difference of a value", _largest([one.value_ulps for one, _, _ in sequences]), "ulp", held),
-            Measurement("routes", len(compared), "routes"),
+            Measurement("cache_paths", len(compared), "cache_paths"),
         ),
         threshold=f"{ULPS} ulp of {', '.join(dtypes)}, at the size of the largest component of a key",
-        threshold_source="METHODS 3.3: bit-equal in bf16 and fp16 for every benign route measured",
+        threshold_source="METHODS 3.3: bit-equal in bf16 and fp16 for every benign cache path measured",
         smallest_detectable="one component off by two ulp; of later layers, nothing",
-        advice=ADVICE[kinds[0].kind] if kinds else "give prompts, and routes with a cache",
+        advice=ADVICE[kinds[0].kind] if kinds else "give prompts, and cache paths with a cache",
         details=first_offenders(lines),
     )
 
 
-def _differs(one: RouteComparison) -> bool:
+def _differs(one: CachePathComparison) -> bool:
     errors = ((side > _limits(one)).any() for side in (one.key_error, one.value_error))
     return not (one.kl.mean() <= KL_LIMIT and one.top1.all()) or any(errors)
 
 
-def _limits(one: RouteComparison) -> np.ndarray:
+def _limits(one: CachePathComparison) -> np.ndarray:
     """Per layer (L, 1, 1)."""
     layers = np.arange(one.key_error.shape[0])
     limits: np.ndarray = (GROWTH * UNIT_ROUNDOFF * np.sqrt(layers + 1))[:, None, None]
@@ -174,7 +179,7 @@ def _limits(one: RouteComparison) -> np.ndarray:
 
 
 def parted_at(
-    one: RouteComparison,
+    one: CachePathComparison,
     number: int,
     entry: Compared,
     sizes: CacheSizes | None,
@@ -187,7 +192,7 @@ def parted_at(
     again = entry.repeated.sequences if entry.repeated else ()
     return Parted(
         found=one,
-        route=entry.route,
+        cache_path=entry.cache_path,
         keys=keys,
         values=values,
         predictions=np.zeros(one.kl.shape, bool) if quiet else one.kl > KL_LIMIT,
@@ -197,7 +202,7 @@ def parted_at(
     )
 
 
-def _first(one: RouteComparison) -> RouteComparison:
+def _first(one: CachePathComparison) -> CachePathComparison:
     """The first layer alone."""
     heads, positions = one.nearest_head, one.nearest_position
     return type(one)(
@@ -214,7 +219,7 @@ def _first(one: RouteComparison) -> RouteComparison:
     )
 
 
-def _size(one: RouteComparison) -> str:
+def _size(one: CachePathComparison) -> str:
     other = np.flatnonzero(~one.top1)
     text = f"mean KL {one.kl.mean():.3g} nats, largest {one.kl.max():.3g} at token {int(one.kl.argmax())}"
     return f"{text}, {len(other)} other likeliest tokens" if len(other) else text

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_llminfer.observations.cache_paths import Route, RouteComparison
+    from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparison
 
 BLOCK = 16
 """Tokens of a block, in the engines that have them; theirs are this or a multiple."""
@@ -76,18 +76,18 @@ class Parted:
     """Where one sequence of T tokens parted. L layers, H KV heads.
 
     keys, values (L, H, T) bool: beyond what rounding does. predictions (T,) bool: likewise. windows: per layer, 0 for none.
-    pads: before the sequence. repeated: the same route, and some tokens more, over one token again and again, which tells another
-    position from another token.
+    pads: before the sequence. repeated: the same cache path, and some tokens more, over one token again and again, which tells
+    another position from another token.
     """
 
-    found: RouteComparison
-    route: Route
+    found: CachePathComparison
+    cache_path: CachePath
     keys: np.ndarray
     values: np.ndarray
     predictions: np.ndarray
     windows: Sequence[int] = ()
     pads: int = 0
-    repeated: RouteComparison | None = None
+    repeated: CachePathComparison | None = None
 
 
 def diagnose(parted: Parted) -> Diagnosis | None:
@@ -125,7 +125,7 @@ def _misplaced(parted: Parted, layer: int, where: np.ndarray) -> Diagnosis | Non
 
 def _is_within_a_pass(parted: Parted, where: np.ndarray) -> bool:
     """Whether whole blocks begin or end amid a pass and its sound tokens, where attention to pads or by that pass does not."""
-    ends = {0, *itertools.accumulate(parted.route.chunks)}
+    ends = {0, *itertools.accumulate(parted.cache_path.chunks)}
     first, end = int(where[0]), int(where[-1]) + 1
     at_pads = parted.pads > 0 and first <= 1
     return len(where) % BLOCK == 0 and not at_pads and not {first, end} <= ends
@@ -177,7 +177,7 @@ def _other_heads(parted: Parted, layer: int) -> dict[int, int]:
 
 def _by_origin(parted: Parted, layer: int, where: np.ndarray) -> Diagnosis:
     """Keys and values of all heads: rounding, another position, another token, or attention in the layer before."""
-    prefix, first = parted.route.prefix, int(where[0])
+    prefix, first = parted.cache_path.prefix, int(where[0])
     if layer == 0 and _is_rounding(parted, where):
         size = float(np.nanmedian(parted.found.key_error[0][parted.keys[0]]))
         return Diagnosis(Kind.SCALE, f"keys and values of tokens {_span(where)} are off by {size:.2g} of their size, evenly")
@@ -219,7 +219,7 @@ def _shift(parted: Parted) -> int:
 
 def _attention(parted: Parted, where: np.ndarray, seen: str) -> Diagnosis:
     """Which mask was wrong, by the first token that saw too much or too little."""
-    first, route = int(where[0]), parted.route
+    first, cache_path = int(where[0]), parted.cache_path
     window = min((window for window in parted.windows if window), default=0)
     told = f"{seen}, from token {first} on"
     if window and first >= window and not parted.predictions[:window].any():
@@ -227,9 +227,9 @@ def _attention(parted: Parted, where: np.ndarray, seen: str) -> Diagnosis:
         return Diagnosis(Kind.WINDOW, f"{told}, past the window of {window}, of which the cache keeps {kept}")
     # The first token may see copies of itself as pads, which change nothing for it.
     starts = {0, 1} if parted.pads else set()
-    starts |= {route.chunks[0]} if route.pads_right and route.chunks else set()
+    starts |= {cache_path.chunks[0]} if cache_path.pads_right and cache_path.chunks else set()
     if first in starts:
-        after = route.pads_right if route.chunks else 0
+        after = cache_path.pads_right if cache_path.chunks else 0
         return Diagnosis(Kind.PADDING, f"{told}, in a row with pads: {parted.pads} before it, {after} after its first pass")
     return Diagnosis(Kind.ATTENTION, told)
 

@@ -1,4 +1,6 @@
-"""Ways through a KV cache drawn by hypothesis: prompts, lengths, splits, batches and pads, a strategy for each family of routes."""
+"""Ways through a KV cache drawn by hypothesis: prompts, lengths, splits, batches and pads, a strategy for each family of cache
+paths.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.observations.cache_paths import Route
+from pytest_llminfer.observations.cache_paths import CachePath
 
 try:
     from hypothesis import HealthCheck, Phase, Verbosity, find, given, seed, settings
     from hypothesis import strategies as st
     from hypothesis.errors import NoSuchExample
 except ModuleNotFoundError:
-    raise BadInputError("drawing routes needs the package hypothesis: pip install 'pytest-llminfer[suites]'") from None
+    raise BadInputError("drawing cache paths needs the package hypothesis: pip install 'pytest-llminfer[suites]'") from None
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,11 +34,11 @@ SHRINKING_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Journey:
+class PathCase:
     """One request: what is fed, and how."""
 
     sequences: tuple[tuple[int, ...], ...]
-    route: Route
+    cache_path: CachePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +75,23 @@ def _either(draw: DrawFn, length: int) -> tuple[int, ...]:
     return draw(st.sampled_from((_split, _decoded)))(draw, length)
 
 
-def _one(draw: DrawFn, subject: Subject, **route: Any) -> Journey:
-    length = sum(route["chunks"])
-    return Journey(_tokens(draw, subject, [length]), Route(**route))
+def _one(draw: DrawFn, subject: Subject, **cache_path: Any) -> PathCase:
+    length = sum(cache_path["chunks"])
+    return PathCase(_tokens(draw, subject, [length]), CachePath(**cache_path))
 
 
 @st.composite
-def _decode(draw: DrawFn, subject: Subject) -> Journey:
+def _decode(draw: DrawFn, subject: Subject) -> PathCase:
     return _one(draw, subject, chunks=_decoded(draw, _length(draw)))
 
 
 @st.composite
-def _chunked(draw: DrawFn, subject: Subject) -> Journey:
+def _chunked(draw: DrawFn, subject: Subject) -> PathCase:
     return _one(draw, subject, chunks=_split(draw, _length(draw)))
 
 
 @st.composite
-def _multi_turn(draw: DrawFn, subject: Subject) -> Journey:
+def _multi_turn(draw: DrawFn, subject: Subject) -> PathCase:
     """Each turn a question in one pass, and its answer token by token."""
     length = _length(draw)
     turns = _split(draw, length, parts=3)
@@ -99,40 +101,40 @@ def _multi_turn(draw: DrawFn, subject: Subject) -> Journey:
 
 
 @st.composite
-def _batched(draw: DrawFn, subject: Subject) -> Journey:
+def _batched(draw: DrawFn, subject: Subject) -> PathCase:
     """Rows of one length that are continued, or of several lengths in one pass."""
     batch = draw(st.integers(2, 4))
     if draw(st.booleans()):
         length = _length(draw)
-        return Journey(_tokens(draw, subject, [length] * 2), Route(chunks=_split(draw, length), batch=batch))
+        return PathCase(_tokens(draw, subject, [length] * 2), CachePath(chunks=_split(draw, length), batch=batch))
     lengths = [_length(draw) for _ in range(2)]
-    return Journey(_tokens(draw, subject, lengths), Route(batch=batch))
+    return PathCase(_tokens(draw, subject, lengths), CachePath(batch=batch))
 
 
 @st.composite
-def _left_padded(draw: DrawFn, subject: Subject) -> Journey:
+def _left_padded(draw: DrawFn, subject: Subject) -> PathCase:
     return _one(
         draw, subject, chunks=_either(draw, _length(draw)), pads_left=draw(st.integers(1, 12)), batch=draw(st.integers(1, 2))
     )
 
 
 @st.composite
-def _right_padded(draw: DrawFn, subject: Subject) -> Journey:
+def _right_padded(draw: DrawFn, subject: Subject) -> PathCase:
     """Pads between prompt and answer; where a layer has a window, which transformers counts in columns, after the prompt alone."""
     pads = draw(st.integers(1, 8))
     if subject.window:
         lengths = [_length(draw) for _ in range(2)]
-        return Journey(_tokens(draw, subject, lengths), Route(batch=2, pads_right=pads))
+        return PathCase(_tokens(draw, subject, lengths), CachePath(batch=2, pads_right=pads))
     return _one(draw, subject, chunks=_either(draw, _length(draw)), pads_right=pads, batch=draw(st.integers(1, 2)))
 
 
 @st.composite
-def _static(draw: DrawFn, subject: Subject) -> Journey:
+def _static(draw: DrawFn, subject: Subject) -> PathCase:
     return _one(draw, subject, chunks=_either(draw, _length(draw)), cache="static", spare=draw(st.integers(0, 24)))
 
 
 @st.composite
-def _sliding(draw: DrawFn, subject: Subject) -> Journey:
+def _sliding(draw: DrawFn, subject: Subject) -> PathCase:
     """Passes that end just before, at and after the window, in a cache that grows or one that is there from the start."""
     length = _length(draw)
     first = draw(st.integers(subject.window - 2, subject.window + 2))
@@ -142,13 +144,13 @@ def _sliding(draw: DrawFn, subject: Subject) -> Journey:
 
 
 @st.composite
-def _quantized(draw: DrawFn, subject: Subject) -> Journey:
+def _quantized(draw: DrawFn, subject: Subject) -> PathCase:
     bits, residual = draw(st.sampled_from((2, 4))), draw(st.integers(1, 16))
     return _one(draw, subject, chunks=_split(draw, _length(draw)), cache="quantized", cache_bits=bits, residual=residual)
 
 
 @st.composite
-def _fp8(draw: DrawFn, subject: Subject) -> Journey:
+def _fp8(draw: DrawFn, subject: Subject) -> PathCase:
     """The first pass sets the scales, and later values above its own saturate: it has most of the tokens."""
     first, later = draw(st.integers(24, 32)), draw(st.integers(4, 12))
     chunks = draw(st.sampled_from(((later,), (1,) * later)))
@@ -156,7 +158,7 @@ def _fp8(draw: DrawFn, subject: Subject) -> Journey:
 
 
 @st.composite
-def _crop(draw: DrawFn, subject: Subject) -> Journey:
+def _crop(draw: DrawFn, subject: Subject) -> PathCase:
     """Some of a sequence, other tokens that are taken back, and the rest."""
     length = _length(draw)
     cropped = {"crop": draw(st.integers(1, length - 1)), "crop_extra": draw(st.integers(1, 12))}
@@ -164,19 +166,19 @@ def _crop(draw: DrawFn, subject: Subject) -> Journey:
 
 
 @st.composite
-def _beams(draw: DrawFn, subject: Subject) -> Journey:
+def _beams(draw: DrawFn, subject: Subject) -> PathCase:
     cache = draw(st.sampled_from(("dynamic", "static")))
     return _one(draw, subject, chunks=_either(draw, _length(draw)), beams=draw(st.integers(2, 3)), cache=cache)
 
 
 @st.composite
-def _prefix(draw: DrawFn, subject: Subject) -> Journey:
+def _prefix(draw: DrawFn, subject: Subject) -> PathCase:
     length = _length(draw)
     prefix, cache = draw(st.integers(2, length - 1)), draw(st.sampled_from(("dynamic", "static")))
     return _one(draw, subject, chunks=_either(draw, length), prefix=prefix, cache=cache)
 
 
-STRATEGIES: dict[str, Callable[[Subject], SearchStrategy[Journey]]] = {
+STRATEGIES: dict[str, Callable[[Subject], SearchStrategy[PathCase]]] = {
     "decode": _decode,
     "chunked": _chunked,
     "multi-turn": _multi_turn,
@@ -206,32 +208,32 @@ def _settings(examples: int, *, derandomized: bool = True) -> settings:
     )
 
 
-def draw_journeys(strategy: SearchStrategy[Journey], examples: int, *, number: int | None = None) -> list[Journey]:
+def draw_cases(strategy: SearchStrategy[PathCase], examples: int, *, number: int | None = None) -> list[PathCase]:
     """``examples`` ways, the same ones each time; the simplest comes first. number: of another series of them."""
-    drawn: list[Journey] = []
+    drawn: list[PathCase] = []
 
     @seed(number or 0)
     @_settings(examples, derandomized=number is None)
     @given(strategy)
-    def collect(journey: Journey) -> None:
-        drawn.append(journey)
+    def collect(case: PathCase) -> None:
+        drawn.append(case)
 
     collect()
     return drawn
 
 
-def shorten(strategy: SearchStrategy[Journey], failing: Journey, fails: Callable[[Journey], bool]) -> Journey:
+def shorten(strategy: SearchStrategy[PathCase], failing: PathCase, fails: Callable[[PathCase], bool]) -> PathCase:
     """A shorter way that fails too, or ``failing`` itself, within ``SHRINKING_SECONDS``."""
     known = {failing: True}
     end = time.monotonic() + SHRINKING_SECONDS
 
-    def condition(journey: Journey) -> bool:
-        if journey not in known:
-            known[journey] = time.monotonic() < end and fails(journey)
-        return known[journey]
+    def condition(case: PathCase) -> bool:
+        if case not in known:
+            known[case] = time.monotonic() < end and fails(case)
+        return known[case]
 
     try:
-        shorter: Journey = find(strategy, condition, settings=_settings(20), random=random.Random(0))  # noqa: S311 - no secret
+        shorter: PathCase = find(strategy, condition, settings=_settings(20), random=random.Random(0))  # noqa: S311 - no secret
     except NoSuchExample:
         return failing
-    return min((shorter, failing), key=lambda journey: (sum(map(len, journey.sequences)), len(journey.route.chunks)))
+    return min((shorter, failing), key=lambda case: (sum(map(len, case.sequences)), len(case.cache_path.chunks)))

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.families.kv_equivalence.check import Compared, check_first_layer, check_routes, repeated
+from pytest_llminfer.families.kv_equivalence.check import Compared, check_cache_paths, check_first_layer, repeated
 from pytest_llminfer.families.kv_equivalence.receptive_field import check_reach
 from pytest_llminfer.families.kv_equivalence.stored import check_cached_tensors, check_quantized_cache
 from pytest_llminfer.families.probes import bundled_probe
 from pytest_llminfer.models.cut import SLIDING, STRUCTURES, CacheSizes, structure_config
-from pytest_llminfer.observations.cache_paths import Route
+from pytest_llminfer.observations.cache_paths import CachePath
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.families.kv_equivalence.drawing import Journey
+    from pytest_llminfer.families.kv_equivalence.drawing import PathCase
 
 FAMILIES = (
     *("decode", "chunked", "multi-turn", "batched", "left-padded", "right-padded"),
     *("static", "sliding", "crop", "beams", "prefix", "quantized", "fp8"),
 )
-"""Of routes; each has a strategy of ``route_drawing``, which needs hypothesis."""
+"""Of cache paths; each has a strategy of ``drawing``, which needs hypothesis."""
 OWN = "own"
 """The configuration of the model that is served."""
 SLIDING_SHAPES = tuple(name for name, config in STRUCTURES.items() if any(CacheSizes.from_config(config).windows))
@@ -41,7 +41,7 @@ PROMPT = 48
 _CLAIM = "the distributions, keys and values of prefill"
 _CLAIMS = dict.fromkeys(QUANTIZED, "the cache errs as its format does, neither more nor less")
 _SHORTEST = 24
-"""Tokens of a prompt of :meth:`KVEquivalence.first_layer`: what :func:`benign_routes` needs."""
+"""Tokens of a prompt of :meth:`KVEquivalence.first_layer`: what :func:`benign_cache_paths` needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,13 @@ class Structure:
 
     @property
     def sizes(self) -> CacheSizes | None:
-        """None for caches whose sizes are not known here: their routes are compared, their bytes are not."""
+        """None for caches whose sizes are not known here: their cache paths are compared, their bytes are not."""
         try:
             return CacheSizes.from_config(self.config)
         except UnsupportedError:
             return None
 
-    def strategy(self, family: str) -> SearchStrategy[Journey]:
+    def strategy(self, family: str) -> SearchStrategy[PathCase]:
         """The ways of a family that this model can go."""
         from pytest_llminfer.families.kv_equivalence.drawing import STRATEGIES, Subject
 
@@ -70,24 +70,24 @@ class Structure:
             raise UnsupportedError(f"no layer of {self.name} has a window")
         return STRATEGIES[family](Subject(int(self.config["vocab_size"]), window))
 
-    def ask(self, journey: Journey, *, again: bool = False) -> Compared:
+    def ask(self, case: PathCase, *, again: bool = False) -> Compared:
         """What the engine makes of it; ``again``: also with one token repeated."""
         asked: Any = {"config": self.config, "dtype": "fp32", "seed": self.seed}
-        found = self.engine.compare_routes(journey.sequences, candidate=journey.route, **asked)
+        found = self.engine.compare_cache_paths(case.sequences, candidate=case.cache_path, **asked)
         if not again:
-            return Compared(journey.route, found)
-        sequences, route = repeated(journey.sequences, journey.route)
-        return Compared(journey.route, found, self.engine.compare_routes(sequences, candidate=route, **asked))
+            return Compared(case.cache_path, found)
+        sequences, cache_path = repeated(case.sequences, case.cache_path)
+        return Compared(case.cache_path, found, self.engine.compare_cache_paths(sequences, candidate=cache_path, **asked))
 
     def judged(self, family: str, compared: Sequence[Compared]) -> list[Verdict]:
-        """On what the routes gave, and on what their caches hold."""
+        """On what the cache paths gave, and on what their caches hold."""
         claim, sizes = f"{self.name}, {family}: {_CLAIMS.get(family, _CLAIM)}", self.sizes
         if sizes is None:
-            return [check_routes(compared=compared, sizes=None, claim=claim)]
+            return [check_cache_paths(compared=compared, sizes=None, claim=claim)]
         if family in QUANTIZED:
             verdict = check_quantized_cache(compared=compared, sizes=sizes, claim=claim)
         else:
-            verdict = check_routes(compared=compared, sizes=sizes, claim=claim)
+            verdict = check_cache_paths(compared=compared, sizes=sizes, claim=claim)
         stored = f"{self.name}, {family}: the cache has exactly the shape and bytes that the configuration implies"
         return [verdict, check_cached_tensors(compared=compared, sizes=sizes, dtype="fp32", claim=stored)]
 
@@ -111,7 +111,7 @@ class KVEquivalence:
         examples: int = EXAMPLES,
         seed: int = 0,
     ) -> None:
-        """Every family of routes gives what prefill gives: in fp32, by a model with ``layers`` layers and random weights.
+        """Every family of cache paths gives what prefill gives: in fp32, by a model with ``layers`` layers and random weights.
 
         config: ``own``, one of ``STRUCTURES``, or the content of a config.json; it is cut to what its cache depends on. families:
         of ``FAMILIES``. examples: ways that hypothesis draws of each, the same ones in every run; one that fails is made shorter.
@@ -147,25 +147,27 @@ class KVEquivalence:
             UnsupportedError: the engine has no such way through its cache, or not with this configuration.
         """
         if family not in FAMILIES:
-            raise BadInputError(f"unknown family of routes {family!r}; valid: {', '.join(FAMILIES)}")
-        from pytest_llminfer.families.kv_equivalence.drawing import draw_journeys, shorten
+            raise BadInputError(f"unknown family of cache paths {family!r}; valid: {', '.join(FAMILIES)}")
+        from pytest_llminfer.families.kv_equivalence.drawing import draw_cases, shorten
 
         self._need()
         model = Structure(self._engine, self._name(config), structure_config(self._config(config), layers=layers), seed)
         strategy = model.strategy(family)
         compared = []
-        for journey in draw_journeys(strategy, examples):
-            compared.append(model.ask(journey))
+        for case in draw_cases(strategy, examples):
+            compared.append(model.ask(case))
             if model.fails(family, compared[-1]):
-                told = shorten(strategy, journey, lambda other: model.fails(family, model.ask(other))) if shortened else journey
+                told = shorten(strategy, case, lambda other: model.fails(family, model.ask(other))) if shortened else case
                 compared = [model.ask(told, again=True)]
                 break
         return model.judged(family, compared)
 
-    def first_layer(self, prompts: Sequence[Sequence[int]] | None = None, *, routes: Sequence[Route] | None = None) -> None:
-        """Keys and values of the served model's first layer are equal to the last place by every route, in its own dtype.
+    def first_layer(
+        self, prompts: Sequence[Sequence[int]] | None = None, *, cache_paths: Sequence[CachePath] | None = None
+    ) -> None:
+        """Keys and values of the served model's first layer are equal to the last place by every cache path, in its own dtype.
 
-        prompts: token ids, at least 24 of each. routes: those of :func:`benign_routes` unless others are given.
+        prompts: token ids, at least 24 of each. cache paths: those of :func:`benign_cache_paths` unless others are given.
         """
         self._need()
         given = [list(ids) for ids in (prompts or self._engine.model.sample_prompts(1, PROMPT))]
@@ -173,14 +175,16 @@ class KVEquivalence:
             raise BadInputError(f"the first layer is compared over prompts of at least {_SHORTEST} tokens each")
         compared = []
         for ids in given:
-            for route in benign_routes(len(ids)) if routes is None else routes:
-                found = self._engine.compare_routes([ids], candidate=route)
+            for cache_path in benign_cache_paths(len(ids)) if cache_paths is None else cache_paths:
+                found = self._engine.compare_cache_paths([ids], candidate=cache_path)
                 again = None
-                if check_first_layer(compared=[Compared(route, found)], claim="").outcome is not Outcome.PASS:
-                    sequences, longer = repeated([ids], route)
-                    again = self._engine.compare_routes(sequences, candidate=longer)
-                compared.append(Compared(route, found, again))
-        claim = f"keys and values of the first layer are the same by every route, to the last place of {self._engine.info.kv_dtype}"
+                if check_first_layer(compared=[Compared(cache_path, found)], claim="").outcome is not Outcome.PASS:
+                    sequences, longer = repeated([ids], cache_path)
+                    again = self._engine.compare_cache_paths(sequences, candidate=longer)
+                compared.append(Compared(cache_path, found, again))
+        claim = (
+            f"keys and values of the first layer are equal by every cache path to the last place of {self._engine.info.kv_dtype}"
+        )
         self._judge(check_first_layer(compared=compared, claim=claim))
 
     def window(self, config: str | Mapping[str, Any] = OWN, *, layers: int = 2, seed: int = 0) -> None:
@@ -207,8 +211,8 @@ class KVEquivalence:
         self._judge(check_reach(changes=found, position=position, reach=reach, claim=claim))
 
     def _need(self) -> None:
-        if not self._engine.supports("compare_routes"):
-            raise UnsupportedError(f"{self._engine.spec} cannot answer 'compare_routes'")
+        if not self._engine.supports("compare_cache_paths"):
+            raise UnsupportedError(f"{self._engine.spec} cannot answer 'compare_cache_paths'")
 
     def _config(self, config: str | Mapping[str, Any]) -> Mapping[str, Any]:
         if not isinstance(config, str):
@@ -224,20 +228,20 @@ class KVEquivalence:
         return config if isinstance(config, str) else str(config.get("model_type"))
 
 
-def benign_routes(length: int) -> tuple[Route, ...]:
+def benign_cache_paths(length: int) -> tuple[CachePath, ...]:
     """Ways over ``length`` tokens that leave the first layer as it is: one of each family whose cache is not quantized."""
     half, most = length // 2, length - 8
     late = (half, most - half, *(1,) * (length - most))
     return (
-        Route(chunks=(1,) * length),
-        Route(chunks=(half, length - half)),
-        Route(chunks=late, batch=3),
-        Route(chunks=late, pads_left=5),
-        Route(pads_right=3, batch=2),
-        Route(chunks=late, cache="static"),
-        Route(chunks=late, crop=half, crop_extra=4),
-        Route(chunks=late, beams=2),
-        Route(chunks=late, prefix=most),
+        CachePath(chunks=(1,) * length),
+        CachePath(chunks=(half, length - half)),
+        CachePath(chunks=late, batch=3),
+        CachePath(chunks=late, pads_left=5),
+        CachePath(pads_right=3, batch=2),
+        CachePath(chunks=late, cache="static"),
+        CachePath(chunks=late, crop=half, crop_extra=4),
+        CachePath(chunks=late, beams=2),
+        CachePath(chunks=late, prefix=most),
     )
 
 
@@ -248,7 +252,7 @@ def _possible(name: str, families: Sequence[str], refused: Mapping[str, str]) ->
         outcome=Outcome.PASS,
         claim=f"{name}: every way through the KV cache that the engine has was compared",
         key=f"{done} of {len(families)} families",
-        measurements=(Measurement("families of routes", done, "families", len(families)),),
+        measurements=(Measurement("families of cache paths", done, "families", len(families)),),
         threshold="every family that the engine does not refuse",
         threshold_source="the engine's own refusals",
         smallest_detectable="exact",
@@ -257,4 +261,4 @@ def _possible(name: str, families: Sequence[str], refused: Mapping[str, str]) ->
     )
 
 
-__all__ = ["FAMILIES", "OWN", "SLIDING_SHAPES", "STRUCTURES", "KVEquivalence", "benign_routes"]
+__all__ = ["FAMILIES", "OWN", "SLIDING_SHAPES", "STRUCTURES", "KVEquivalence", "benign_cache_paths"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pytest_llminfer.models.cut import CacheSizes
-    from pytest_llminfer.observations.cache_paths import CachedTensors, RouteComparison
+    from pytest_llminfer.observations.cache_paths import CachedTensors, CachePathComparison
 
 _IN_ANOTHER_PLACE = (Kind.HEADS, Kind.BLOCK, Kind.SLOT)
 """What can be told of a cache that is off by more than rounding: whose keys or values it has instead."""
@@ -51,7 +51,7 @@ def check_quantized_cache(*, compared: Sequence[Compared], sizes: CacheSizes, cl
         if cache is None:
             continue
         lines += _scale_lines(entry)
-        first = entry.route.prefix or (entry.route.chunks[0] if entry.route.chunks else None)
+        first = entry.cache_path.prefix or (entry.cache_path.chunks[0] if entry.cache_path.chunks else None)
         for number, one in enumerate(entry.found.sequences):
             packed = one.kl.size - (max(cache.residual) if cache.residual else 0)
             expected = format_error(cache.dtypes[0], sizes)
@@ -140,7 +140,7 @@ def normal_range(count: int) -> float:
     return float((1 - below**count - (1 - below) ** count).sum() * step)
 
 
-def _misplaced(one: RouteComparison, number: int, entry: Compared, limit: float) -> Diagnosis | None:
+def _misplaced(one: CachePathComparison, number: int, entry: Compared, limit: float) -> Diagnosis | None:
     keys, values = one.key_error > limit, one.value_error > limit
     found = diagnose(parted_at(one, number, entry, None, keys=keys, values=values, quiet=True))
     return found if found and found.kind in _IN_ANOTHER_PLACE else None
@@ -177,7 +177,7 @@ def check_cached_tensors(*, compared: Sequence[Compared], sizes: CacheSizes, dty
             continue
         for number, window in enumerate(sizes.windows):
             length = kept(entry, window)
-            shape = (entry.route.batch * entry.route.beams, sizes.kv_heads, length, sizes.head_dim)
+            shape = (entry.cache_path.batch * entry.cache_path.beams, sizes.kv_heads, length, sizes.head_dim)
             wrong = [f"{entry}, layer {number}: {line}" for line in _differences(cache, number, shape, dtype, sizes)]
             lines += wrong
             windowed += [bool(window) and cache.key_shapes[number][:2] == shape[:2]] if wrong else []
@@ -201,7 +201,7 @@ def check_cached_tensors(*, compared: Sequence[Compared], sizes: CacheSizes, dty
 
 def kept(entry: Compared, window: int) -> int:
     """Columns that a layer has at the end. window: 0 for none."""
-    if entry.route.cache == "static":
+    if entry.cache_path.cache == "static":
         return min(entry.slots, window or entry.slots)
     return min(entry.columns, window - 1) if window else entry.columns
 

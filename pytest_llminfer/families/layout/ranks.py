@@ -1,4 +1,4 @@
-"""Parameter layouts of a model that is spread over ranks: what each rank stores, and whether the ranks together hold the model."""
+"""Parameter layouts of a model that is split over ranks: what each rank stores, and whether the ranks together hold the model."""
 
 from __future__ import annotations
 

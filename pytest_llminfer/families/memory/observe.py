@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.families.memory.check import predict_weights
-from pytest_llminfer.families.memory.profile import LedgerLine, ledger_lines, pinned_capacity
+from pytest_llminfer.families.memory.profile import ProfileLine, pinned_capacity, profile_lines
 from pytest_llminfer.families.parallelism.check import expected_rank_weights
 from pytest_llminfer.models.stored import declared_groups
 from pytest_llminfer.plugin.collector import MEMORY
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.plugin.recording import Baseline
 
-FAMILY = "memory_ledger"
+FAMILY = "memory_profile"
 
 
-class MemoryLedger:
-    """The ledger of one cell."""
+class MemoryProfile:
+    """The profile of one cell."""
 
     def __init__(self, item: pytest.Item, engine: Engine, baseline: Baseline) -> None:
         self._item, self._engine, self._baseline = item, engine, baseline
 
-    def take(self) -> tuple[LedgerLine, ...]:
+    def take(self) -> tuple[ProfileLine, ...]:
         """Predict and measure every line now; note them for the report, and for a baseline that is being recorded.
 
         Raises:
@@ -65,11 +65,12 @@ class MemoryLedger:
         report = engine.memory()
         buffers = rope_bytes(config, shape, engine=spec.engine, dtype=engine.info.dtype, on_gpu=engine.info.device != "cpu")
         if report.engine_weights_bytes is not None and spec.quantization == "none" and spec.tp * spec.pp == 1:
-            # What is quantized while it loads is cut out of segments that were taken for its full width, and ranks also hold what
+            # What is quantized while it loads is cut out of segments that were taken for unquantized weights, and
+            # ranks also hold what
             # they talk through.
             held = held_weights(shape, dtype=engine.info.dtype, engine=spec.engine)
             known["allocated"] = max(map(allocated_bytes, held.values())) + cuda_allocation(buffers)
-        lines = ledger_lines(report=report, weights=max(weights.values()), buffers=buffers, **known)
+        lines = profile_lines(report=report, weights=max(weights.values()), buffers=buffers, **known)
         rows = [line.to_dict() for line in lines]
         self._item.user_properties.append((MEMORY, json.dumps({"cell": str(spec), "lines": rows})))
         self._baseline.keep(FAMILY, observed={"lines": rows}, n=len(rows))

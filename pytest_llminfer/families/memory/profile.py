@@ -1,4 +1,4 @@
-"""The ledger of a cell's memory: what the configuration predicts, what was measured, and whether each line is within its gate."""
+"""The profile of a cell's memory: what the configuration predicts, what was measured, and whether each line is within its gate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MEASURED_ONLY = (
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerLine:
+class ProfileLine:
     """One line. predicted: from the configuration, None where nothing predicts it. tolerance: either way, in ``unit``; None for a
     line that is shown and not judged.
     """
@@ -85,7 +85,7 @@ def pinned_capacity(*, resolved: Mapping[str, Any], pool: KVPool, rank_bytes_per
     return None
 
 
-def ledger_lines(
+def profile_lines(
     *,
     report: MemoryReport,
     weights: int,
@@ -95,7 +95,7 @@ def ledger_lines(
     capacity: int | None = None,
     rank_bytes_per_token: int = 0,
     allocated: int | None = None,
-) -> tuple[LedgerLine, ...]:
+) -> tuple[ProfileLine, ...]:
     """The lines of one cell, of the fullest rank; the pool is that of a whole replica.
 
     weights, buffers: predicted bytes of a rank. bytes_per_token: predicted, over all ranks of a replica, rank_bytes_per_token of
@@ -104,30 +104,30 @@ def ledger_lines(
     """
     tolerance = weights_tolerance(weights)
     lines = [
-        LedgerLine("weights", weights, report.weights_bytes, tolerance),
+        ProfileLine("weights", weights, report.weights_bytes, tolerance),
         # What an engine registers beside its weights: METHODS 4.4 leaves it 8 MiB, whatever the model's size.
-        LedgerLine("buffers", buffers, report.buffers_bytes, max(tolerance, ABSOLUTE_BYTES)),
+        ProfileLine("buffers", buffers, report.buffers_bytes, max(tolerance, ABSOLUTE_BYTES)),
     ]
     if pool is not None:
         tokens = pool.capacity_tokens if capacity is None else capacity
         lines += [
-            LedgerLine("KV bytes a token", bytes_per_token, pool.bytes_per_token, 0),
-            LedgerLine("KV capacity", capacity, pool.capacity_tokens, 0, unit="tokens"),
+            ProfileLine("KV bytes a token", bytes_per_token, pool.bytes_per_token, 0),
+            ProfileLine("KV capacity", capacity, pool.capacity_tokens, 0, unit="tokens"),
             # One block more is the engine's own.
-            LedgerLine("KV pool", tokens * bytes_per_token, pool.stored_bytes, pool.block_size * bytes_per_token),
+            ProfileLine("KV pool", tokens * bytes_per_token, pool.stored_bytes, pool.block_size * bytes_per_token),
         ]
     if report.engine_weights_bytes is not None:
         judged = None if allocated is None else tolerance
-        lines.append(LedgerLine("weights, as allocated", allocated, report.engine_weights_bytes, judged))
+        lines.append(ProfileLine("weights, as allocated", allocated, report.engine_weights_bytes, judged))
     if pool is not None and report.requested_bytes and report.accounted_bytes:
         # METHODS 4.1: total x utilization = weights + non-torch + activation peak + graphs + pool, which is in whole blocks.
         block = pool.block_size * rank_bytes_per_token
-        lines.append(LedgerLine("share of the device", report.requested_bytes, report.accounted_bytes, block))
+        lines.append(ProfileLine("share of the device", report.requested_bytes, report.accounted_bytes, block))
     found = ((name, getattr(report, field)) for name, field in _MEASURED_ONLY)
-    return (*lines, *(LedgerLine(name, None, value) for name, value in found if value is not None))
+    return (*lines, *(ProfileLine(name, None, value) for name, value in found if value is not None))
 
 
-def check_ledger(*, lines: Sequence[LedgerLine]) -> Verdict:
+def check_profile(*, lines: Sequence[ProfileLine]) -> Verdict:
     """Whether every line that can be predicted is within its gate, too small being as wrong as too large."""
     judged = [line for line in lines if line.gate != "shown"]
     outside = [line for line in judged if not line.within]
@@ -148,7 +148,7 @@ def check_ledger(*, lines: Sequence[LedgerLine]) -> Verdict:
     )
 
 
-def _deviation(line: LedgerLine) -> str:
+def _deviation(line: ProfileLine) -> str:
     difference = line.difference or 0
     share = f" ({100 * difference / line.predicted:+.2f} %)" if line.predicted else ""
     direction = "more" if difference > 0 else "less"

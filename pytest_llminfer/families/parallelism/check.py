@@ -1,4 +1,4 @@
-"""Cells that are spread over ranks: as many processes as asked for, on devices of their own, each with its share of the weights."""
+"""Cells that are split over ranks: as many processes as asked for, on devices of their own, each with its share of the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cells on one GPU answered, kept for those that are spread over more; and the table of both, side by side."""
+"""What cells on one GPU answered, kept for those that are split over more; and the table of both, side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.recording import Baseline
     from pytest_llminfer.spec import EngineSpec
 
-SPREAD = "llminfer_spread"
+PARALLELISM = "llminfer_parallelism"
 GREEDY = pytest.StashKey["dict[EngineSpec, Greedy]"]()
 ANSWERS = pytest.StashKey["dict[EngineSpec, dict[str, Any]]"]()
 
@@ -69,7 +69,7 @@ class OneGpu:
         return kept[self._spec.single]
 
 
-class SpreadTable:
+class ParallelismTable:
     """The table ``engine x {single, dp, tp}`` of this session: each cell adds its line."""
 
     def __init__(self, item: pytest.Item, spec: EngineSpec, baseline: Baseline) -> None:
@@ -83,23 +83,23 @@ class SpreadTable:
             "tokens_per_second": round(answered.tokens_per_second, 1),
             "accuracy": round(answered.accuracy, 4),
         }
-        spread = " ".join(self._spec.spread_words) or "single"
-        shown = {"cell": str(self._spec.single), "spread": spread, **line}
-        self._item.user_properties.append((SPREAD, json.dumps(shown)))
+        parallelism = " ".join(self._spec.parallelism_words) or "single"
+        shown = {"cell": str(self._spec.single), "parallelism": parallelism, **line}
+        self._item.user_properties.append((PARALLELISM, json.dumps(shown)))
         self._baseline.keep("parallelism", observed=line, n=len(answered.answers))
 
 
 def render(lines: list[dict[str, Any]]) -> list[str]:
-    """The table of time and accuracy: a line a cell and spread, each time as a ratio to that of one GPU."""
-    single = {line["cell"]: line["seconds"] for line in lines if line["spread"] == "single"}
-    rows = [("cell", "spread", "questions", "seconds", "of single", "tokens/s", "accuracy")]
+    """The table of time and accuracy: a line a cell and parallelism, each time as a ratio to that of one GPU."""
+    single = {line["cell"]: line["seconds"] for line in lines if line["parallelism"] == "single"}
+    rows = [("cell", "parallelism", "questions", "seconds", "of single", "tokens/s", "accuracy")]
     for line in lines:
         base = single.get(line["cell"])
         ratio = f"{line['seconds'] / base:.2f}" if base else "-"
         rows.append(
             (
                 line["cell"],
-                line["spread"],
+                line["parallelism"],
                 str(line["questions"]),
                 f"{line['seconds']:.1f}",
                 ratio,

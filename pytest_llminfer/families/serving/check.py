@@ -176,7 +176,7 @@ def check_same_replies(*, candidate: Sequence[Reply], reference: Sequence[Reply]
         smallest_detectable="one other character, or one other token whose margin exceeds that",
         advice="ask a server that gives log-probabilities"
         if outcome is Outcome.INCONCLUSIVE and unknown
-        else "look at how the server routes answers to requests and puts streams together",
+        else "look at how the server cache paths answers to requests and puts streams together",
         details=first_offenders([*([reason] if reason else []), *lines, *unknown, *ties]),
     )
 

@@ -16,8 +16,8 @@ LARGEST = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}
 MEAN = {"float32": 1e-4, "bfloat16": 0.01, "float16": 0.005}
 """Bounds of the difference in probability, the largest over all positions and the mean.
 
-On the reference model two benign routes differ by 1e-5 at the most in fp32 and by 0.09 (mean 0.0008) in bf16, while positions that
-are off by one give 0.03 and a lost cache block 1.0 in either: fp32 tells a subtle bug from rounding, bf16 a gross one only.
+On the reference model two benign cache paths differ by 1e-5 at the most in fp32 and by 0.09 (mean 0.0008) in bf16, while positions
+that are off by one give 0.03 and a lost cache block 1.0 in either: fp32 tells a subtle bug from rounding, bf16 a gross one only.
 """
 
 
@@ -53,7 +53,7 @@ def check_same_distributions(
             Measurement("mean difference in probability", mean, "", len(found), f"at most {MEAN[name]:g}"),
         ),
         threshold=f"largest at most {LARGEST[name]:g} and mean at most {MEAN[name]:g} in {name}",
-        threshold_source="benign routes and injected faults on the reference model",
+        threshold_source="benign cache paths and injected faults on the reference model",
         smallest_detectable=f"{LARGEST[name]:g} in the probability of one token",
         advice="run the same in fp32 (--dtype=fp32): there a bug stands out from rounding; then look at positions and cache slots",
         details=first_offenders(lines),

@@ -1,4 +1,6 @@
-"""An engine's own greedy answers, by two benign schedules: what its other routes, ranks and records are compared with."""
+"""An engine's own greedy answers, by two benign execution modes: what its other cache paths, ranks and records are compared
+with.
+"""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ class Backend(Protocol):
     capabilities: frozenset[str]
     """Names of the requests that are answered: ``generate``, ``generate:loop``, ``generate:no_cache``, ``generate:messages``,
     ``generate:logprobs``, ``score``, ``score:decode``, ``score_top``, ``layout``, ``memory``, ``kv_cache``, ``kv_pool``, ``ranks``,
-    ``settings``, ``calibrate``, ``run``, ``compare_routes``, ``cache_counters``, ``forget_prefixes``; of a server also ``talk`` and
-    ``serving:stop``. Known after ``load``."""
+    ``settings``, ``calibrate``, ``run``, ``compare_cache_paths``, ``cache_counters``, ``reset_prefix_cache``; of a server also
+    ``talk`` and ``serving:stop``. Known after ``load``."""
 
     def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
         """Remember the arguments. ``model_path``: a folder with config.json, or the id of a model that the engine fetches."""
@@ -45,20 +45,22 @@ class Backend(Protocol):
     def load(self) -> Message:
         """Load the model; the fields of ``EngineInfo``."""
 
-    def generate(self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine") -> Message:
+    def generate(
+        self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, cache_path: str = "engine"
+    ) -> Message:
         """``{"outputs": [fields of Generation, …]}``, one a prompt, in order.
 
         sampling: every field of ``Sampling``. logprobs: how many top log-probabilities a step, 0 for none.
-        route: ``engine`` (the engine's own generation, batched), ``loop`` (a hand-written loop over the cache, one token a
+        cache path: ``engine`` (the engine's own generation, batched), ``loop`` (a hand-written loop over the cache, one token a
         step), ``no_cache`` (the whole prefix computed anew at every step).
         A prompt is a list of token ids; with the capability ``generate:messages`` it is a conversation, a list of
         ``{"role", "content"}``, to which the server applies its chat template.
         """
 
-    def score(self, *, sequences: Sequence[Sequence[int]], route: str = "prefill") -> Message:
+    def score(self, *, sequences: Sequence[Sequence[int]], cache_path: str = "prefill") -> Message:
         """``{"logprobs": [float32 (T-1,), …]}``: log-probability in nats of each token given those before it.
 
-        route: ``prefill`` (one pass) or ``decode`` (token by token through the cache).
+        cache path: ``prefill`` (one pass) or ``decode`` (token by token through the cache).
         """
 
     def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
@@ -70,7 +72,7 @@ class Backend(Protocol):
     def layout(self) -> Message:
         """``{"parameters": [fields of Parameter, …], "tied": [[name, name], …]}``: every stored tensor once.
 
-        Of a model that is spread over ranks ``{"ranks": [{"tp_rank", "pp_rank", "parameters", "tied"}, …]}``, of the ranks of one
+        Of a model that is split over ranks ``{"ranks": [{"tp_rank", "pp_rank", "parameters", "tied"}, …]}``, of the ranks of one
         replica, each parameter with a hash of its ``content``.
         """
 
@@ -80,7 +82,7 @@ class Backend(Protocol):
     def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:
         """The fields of ``CacheReport`` for one prompt and ``extend`` tokens decoded after it."""
 
-    def compare_routes(
+    def compare_cache_paths(
         self,
         *,
         sequences: Sequence[Sequence[int]],
@@ -90,7 +92,7 @@ class Backend(Protocol):
         dtype: str = "",
         seed: int = 0,
     ) -> Message:
-        """The fields of ``RouteComparisons`` for two ``Route``s over the same tokens.
+        """The fields of ``CachePathComparisons`` for two ``CachePath``s over the same tokens.
 
         config: of a model made for this with random weights from ``seed``, in ``dtype``; None means the one that is served.
         """
@@ -98,7 +100,7 @@ class Backend(Protocol):
     def cache_counters(self) -> Message:
         """The fields of ``CacheCounters``: what the engine counted since it was loaded."""
 
-    def forget_prefixes(self) -> Message:
+    def reset_prefix_cache(self) -> Message:
         """Empty the prefix cache, so that the next request finds nothing there: ``{}``."""
 
     def kv_pool(self) -> Message:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from pytest_llminfer.spec import EngineSpec
 
-GENERATE_ROUTES = ("engine", "loop", "no_cache")
-SCORE_ROUTES = ("prefill", "decode")
+GENERATE_PATHS = ("engine", "loop", "no_cache")
+SCORE_PATHS = ("prefill", "decode")
 
 
 def check_parallelism(spec: EngineSpec) -> None:
@@ -20,13 +20,13 @@ def check_parallelism(spec: EngineSpec) -> None:
     for name in ("tp", "pp", "dp"):
         if getattr(spec, name) > 1:
             raise UnsupportedError(
-                f"{spec.engine} does not spread one engine over devices yet: {name}={getattr(spec, name)}; use {name}=1"
+                f"{spec.engine} does not split one engine over devices yet: {name}={getattr(spec, name)}; use {name}=1"
             )
 
 
-def check_sampling(sampling: Mapping[str, Any], *, route: str) -> None:
+def check_sampling(sampling: Mapping[str, Any], *, cache_path: str) -> None:
     """Refuse values that engines read differently or not at all."""
-    check_route(route, GENERATE_ROUTES)
+    check_cache_path(cache_path, GENERATE_PATHS)
     if sampling["max_tokens"] < 1:
         raise BadInputError(f"max_tokens must be at least 1, not {sampling['max_tokens']}")
     if sampling["temperature"] < 0:
@@ -37,14 +37,14 @@ def check_sampling(sampling: Mapping[str, Any], *, route: str) -> None:
         raise BadInputError(f"top_k must be -1 (all tokens) or at least 1, not {sampling['top_k']}")
     if sampling["repetition_penalty"] <= 0:
         raise BadInputError(f"repetition_penalty must be above 0 (1 is none), not {sampling['repetition_penalty']}")
-    if route != "engine" and (sampling["temperature"] > 0 or sampling["repetition_penalty"] != 1):
-        raise UnsupportedError(f"route {route!r} decodes greedily only: temperature 0 and repetition_penalty 1")
+    if cache_path != "engine" and (sampling["temperature"] > 0 or sampling["repetition_penalty"] != 1):
+        raise UnsupportedError(f"cache path {cache_path!r} decodes greedily only: temperature 0 and repetition_penalty 1")
 
 
-def check_route(route: str, routes: Collection[str]) -> None:
-    """Refuse a route that does not exist."""
-    if route not in routes:
-        raise BadInputError(f"unknown route {route!r}; valid: {', '.join(routes)}")
+def check_cache_path(cache_path: str, cache_paths: Collection[str]) -> None:
+    """Refuse a cache path that does not exist."""
+    if cache_path not in cache_paths:
+        raise BadInputError(f"unknown cache path {cache_path!r}; valid: {', '.join(cache_paths)}")
 
 
 def check_tokens(

@@ -1,4 +1,6 @@
-"""Route ``no_cache`` for engines that only generate: the whole prefix computed anew for every token, all prompts side by side."""
+"""CachePath ``no_cache`` for engines that only generate: the whole prefix computed anew for every token, all prompts side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def generate_without_cache(
     order, of exactly one token each, computed with no cache of earlier steps. Arrays of the steps, (1, k) or (1,), are put one
     after another. end_token_ids: those that end an answer; none of them is left out of it.
 
-    cached_tokens of an answer is the most that any of its steps took from a prefix cache: 0 proves that the route did what it
+    cached_tokens of an answer is the most that any of its steps took from a prefix cache: 0 proves that the cache path did what it
     says, None that the engine does not tell.
     """
     prefixes = [list(prompt) for prompt in prompts]

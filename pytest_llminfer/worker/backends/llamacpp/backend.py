@@ -56,32 +56,36 @@ class LlamacppBackend:
             self.capabilities = type(self).capabilities - _HOST_ONLY
         return {**self._live.information(), "capabilities": sorted(self.capabilities)}
 
-    def generate(self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine") -> Message:
-        """Answers in the order of the prompts; route ``engine`` decodes several at once, the others prompt by prompt."""
-        requests.check_sampling(sampling, route=route)
+    def generate(
+        self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, cache_path: str = "engine"
+    ) -> Message:
+        """Answers in the order of the prompts; cache path ``engine`` decodes several at once, the others prompt by prompt."""
+        requests.check_sampling(sampling, cache_path=cache_path)
         requests.check_tokens(prompts, extra=sampling["max_tokens"], **self._live.limits)
         generation = self._part("generation")
         stops = requests.end_tokens(sampling, self._live.end_token_ids)
         self._live.rest()
         try:
             asked = {"sampling": sampling, "stops": stops, "top": logprobs}
-            if route == "engine":
+            if cache_path == "engine":
                 batch = generation.Generation(self._live.library, self._live.decoder, self._live.arguments.sequences, **asked)
                 outputs = batch.run(prompts, self._progress)
             else:
-                generate = generation.generate_in_loop if route == "loop" else generation.generate_anew
+                generate = generation.generate_in_loop if cache_path == "loop" else generation.generate_anew
                 outputs = generate(self._live.decoder, prompts, progress=self._progress, **asked)
         finally:
             self._live.rest()
         return {"outputs": outputs}
 
-    def score(self, *, sequences: Sequence[Sequence[int]], route: str = "prefill") -> Message:
-        """Log-probabilities of given tokens; route ``decode`` feeds them one by one."""
-        requests.check_route(route, requests.SCORE_ROUTES)
+    def score(self, *, sequences: Sequence[Sequence[int]], cache_path: str = "prefill") -> Message:
+        """Log-probabilities of given tokens; cache path ``decode`` feeds them one by one."""
+        requests.check_cache_path(cache_path, requests.SCORE_PATHS)
         requests.check_tokens(sequences, least=2, **self._live.limits)
         self._live.rest()
         try:
-            scores = self._part("scoring").score(self._live.decoder, sequences, decode=route == "decode", progress=self._progress)
+            scores = self._part("scoring").score(
+                self._live.decoder, sequences, decode=cache_path == "decode", progress=self._progress
+            )
         finally:
             self._live.rest()
         return {"logprobs": scores}

@@ -36,7 +36,7 @@ class _Running:
 
 
 class Generation:
-    """One request on route ``engine``: a step computes the next token of every running sequence and parts of new prompts.
+    """One request on cache path ``engine``: a step computes the next token of every running sequence and parts of new prompts.
 
     A sequence is let in when the cache has room for all that it may grow to, so that none has to be taken out again.
     """

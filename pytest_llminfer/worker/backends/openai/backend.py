@@ -106,11 +106,11 @@ class OpenaiBackend:
             "end_token_ids": self._end_tokens,
         }
 
-    def generate(self, *, prompts: Sequence[Any], sampling: Message, logprobs: int = 0, route: str = "engine") -> Message:
+    def generate(self, *, prompts: Sequence[Any], sampling: Message, logprobs: int = 0, cache_path: str = "engine") -> Message:
         """Answers in the order of the prompts; ``concurrency`` requests at a time, each retried with back-off."""
-        requests.check_sampling(sampling, route=route)
-        if route != "engine":
-            raise UnsupportedError(f"a server generates in its own way only, not by route {route!r}")
+        requests.check_sampling(sampling, cache_path=cache_path)
+        if cache_path != "engine":
+            raise UnsupportedError(f"a server generates in its own way only, not by cache path {cache_path!r}")
         if logprobs > MOST_LOGPROBS:
             raise UnsupportedError(f"servers give at most {MOST_LOGPROBS} log-probabilities a step, not {logprobs}")
         bodies = [self._asking.body(self._prompt(prompt), sampling, self._top(logprobs), self._offer.extra) for prompt in prompts]

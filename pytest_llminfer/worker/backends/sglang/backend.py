@@ -31,7 +31,7 @@ class SglangBackend:
         {
             *("generate", "generate:no_cache", "generate:logprobs", "score", "score_top"),
             *("layout", "memory", "kv_pool", "ranks", "settings", "calibrate", "run"),
-            *("cache_counters", "forget_prefixes"),
+            *("cache_counters", "reset_prefix_cache"),
         }
     )
 
@@ -70,7 +70,7 @@ class SglangBackend:
         seconds = {"import": imported - started, "load": time.perf_counter() - imported}
         self._facts = self._live.ask("facts")[0]
         if not self._facts.pop("keeps_prefixes"):
-            self.capabilities = self.capabilities - {"forget_prefixes"}
+            self.capabilities = self.capabilities - {"reset_prefix_cache"}
         reports.check_pool(self._engine_args.get("max_total_tokens"), self.kv_pool())
         self._end_token_ids = reports.end_token_ids(self._model_path, configuration)
         return self._information(seconds)
@@ -105,14 +105,18 @@ class SglangBackend:
         found = versions("sglang", "torch", "transformers", "sglang-kernel", "sgl-kernel", "flashinfer-python", "triton")
         return {"engine": found.get("sglang", ""), **found, "python": platform.python_version(), **reports.driver()}
 
-    def generate(self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine") -> Message:
+    def generate(
+        self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, cache_path: str = "engine"
+    ) -> Message:
         """All prompts under way at once, answers in their order; ``no_cache`` asks for one token of the whole prefix at a time."""
-        requests.check_sampling(sampling, route=route)
-        if route == "loop":
-            raise UnsupportedError("sglang has no loop over its cache that could be written by hand; use route engine or no_cache")
+        requests.check_sampling(sampling, cache_path=cache_path)
+        if cache_path == "loop":
+            raise UnsupportedError(
+                "sglang has no loop over its cache that could be written by hand; use cache path engine or no_cache"
+            )
         self._check_lengths(prompts, extra=sampling["max_tokens"])
         ends = requests.end_tokens(sampling, self._end_token_ids)
-        if route == "engine":
+        if cache_path == "engine":
             return {"outputs": self._generate(prompts, sampling, logprobs, ends, phase="generating")}
         single = {**sampling, "max_tokens": 1, "ignore_eos": True}
 
@@ -154,10 +158,10 @@ class SglangBackend:
         room = min(facts["max_req_len"] - 1, facts["max_req_input_len"] + extra - 1)
         requests.check_tokens(prompts, vocab_size=facts["vocab_size"], max_positions=room, extra=extra, least=least)
 
-    def score(self, *, sequences: Sequence[Sequence[int]], route: str = "prefill") -> Message:
+    def score(self, *, sequences: Sequence[Sequence[int]], cache_path: str = "prefill") -> Message:
         """Log-probabilities of given tokens by one pass, with no prefix cache: a cached position would have none."""
-        requests.check_route(route, requests.SCORE_ROUTES)
-        if route != "prefill":
+        requests.check_cache_path(cache_path, requests.SCORE_PATHS)
+        if cache_path != "prefill":
             raise UnsupportedError("sglang scores given tokens by prefill only")
         outputs = self._score(sequences, least=2)
         size = self._facts["vocab_size"]
@@ -201,7 +205,7 @@ class SglangBackend:
         """Requests that a scheduler has retracted; ranks of tensor parallelism retract the same ones."""
         return {"preemptions": max(answer["retracted"] for answer in self._live.ask("counters"))}
 
-    def forget_prefixes(self) -> Message:
+    def reset_prefix_cache(self) -> Message:
         """Empty the radix cache."""
         self._live.flush_cache()
         return {}

@@ -17,8 +17,8 @@ from pytest_llminfer.worker.backends.batching import plan_batches
 from pytest_llminfer.worker.backends.host import median_seconds, processor_name, python_loops_per_second
 from pytest_llminfer.worker.backends.simulated import generation, scoring
 from pytest_llminfer.worker.backends.simulated.faults import Faults
-from pytest_llminfer.worker.backends.simulated.ledger import Ledger
 from pytest_llminfer.worker.backends.simulated.llama import Llama
+from pytest_llminfer.worker.backends.simulated.profile import Profile
 from pytest_llminfer.worker.backends.simulated.shape import Shape
 from pytest_llminfer.worker.backends.simulated.weights import random_weights, read_weights
 
@@ -52,7 +52,7 @@ class SimulatedBackend:
     def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
         self._spec, self._model_path, self._progress = spec, model_path, progress
         self._engine_args = dict(engine_args)
-        self._ledger = Ledger()
+        self._profile = Profile()
 
     def warm(self) -> None:
         """NumPy has been imported."""
@@ -70,8 +70,8 @@ class SimulatedBackend:
         self._faults.store(weights)
         self._model = Llama(shape, weights)
         self._limits = {"vocab_size": shape.vocab_size, "max_positions": shape.max_position_embeddings}
-        self._ledger.take(self._model.nbytes)
-        self._load_peak_bytes = self._ledger.peak_bytes
+        self._profile.take(self._model.nbytes)
+        self._load_peak_bytes = self._profile.peak_bytes
         self._progress("loading", 1, 1)
         return {
             "dtype": "fp32",
@@ -85,38 +85,40 @@ class SimulatedBackend:
             "end_token_ids": list(shape.end_token_ids),
         }
 
-    def generate(self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine") -> Message:
-        """Answers in the order of the prompts. Faults act on route ``engine`` alone."""
-        requests.check_sampling(sampling, route=route)
+    def generate(
+        self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, cache_path: str = "engine"
+    ) -> Message:
+        """Answers in the order of the prompts. Faults act on cache path ``engine`` alone."""
+        requests.check_sampling(sampling, cache_path=cache_path)
         requests.check_tokens(prompts, extra=sampling["max_tokens"], **self._limits)
         self._begin_request()
         request = generation.Request(prompts, sampling, self._model.shape.end_token_ids, logprobs)
-        if route != "engine":
-            generation.one_by_one(self._model, request, cached=route == "loop", progress=self._progress)
+        if cache_path != "engine":
+            generation.one_by_one(self._model, request, cached=cache_path == "loop", progress=self._progress)
             return {"outputs": request.outputs()}
         start = time.perf_counter()
         leaked = len(self._faults.leaked)
         self._faults.strike()
-        self._ledger.take(sum(array.nbytes for array in self._faults.leaked[leaked:]))
+        self._profile.take(sum(array.nbytes for array in self._faults.leaked[leaked:]))
         generation.by_batches(
-            self._model, request, self._faults, self._ledger, max_batch_tokens=self._max_batch_tokens, progress=self._progress
+            self._model, request, self._faults, self._profile, max_batch_tokens=self._max_batch_tokens, progress=self._progress
         )
         outputs = request.outputs()
         self._faults.change_answers(outputs, prompts, self._model.shape.vocab_size)
         self._faults.linger(time.perf_counter() - start)
         return {"outputs": outputs}
 
-    def score(self, *, sequences: Sequence[Sequence[int]], route: str = "prefill") -> Message:
-        """Log-probabilities of given tokens; route ``decode`` feeds them one by one, and is where a damaged cache shows."""
-        requests.check_route(route, requests.SCORE_ROUTES)
+    def score(self, *, sequences: Sequence[Sequence[int]], cache_path: str = "prefill") -> Message:
+        """Log-probabilities of given tokens; cache path ``decode`` feeds them one by one, and is where a damaged cache shows."""
+        requests.check_cache_path(cache_path, requests.SCORE_PATHS)
         requests.check_tokens(sequences, least=2, **self._limits)
         self._begin_request()
         scores = []
         for number, sequence in enumerate(sequences):
-            if route == "prefill":
+            if cache_path == "prefill":
                 scores.append(scoring.by_prefill(self._model, sequence))
             else:
-                scores.append(scoring.by_decode(self._model, sequence, self._faults, self._ledger))
+                scores.append(scoring.by_decode(self._model, sequence, self._faults, self._profile))
             self._progress("scoring", number + 1, len(sequences))
         return {"logprobs": scores}
 
@@ -125,7 +127,7 @@ class SimulatedBackend:
         requests.check_tokens(sequences, least=last + 2, **self._limits)
         self._begin_request()
         batches = plan_batches([len(ids) - 1 for ids in sequences], max_tokens=0, max_batch_tokens=self._max_batch_tokens)
-        scored = scoring.Scored(self._model, self._faults, self._ledger, top, last)
+        scored = scoring.Scored(self._model, self._faults, self._profile, top, last)
         return {"scores": scored.by_batches(sequences, batches, self._progress)}
 
     def layout(self) -> Message:
@@ -152,21 +154,21 @@ class SimulatedBackend:
             "device": "cpu",
             "weights_bytes": self._model.nbytes,
             "buffers_bytes": self._model.buffers_bytes,
-            "live_bytes": self._ledger.live_bytes,
+            "live_bytes": self._profile.live_bytes,
             "load_peak_bytes": self._load_peak_bytes,
-            "run_peak_bytes": self._ledger.peak_bytes,
+            "run_peak_bytes": self._profile.peak_bytes,
             "measured_by": "the engine's own books",
             "resolution_bytes": 0,
         }
         if reset_peak:
-            self._ledger.reset_peak()
+            self._profile.reset_peak()
         return report
 
     def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:
         """The cache after the prompt, and what decoding did to it."""
         requests.check_tokens([prompt], extra=extend, **self._limits)
         self._begin_request()
-        return scoring.cache_report(self._model, prompt, extend, self._faults, self._ledger)
+        return scoring.cache_report(self._model, prompt, extend, self._faults, self._profile)
 
     def ranks(self) -> Message:
         """This process alone."""
@@ -210,7 +212,7 @@ class SimulatedBackend:
         before = self._model.nbytes
         self._faults.begin_request()
         self._faults.store(self._model.weights)
-        self._ledger.take(self._model.nbytes - before)
+        self._profile.take(self._model.nbytes - before)
 
     def _check_spec(self) -> None:
         requests.check_parallelism(self._spec)

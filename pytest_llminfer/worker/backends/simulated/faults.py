@@ -49,8 +49,8 @@ _DTYPES = ("float16", "float64")
 class Faults:
     """One fault at the most, and when it acts.
 
-    Only what the engine computes for itself is hit: route ``engine``, ``score_top``, its cache, its stored weights. The routes
-    ``loop`` and ``no_cache`` and the scores by prefill stay right, as the reference to compare with.
+    Only what the engine computes for itself is hit: cache path ``engine``, ``score_top``, its cache, its stored weights. The cache
+    paths ``loop`` and ``no_cache`` and the scores by prefill stay right, as the reference to compare with.
 
     after: requests (generate, score, kv_cache) that are answered rightly before.
     """

@@ -1,4 +1,4 @@
-"""Generation by the NumPy model: batches over a cache, and the two hand-written routes to compare them with."""
+"""Generation by the NumPy model: batches over a cache, and the two hand-written cache paths to compare them with."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from pytest_llminfer.worker.backends.simulated.faults import Faults
     from pytest_llminfer.worker.backends.simulated.kv_cache import KVCache
-    from pytest_llminfer.worker.backends.simulated.ledger import Ledger
     from pytest_llminfer.worker.backends.simulated.llama import Llama
+    from pytest_llminfer.worker.backends.simulated.profile import Profile
 
 _HEARTBEAT_SECONDS = 10.0
 
@@ -62,18 +62,18 @@ def by_batches(
     model: Llama,
     request: Request,
     faults: Faults,
-    ledger: Ledger,
+    profile: Profile,
     *,
     max_batch_tokens: int,
     progress: Callable[[str, int, int], None],
 ) -> None:
-    """Route ``engine``: prompts of like length together, padded on the right; rows leave the batch when they end."""
+    """CachePath ``engine``: prompts of like length together, padded on the right; rows leave the batch when they end."""
     lengths = [len(prompt) for prompt in request.prompts]
     done = 0
     for batch in plan_batches(lengths, max_tokens=request.max_tokens, max_batch_tokens=max_batch_tokens):
         model.cache_dtype = faults.cache_dtype()
         cache = model.new_cache(len(batch), lengths[batch[0]] + request.max_tokens)
-        with ledger.hold(cache.nbytes):
+        with profile.hold(cache.nbytes):
             _run_batch(model, request, batch, cache, faults, functools.partial(progress, "generating", done, len(lengths)))
         done += len(batch)
         progress("generating", done, len(lengths))
@@ -107,7 +107,7 @@ def _run_batch(
 
 
 def one_by_one(model: Llama, request: Request, *, cached: bool, progress: Callable[[str, int, int], None]) -> None:
-    """Routes ``loop`` (a token a step over a cache) and ``no_cache`` (the whole prefix anew at every step)."""
+    """Cache paths ``loop`` (a token a step over a cache) and ``no_cache`` (the whole prefix anew at every step)."""
     model.cache_dtype = np.dtype(np.float32)
     for number, prompt in enumerate(request.prompts):
         cache = model.new_cache(1, len(prompt) + request.max_tokens)

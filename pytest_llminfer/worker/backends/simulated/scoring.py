@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from pytest_llminfer.worker.backends.simulated.faults import Faults
     from pytest_llminfer.worker.backends.simulated.kv_cache import KVCache
-    from pytest_llminfer.worker.backends.simulated.ledger import Ledger
     from pytest_llminfer.worker.backends.simulated.llama import Llama
+    from pytest_llminfer.worker.backends.simulated.profile import Profile
 
 
 def by_prefill(model: Llama, sequence: Sequence[int]) -> np.ndarray:
@@ -25,12 +25,12 @@ def by_prefill(model: Llama, sequence: Sequence[int]) -> np.ndarray:
     return _picked(model.logits(hidden), sequence[1:])
 
 
-def by_decode(model: Llama, sequence: Sequence[int], faults: Faults, ledger: Ledger) -> np.ndarray:
+def by_decode(model: Llama, sequence: Sequence[int], faults: Faults, profile: Profile) -> np.ndarray:
     """Float32 (T-1,) token by token through the cache; to a fault, the first half is the prompt."""
     model.cache_dtype = faults.cache_dtype()
     cache = model.new_cache(1, len(sequence))
     steps = []
-    with ledger.hold(cache.nbytes):
+    with profile.hold(cache.nbytes):
         for place, token in enumerate(sequence[:-1]):
             decoding = place >= len(sequence) // 2
             if place == len(sequence) // 2:
@@ -50,7 +50,7 @@ class Scored:
 
     model: Llama
     faults: Faults
-    ledger: Ledger
+    profile: Profile
     top: int
     last: int
 
@@ -76,7 +76,7 @@ class Scored:
         prompts = np.zeros((len(sequences), before.max()), np.int64)
         for row, sequence in enumerate(sequences):
             prompts[row, : before[row]] = sequence[: before[row]]
-        with self.ledger.hold(cache.nbytes):
+        with self.profile.hold(cache.nbytes):
             self.model.forward(prompts, cache, lengths=before)
             self.faults.after_prompt(cache)
             given = np.array([sequence[-self.last - 1 : -1] for sequence in sequences])
@@ -100,12 +100,12 @@ def _forward_one(model: Llama, token: int, cache: KVCache, faults: Faults | None
     return hidden
 
 
-def cache_report(model: Llama, prompt: Sequence[int], extend: int, faults: Faults, ledger: Ledger) -> dict[str, Any]:
+def cache_report(model: Llama, prompt: Sequence[int], extend: int, faults: Faults, profile: Profile) -> dict[str, Any]:
     """The fields of ``CacheReport``. A dropped block is dropped after the snapshot, as one that is evicted while decoding."""
     model.cache_dtype = faults.cache_dtype()
     cache = model.new_cache(1, len(prompt) + extend)
     layers = range(model.shape.num_hidden_layers)
-    with ledger.hold(cache.nbytes):
+    with profile.hold(cache.nbytes):
         hidden = model.forward(np.array([list(prompt)]), cache)[:, -1]
         before = [tuple(array.copy() for array in cache.in_use(layer)) for layer in layers]
         report = [cache.layer_report(layer) for layer in layers]

@@ -38,7 +38,7 @@ class TransformersBackend:
     capabilities = frozenset(
         {
             *("generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode", "score_top"),
-            *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "run", "compare_routes"),
+            *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "run", "compare_cache_paths"),
         }
     )
 
@@ -57,7 +57,7 @@ class TransformersBackend:
         """Look at the arguments and files, import the framework, load the model."""
         check_parallelism(self._spec)
         if self._spec.tp > 1:
-            self.capabilities = self.capabilities - {"compare_routes"}
+            self.capabilities = self.capabilities - {"compare_cache_paths"}
         arguments = Arguments.read(self._engine_args)
         if is_local(self._model_path):
             configuration = read_configuration(self._model_path)
@@ -81,19 +81,23 @@ class TransformersBackend:
         params = {"spec": self._spec.to_dict(), "model_path": self._model_path, "engine_args": dict(self._engine_args)}
         return self._by_all("load", params, own)[0]
 
-    def generate(self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine") -> Message:
-        """Answers in the order of the prompts; route ``engine`` works in batches, the others prompt by prompt."""
-        requests.check_sampling(sampling, route=route)
+    def generate(
+        self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, cache_path: str = "engine"
+    ) -> Message:
+        """Answers in the order of the prompts; cache path ``engine`` works in batches, the others prompt by prompt."""
+        requests.check_sampling(sampling, cache_path=cache_path)
         requests.check_tokens(prompts, extra=sampling["max_tokens"], **self._live.limits)
-        params = {"prompts": prompts, "sampling": sampling, "logprobs": logprobs, "route": route}
-        return self._by_all("generate", params, lambda: {"outputs": self._live.generate(prompts, sampling, logprobs, route)})[0]
+        params = {"prompts": prompts, "sampling": sampling, "logprobs": logprobs, "cache_path": cache_path}
+        return self._by_all("generate", params, lambda: {"outputs": self._live.generate(prompts, sampling, logprobs, cache_path)})[
+            0
+        ]
 
-    def score(self, *, sequences: Sequence[Sequence[int]], route: str = "prefill") -> Message:
-        """Log-probabilities of given tokens; route ``decode`` feeds them one by one."""
-        requests.check_route(route, requests.SCORE_ROUTES)
+    def score(self, *, sequences: Sequence[Sequence[int]], cache_path: str = "prefill") -> Message:
+        """Log-probabilities of given tokens; cache path ``decode`` feeds them one by one."""
+        requests.check_cache_path(cache_path, requests.SCORE_PATHS)
         requests.check_tokens(sequences, least=2, **self._live.limits)
-        params = {"sequences": sequences, "route": route}
-        return self._by_all("score", params, lambda: {"logprobs": self._live.score(sequences, route)})[0]
+        params = {"sequences": sequences, "cache_path": cache_path}
+        return self._by_all("score", params, lambda: {"logprobs": self._live.score(sequences, cache_path)})[0]
 
     def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
         """The last tokens of given sequences, in batches padded on the left."""
@@ -102,7 +106,7 @@ class TransformersBackend:
         return self._by_all("score_top", params, lambda: {"scores": self._live.score_top(sequences, top, last)})[0]
 
     def layout(self) -> Message:
-        """Every stored tensor, as it is stored now; of a spread model what each rank holds."""
+        """Every stored tensor, as it is stored now; of a split model what each rank holds."""
         answers = self._by_all("layout", {}, self._live.layout, keep=True)
         return {"ranks": answers} if len(answers) > 1 else answers[0]
 
@@ -118,7 +122,7 @@ class TransformersBackend:
         answers = self._by_all("kv_cache", params, lambda: self._live.cache_report(prompt, extend), keep=True)
         return combine.kv_cache(answers, self._live.kv_heads) if len(answers) > 1 else answers[0]
 
-    def compare_routes(
+    def compare_cache_paths(
         self,
         *,
         sequences: Sequence[Sequence[int]],
@@ -130,11 +134,11 @@ class TransformersBackend:
     ) -> Message:
         """Two ways through the cache of the loaded model, or of one made of ``config`` in this process."""
         if self._spec.tp > 1:
-            raise UnsupportedError(f"{self._spec}: no rank holds a whole KV cache to compare routes over; use tp=1")
+            raise UnsupportedError(f"{self._spec}: no rank holds a whole KV cache to compare cache paths over; use tp=1")
         if config is None and dtype not in {"", self._live.spec_dtype}:
             raise UnsupportedError(f"the loaded model computes in {self._live.spec_dtype}, not {dtype}; load it with dtype={dtype}")
-        routes = {"candidate": candidate, "reference": reference}
-        return self._live.compare_routes(sequences, routes, config, dtype, seed)
+        cache_paths = {"candidate": candidate, "reference": reference}
+        return self._live.compare_cache_paths(sequences, cache_paths, config, dtype, seed)
 
     def ranks(self) -> Message:
         """This process, and the others that hold a part of the model."""

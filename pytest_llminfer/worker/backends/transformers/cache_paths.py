@@ -1,4 +1,6 @@
-"""One sequence through a model by a given route: which tokens are fed in which order, beside which others, over which cache."""
+"""One sequence through a model by a given cache path: which tokens are fed in which order, beside which others, over which
+cache.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ _NO_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """The fields of ``pytest_llminfer.observations.cache_paths.Route``, as a message brings them."""
+class CachePath:
+    """The fields of ``pytest_llminfer.observations.cache_paths.CachePath``, as a message brings them."""
 
     chunks: Sequence[int] = ()
     cache: str = "dynamic"
@@ -42,20 +44,20 @@ class Route:
         """Build from a message; fields that this version does not know are refused: they would ask for nothing."""
         unknown = sorted(message.keys() - {entry.name for entry in fields(cls)})
         if unknown:
-            raise BadInputError(f"transformers knows no such part of a route: {', '.join(unknown)}")
+            raise BadInputError(f"transformers knows no such part of a cache path: {', '.join(unknown)}")
         return cls(**message)
 
     def segments(self, length: int) -> list[int]:
         """Lengths of the passes over ``length`` tokens, with a boundary where something is cropped or reused.
 
         Raises:
-            BadInputError: the parts of the route do not fit together, or not to this sequence.
+            BadInputError: the parts of the cache path do not fit together, or not to this sequence.
         """
         chunks = list(self.chunks) or [length]
         if min(chunks) < 1 or sum(chunks) != length:
             raise BadInputError(f"chunks of {sum(chunks)} tokens, each at least 1, do not make up a sequence of {length}")
         if min(self.pads_left, self.pads_right, self.crop, self.crop_extra, self.prefix, self.spare) < 0:
-            raise BadInputError("a route has no negative numbers")
+            raise BadInputError("a cache path has no negative numbers")
         if min(self.batch, self.beams, self.residual) < 1:
             raise BadInputError("batch, beams and residual are at least 1")
         if not self.prefix < length or self.crop > length or 0 < self.crop < self.prefix:
@@ -96,31 +98,33 @@ def others(ids: Sequence[int], vocabulary: int) -> list[int]:
     return [(token + 1 + vocabulary // 2) % vocabulary for token in ids]
 
 
-def walk(model: Any, ids: Sequence[int], beside: Sequence[Sequence[int]], route: Route) -> Passed:
+def walk(model: Any, ids: Sequence[int], beside: Sequence[Sequence[int]], cache_path: CachePath) -> Passed:
     """Send ``ids`` through the model. beside: other sequences of the request, which its neighbours in a batch are taken from.
 
     Raises:
         UnsupportedError: transformers cannot go this way with this cache or this model.
     """
     text = model.config.get_text_config()
-    segments = route.segments(len(ids))
-    _check_positions(text, len(ids), route)
-    columns = len(ids) + route.pads_left + route.pads_right + max(map(len, beside), default=0)
-    asked = {"bits": route.cache_bits, "residual": route.residual, "spare": route.spare}
-    cache = path_cache.make(model.config, route.cache, columns=columns, **asked)
-    own = route.batch // 2
-    rows = [list(row) for row in itertools.islice(itertools.cycle(beside or [others(ids[::-1], text.vocab_size)]), route.batch - 1)]
+    segments = cache_path.segments(len(ids))
+    _check_positions(text, len(ids), cache_path)
+    columns = len(ids) + cache_path.pads_left + cache_path.pads_right + max(map(len, beside), default=0)
+    asked = {"bits": cache_path.cache_bits, "residual": cache_path.residual, "spare": cache_path.spare}
+    cache = path_cache.make(model.config, cache_path.cache, columns=columns, **asked)
+    own = cache_path.batch // 2
+    rows = [
+        list(row) for row in itertools.islice(itertools.cycle(beside or [others(ids[::-1], text.vocab_size)]), cache_path.batch - 1)
+    ]
     rows.insert(own, list(ids))
-    return _Journey(model, cache, route, rows, own, segments, text.vocab_size).run()
+    return _PathCase(model, cache, cache_path, rows, own, segments, text.vocab_size).run()
 
 
-class _Journey:
-    """The steps of a route, in their order. Rows of a batch come in groups of ``beams``; one row of one group is read."""
+class _PathCase:
+    """The steps of a cache path, in their order. Rows of a batch come in groups of ``beams``; one row of one group is read."""
 
     def __init__(
-        self, model: Any, cache: Any, route: Route, rows: list[list[int]], own: int, segments: list[int], vocabulary: int
+        self, model: Any, cache: Any, cache_path: CachePath, rows: list[list[int]], own: int, segments: list[int], vocabulary: int
     ) -> None:
-        self._route, self._segments, self._vocabulary = route, segments, vocabulary
+        self._cache_path, self._segments, self._vocabulary = cache_path, segments, vocabulary
         self._walk = Walk(model, cache)
         self._ids, self._group = rows[own], own
         later = len(self._ids) - segments[0]
@@ -129,17 +133,17 @@ class _Journey:
         following = [itertools.cycle(row) for row in rows]
         self._rest = [list(itertools.islice(tokens, later)) for tokens in following]
         self._rest[own] = self._ids[segments[0] :]
-        self._early = route.beams > 1 and (cache is None or not path_cache.can_branch(cache))
-        self._branches = route.beams if self._early else 1
+        self._early = cache_path.beams > 1 and (cache is None or not path_cache.can_branch(cache))
+        self._branches = cache_path.beams if self._early else 1
         self._beam = 0
 
     def run(self) -> Passed:
-        route, walk = self._route, self._walk
+        cache_path, walk = self._cache_path, self._walk
         pieces = [self._begin()]
-        if route.beams > 1:
+        if cache_path.beams > 1:
             if not self._early:
-                walk.branch(route.beams)
-            self._branches, self._beam = route.beams, route.beams - 1
+                walk.branch(cache_path.beams)
+            self._branches, self._beam = cache_path.beams, cache_path.beams - 1
         done = self._segments[0]
         self._after(done)
         for length in self._segments[1:]:
@@ -163,13 +167,13 @@ class _Journey:
 
     def _begin(self) -> torch.Tensor:
         """The first pass: pads, first tokens, pads; of a reused prefix also those of the sequence that filled it."""
-        route, walk = self._route, self._walk
+        cache_path, walk = self._cache_path, self._walk
         width = max(map(len, self._first))
         rows, real = [], []
         for first in self._first:
             space = width - len(first)
-            left, right = (0, space) if route.pads_right and not route.pads_left else (space, 0)
-            left, right = left + route.pads_left, right + route.pads_right
+            left, right = (0, space) if cache_path.pads_right and not cache_path.pads_left else (space, 0)
+            left, right = left + cache_path.pads_left, right + cache_path.pads_right
             # A pad is a token like others: only the mask tells that it is none.
             rows += [[first[0]] * left + first + [first[-1]] * right] * self._branches
             real += [[0] * left + [1] * len(first) + [0] * right] * self._branches
@@ -178,8 +182,12 @@ class _Journey:
         count = len(self._first[self._group])
         columns = [-1] * at + list(range(count)) + [-1] * (len(own) - at - count)
         self._check_hole(len(own) - at - count)
-        if route.prefix and (walk.cache is None or not hasattr(walk.cache.layers[0], "_quantize")) and route.cache != "static":
-            tail = others(self._ids[route.prefix : route.prefix + _TAIL], self._vocabulary)
+        if (
+            cache_path.prefix
+            and (walk.cache is None or not hasattr(walk.cache.layers[0], "_quantize"))
+            and cache_path.cache != "static"
+        ):
+            tail = others(self._ids[cache_path.prefix : cache_path.prefix + _TAIL], self._vocabulary)
             logits = walk.feed_and_crop(
                 [row + tail for row in rows],
                 len(tail),
@@ -188,7 +196,7 @@ class _Journey:
             )
         else:
             logits = walk.feed(rows, columns, real)
-        if route.prefix:
+        if cache_path.prefix:
             walk.cache = path_cache.duplicate(walk.cache)
         return logits[self._row, at : at + count]
 
@@ -202,20 +210,22 @@ class _Journey:
             )
 
     def _after(self, done: int) -> None:
-        route, walk = self._route, self._walk
-        if route.crop == done and route.crop_extra:
-            extra = list(itertools.islice(itertools.cycle(others(self._ids, self._vocabulary)), route.crop_extra))
-            walk.feed_and_crop([extra] * (len(self._first) * self._branches), route.crop_extra, columns=[-1] * route.crop_extra)
-        if route.beams > 1:
-            walk.reorder(route.beams)
-            self._beam = (self._beam - 1) % route.beams
+        cache_path, walk = self._cache_path, self._walk
+        if cache_path.crop == done and cache_path.crop_extra:
+            extra = list(itertools.islice(itertools.cycle(others(self._ids, self._vocabulary)), cache_path.crop_extra))
+            walk.feed_and_crop(
+                [extra] * (len(self._first) * self._branches), cache_path.crop_extra, columns=[-1] * cache_path.crop_extra
+            )
+        if cache_path.beams > 1:
+            walk.reorder(cache_path.beams)
+            self._beam = (self._beam - 1) % cache_path.beams
 
     def _end(self, logits: torch.Tensor) -> Passed:
         walk = self._walk
         if walk.cache is None:
             return Passed(logits, [], "", None)
         report, dtype, row = path_cache.report(walk.cache), path_cache.dtype_of(walk.cache), self._row
-        if self._route.beams > 1 and not self._early:
+        if self._cache_path.beams > 1 and not self._early:
             walk.cache.batch_select_indices(torch.tensor([row], device=logits.device))
             row = 0
         columns = torch.tensor(walk.columns, device=logits.device)
@@ -227,8 +237,8 @@ class _Journey:
         return Passed(logits, found, dtype, report)
 
 
-def _check_positions(text: Any, length: int, route: Route) -> None:
+def _check_positions(text: Any, length: int, cache_path: CachePath) -> None:
     limit = positions(text)
-    needed = max(length, route.crop + route.crop_extra, route.prefix + (_TAIL if route.prefix else 0))
+    needed = max(length, cache_path.crop + cache_path.crop_extra, cache_path.prefix + (_TAIL if cache_path.prefix else 0))
     if needed > limit:
-        raise BadInputError(f"the route needs {needed} positions, and the model has {limit}")
+        raise BadInputError(f"the cache path needs {needed} positions, and the model has {limit}")

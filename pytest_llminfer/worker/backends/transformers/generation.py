@@ -1,4 +1,4 @@
-"""Route ``engine``: transformers' own ``generate`` over batches of prompts of like length."""
+"""CachePath ``engine``: transformers' own ``generate`` over batches of prompts of like length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The other ranks of a model that is spread over devices, as rank 0 sees them: processes that do each request along with it."""
+"""The other ranks of a model that is split over devices, as rank 0 sees them: processes that do each request along with it."""
 
 from __future__ import annotations
 

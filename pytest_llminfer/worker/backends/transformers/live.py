@@ -22,12 +22,12 @@ from pytest_llminfer.worker.backends.transformers import (
     loading,
     loops,
     memory,
+    path_comparison,
     scoring,
     settings,
     sharding,
     storage,
 )
-from pytest_llminfer.worker.backends.transformers import path_comparison as route_comparison
 from pytest_llminfer.worker.backends.transformers.cache_paths import positions
 from pytest_llminfer.worker.backends.transformers.faults import inference
 from pytest_llminfer.worker.backends.transformers.group import own_rank
@@ -52,7 +52,7 @@ _NO_LIMIT = 1 << 30
 class LiveModel:
     """Every request in the words of torch. limits: vocabulary and positions, as ``requests.check_tokens`` takes them.
 
-    Of a model that is spread over ranks this is one rank's part: all of them must be asked the same, in the same order.
+    Of a model that is split over ranks this is one rank's part: all of them must be asked the same, in the same order.
     """
 
     spec: EngineSpec
@@ -141,18 +141,20 @@ class LiveModel:
             "end_token_ids": self.end_token_ids,
         }
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any], top: int, route: str) -> list[dict[str, Any]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any], top: int, cache_path: str
+    ) -> list[dict[str, Any]]:
         """One answer a prompt, in order."""
         asked: dict[str, Any] = {"model_end_tokens": self.end_token_ids, "top": top, "progress": self.progress}
         with inference(f"generating for {len(prompts)} prompts"):
-            if route == "engine":
+            if cache_path == "engine":
                 return generation.generate(self.model, prompts, sampling, max_batch_tokens=self.max_batch_tokens, **asked)
-            return loops.generate(self.model, prompts, sampling, cached=route == "loop", **asked)
+            return loops.generate(self.model, prompts, sampling, cached=cache_path == "loop", **asked)
 
-    def score(self, sequences: Sequence[Sequence[int]], route: str) -> list[Any]:
+    def score(self, sequences: Sequence[Sequence[int]], cache_path: str) -> list[Any]:
         """Log-probabilities (T-1,) of each sequence."""
         with inference(f"scoring {len(sequences)} sequences"):
-            return scoring.score(self.model, sequences, decode=route == "decode", progress=self.progress)
+            return scoring.score(self.model, sequences, decode=cache_path == "decode", progress=self.progress)
 
     def score_top(self, sequences: Sequence[Sequence[int]], top: int, last: int) -> list[dict[str, Any]]:
         """The fields of ``Scores`` of each sequence."""
@@ -165,23 +167,23 @@ class LiveModel:
         with inference("filling the KV cache"):
             return cache.report(self.model, prompt, extend)
 
-    def compare_routes(
+    def compare_cache_paths(
         self,
         sequences: Sequence[Sequence[int]],
-        routes: Mapping[str, Mapping[str, Any]],
+        cache_paths: Mapping[str, Mapping[str, Any]],
         config: Mapping[str, Any] | None,
         dtype: str,
         seed: int,
     ) -> dict[str, Any]:
-        """The fields of ``RouteComparisons``: of this model, or of one with random weights that ``config`` describes."""
-        with inference(f"comparing routes over {len(sequences)} sequences"):
+        """The fields of ``CachePathComparisons``: of this model, or of one with random weights that ``config`` describes."""
+        with inference(f"comparing cache paths over {len(sequences)} sequences"):
             model = self.model
             if config is not None:
                 attention = self.model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
                 model = self.random_models.get(config, dtype, seed, device=self.device, attention=attention)
             text = model.config.get_text_config()
             check_tokens(sequences, vocab_size=text.vocab_size, max_positions=positions(text))
-            return route_comparison.compare(model, sequences, **routes, progress=self.progress)
+            return path_comparison.compare(model, sequences, **cache_paths, progress=self.progress)
 
     def layout(self) -> dict[str, Any]:
         """Every stored tensor, as it is stored now."""

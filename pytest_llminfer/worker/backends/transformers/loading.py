@@ -110,7 +110,7 @@ def _from_pretrained(
     chosen = model_class(config)
     if spec.weights == "real":
         return chosen.from_pretrained(model_path, config=config, **keywords)  # type: ignore[no-any-return]
-    # Of a spread model each rank keeps copies of its shards, so that here too one buffer is enough.
+    # Of a split model each rank keeps copies of its shards, so that here too one buffer is enough.
     state = random_state_dict(chosen, config, dtype, shared=device.type == "cuda" or spec.tp > 1)
     return chosen.from_pretrained(None, config=config, state_dict=state, **keywords)  # type: ignore[no-any-return]
 

@@ -1,4 +1,6 @@
-"""Routes ``loop`` and ``no_cache``: greedy decoding written out, one prompt at a time, as the yardstick of the engine's own."""
+"""Cache paths ``loop`` and ``no_cache``: greedy decoding written out, one prompt at a time, as the yardstick of the engine's
+own.
+"""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def report(model: Any, device: torch.device, meter: Meter, *, load_peak_bytes: i
 
 
 def _holds_host_memory(tensor: torch.Tensor) -> bool:
-    """Not the handle of a tensor that is spread over ranks: this rank's part of it is a tensor of its own."""
+    """Not the handle of a tensor that is split over ranks: this rank's part of it is a tensor of its own."""
     if tensor.device.type != "cpu" or tensor.layout != torch.strided or hasattr(type(tensor), "to_local"):
         return False
     # A shape without memory, which torch.compile leaves behind, says that it is on the CPU and stores its bytes nowhere.

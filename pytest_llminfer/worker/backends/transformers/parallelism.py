@@ -1,4 +1,4 @@
-"""Which cells transformers can spread over devices, told before anything is loaded."""
+"""Which cells transformers can split over devices, told before anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_parallelism(spec: EngineSpec) -> None:
-    """Refuse what transformers cannot spread."""
+    """Refuse what transformers cannot split."""
     if spec.pp > 1:
         raise UnsupportedError(f"transformers has no pipeline parallelism for generation: pp={spec.pp}; use pp=1")
     if spec.dp > 1:

@@ -1,4 +1,4 @@
-"""The KV caches of transformers that a route goes through: made, copied into beams, cropped, and read back by column."""
+"""The KV caches of transformers that a cache path goes through: made, copied into beams, cropped, and read back by column."""
 
 from __future__ import annotations
 

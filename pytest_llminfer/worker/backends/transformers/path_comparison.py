@@ -1,4 +1,4 @@
-"""What two routes made of one sequence, reduced to numbers per position: in float64, where they were computed."""
+"""What two cache paths made of one sequence, reduced to numbers per position: in float64, where they were computed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.worker.backends.transformers.cache_paths import Layer, Passed, Route, walk
+from pytest_llminfer.worker.backends.transformers.cache_paths import CachePath, Layer, Passed, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,27 +30,27 @@ def compare(
     reference: Mapping[str, Any],
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
-    """The fields of ``RouteComparisons``.
+    """The fields of ``CachePathComparisons``.
 
     Raises:
-        BadInputError: a route that does not fit to a sequence.
-        UnsupportedError: a route that transformers cannot go.
+        BadInputError: a cache path that does not fit to a sequence.
+        UnsupportedError: a cache path that transformers cannot go.
     """
     if not sequences:
-        raise BadInputError("no sequences to compare routes over")
-    ways = Route.read(reference), Route.read(candidate)
+        raise BadInputError("no sequences to compare cache paths over")
+    ways = CachePath.read(reference), CachePath.read(candidate)
     found, report = [], None
     for number, ids in enumerate(sequences):
         beside = [*sequences[number + 1 :], *sequences[:number]]
         first, second = (walk(model, ids, beside, way) for way in ways)
         found.append(_one(first, second))
         report = second.report
-        progress("comparing routes", number + 1, len(sequences))
+        progress("comparing cache paths", number + 1, len(sequences))
     return {"sequences": found, "cache": report}
 
 
 def _one(reference: Passed, candidate: Passed) -> dict[str, Any]:
-    """The fields of ``RouteComparison``."""
+    """The fields of ``CachePathComparison``."""
     length = len(reference.logits)
     pairs = list(zip(*_aligned(reference.layers, candidate.layers), strict=True))
     heads = max((ours.keys.shape[0] for pair in pairs for ours in pair), default=0)
@@ -72,7 +72,7 @@ def _one(reference: Passed, candidate: Passed) -> dict[str, Any]:
 
 
 def _aligned(first: list[Layer], second: list[Layer]) -> tuple[list[Layer], list[Layer]]:
-    """Layers of both; where a route has no cache, layers of the other's shape that hold nothing."""
+    """Layers of both; where a cache path has no cache, layers of the other's shape that hold nothing."""
     if bool(first) == bool(second):
         return first, second
     nothing = [Layer(layer.positions[:0], layer.keys[:, :0], layer.values[:, :0]) for layer in first or second]
@@ -88,7 +88,7 @@ def _divergence(reference: torch.Tensor, candidate: torch.Tensor) -> tuple[np.nd
 
 
 class _Spread:
-    """A layer of both routes at the positions that both hold; results spread over (heads, T), NaN elsewhere."""
+    """A layer of both cache paths at the positions that both hold; results spread over (heads, T), NaN elsewhere."""
 
     def __init__(self, reference: Layer, candidate: Layer, *, length: int, heads: int) -> None:
         shared = torch.isin(reference.positions, candidate.positions)

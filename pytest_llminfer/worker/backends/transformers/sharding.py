@@ -1,4 +1,4 @@
-"""Tensor parallelism with transformers' own plan: what can be spread, how the ranks meet, and what each of them holds."""
+"""Tensor parallelism with transformers' own plan: what can be split, how the ranks meet, and what each of them holds."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Weight:
     """A named tensor of the model, the tensors that its quantization adds, and the module that owns it.
 
-    Of a model that is spread over ranks, tensor is this rank's part.
+    Of a model that is split over ranks, tensor is this rank's part.
     """
 
     name: str
@@ -36,7 +36,7 @@ def weights(model: Any) -> Iterator[Weight]:
 
 
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor that may be spread over ranks."""
+    """What this process holds of a tensor that may be split over ranks."""
     if not hasattr(tensor, "to_local"):
         return tensor
     with torch.no_grad():

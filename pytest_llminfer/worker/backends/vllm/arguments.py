@@ -44,7 +44,7 @@ class Installed:
 class Arguments:
     """``engine_args``, sorted by who reads them.
 
-    score_by_decode: whether a logits processor is installed that can force tokens, for the route ``decode`` of ``score``;
+    score_by_decode: whether a logits processor is installed that can force tokens, for the cache path ``decode`` of ``score``;
     None leaves the choice to the backend. engine: what vLLM itself is given.
     """
 

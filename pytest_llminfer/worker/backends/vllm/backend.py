@@ -80,20 +80,22 @@ class VllmBackend:
         self.capabilities = _CAPABILITIES | self._live.capabilities
         return {**self._live.information(imported), "capabilities": sorted(self.capabilities)}
 
-    def generate(self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, route: str = "engine") -> Message:
-        """One ``LLM.generate`` over all prompts; route ``no_cache`` is one of a single token for every step."""
-        requests.check_sampling(sampling, route=route)
-        if route == "loop":
-            raise UnsupportedError("vllm's cache cannot be driven by a hand-written loop; use route engine or no_cache")
+    def generate(
+        self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, cache_path: str = "engine"
+    ) -> Message:
+        """One ``LLM.generate`` over all prompts; cache path ``no_cache`` is one of a single token for every step."""
+        requests.check_sampling(sampling, cache_path=cache_path)
+        if cache_path == "loop":
+            raise UnsupportedError("vllm's cache cannot be driven by a hand-written loop; use cache path engine or no_cache")
         requests.check_tokens(prompts, extra=sampling["max_tokens"], **self._live.limits)
-        return {"outputs": self._live.generate(prompts, sampling, logprobs, cached=route == "engine")}
+        return {"outputs": self._live.generate(prompts, sampling, logprobs, cached=cache_path == "engine")}
 
-    def score(self, *, sequences: Sequence[Sequence[int]], route: str = "prefill") -> Message:
-        """Log-probabilities of given tokens; route ``decode`` forces them one by one."""
-        requests.check_route(route, requests.SCORE_ROUTES)
+    def score(self, *, sequences: Sequence[Sequence[int]], cache_path: str = "prefill") -> Message:
+        """Log-probabilities of given tokens; cache path ``decode`` forces them one by one."""
+        requests.check_cache_path(cache_path, requests.SCORE_PATHS)
         # vLLM wants room for one token after a prompt.
-        requests.check_tokens(sequences, least=2, extra=0 if route == "decode" else 1, **self._live.limits)
-        return {"logprobs": self._live.score(sequences, decode=route == "decode")}
+        requests.check_tokens(sequences, least=2, extra=0 if cache_path == "decode" else 1, **self._live.limits)
+        return {"logprobs": self._live.score(sequences, decode=cache_path == "decode")}
 
     def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
         """The last tokens of given sequences, all of them under way at once."""
@@ -120,9 +122,9 @@ class VllmBackend:
         """What vLLM's own metrics have counted."""
         return self._live.cache_counters()
 
-    def forget_prefixes(self) -> Message:
+    def reset_prefix_cache(self) -> Message:
         """Empty the prefix cache."""
-        self._live.forget_prefixes()
+        self._live.reset_prefix_cache()
         return {}
 
     def ranks(self) -> Message:
@@ -161,7 +163,7 @@ def _installed(vllm: ModuleType) -> Installed:
 
 
 def _force_tokens(keywords: dict[str, Any], wanted: bool | None, installed: Installed) -> bool:  # noqa: FBT001 - as the user gave it
-    """Whether tokens can be forced: by default only where that changes nothing about the engine.
+    """Whether tokens can be teacher-forced: by default only where that changes nothing about the engine.
 
     vLLM's second model runner takes no such logits processor. It needs Triton, so a CPU without that has the first one anyway.
     """

@@ -26,7 +26,9 @@ _BESIDE = ("transformers", "triton", "compressed-tensors", "bitsandbytes", "flas
 
 
 class LiveEngine:
-    """``LLM`` and what is known of it. ``vllm``: the module. ``decode``: whether tokens can be forced on the decode path."""
+    """``LLM`` and what is known of it. ``vllm``: the module. ``decode``: whether tokens can be teacher-forced on the decode
+    path.
+    """
 
     def __init__(
         self, vllm: ModuleType, keywords: dict[str, Any], *, end_token_ids: list[int] | None, decode: bool, progress: Progress
@@ -52,7 +54,7 @@ class LiveEngine:
         """What this engine answers because of how it was started; without a prefix cache there is nothing to forget."""
         found = {
             "score:decode": self.decode,
-            "forget_prefixes": bool(self._config.cache_config.enable_prefix_caching),
+            "reset_prefix_cache": bool(self._config.cache_config.enable_prefix_caching),
             "cache_counters": bool(getattr(self.llm.llm_engine, "log_stats", False)),
         }
         return {name for name, there in found.items() if there}
@@ -97,7 +99,7 @@ class LiveEngine:
             one = {**sampling, "max_tokens": 1}
 
             def step(prefixes: list[list[int]], top: int) -> list[dict[str, Any]]:
-                self.forget_prefixes()
+                self.reset_prefix_cache()
                 return self._answers(prefixes, one, top, None)
 
             return generate_without_cache(step, prompts, sampling["max_tokens"], ends, logprobs=logprobs, progress=self._progress)
@@ -157,7 +159,7 @@ class LiveEngine:
             "max_concurrency": getattr(cache, "kv_cache_max_concurrency", None),
         }
 
-    def forget_prefixes(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Empty the prefix cache.
 
         Raises:

@@ -14,7 +14,7 @@ FORCED = "llminfer_forced_tokens"
 
 
 class ForcedTokens(LogitsProcessor):  # type: ignore[misc,unused-ignore] # vllm is not installed where types are checked
-    """Leaves every request alone that does not name forced tokens. Returned log-probabilities are those before it."""
+    """Leaves every request alone that does not name teacher-forced tokens. Returned log-probabilities are those before it."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002, FBT001 - vLLM's contract
         self._rows: dict[int, tuple[list[int], list[int]]] = {}
@@ -30,11 +30,11 @@ class ForcedTokens(LogitsProcessor):  # type: ignore[misc,unused-ignore] # vllm 
         for row in batch_update.removed:
             self._rows.pop(row, None)
         for row, params, _, output in batch_update.added:
-            forced = (params.extra_args or {}).get(FORCED)
-            if forced is None:
+            teacher_forced = (params.extra_args or {}).get(FORCED)
+            if teacher_forced is None:
                 self._rows.pop(row, None)
             else:
-                self._rows[row] = (forced, output)
+                self._rows[row] = (teacher_forced, output)
         for source, target, direction in batch_update.moved:
             moved, other = self._rows.pop(source, None), self._rows.pop(target, None)
             if moved is not None:
@@ -43,9 +43,9 @@ class ForcedTokens(LogitsProcessor):  # type: ignore[misc,unused-ignore] # vllm 
                 self._rows[source] = other
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Leave one token possible in each row that is forced."""
-        for row, (forced, output) in self._rows.items():
-            if len(output) < len(forced):
+        """Leave one token possible in each row that is teacher-forced."""
+        for row, (teacher_forced, output) in self._rows.items():
+            if len(output) < len(teacher_forced):
                 logits[row] = float("-inf")
-                logits[row, forced[len(output)]] = 0.0
+                logits[row, teacher_forced[len(output)]] = 0.0
         return logits

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens: of a prompt, or forced one by one through the decode path."""
+"""Log-probabilities of given tokens: of a prompt, or teacher-forced one by one through the decode path."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def _by_prefill(llm: Any, params_class: Any, sequences: Sequence[Sequence[int]])
 
 
 def _by_decode(llm: Any, params_class: Any, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """The first token is the prompt; every other one is forced, and its log-probability is that of the step before the forcing."""
+    """The first token is the prompt; every other one is teacher-forced, and its log-probability is that of the step before the
+    forcing.
+    """
     params = [
         sampling_params(params_class, logprobs=0, extra_args={_FORCED: list(sequence[1:])}, **_fields(len(sequence) - 1))
         for sequence in sequences
@@ -77,7 +79,7 @@ def _by_decode(llm: Any, params_class: Any, sequences: Sequence[Sequence[int]]) 
     for output, sequence in zip(outputs, sequences, strict=True):
         (completion,) = output.outputs
         if list(completion.token_ids) != list(sequence[1:]):
-            raise RuntimeError("vllm generated other tokens than those that were forced")
+            raise RuntimeError("vllm generated other tokens than those that were teacher-forced")
         scores.append(_given([None, *completion.logprobs], sequence))
     return scores
 

@@ -1,4 +1,5 @@
-"""One engine, many schedules: decode and prefill, alone and in a batch, cached and anew, give the same up to its own rounding.
+"""One engine, many execution modes: decode and prefill, alone and in a batch, cached and anew, give the same up to its own
+rounding.
 
 Variants that need an engine of their own (a tiny pool, other chunks, a cache of fewer bits) run with `--kv-variants`.
 """
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llminfer.families.execution_modes.batch_invariance import check_batch_invariance
-from pytest_llminfer.families.execution_modes.check import check_schedules, kl_of_answers
+from pytest_llminfer.families.execution_modes.check import check_execution_modes, kl_of_answers
 from pytest_llminfer.families.execution_modes.observe import (
+    ExecutionModes,
     PrefixAnswers,
-    Schedules,
     promised_invariance,
     refuse_flat,
     resynchronised,
@@ -77,14 +78,14 @@ VARIANTS = (
     Variant("kv-q4_0", {"llamacpp": {"flash_attn": True}}, kv_dtype="q4_0"),
 )
 """A line for each way to start an engine otherwise, with its engine arguments."""
-FULL_WIDTH = tuple(variant for variant in VARIANTS if not variant.kv_dtype)
+UNQUANTIZED = tuple(variant for variant in VARIANTS if not variant.kv_dtype)
 QUANTIZED = tuple(variant for variant in VARIANTS if variant.kv_dtype)
 
 
 @pytest.fixture(scope="module")
-def schedules(engine: Engine) -> Schedules:
+def execution_modes(engine: Engine) -> ExecutionModes:
     """How undecided texts go on, decoded in a batch and alone."""
-    return Schedules.ask(engine)
+    return ExecutionModes.ask(engine)
 
 
 @pytest.fixture(scope="module")
@@ -93,25 +94,25 @@ def prefixes(engine: Engine) -> PrefixAnswers:
     return PrefixAnswers.ask(engine)
 
 
-def test_decode_gives_what_prefill_gives(schedules: Schedules, judge: Judge) -> None:
+def test_decode_gives_what_prefill_gives(execution_modes: ExecutionModes, judge: Judge) -> None:
     """Every answer, decoded over the cache, against the same tokens in one pass."""
     judge(
-        check_schedules(
-            candidate=schedules.decode_from_prefill(),
-            noise=schedules.noise_of_decode(),
-            dtype=schedules.dtype,
+        check_execution_modes(
+            candidate=execution_modes.decode_from_prefill(),
+            noise=execution_modes.noise_of_decode(),
+            dtype=execution_modes.dtype,
             claim="decoding gives the distributions that prefill gives for the same tokens",
         )
     )
 
 
-def test_forced_decode_gives_what_prefill_gives(schedules: Schedules, judge: Judge) -> None:
+def test_forced_decode_gives_what_prefill_gives(execution_modes: ExecutionModes, judge: Judge) -> None:
     """Given tokens fed one by one from the first on, where the engine can be made to."""
     judge(
-        check_schedules(
-            candidate=schedules.forced_from_prefill(),
-            noise=schedules.noise_of_decode(),
-            dtype=schedules.dtype,
+        check_execution_modes(
+            candidate=execution_modes.teacher_forced_from_prefill(),
+            noise=execution_modes.noise_of_decode(),
+            dtype=execution_modes.dtype,
             claim="given tokens, decoded one by one, are as likely as by prefill",
             unit="k3",
         )
@@ -119,15 +120,17 @@ def test_forced_decode_gives_what_prefill_gives(schedules: Schedules, judge: Jud
 
 
 def test_a_batch_changes_no_more_than_rounding(
-    engine: Engine, greedy: Greedy, schedules: Schedules, baseline: Baseline, judge: Judge
+    engine: Engine, greedy: Greedy, execution_modes: ExecutionModes, baseline: Baseline, judge: Judge
 ) -> None:
     """Distributions against the noise of prefill; tokens to their end, near ties resynchronised. Both noises are kept."""
-    baseline.keep("kv_noise", observed=schedules.noise_floors(), n=sum(len(answer.token_ids) for answer in schedules.batched))
+    baseline.keep(
+        "kv_noise", observed=execution_modes.noise_floors(), n=sum(len(answer.token_ids) for answer in execution_modes.batched)
+    )
     judge(
-        check_schedules(
-            candidate=schedules.noise_of_decode(),
-            noise=schedules.noise_of_prefill(),
-            dtype=schedules.dtype,
+        check_execution_modes(
+            candidate=execution_modes.noise_of_decode(),
+            noise=execution_modes.noise_of_prefill(),
+            dtype=execution_modes.dtype,
             claim="decoding in a batch gives the distributions of each prompt alone",
         )
     )
@@ -135,7 +138,7 @@ def test_a_batch_changes_no_more_than_rounding(
         check_resynchronised_tokens(
             candidate=greedy.one_by_one,
             reference=greedy.batched,
-            forced=resynchronised(engine, greedy.prompts, greedy.one_by_one, greedy.batched, greedy.noise),
+            teacher_forced=resynchronised(engine, greedy.prompts, greedy.one_by_one, greedy.batched, greedy.noise),
             dtype=greedy.dtype,
             noise=greedy.noise,
             claim="decoding in a batch gives the tokens of each prompt alone, near ties aside",
@@ -156,22 +159,24 @@ def test_prefixes_are_found_to_the_block_and_not_beyond_a_changed_token(
     judge(check_prefix_hits(found=prefixes.cached, block=engine.kv_pool().block_size))
 
 
-def test_a_cached_prefix_changes_no_more_than_rounding(prefixes: PrefixAnswers, schedules: Schedules, judge: Judge) -> None:
+def test_a_cached_prefix_changes_no_more_than_rounding(
+    prefixes: PrefixAnswers, execution_modes: ExecutionModes, judge: Judge
+) -> None:
     """Decoded answers over a cached prefix against those computed anew, for repeated prompts and for changed ones."""
     for which, found in (("repeated", prefixes.kl_of_repeated()), ("changed", prefixes.kl_of_changed())):
         judge(
-            check_schedules(
+            check_execution_modes(
                 candidate=found,
-                noise=schedules.noise_of_decode(),
-                dtype=schedules.dtype,
+                noise=execution_modes.noise_of_decode(),
+                dtype=execution_modes.dtype,
                 claim=f"answers to {which} prompts over a cached prefix are those that are computed anew",
             )
         )
 
 
-@pytest.mark.parametrize("variant", FULL_WIDTH, ids=str)
+@pytest.mark.parametrize("variant", UNQUANTIZED, ids=str)
 def test_a_variant_gives_the_same_answers(
-    kv_variants: KVVariants, greedy: Greedy, schedules: Schedules, judge: Judge, variant: Variant
+    kv_variants: KVVariants, greedy: Greedy, execution_modes: ExecutionModes, judge: Judge, variant: Variant
 ) -> None:
     """Started otherwise, with an engine of its own: the tokens and distributions of the cell."""
     found = kv_variants.ask(variant)
@@ -183,16 +188,16 @@ def test_a_variant_gives_the_same_answers(
         check_resynchronised_tokens(
             candidate=found.batched,
             reference=greedy.batched,
-            forced=found.forced,
+            teacher_forced=found.teacher_forced,
             dtype=greedy.dtype,
             noise=greedy.noise,
             claim=f"{variant} gives the tokens of the cell, near ties aside",
         )
     )
     judge(
-        check_schedules(
-            candidate=kl_of_answers(found.open_ended, schedules.batched),
-            noise=schedules.noise_of_decode(),
+        check_execution_modes(
+            candidate=kl_of_answers(found.open_ended, execution_modes.batched),
+            noise=execution_modes.noise_of_decode(),
             dtype=greedy.dtype,
             claim=f"{variant} gives the distributions of the cell",
         )
@@ -214,7 +219,7 @@ def test_a_quantized_cache_differs_as_much_as_its_format(
         judge(check_kv_pool(pool=found.pool, **sizes, dtype=variant.kv_dtype, copies=copies))
     pair = (found.long, found.long_reference) if context == "long" else (found.batched, found.reference)
     judge(
-        check_schedules(
+        check_execution_modes(
             candidate=kl_of_answers(*pair),
             noise=kl_of_answers(greedy.one_by_one, greedy.batched),
             dtype=greedy.dtype,

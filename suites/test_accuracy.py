@@ -25,15 +25,15 @@ def test_outcomes_change_sides_no_more_than_in_repeats(accuracy: AccuracyRun, ju
     judge(check_flips(answers=accuracy.answers, recorded=accuracy.recorded))
 
 
-def test_accuracy_is_near_that_of_full_width(full_width_accuracy: AccuracyRun, judge: Judge) -> None:
+def test_accuracy_is_near_that_of_unquantized_weights(unquantized_accuracy: AccuracyRun, judge: Judge) -> None:
     """Quantized cells only: what the format costs, beside the same engine with 16-bit weights."""
-    for verdict in full_width_accuracy.objections():
+    for verdict in unquantized_accuracy.objections():
         judge(verdict)
-    judge(full_width_accuracy.verdict)
+    judge(unquantized_accuracy.verdict)
 
 
-def test_nights_together_show_no_drift(accuracy: AccuracyRun, judge: Judge) -> None:
-    """This run and all in the ledger: a point that one night cannot prove adds up. ``--nights`` adds this run to it."""
+def test_run_history_shows_no_drift(accuracy: AccuracyRun, judge: Judge) -> None:
+    """This run and all in the profile: a point that one past run cannot prove adds up. ``--past_runs`` adds this run to it."""
     for verdict in accuracy.objections():
         judge(verdict)
-    judge(accuracy.over_nights())
+    judge(accuracy.drift())

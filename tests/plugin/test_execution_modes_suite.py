@@ -1,4 +1,5 @@
-"""The suite of schedules end to end on the simulated engine: green, red for a fault of the cache, and open about what it skips."""
+"""The suite of execution modes end to end on the simulated engine: green, red for a fault of the cache, and open about what it
+skips."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, run):
-    shutil.copy(REPOSITORY / "suites" / "test_kv_schedules.py", pytester.path)
+    shutil.copy(REPOSITORY / "suites" / "test_execution_modes.py", pytester.path)
     return run
 
 
@@ -52,7 +53,8 @@ def test_variants_can_be_asked_for_by_the_ini_file_too(suite, pytester: pytest.P
             found = kv_variants.ask(Variant(fault or "same", {"simulated": {"fault": fault}}))
             judge(
                 check_resynchronised_tokens(
-                    candidate=found.batched, reference=greedy.batched, forced=found.forced, dtype="fp32", claim="same tokens"
+                    candidate=found.batched, reference=greedy.batched, teacher_forced=found.teacher_forced,
+                    dtype="fp32", claim="same tokens",
                 )
             )
         """

@@ -13,14 +13,14 @@ from pytest_llminfer.families.memory.check import (
     check_weights,
     predict_weights,
 )
-from pytest_llminfer.families.memory.profile import check_ledger
+from pytest_llminfer.families.memory.profile import check_profile
 from pytest_llminfer.families.parallelism.check import expected_rank_weights
 from pytest_llminfer.models.stored import declared_groups
 from pytest_llminfer.verdict import Outcome
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.families.memory.observe import MemoryLedger
+    from pytest_llminfer.families.memory.observe import MemoryProfile
     from pytest_llminfer.observations.memory import MemoryReport
     from pytest_llminfer.plugin.judging import Judge
     from pytest_llminfer.plugin.recording import Baseline
@@ -30,7 +30,7 @@ REQUESTS = 20
 
 
 def test_weights_take_the_bytes_that_the_configuration_implies(engine: Engine, judge: Judge) -> None:
-    """Two-sided: too small is as wrong as too large. Of a model that is spread, the fullest rank is meant."""
+    """Two-sided: too small is as wrong as too large. Of a model that is split, the fullest rank is meant."""
     spec = engine.spec
     of: Any = {
         "shape": engine.model.shape,
@@ -46,9 +46,9 @@ def test_weights_take_the_bytes_that_the_configuration_implies(engine: Engine, j
     judge(check_weights(report=engine.memory(), predicted=predicted))
 
 
-def test_every_line_of_memory_is_what_the_configuration_predicts(memory_ledger: MemoryLedger, judge: Judge) -> None:
-    """Weights, tables of positions, keys and values: each within its gate. The ledger is printed under the tables."""
-    judge(check_ledger(lines=memory_ledger.take()))
+def test_every_line_of_memory_is_what_the_configuration_predicts(memory_profile: MemoryProfile, judge: Judge) -> None:
+    """Weights, tables of positions, keys and values: each within its gate. The profile is printed under the tables."""
+    judge(check_profile(lines=memory_profile.take()))
 
 
 def test_cache_takes_the_bytes_per_token_that_the_configuration_implies(engine: Engine, judge: Judge) -> None:
@@ -81,7 +81,7 @@ def test_peak_is_within_its_budget(engine: Engine, baseline: Baseline, judge: Ju
         conditions={"measured_by": report.measured_by},
         n=1,
         per_hardware=report.device != "cpu",
-        per_spread=True,
+        per_parallelism=True,
     )
     verdict = _judged(report, peak, int(expected["peak_bytes"]))
     if verdict.outcome is Outcome.FAIL:

@@ -1,4 +1,4 @@
-"""The ledger of a cell and what a stop leaves behind, with literals and with real processes."""
+"""The profile of a cell and what a stop leaves behind, with literals and with real processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llminfer.families.memory.observe import render
-from pytest_llminfer.families.memory.profile import LedgerLine, check_ledger, ledger_lines, pinned_capacity
+from pytest_llminfer.families.memory.profile import ProfileLine, check_profile, pinned_capacity, profile_lines
 from pytest_llminfer.families.shutdown import observe as idling
 from pytest_llminfer.families.shutdown.check import Leftover, Stop, check_idle
 from pytest_llminfer.observations.kv_cache import KVPool
@@ -30,7 +30,7 @@ REPORT = MemoryReport("cuda", WEIGHTS, 2 * MIB, WEIGHTS, WEIGHTS, WEIGHTS, "torc
 
 
 def lines(report=REPORT, pool=POOL, capacity=2565 * 16):
-    return ledger_lines(report=report, weights=WEIGHTS, buffers=2 * MIB, pool=pool, bytes_per_token=PER_TOKEN, capacity=capacity)
+    return profile_lines(report=report, weights=WEIGHTS, buffers=2 * MIB, pool=pool, bytes_per_token=PER_TOKEN, capacity=capacity)
 
 
 def test_a_ledger_has_every_line_and_passes_where_all_are_as_predicted():
@@ -38,7 +38,7 @@ def test_a_ledger_has_every_line_and_passes_where_all_are_as_predicted():
     assert [line.line for line in found] == [
         "weights", "buffers", "KV bytes a token", "KV capacity", "KV pool", "activation peak", "load peak", "run peak",
     ]  # fmt: skip
-    verdict = check_ledger(lines=found)
+    verdict = check_profile(lines=found)
     assert (verdict.outcome, verdict.key) == (Outcome.PASS, "5/5 lines")
     assert len(verdict.measurements) == 5
 
@@ -58,7 +58,7 @@ def test_a_ledger_has_every_line_and_passes_where_all_are_as_predicted():
     ],
 )
 def test_every_line_is_judged_on_both_sides(change, said):
-    verdict = check_ledger(lines=lines(**change))
+    verdict = check_profile(lines=lines(**change))
     assert verdict.outcome is Outcome.FAIL
     assert re.search(said, "\n".join(verdict.details)), verdict.details
 
@@ -69,7 +69,7 @@ BLOCK = 16 * PER_TOKEN
 
 def shared_out(**change):
     report = {"engine_weights_bytes": WEIGHTS, "requested_bytes": REQUESTED, "accounted_bytes": REQUESTED - BLOCK + 1, **change}
-    found = ledger_lines(
+    found = profile_lines(
         report=replace(REPORT, **report),
         weights=WEIGHTS,
         buffers=2 * MIB,
@@ -102,11 +102,11 @@ def test_a_pool_that_is_a_tenth_small_is_named():
     resolved = {"kv_cache_memory_bytes": 2566 * 16 * PER_TOKEN + 5}
     capacity = pinned_capacity(resolved=resolved, pool=small, rank_bytes_per_token=PER_TOKEN)
     assert capacity == 2565 * 16
-    verdict = check_ledger(lines=lines(pool=small, capacity=capacity))
+    verdict = check_profile(lines=lines(pool=small, capacity=capacity))
     assert verdict.outcome is Outcome.FAIL
     assert "KV capacity: 4,112 tokens less than the predicted 41,040 (-10.02 %)" in verdict.details
     # Where the engine chose the size by itself nothing says what it should have been.
-    assert check_ledger(lines=lines(pool=small, capacity=None)).outcome is Outcome.PASS
+    assert check_profile(lines=lines(pool=small, capacity=None)).outcome is Outcome.PASS
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def test_a_pinned_pool_has_so_many_tokens(resolved, tokens):
 
 
 def test_nothing_predicted_is_a_failure():
-    assert check_ledger(lines=[LedgerLine("load peak", None, 5)]).outcome is Outcome.FAIL
-    assert check_ledger(lines=[]).outcome is Outcome.FAIL
+    assert check_profile(lines=[ProfileLine("load peak", None, 5)]).outcome is Outcome.FAIL
+    assert check_profile(lines=[]).outcome is Outcome.FAIL
 
 
 def test_the_table_marks_what_is_outside():
-    rows = [line.to_dict() for line in (LedgerLine("weights", 100, 120, 10), LedgerLine("KV capacity", 7, 7, 0, "tokens"))]
-    rows.append(LedgerLine("load peak", None, 1234).to_dict())
+    rows = [line.to_dict() for line in (ProfileLine("weights", 100, 120, 10), ProfileLine("KV capacity", 7, 7, 0, "tokens"))]
+    rows.append(ProfileLine("load peak", None, 1234).to_dict())
     assert [line.split() for line in render([{"cell": "vllm", "lines": rows}])] == [
         ["cell", "memory", "predicted", "measured", "difference", "gate"],
         ["vllm", "weights", "100", "120", "+20", "±10", "OUTSIDE"],
@@ -152,9 +152,13 @@ def test_a_device_is_read_until_two_readings_agree(monkeypatch):
 
 def test_kept_ledgers_are_one_markdown_table(tmp_path, monkeypatch, capsys):
     tool = Path(__file__).parents[2] / "tools" / "memory_table.py"
-    found = [LedgerLine("weights", 1000, 1200, 10), LedgerLine("KV capacity", 7, 7, 0, "tokens"), LedgerLine("run peak", None, 5)]
+    found = [
+        ProfileLine("weights", 1000, 1200, 10),
+        ProfileLine("KV capacity", 7, 7, 0, "tokens"),
+        ProfileLine("run peak", None, 5),
+    ]
     entry = {"expected": {"lines": [line.to_dict() for line in found]}}
-    file = tmp_path / "nvidia-h200-x1" / "llama-3-8b-dummy" / "memory_ledger.json"
+    file = tmp_path / "nvidia-h200-x1" / "llama-3-8b-dummy" / "memory_profile.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"entries": {"vllm-none-bf16-kv_bf16": entry}}))
     monkeypatch.setattr(sys, "argv", [str(tool), str(tmp_path), "nvidia"])
@@ -165,7 +169,7 @@ def test_kept_ledgers_are_one_markdown_table(tmp_path, monkeypatch, capsys):
         "|  |  |  | run peak |  | 5 |  | shown |",
     ]
     monkeypatch.setattr(sys, "argv", [str(tool), str(tmp_path), "amd"])
-    with pytest.raises(SystemExit, match=r"no memory_ledger\.json"):
+    with pytest.raises(SystemExit, match=r"no memory_profile\.json"):
         runpy.run_path(str(tool), run_name="__main__")
 
 

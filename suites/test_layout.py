@@ -1,4 +1,4 @@
-"""Every parameter is stored as the cell says: role, dtype, shape, bytes; of a spread model by every rank, its part."""
+"""Every parameter is stored as the cell says: role, dtype, shape, bytes; of a split model by every rank, its part."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_layout_is_as_recorded(engine: Engine, baseline: Baseline, judge: Judge)
     """For every architecture, known here or not: nothing is stored otherwise than when the baseline was made."""
     ranks, spec = engine.rank_layouts(), engine.spec
     expected = baseline.expected(
-        "dtype_layout",
+        "layout",
         observed=lambda _: summarise_ranks(ranks),
         conditions={},
         n=sum(len(rank.parameters) for rank in ranks),
         # These repack quantized weights for the kernels of the device.
         per_hardware=spec.engine in REPACKING and spec.quantization != "none",
         # Replicas are stored alike; ranks each have their part.
-        per_spread=len(ranks) > 1,
+        per_parallelism=len(ranks) > 1,
     )
     judge(check_ranks_unchanged(ranks=ranks, expected=expected))

@@ -1,4 +1,4 @@
-"""Many nights against one record, by simulation: when a drift is proven, by two ways of adding nights up."""
+"""Many past runs against one record, by simulation: when a drift is proven, by two ways of adding past runs up."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PIECES = 20  # of a cell's runs and of the histories, so that the cores stay bus
 FALSE_ALARMS = 1.0
 
 
-def nights(task: tuple[int, int, float, int, int]) -> tuple[list[int], list[int]]:
-    """First night of proof at alpha .01 by the product, and by the pooled e-value; 0 for never.
+def past_runs(task: tuple[int, int, float, int, int]) -> tuple[list[int], list[int]]:
+    """First past run of proof at alpha .01 by the product, and by the pooled e-value; 0 for never.
 
-    task: histories, nights, drop, K, seed.
+    task: histories, past runs, drop, K, seed.
     """
     histories, count, drop, runs, seed = task
     rng, by_product, by_pool = np.random.default_rng(seed), [], []
@@ -31,17 +31,17 @@ def nights(task: tuple[int, int, float, int, int]) -> tuple[list[int], list[int]
         telling = (questions.before % 1 != 0) | (questions.before != questions.after)
         right, product, new = right[telling], 0.0, np.zeros(int(telling.sum()), dtype=int)
         found = {"product": 0, "pool": 0}
-        judged = evalues.judged_nights(count)
-        for night in range(1, count + 1):
+        judged = evalues.judged_runs(count)
+        for past_run in range(1, count + 1):
             outcomes = np.array(questions.new())[telling]
             product += evalues.log_e(exchangeable.tally(right.tolist(), runs, outcomes.tolist()))
             new += outcomes
             if not found["product"] and product >= -math.log(0.01):
-                found["product"] = night
-            if not found["pool"] and night in judged:
-                pooled = evalues.pooled_log_e(right.tolist(), runs, [night] * len(right), new.tolist())
-                if pooled >= evalues.log_e_needed(judged.index(night) + 1, 0.01):
-                    found["pool"] = night
+                found["product"] = past_run
+            if not found["pool"] and past_run in judged:
+                pooled = evalues.pooled_log_e(right.tolist(), runs, [past_run] * len(right), new.tolist())
+                if pooled >= evalues.log_e_needed(judged.index(past_run) + 1, 0.01):
+                    found["pool"] = past_run
             if drop and all(found.values()):
                 break
         by_product.append(found["product"])
@@ -54,15 +54,15 @@ def drifts(pool: ProcessPoolExecutor, histories: int) -> int:
     wrong = 0
     for runs, drop in ((1, 0.0), (4, 0.0), (4, 0.005), (4, 0.01), (4, 0.02)):
         tasks = [(histories // PIECES, 90, drop, runs, seed) for seed in range(1000, 1000 + PIECES)]
-        parts = list(pool.map(nights, tasks))
+        parts = list(pool.map(past_runs, tasks))
         for name, column in (("plain product", 0), ("pooled", 1)):
-            first = [night for part in parts for night in part[column]]
-            proven = [night or math.inf for night in first]
-            share = 100 * sum(night > 0 for night in first) / len(first)
+            first = [past_run for part in parts for past_run in part[column]]
+            proven = [past_run or math.inf for past_run in first]
+            share = 100 * sum(past_run > 0 for past_run in first) / len(first)
             error = 100 * math.sqrt((share / 100 + 1e-3) * (1 - share / 100 + 1e-3) / len(first))
-            text = f"K={runs} drift {100 * drop:g} points, {name}: proven within 90 nights {share:.1f} ±{error:.1f} %"
+            text = f"K={runs} drift {100 * drop:g} points, {name}: proven within 90 past runs {share:.1f} ±{error:.1f} %"
             if drop:
-                text += f", median night {statistics.median(proven):g}"
+                text += f", median past run {statistics.median(proven):g}"
             elif column and share > FALSE_ALARMS + 2 * error:
                 text, wrong = f"{text} FALSE ALARMS", wrong + 1
             print(text, flush=True)

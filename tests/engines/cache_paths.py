@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_llminfer.observations.cache_paths import Route
+from pytest_llminfer.observations.cache_paths import CachePath
 
 TOKENS = 64
 WINDOW = 33
@@ -34,26 +34,26 @@ SLIDING = {"gemma3"}
 DECODE = (1,) * TOKENS
 LATE = (30, 18, *(1,) * (TOKENS - 48))
 BENIGN = (
-    Route(cache="none", chunks=(30, 34)),
-    Route(chunks=DECODE),
-    Route(chunks=(20, 1, 30, 13)),
-    Route(cache="static", chunks=LATE),
-    Route(cache="static", chunks=(10, 30, 24)),
-    Route(pads_left=5, chunks=LATE),
-    Route(pads_left=3, pads_right=4),
-    Route(batch=3, chunks=LATE),
-    Route(batch=3, pads_right=2),
-    Route(crop=20, crop_extra=7, chunks=(30, 34)),
-    Route(crop=50, crop_extra=7, batch=2, pads_left=3, chunks=LATE),
-    Route(crop=TOKENS, crop_extra=40, pads_right=2),
-    Route(beams=3, chunks=LATE),
-    Route(beams=3, cache="static", chunks=(30, 20, 14)),
-    Route(prefix=30, chunks=(40, 24)),
-    Route(prefix=48, chunks=LATE),
-    Route(prefix=30, cache="static", chunks=(40, 24)),
-    Route(prefix=30, crop=40, crop_extra=5, beams=2, batch=2, pads_left=3, chunks=(30, 4, 30)),
+    CachePath(cache="none", chunks=(30, 34)),
+    CachePath(chunks=DECODE),
+    CachePath(chunks=(20, 1, 30, 13)),
+    CachePath(cache="static", chunks=LATE),
+    CachePath(cache="static", chunks=(10, 30, 24)),
+    CachePath(pads_left=5, chunks=LATE),
+    CachePath(pads_left=3, pads_right=4),
+    CachePath(batch=3, chunks=LATE),
+    CachePath(batch=3, pads_right=2),
+    CachePath(crop=20, crop_extra=7, chunks=(30, 34)),
+    CachePath(crop=50, crop_extra=7, batch=2, pads_left=3, chunks=LATE),
+    CachePath(crop=TOKENS, crop_extra=40, pads_right=2),
+    CachePath(beams=3, chunks=LATE),
+    CachePath(beams=3, cache="static", chunks=(30, 20, 14)),
+    CachePath(prefix=30, chunks=(40, 24)),
+    CachePath(prefix=48, chunks=LATE),
+    CachePath(prefix=30, cache="static", chunks=(40, 24)),
+    CachePath(prefix=30, crop=40, crop_extra=5, beams=2, batch=2, pads_left=3, chunks=(30, 4, 30)),
 )
-HOLE = Route(pads_right=5, chunks=LATE)
+HOLE = CachePath(pads_right=5, chunks=LATE)
 
 
 def sequences(*lengths: int, vocabulary: int = 512) -> list[list[int]]:

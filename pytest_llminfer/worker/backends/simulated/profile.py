@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class Ledger:
+class Profile:
     """What is held now, and the most that was held since the last reset. Temporary arrays of a layer are not counted."""
 
     def __init__(self) -> None:

@@ -1,11 +1,18 @@
-"""Two schedules of one engine, judged by measured noise: what passes, what fails, and what is said of it."""
+"""Two execution modes of one engine, judged by measured noise: what passes, what fails, and what is said of it."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from pytest_llminfer.families.execution_modes.check import MOST_NOISE, check_schedules, decoded, k3, kl_of_answers, same_context
+from pytest_llminfer.families.execution_modes.check import (
+    MOST_NOISE,
+    check_execution_modes,
+    decoded,
+    k3,
+    kl_of_answers,
+    same_context,
+)
 from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.verdict import Outcome, Verdict
 
@@ -19,7 +26,7 @@ def drawn(mean: float, seed: int = 0, prompts: int = PROMPTS) -> list[np.ndarray
 def judged(mean: float, noise: float = 1e-6, **more) -> Verdict:
     arguments = {"dtype": "bf16", "claim": "same", **more}
     candidate, benign = arguments.pop("candidate", drawn(mean, 1)), arguments.pop("benign", drawn(noise, 2))
-    return check_schedules(candidate=candidate, noise=benign, **arguments)
+    return check_execution_modes(candidate=candidate, noise=benign, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +178,7 @@ def test_an_answer_without_probabilities_has_no_divergence() -> None:
 def test_clean_engines_do_not_fail() -> None:
     """Both sides drawn from one distribution whose mean is the floor's half: never FAIL, in 200 sessions."""
     outcomes = [
-        check_schedules(candidate=drawn(2e-4, 2 * n, 8), noise=drawn(2e-4, 2 * n + 1, 8), dtype="bf16", claim="").outcome
+        check_execution_modes(candidate=drawn(2e-4, 2 * n, 8), noise=drawn(2e-4, 2 * n + 1, 8), dtype="bf16", claim="").outcome
         for n in range(200)
     ]
     assert set(outcomes) == {Outcome.PASS}

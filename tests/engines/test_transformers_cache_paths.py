@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.observations.cache_paths import Route
+from pytest_llminfer.observations.cache_paths import CachePath
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.transformers.backend import TransformersBackend
 
 FAULTS = Path(__file__).with_name("kv_faults.py")
 FAULTY = runpy.run_path(str(Path(__file__).with_name("faulty_transformers.py")))
 engine, faulty = FAULTY["engine"], FAULTY["faulty"]
-ROUTES = runpy.run_path(str(Path(__file__).with_name("kv_routes.py")))
-SHAPES, SLIDING, BENIGN, HOLE, LATE = (ROUTES[name] for name in ("SHAPES", "SLIDING", "BENIGN", "HOLE", "LATE"))
-TOKENS, WINDOW, sequences = ROUTES["TOKENS"], ROUTES["WINDOW"], ROUTES["sequences"]
+CACHE_PATHS = runpy.run_path(str(Path(__file__).with_name("cache_paths.py")))
+SHAPES, SLIDING, BENIGN, HOLE, LATE = (CACHE_PATHS[name] for name in ("SHAPES", "SLIDING", "BENIGN", "HOLE", "LATE"))
+TOKENS, WINDOW, sequences = CACHE_PATHS["TOKENS"], CACHE_PATHS["WINDOW"], CACHE_PATHS["sequences"]
 LIMIT = 1e-8
-"""Mean KL in fp32 (METHODS 3.2); measured on these shapes: at most 6e-12 by a benign route, at least 5e-4 with a fault."""
+"""Mean KL in fp32 (METHODS 3.2); measured on these shapes: at most 6e-12 by a benign cache path, at least 5e-4 with a fault."""
 
 
-def of(engine, route, shape=None, **asked):
+def of(engine, cache_path, shape=None, **asked):
     """The comparison of one sequence with prefill: of a random model in fp32, or of the reference model."""
     config = SHAPES[shape] if shape else None
-    found = engine.compare_routes(sequences(TOKENS), candidate=route, config=config, **asked)
+    found = engine.compare_cache_paths(sequences(TOKENS), candidate=cache_path, config=config, **asked)
     return found.sequences[0], found.cache
 
 
@@ -37,27 +37,27 @@ def largest(errors):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_benign_routes_agree_with_prefill_in_fp32(engine, shape):
-    routes = BENIGN if shape in SLIDING else (*BENIGN, HOLE)
-    for route in routes:
-        found = engine.compare_routes(sequences(TOKENS, TOKENS), candidate=route, config=SHAPES[shape]).sequences
+    cache_paths = BENIGN if shape in SLIDING else (*BENIGN, HOLE)
+    for cache_path in cache_paths:
+        found = engine.compare_cache_paths(sequences(TOKENS, TOKENS), candidate=cache_path, config=SHAPES[shape]).sequences
         for one in found:
-            assert one.kl.mean() <= LIMIT, route
-            assert one.top1.all(), route
-            if route.cache == "none":
+            assert one.kl.mean() <= LIMIT, cache_path
+            assert one.top1.all(), cache_path
+            if cache_path.cache == "none":
                 assert np.isnan(one.key_error).all()
                 continue
             bound = 40 * 6e-8 * np.sqrt(np.arange(len(one.lengths)) + 1)  # METHODS 3.4
-            assert (largest(one.key_error) <= bound).all(), route
-            assert (largest(one.value_error) <= bound).all(), route
+            assert (largest(one.key_error) <= bound).all(), cache_path
+            assert (largest(one.value_error) <= bound).all(), cache_path
             kept = np.isfinite(one.value_error).all(axis=1)
-            assert (one.nearest_position == np.where(kept, np.arange(TOKENS), -1)).all(), route
+            assert (one.nearest_position == np.where(kept, np.arange(TOKENS), -1)).all(), cache_path
             heads = np.arange(one.nearest_head.shape[1])[:, None]
-            assert (one.nearest_head == np.where(kept[:, None], heads, -1)).all(), route
+            assert (one.nearest_head == np.where(kept[:, None], heads, -1)).all(), cache_path
 
 
-@pytest.mark.parametrize("route", [*BENIGN[1:], HOLE], ids=str)
-def test_the_first_layer_is_equal_to_the_last_place_in_bf16(engine, route):
-    found, _ = of(engine, route)
+@pytest.mark.parametrize("cache_path", [*BENIGN[1:], HOLE], ids=str)
+def test_the_first_layer_is_equal_to_the_last_place_in_bf16(engine, cache_path):
+    found, _ = of(engine, cache_path)
     assert found.dtype == "bf16"
     assert np.nanmax(found.key_ulps) <= 1
     assert np.nanmax(found.value_ulps) <= 1
@@ -65,23 +65,23 @@ def test_the_first_layer_is_equal_to_the_last_place_in_bf16(engine, route):
 
 def test_sequences_of_a_request_are_each_others_neighbours(engine):
     ids = sequences(40, 64, 23)
-    for route in (Route(batch=4), Route(batch=3, pads_right=1), Route(batch=3, pads_left=2, beams=2)):
-        found = engine.compare_routes(ids, candidate=route, config=SHAPES["llama"])
+    for cache_path in (CachePath(batch=4), CachePath(batch=3, pads_right=1), CachePath(batch=3, pads_left=2, beams=2)):
+        found = engine.compare_cache_paths(ids, candidate=cache_path, config=SHAPES["llama"])
         assert [len(one.kl) for one in found.sequences] == [40, 64, 23]
         assert all(one.kl.mean() <= LIMIT for one in found.sequences)
-        assert found.cache.key_shapes[0][0] == route.batch * route.beams
+        assert found.cache.key_shapes[0][0] == cache_path.batch * cache_path.beams
 
 
 def test_a_model_depends_on_its_seed_and_dtype_alone(engine):
-    quantized = Route(cache="fp8", chunks=LATE)
+    quantized = CachePath(cache="fp8", chunks=LATE)
     first = of(engine, quantized, "llama", seed=1)[0].kl
     other = of(engine, quantized, "llama", seed=2)[0].kl
     again = of(engine, quantized, "llama", seed=1)[0].kl
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-    assert of(engine, Route(chunks=LATE), "llama", dtype="bf16")[0].dtype == "bf16"
+    assert of(engine, CachePath(chunks=LATE), "llama", dtype="bf16")[0].dtype == "bf16"
     # In bf16 noise is what METHODS 3.2 says that it is: far above the limit for fp32.
-    assert of(engine, Route(chunks=LATE), "llama", dtype="bf16")[0].kl.mean() > 1e-5
+    assert of(engine, CachePath(chunks=LATE), "llama", dtype="bf16")[0].kl.mean() > 1e-5
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama", "qwen2"])
@@ -92,19 +92,19 @@ def test_a_quantized_cache_errs_as_its_bits_say(engine, shape):
     4.14 (n = 32) or 4.74 (64) of their standard deviation, in 2^bits - 1 steps.
     """
     span = 4.14 if shape == "llama" else 4.74
-    plain, _ = of(engine, Route(chunks=LATE), shape)
-    for route, dtype, expected in (
-        (Route(cache="fp8", chunks=LATE), "fp8", 0.0266),
-        (Route(cache="quantized", chunks=(30, 30, 1, 1, 1, 1), residual=30), "int4", span / 15 / 12**0.5),
-        (Route(cache="quantized", cache_bits=2, chunks=(30, 30, 1, 1, 1, 1), residual=30), "int2", span / 3 / 12**0.5),
+    plain, _ = of(engine, CachePath(chunks=LATE), shape)
+    for cache_path, dtype, expected in (
+        (CachePath(cache="fp8", chunks=LATE), "fp8", 0.0266),
+        (CachePath(cache="quantized", chunks=(30, 30, 1, 1, 1, 1), residual=30), "int4", span / 15 / 12**0.5),
+        (CachePath(cache="quantized", cache_bits=2, chunks=(30, 30, 1, 1, 1, 1), residual=30), "int2", span / 3 / 12**0.5),
     ):
-        found, cache = of(engine, route, shape)
+        found, cache = of(engine, cache_path, shape)
         assert found.dtype == dtype
         assert set(cache.dtypes) == {dtype}
         packed = slice(0, 30)
         for errors in (found.key_error[0, :, packed], found.value_error[0, :, packed]):
             size = np.sqrt(np.mean(errors**2))
-            assert 0.5 * expected < size < 1.5 * expected, route
+            assert 0.5 * expected < size < 1.5 * expected, cache_path
         assert found.kl[:30].max() <= LIMIT
         assert found.kl.mean() > 1e6 * plain.kl.mean()
         if dtype == "fp8":
@@ -117,27 +117,27 @@ def test_a_quantized_cache_errs_as_its_bits_say(engine, shape):
 
 
 def test_a_cache_has_the_shape_and_bytes_of_its_tokens(engine):
-    _, dynamic = of(engine, Route(chunks=LATE, pads_left=2), "llama")
+    _, dynamic = of(engine, CachePath(chunks=LATE, pads_left=2), "llama")
     assert dynamic.key_shapes == dynamic.value_shapes == ((1, 2, TOKENS + 2, 16),) * 2
     assert dynamic.stored_bytes == (2 * 2 * (TOKENS + 2) * 16 * 4,) * 2
     assert dynamic.sliding == (0, 0)
-    _, half = of(engine, Route(chunks=LATE), "llama", dtype="fp16")
+    _, half = of(engine, CachePath(chunks=LATE), "llama", dtype="fp16")
     assert half.dtypes == ("fp16", "fp16")
     assert half.stored_bytes == (2 * 2 * TOKENS * 16 * 2,) * 2
-    _, static = of(engine, Route(cache="static", spare=5), "gpt2")
+    _, static = of(engine, CachePath(cache="static", spare=5), "gpt2")
     assert static.key_shapes == ((1, 4, TOKENS + 5, 32),) * 2
-    _, fp8 = of(engine, Route(cache="fp8", chunks=LATE), "gpt2")
+    _, fp8 = of(engine, CachePath(cache="fp8", chunks=LATE), "gpt2")
     assert fp8.stored_bytes == (2 * (4 * TOKENS * 32 + 4),) * 2
-    _, served = of(engine, Route(batch=2, beams=3, chunks=LATE))
+    _, served = of(engine, CachePath(batch=2, beams=3, chunks=LATE))
     assert served.key_shapes == ((6, 2, TOKENS, 64),) * 4
 
 
 def test_layers_with_a_window_keep_what_the_next_token_sees(engine):
-    found, dynamic = of(engine, Route(chunks=LATE), "gemma3")
+    found, dynamic = of(engine, CachePath(chunks=LATE), "gemma3")
     assert dynamic.sliding == (WINDOW, 0, WINDOW, 0)
     assert found.lengths == (WINDOW - 1, TOKENS, WINDOW - 1, TOKENS)
     assert [shape[2] for shape in dynamic.key_shapes] == list(found.lengths)
-    found, static = of(engine, Route(cache="static", chunks=LATE), "gemma3")
+    found, static = of(engine, CachePath(cache="static", chunks=LATE), "gemma3")
     assert static.sliding == (WINDOW, 0, WINDOW, 0)
     assert found.lengths == (WINDOW, TOKENS, WINDOW, TOKENS)
     # Both hold only what the shorter one does.
@@ -145,70 +145,70 @@ def test_layers_with_a_window_keep_what_the_next_token_sees(engine):
 
 
 REFUSED = [
-    (Route(cache="static", crop=20, crop_extra=3), "llama", UnsupportedError, "cannot crop StaticLayer"),
-    (Route(cache="quantized", crop=20, crop_extra=3), "llama", UnsupportedError, "cannot crop QuantoQuantizedLayer"),
-    (Route(cache="fp8", crop=20, crop_extra=3), "llama", UnsupportedError, "cannot crop Fp8QuantizedLayer"),
-    (Route(cache="quantized", prefix=20), "llama", UnsupportedError, "transformers refuses"),
-    (Route(cache="fp8"), "gemma3", UnsupportedError, "only full attention layers"),
+    (CachePath(cache="static", crop=20, crop_extra=3), "llama", UnsupportedError, "cannot crop StaticLayer"),
+    (CachePath(cache="quantized", crop=20, crop_extra=3), "llama", UnsupportedError, "cannot crop QuantoQuantizedLayer"),
+    (CachePath(cache="fp8", crop=20, crop_extra=3), "llama", UnsupportedError, "cannot crop Fp8QuantizedLayer"),
+    (CachePath(cache="quantized", prefix=20), "llama", UnsupportedError, "transformers refuses"),
+    (CachePath(cache="fp8"), "gemma3", UnsupportedError, "only full attention layers"),
     (HOLE, "gemma3", UnsupportedError, "counts a window .33. in columns"),
-    (Route(cache="quantized", cache_bits=3), "llama", UnsupportedError, "nbits"),
-    (Route(chunks=(30, 30)), "llama", BadInputError, "chunks of 60 tokens"),
-    (Route(crop=20), "llama", BadInputError, "belong together"),
-    (Route(prefix=TOKENS), "llama", BadInputError, "prefix"),
-    (Route(batch=0), "llama", BadInputError, "at least 1"),
-    (Route(cache="paged"), "llama", BadInputError, "unknown cache 'paged'"),
-    (Route(crop=60, crop_extra=200), "gpt2", BadInputError, "260 positions, and the model has 256"),
+    (CachePath(cache="quantized", cache_bits=3), "llama", UnsupportedError, "nbits"),
+    (CachePath(chunks=(30, 30)), "llama", BadInputError, "chunks of 60 tokens"),
+    (CachePath(crop=20), "llama", BadInputError, "belong together"),
+    (CachePath(prefix=TOKENS), "llama", BadInputError, "prefix"),
+    (CachePath(batch=0), "llama", BadInputError, "at least 1"),
+    (CachePath(cache="paged"), "llama", BadInputError, "unknown cache 'paged'"),
+    (CachePath(crop=60, crop_extra=200), "gpt2", BadInputError, "260 positions, and the model has 256"),
 ]
 
 
-@pytest.mark.parametrize(("route", "shape", "error", "words"), REFUSED)
-def test_what_cannot_be_is_refused_in_words(engine, route, shape, error, words):
+@pytest.mark.parametrize(("cache_path", "shape", "error", "words"), REFUSED)
+def test_what_cannot_be_is_refused_in_words(engine, cache_path, shape, error, words):
     with pytest.raises(error, match=words):
-        of(engine, route, shape)
+        of(engine, cache_path, shape)
 
 
 def test_a_configuration_or_dtype_that_cannot_be_is_refused(engine):
     ids = sequences(8)
     with pytest.raises(BadInputError, match="no model_type 'lama'"):
-        engine.compare_routes(ids, candidate=Route(), config={"model_type": "lama"})
+        engine.compare_cache_paths(ids, candidate=CachePath(), config={"model_type": "lama"})
     with pytest.raises(BadInputError, match="fp8"):
-        engine.compare_routes(ids, candidate=Route(), config=SHAPES["llama"], dtype="fp8")
+        engine.compare_cache_paths(ids, candidate=CachePath(), config=SHAPES["llama"], dtype="fp8")
     with pytest.raises(UnsupportedError, match="dtype=fp32"):
-        engine.compare_routes(ids, candidate=Route(), dtype="fp32")
+        engine.compare_cache_paths(ids, candidate=CachePath(), dtype="fp32")
     with pytest.raises(BadInputError, match="token id 600"):
-        engine.compare_routes([[600]], candidate=Route(), config=SHAPES["llama"])
+        engine.compare_cache_paths([[600]], candidate=CachePath(), config=SHAPES["llama"])
 
 
 def test_a_model_over_ranks_compares_no_routes():
     backend = TransformersBackend(EngineSpec("transformers", tp=2), "", {}, lambda *_: None)
     with pytest.raises(UnsupportedError, match="tp=1"):
-        backend.compare_routes(sequences=[[1]], candidate={}, reference={})
+        backend.compare_cache_paths(sequences=[[1]], candidate={}, reference={})
 
 
-CROPPED = Route(chunks=LATE, crop=40, crop_extra=4)
-SHARED = Route(chunks=LATE, prefix=40)
+CROPPED = CachePath(chunks=LATE, crop=40, crop_extra=4)
+SHARED = CachePath(chunks=LATE, prefix=40)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    ("fault", "route"),
+    ("fault", "cache_path"),
     [
-        ("wrong_block", Route(chunks=LATE)),
-        ("wrong_block", Route(cache="static", chunks=LATE)),
-        ("swapped_heads", Route(chunks=LATE)),
-        ("unscaled_fp8", Route(chunks=LATE)),
+        ("wrong_block", CachePath(chunks=LATE)),
+        ("wrong_block", CachePath(cache="static", chunks=LATE)),
+        ("swapped_heads", CachePath(chunks=LATE)),
+        ("unscaled_fp8", CachePath(chunks=LATE)),
         ("shifted_after_crop", CROPPED),
         ("stale_prefix", SHARED),
-        ("stale_prefix", Route(cache="static", chunks=LATE, prefix=40)),
-        ("long_window", Route(chunks=LATE)),
-        ("long_window", Route(cache="static", chunks=LATE)),
-        ("unmasked_pads", Route(chunks=LATE, pads_left=5)),
+        ("stale_prefix", CachePath(cache="static", chunks=LATE, prefix=40)),
+        ("long_window", CachePath(chunks=LATE)),
+        ("long_window", CachePath(cache="static", chunks=LATE)),
+        ("unmasked_pads", CachePath(chunks=LATE, pads_left=5)),
     ],
 )
-def test_a_fault_shows_far_above_the_noise(engine, faulty, shape, fault, route):
-    sound, kept = of(engine, route, shape)
+def test_a_fault_shows_far_above_the_noise(engine, faulty, shape, fault, cache_path):
+    sound, kept = of(engine, cache_path, shape)
     faulty(fault)
-    found, cache = of(engine, route, shape)
+    found, cache = of(engine, cache_path, shape)
     if fault == "long_window" and shape not in SLIDING:
         np.testing.assert_array_equal(found.kl, sound.kl)
         return
@@ -242,36 +242,36 @@ def test_a_fault_shows_far_above_the_noise(engine, faulty, shape, fault, route):
 
 
 def test_the_scale_of_an_fp8_cache_tells_whether_it_was_measured(engine, faulty):
-    route = Route(cache="fp8", chunks=LATE)
-    _, sound = of(engine, route, "llama")
+    cache_path = CachePath(cache="fp8", chunks=LATE)
+    _, sound = of(engine, cache_path, "llama")
     faulty("unscaled_fp8")
-    _, cache = of(engine, route, "llama")
+    _, cache = of(engine, cache_path, "llama")
     assert max(map(max, sound.scales)) < 0.1
     assert cache.scales == ((1.0, 1.0),) * 2
     assert max(map(max, cache.largest)) < 448
 
 
 @pytest.mark.parametrize(
-    ("fault", "route", "keys", "values"),
+    ("fault", "cache_path", "keys", "values"),
     [
-        ("swapped_heads", Route(chunks=LATE), True, False),
+        ("swapped_heads", CachePath(chunks=LATE), True, False),
         ("shifted_after_crop", CROPPED, True, False),
         ("stale_prefix", SHARED, True, True),
-        ("unscaled_fp8", Route(chunks=LATE), True, True),
+        ("unscaled_fp8", CachePath(chunks=LATE), True, True),
     ],
 )
-def test_a_fault_of_the_served_model_shows_in_its_first_layer(engine, faulty, fault, route, keys, values):
+def test_a_fault_of_the_served_model_shows_in_its_first_layer(engine, faulty, fault, cache_path, keys, values):
     faulty(fault)
-    found, _ = of(engine, route)
+    found, _ = of(engine, cache_path)
     assert (np.nanmax(found.key_ulps) > 4) == keys
     assert (np.nanmax(found.value_ulps) > 4) == values
 
 
 @pytest.mark.parametrize(
-    ("fault", "route"), [("wrong_block", Route(chunks=LATE)), ("unmasked_pads", Route(chunks=LATE, pads_left=5))]
+    ("fault", "cache_path"), [("wrong_block", CachePath(chunks=LATE)), ("unmasked_pads", CachePath(chunks=LATE, pads_left=5))]
 )
-def test_a_fault_of_the_served_model_shows_in_its_distributions(engine, faulty, fault, route):
-    sound, _ = of(engine, route)
+def test_a_fault_of_the_served_model_shows_in_its_distributions(engine, faulty, fault, cache_path):
+    sound, _ = of(engine, cache_path)
     faulty(fault)
-    found, _ = of(engine, route)
+    found, _ = of(engine, cache_path)
     assert found.kl.mean() > 20 * sound.kl.mean()
