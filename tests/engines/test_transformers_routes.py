@@ -20,7 +20,7 @@ ROUTES = runpy.run_path(str(Path(__file__).with_name("kv_routes.py")))
 SHAPES, SLIDING, BENIGN, HOLE, LATE = (ROUTES[name] for name in ("SHAPES", "SLIDING", "BENIGN", "HOLE", "LATE"))
 TOKENS, WINDOW, sequences = ROUTES["TOKENS"], ROUTES["WINDOW"], ROUTES["sequences"]
 LIMIT = 1e-8
-"""Mean KL in fp32 (METHODS 3.2); measured on these shapes: at most 6e-12 by a benign route, at least 5e-4 with a fault."""
+"""Mean KL in fp32 (docs/methods.md#fp32-structure); on these shapes at most 6e-12 by a benign route, at least 5e-4 with a fault."""
 
 
 def of(engine, route, shape=None, **asked):
@@ -46,7 +46,7 @@ def test_benign_routes_agree_with_prefill_in_fp32(engine, shape):
             if route.cache == "none":
                 assert np.isnan(one.key_error).all()
                 continue
-            bound = 40 * 6e-8 * np.sqrt(np.arange(len(one.lengths)) + 1)  # METHODS 3.4
+            bound = 40 * 6e-8 * np.sqrt(np.arange(len(one.lengths)) + 1)  # docs/methods.md#rounding-limits
             assert (largest(one.key_error) <= bound).all(), route
             assert (largest(one.value_error) <= bound).all(), route
             kept = np.isfinite(one.value_error).all(axis=1)
@@ -80,7 +80,7 @@ def test_a_model_depends_on_its_seed_and_dtype_alone(engine):
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     assert of(engine, Route(chunks=LATE), "llama", dtype="bf16")[0].dtype == "bf16"
-    # In bf16 noise is what METHODS 3.2 says that it is: far above the limit for fp32.
+    # In bf16 noise is far above the limit for fp32 (docs/methods.md#fp32-structure).
     assert of(engine, Route(chunks=LATE), "llama", dtype="bf16")[0].kl.mean() > 1e-5
 
 

@@ -70,7 +70,7 @@ def check_nights(*, recorded: Recorded, nights: Sequence[str], alpha: float = AL
             Measurement("evidence needed", found.needed, "nats", None, "of the pairs too" * bool(pairs)),
         ),
         threshold=f"FAIL if the pooled e-value reaches {math.exp(found.needed):,.0f} at a judged night ({alpha:g} over all nights)",
-        threshold_source="e-values of exchangeability with the recorded runs (METHODS 1.3, 1.4)",
+        threshold_source="e-values of exchangeability with the recorded runs (docs/methods.md#run-history)",
         smallest_detectable=_SEEN,
         advice=_ADVICE,
         details=(f"proven at night {found.proven_at}",) * proven + (pairs,) * bool(pairs),
