@@ -1,23 +1,24 @@
-"""False alarms, power and questions asked of the accuracy test that the suites use, by simulation, beside what METHODS gives.
+"""False alarms, power and questions asked of the accuracy test that the suites use, by simulation, beside
+docs/methods.md#power.
 
-Model A of METHODS 1.2 over 1,319 questions of which 80 % are right: a share of 3 d questions is right with a probability drawn
-evenly from 0 to 1, so that two runs differ in d of all questions; the others are always right or always wrong; a drop turns
+Model A (docs/methods.md#model-a) over 1,319 questions of which 80 % are right: a share of 3 d questions is right with a probability
+drawn evenly from 0 to 1, so that two runs differ in d of all questions; the others are always right or always wrong; a drop turns
 always-right questions wrong. Every simulated run is a new record and a new run, judged by ``AccuracyTest`` itself.
 
-Table 1: one look at the end. Table 2: eight looks, with the two rules by which METHODS simulated its rows in place of the
-shipped ones: the Wang-Tsiatis boundary for PASS where K = 1, and the normal statistic Z_F in place of the exact p for FAIL
-where K = 4, whose looks after few questions are less cautious than 1 - Phi(z_k) says. Table 3: the same with the shipped rules
-(Pocock for PASS, the exact p for FAIL), of which the questions asked without a drop at K = 4 are held to METHODS, and all to
-``power_of_shipped.json``, what an earlier run came to, so that a change of the rules shows (``--pin`` writes it anew). Table 4:
-90 past runs against one record, by the plain product of nightly e-values and by the pooled e-value of ``stats/evalues.py``.
+Table 1: one look at the end. Table 2: eight looks, with the two neighbouring rules by which that page's rows were simulated in
+place of the shipped ones: the Wang-Tsiatis boundary for PASS where K = 1, and the normal statistic Z_F in place of the exact p for
+FAIL where K = 4, whose looks after few questions are less cautious than 1 - Phi(z_k) says. Table 3: the same with the shipped rules
+(Pocock for PASS, the exact p for FAIL), of which the questions asked without a drop at K = 4 are held to that page, and all to
+``power_of_shipped.json``, what an earlier run came to, so that a change of the rules shows (``--pin`` writes it anew). Table 4: 90
+nights against one record, by the plain product of nightly e-values and by the pooled e-value of ``stats/evalues.py``.
 
-METHODS' figures are simulated too, and those of K runs by few draws: it prints power at K = 1 twice (26/80/98, 15/57/90, 9.5/38/74;
-26/80/99, 14/56/90, 10/39/75), 0.76 points apart by root mean square where rounding makes 0.41. The rest is the noise of 3,600
-draws, taken for every percentage at K = 4. Held to our noise and rounding alone three would be off: 18.0 for 16 % and 93.1 for 95 %
-(d = 10 %, 1 and 3 points), 96.8 for 98 % (d = 6 %, 3 points, eight looks).
+The page's figures are simulated too, and those of K runs by few draws: it prints power at K = 1 twice (26/80/98, 15/57/90,
+9.5/38/74; 26/80/99, 14/56/90, 10/39/75), 0.76 points apart by root mean square where rounding makes 0.41. The rest is the noise of
+3,600 draws, taken for every percentage at K = 4. Held to our noise and rounding alone three would be off: 18.0 for 16 % and 93.1
+for 95 % (d = 10 %, 1 and 3 points), 96.8 for 98 % (d = 6 %, 3 points, eight looks).
 
 Ends with status 1 where false alarms exceed 1 % (by more than two standard errors of the simulation), or a number is off by more
-than four standard errors and the rounding of the table. Power above METHODS' is said ("higher") and no fault.
+than four standard errors and the rounding of the table. Power above the page's is said ("higher") and no fault.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ ANSWERS = (Answer(strict=False, flexible=False), Answer(strict=True, flexible=Tr
 PINNED = Path(__file__).with_name("power_of_shipped.json")
 """Setting of Table 3 -> {"fail", "pass" (% of runs), "asked"}: [value, its standard error]."""
 TABLES = (1, 2, 3, 4)
-DRAWS_OF_METHODS = {1: 200_000, 4: 3_600}
-"""By K: how many runs METHODS' percentages are taken to be of."""
+DRAWS_OF_THE_PAGE = {1: 200_000, 4: 3_600}
+"""By K: how many runs the page's percentages are taken to be of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,8 @@ class Seen:
         return 100 * math.sqrt(share * (1 - share) / self.runs)
 
 
-class AsSimulatedInMethods(AccuracyTest):
-    """The two rules of METHODS 1.3 that are not the shipped ones."""
+class ByNeighbouringRules(AccuracyTest):
+    """The two neighbouring rules of docs/methods.md#power, in place of the shipped ones."""
 
     def __init__(self, recorded: Recorded, **options: Any) -> None:
         super().__init__(recorded, **options)
@@ -98,7 +99,7 @@ def judge(cell: Cell, rng: np.random.Generator) -> tuple[Outcome, int]:
     discordance = exchangeable.self_discordance(counts, cell.runs) if cell.runs > 1 else None
     order = tuple(IDS[position] for position in positions)
     recorded = Recorded(cell.runs, right, right, {}, {}, None, discordance, order)
-    kind = AccuracyTest if cell.shipped else AsSimulatedInMethods
+    kind = AccuracyTest if cell.shipped else ByNeighbouringRules
     test = kind(recorded, margin=cell.margin, looks=cell.looks)
     answers: dict[str, Answer] = {}
     for upto in test.chunks:
@@ -142,7 +143,7 @@ def line(cell: Cell, seen: Seen, pinned: dict[str, list[float]]) -> tuple[str, i
         if name in known:
             number, rounding = known[name]
             held = not cell.shipped or cell.looks == 1 or (name == "asked" and cell.runs > 1 and cell.drop == 0)
-            both = error if name == "asked" else math.hypot(error, error * math.sqrt(seen.runs / DRAWS_OF_METHODS[cell.runs]))
+            both = error if name == "asked" else math.hypot(error, error * math.sqrt(seen.runs / DRAWS_OF_THE_PAGE[cell.runs]))
             far = held and abs(value - number) > 4 * both + rounding
             off = far and not (name == "fail" and cell.drop and value > number)
             text += f" ({number:g}{', OFF' * off}{', higher' * (far and not off)})"
@@ -158,7 +159,7 @@ def line(cell: Cell, seen: Seen, pinned: dict[str, list[float]]) -> tuple[str, i
 def table(pool: ProcessPoolExecutor, cells: list[Cell], runs: int, title: str, seeds: Iterator[int]) -> tuple[int, dict[str, Seen]]:
     """Print one table; how many of its numbers are out of bounds, and what each setting came to."""
     pinned = json.loads(PINNED.read_text()) if PINNED.is_file() else {}
-    print(f"\n{title}\n  ours ± standard error of the simulation (METHODS)", flush=True)
+    print(f"\n{title}\n  ours ± standard error of the simulation (methods page)", flush=True)
     tasks = [(cell, runs // PIECES, next(seeds)) for cell in cells for _ in range(PIECES)]
     done, wrong, found = pool.map(simulate, tasks, chunksize=2), 0, {}
     for cell in cells:
@@ -183,9 +184,9 @@ def main(arguments: Any) -> int:
     started, seeds, wrong = time.perf_counter(), itertools.count(arguments.seed), 0
     print(f"{arguments.runs:,} runs a cell, {N:,} questions, alpha .01")
     settings = {
-        1: ("METHODS 1.2): one look at the end", at_the_end()),
-        2: ("METHODS 1.3): eight looks, by METHODS' rules", with_looks(shipped=False)),
-        3: ("METHODS 1.3): eight looks, by the shipped rules", with_looks(shipped=True)),
+        1: ("docs/methods.md#power): one look at the end", at_the_end()),
+        2: ("docs/methods.md#power): eight looks, by its neighbouring rules", with_looks(shipped=False)),
+        3: ("docs/methods.md#power): eight looks, by the shipped rules", with_looks(shipped=True)),
     }
     with ProcessPoolExecutor(arguments.processes) as pool:
         for number in arguments.tables:

@@ -1,4 +1,4 @@
-"""Model A of METHODS 1.2: questions, each with a probability of a right answer, and runs over them with and without a drop."""
+"""Model A (docs/methods.md#model-a): questions with their probabilities of a right answer, and runs with and without a drop."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ ENTROPY = 3.0
 """Nats. Gaussian logits of variance s^2 over V tokens have an entropy of ln V - s^2/2 (Derrida 1981, above freezing)."""
 BRANCH = 0.5
 """What attention or the MLP adds to a channel, in standard deviations of the embedding. More would make rounding and faults larger,
-and a cache of fp8 as well, which has to stay below 5e-3 nats (METHODS 3.4)."""
+and a cache of fp8 as well, which has to stay below 5e-3 nats (docs/methods.md#quantized-caches)."""
 ATTENTION = 2.0
 """Standard deviation of queries and keys, so that scores have its square: a few tokens of thousands are attended to, not all."""
 GATED = 0.6

@@ -109,7 +109,7 @@ class ModelShape:
         return sum(weight.elements for weight in self.parameters())
 
     def kv_bytes_per_token(self, dtype: str) -> int:
-        """Bytes of keys and values of one token over all layers: 2 x layers x kv_heads x head_dim x bytes (METHODS 4.1)."""
+        """Bytes of one token's keys and values: 2 x layers x kv_heads x head_dim x bytes (docs/methods.md#keys-and-values)."""
         return 2 * self.layers * self.kv_heads * self.head_dim * item_bytes(dtype)
 
     def _llama_like(self) -> Iterator[WeightShape]:

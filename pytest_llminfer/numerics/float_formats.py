@@ -1,4 +1,4 @@
-"""Floating-point formats as arithmetic: what each makes of any number, exactly (METHODS 7). Standard library only."""
+"""Floating-point formats as exact arithmetic: what they make of a number (docs/methods.md#float-formats). Standard library only."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Greedy decoding under rounding: where two runs part, and whether the choice there was a tie within rounding.
 
 Two tokens whose logits differ by no more than two steps of the number format may change places through a benign
-change of the order of additions; two that differ by more may not (METHODS 3.4).
+change of the order of additions; two that differ by more may not (docs/methods.md#near-ties).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def measured_noise(first: Sequence[Generation], second: Sequence[Generation], *,
     Over the two likeliest tokens of each run, between which ties happen, at every position before the first at which the
     runs choose differently: that one is judged, and must not widen its own tolerance. Rounding within a deep model moves
     logits by more than their own last place, so the tolerance of a tie is measured in the engine, not only computed
-    (METHODS 3.4). 0.0 without log-probabilities.
+    (docs/methods.md#near-ties). 0.0 without log-probabilities.
     """
     largest = 0.0
     for ours, theirs in zip(first, second, strict=True):

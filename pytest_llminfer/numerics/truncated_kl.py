@@ -1,4 +1,4 @@
-"""How far two next-token distributions are apart, seen through the k most likely tokens of either (METHODS 6).
+"""How far two next-token distributions are apart, seen through the k most likely tokens of either (docs/methods.md#truncated-kl).
 
 Whatever is folded together on both sides can only make two distributions look closer (data processing inequality; Cover and
 Thomas, Elements of Information Theory, 2.8), so the figure is a lower bound of the true Kullback-Leibler divergence.

@@ -11,7 +11,7 @@ _NOT_SPLIT = MIB
 
 
 def cuda_allocation(size: int) -> int:
-    """Bytes that PyTorch's CUDA caching allocator counts for a tensor of ``size`` bytes (METHODS 4.1).
+    """Bytes that PyTorch's CUDA caching allocator counts for a tensor of ``size`` bytes (docs/methods.md#allocator-rounding).
 
     Sizes are rounded up to 512 bytes. From 10 MiB on a tensor gets a segment in whole 2 MiB, and a rest of at most 1 MiB
     is not split off, so it counts. With ``expandable_segments:True``, and for tensors that are cut out of one large segment

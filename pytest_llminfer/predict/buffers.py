@@ -19,9 +19,10 @@ _DEFAULT_POSITIONS = 2048
 def rope_bytes(config: Mapping[str, Any], shape: ModelShape, *, engine: str, dtype: str, on_gpu: bool = True) -> int:
     """Bytes of the tables of rotary positions; 0 for a model that learns its positions.
 
-    vLLM: one table of cosines and sines for all layers, ``positions x head_dim`` in the model's dtype (METHODS 4.1). SGLang: the
-    same in fp32 on a GPU. Both size it by config.json, however few positions they are told to serve. transformers: the inverse
-    frequencies and their copy, ``head_dim / 2`` fp32 each. llama.cpp computes positions on the fly.
+    vLLM: one table of cosines and sines for all layers, ``positions x head_dim`` in the model's dtype
+    (docs/methods.md#rotary-tables). SGLang: the same in fp32 on a GPU. Both size it by config.json, however few positions they are
+    told to serve. transformers: the inverse frequencies and their copy, ``head_dim / 2`` fp32 each. llama.cpp computes positions on
+    the fly.
     """
     if shape.positions or engine == "llamacpp":
         return 0

@@ -1,4 +1,4 @@
-"""How many bytes a linear of a layer takes in each quantization, a tensor each: the weight first, then its state (METHODS 4.1)."""
+"""Bytes of a layer's linear in each quantization, a tensor each: the weight, then its state (docs/methods.md#bits-per-weight)."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class KVGroup:
     window: int | None = None
 
     def bytes_per_token(self, dtype: str, *, tp: int = 1) -> int:
-        """Bytes of one token over these layers on one rank: 2 x layers x heads x head_dim x bytes (METHODS 4.1).
+        """Bytes of one token on one rank: 2 x layers x heads x head_dim x bytes (docs/methods.md#keys-and-values).
 
         Multi-head and grouped-query differ in ``kv_heads`` alone. Each rank has at least one KV head.
 
@@ -84,7 +84,7 @@ def bytes_per_token(groups: Sequence[KVGroup], dtype: str, *, tp: int = 1) -> in
 
 
 def pool_blocks(pool_bytes: int, groups: Sequence[KVGroup], dtype: str, *, tp: int = 1, block: int = BLOCK_TOKENS) -> int:
-    """Whole blocks of a pool: ``pool_bytes // (page bytes x layers)``, as vLLM counts them (METHODS 4.1)."""
+    """Whole blocks of a pool: ``pool_bytes // (page bytes x layers)``, as vLLM counts them (docs/methods.md#keys-and-values)."""
     return max(pool_bytes, 0) // (block * bytes_per_token(groups, dtype, tp=tp))
 
 

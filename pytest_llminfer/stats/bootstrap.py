@@ -1,4 +1,4 @@
-"""Resampling of prompts: the tokens of one text hang together, so that texts are what is drawn, not tokens (METHODS 6)."""
+"""Resampling of prompts, not of tokens, because the tokens of one text hang together (docs/methods.md#truncated-kl)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Codebooks of blockwise quantization: NF4's from its definition, the best for given numbers, what each loses (METHODS 7)."""
+"""Codebooks of blockwise quantization: NF4's definition, the best for given numbers, and losses (docs/methods.md#codebooks)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NF4_OFFSET = 1 - (1 / 30 + 1 / 32) / 2
 """Where the outermost quantile lies: half way between those that 15 and 16 codes would have (bitsandbytes, create_normal_map)."""
 
 FP4 = (0.0, 0.0625, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-"""The magnitudes of bitsandbytes' 4-bit floats, of which the largest stands for 1 (METHODS 7)."""
+"""The magnitudes of bitsandbytes' 4-bit floats, of which the largest stands for 1 (docs/methods.md#codebooks)."""
 
 
 def nf4() -> np.ndarray:

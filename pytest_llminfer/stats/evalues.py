@@ -2,8 +2,8 @@
 
 An e-value is non-negative with a mean of at most 1 if nothing regressed, so that it is 1/alpha or more with a chance of at
 most alpha (Markov). Here it is a likelihood ratio: the odds that a wrong answer falls to a new run are tilted by
-theta = q / (1 - q), averaged over q in (1/2, 1) with a density proportional to q (METHODS 1.4). NumPy is imported where an
-array is needed.
+theta = q / (1 - q), averaged over q in (1/2, 1) with a density proportional to q (docs/methods.md#e-values). NumPy is imported
+where an array is needed.
 
 The product of nightly e-values against one fixed record is no e-value: every past run meets the same luck of the recorded runs.
 Over 90 past runs without any drift at 3 % discordance it reached 1/0.01 in 2.2 % of histories with one recorded run (0.4 % with
@@ -51,7 +51,7 @@ def log_e(counts: Tally) -> float:
     """The natural logarithm of the e-value of one run against exchangeability with its K recorded runs.
 
     Given w wrong answers among the K + 1 runs, the new run holds one with probability w theta / (w theta + K + 1 - w). For
-    K = 1 it is 2^(b+c) B(b+2, c+1) I_1/2(c+1, b+2) / (B(2, 1) I_1/2(1, 2)) with b lost and c won (METHODS 1.4).
+    K = 1 it is 2^(b+c) B(b+2, c+1) I_1/2(c+1, b+2) / (B(2, 1) I_1/2(1, 2)) with b lost and c won (docs/methods.md#e-values).
     """
     total = counts.runs + 1
     weights = {w: counts.by_wrong[w] for w in range(1, total) if counts.by_wrong[w]}

@@ -1,4 +1,5 @@
-"""One new run against K recorded runs of the same questions: the exact test, the drop and what it can show (METHODS 1.4).
+"""One new run against K recorded runs of the same questions: the exact test, the drop and what it can show
+(docs/methods.md#exact-test).
 
 Question i was right in ``s_i`` of the K recorded runs. If nothing regressed, the K + 1 runs are exchangeable question by
 question: of the ``w_i`` wrong answers among them, the new run holds one with probability w_i / (K + 1). Questions that all
@@ -190,10 +191,10 @@ def self_discordance(right_counts: Sequence[int], runs: int) -> float:
 def smallest_detectable_drop(n: int, runs: int, discordance: float, alpha: float = 0.01, power: float = 0.8) -> float:
     """The drop (a share) that one exact test over n questions reports with probability ``power``; 1.0 where none is.
 
-    Model A of METHODS 1.2, normal approximation: benign changes of share ``discordance`` between two runs, and pure losses
-    of questions that every recorded run has right. z_alpha sqrt(d/2 (1 + 1/K) + drop/K) + z_power sqrt(d/2 (1 + 1/K)
-    + drop - drop^2) = drop sqrt(n), which for K = 1 is :func:`paired.smallest_detectable_drop`. Never less than the fewest
-    pure losses whose p-value is below alpha.
+    Model A (docs/methods.md#model-a), normal approximation: benign changes of share ``discordance`` between two runs, and pure
+    losses of questions that every recorded run has right. z_alpha sqrt(d/2 (1 + 1/K) + drop/K) + z_power sqrt(d/2 (1 + 1/K) + drop
+    - drop^2) = drop sqrt(n), which for K = 1 is :func:`paired.smallest_detectable_drop`. Never less than the fewest pure losses
+    whose p-value is below alpha.
     """
     if n == 0:
         return 1.0
@@ -213,8 +214,7 @@ def smallest_margin(n: int, runs: int, discordance: float, looks: int = sequenti
 
     The m at which :func:`z_pass` of a run whose drop is 1.28 SE0, as no more than one in ten is, reaches the boundary of PASS
     (2.226 at each of 8 looks): (m - 1.28 SE0) / sqrt(SE0^2 + m (1 - m) / n) with SE0 = sqrt(d/2 (1 + 1/K) / n); with K = 1
-    Tango's variance in the root. METHODS 1.4 asks for (m - 1.65 SE0) / SE0 >= 1.3, which leaves out the variance that the margin
-    adds and the looks: at that margin fewer than nine of ten pass (12 to 78 % of simulated runs without a drop). 1.0 for n = 0.
+    Tango's variance in the root (docs/methods.md#sizes). 1.0 for n = 0.
     """
     if n == 0:
         return 1.0

@@ -1,6 +1,6 @@
 """How many outcomes changed sides, in either direction: a broken engine may flip answers without losing any on balance.
 
-METHODS 1.4; Dutta et al. (2024), "Accuracy is not all you need", arXiv 2407.09141. Standard library only.
+docs/methods.md#flips; Dutta et al. (2024), "Accuracy is not all you need", arXiv 2407.09141. Standard library only.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from functools import lru_cache
 ALPHA = 0.001
 
 PLANNED_DISCORDANCE = 0.03
-"""Share of questions that differ between two runs, where one recorded run cannot tell (METHODS 5: the planning value)."""
+"""Share of questions that differ between two runs, where one recorded run cannot tell: the planning value of
+docs/methods.md#discordance."""
 
 NEAR_COPIES = 0.01
 """Self-discordance below which recorded runs are nearly copies, as of an engine that repeats itself bit by bit: they do not show
-what a harmless change of kernel, device or layout flips (METHODS 5: engines under load differ in 0.6 to 5 % of outcomes)."""
+what a harmless change of kernel, device or layout flips: engines under load differ in 0.6 to 5 % of outcomes
+(docs/methods.md#discordance)."""
 
 
 def expected_share(self_discordance: float | None, n: int) -> float:

@@ -28,8 +28,8 @@ def median_and_mad(values: Sequence[float]) -> tuple[float, float]:
 def lower_prediction_bound(values: Sequence[float], *, alpha: float, floor: float = 0.0) -> float:
     """The value that the next measurement of the same kind falls below with probability ``alpha``.
 
-    mean - max(t(1 - alpha, n - 1) s sqrt(1 + 1/n), floor), s with n - 1 degrees of freedom (METHODS 2.3; Hahn and
-    Meeker, "Statistical Intervals", 4.8). ``floor`` is the least distance from the mean, in the unit of the values.
+    mean - max(t(1 - alpha, n - 1) s sqrt(1 + 1/n), floor), s with n - 1 degrees of freedom (docs/methods.md#prediction-bound; Hahn
+    and Meeker, "Statistical Intervals", 4.8). ``floor`` is the least distance from the mean, in the unit of the values.
 
     Raises:
         ValueError: fewer than two values.

@@ -79,7 +79,7 @@ def drop_upper_bound(*, lost: int, won: int, n: int, confidence: float = 0.95) -
 def smallest_detectable_drop(*, n: int, discordance: float, alpha: float = 0.01, power: float = 0.8) -> float:
     """The drop (a share) that the exact test at ``alpha`` reports with probability ``power``; 1.0 where none is.
 
-    Model A of METHODS 1.2: benign changes in both directions, ``discordance`` / 2 each way, plus pure losses. Normal
+    Model A (docs/methods.md#model-a): benign changes in both directions, ``discordance`` / 2 each way, plus pure losses. Normal
     approximation: z_alpha sqrt(d) + z_power sqrt(d - drop^2) = drop sqrt(n) with d = discordance + drop (Miettinen 1968).
     Never less than the fewest pure losses whose p-value is below alpha (7 questions at 1 %).
     """

@@ -2,7 +2,8 @@
 
 The walk of a Gaussian sum over equal chunks crosses the boundary z_k = C (looks / k)^(1/2 - shape) at any of its looks with
 probability alpha (Wang and Tsiatis (1987), Biometrics 43, p. 193). Shape 0.25 spends little early and is used for FAIL;
-shape 0.5, Pocock's constant boundary, is used for PASS (METHODS 1.4). NumPy is imported where an array is needed.
+shape 0.5, Pocock's constant boundary, is used for PASS (docs/methods.md#looks, docs/methods.md#pass). NumPy is imported where an
+array is needed.
 """
 
 from __future__ import annotations

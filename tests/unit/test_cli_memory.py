@@ -60,7 +60,7 @@ def test_weights_tokens_and_concurrency_follow_from_the_configuration(llminfer):
 
 
 def test_the_published_card_of_24_gb_leaves_5_01_gib(llminfer):
-    """METHODS 4.2: 23.65 GiB x 0.90, Llama-3.1-8B: 1.285 GiB of activations and the rest were logged."""
+    """23.65 GiB x 0.90, Llama-3.1-8B: 1.285 GiB of activations and the rest were logged (docs/methods.md#published-log-lines)."""
     arguments = ("llama-3.1-8b", "--gpu", "RTX 4090", "--utilization", "0.9", "--context", "8192")
     logged = ("--activation-mib", "1229", "--non-torch-mib", "87")
     found = json.loads(llminfer(*arguments, *logged, "--json"))

@@ -151,7 +151,7 @@ def test_smallest_detectable_drops_of_methods(discordance, points):
 
 @pytest.mark.parametrize("discordance", [0.03, 0.06, 0.10])
 def test_four_runs_detect_four_fifths_of_the_drop(discordance):
-    """METHODS 1.2: a factor of 0.79 from the variance alone; losses of certain questions count for more where those are few."""
+    """A factor of 0.79 from the variance alone (docs/methods.md#sizes); certain losses count for more where those are few."""
     one, four = (exchangeable.smallest_detectable_drop(1319, runs, discordance) for runs in (1, 4))
     assert 0.70 < four / one < 0.79
 

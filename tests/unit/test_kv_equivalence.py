@@ -31,7 +31,7 @@ def test_what_agrees_passes_and_says_how_well():
 
 def test_noise_up_to_the_limit_passes_in_every_layer_and_beyond_it_fails():
     bug = Bug()
-    limits = 40 * 6e-8 * np.sqrt(np.arange(LAYERS) + 1)  # METHODS 3.4
+    limits = 40 * 6e-8 * np.sqrt(np.arange(LAYERS) + 1)  # docs/methods.md#rounding-limits
     bug.keys[:] = bug.values[:] = (0.99 * limits)[:, None, None]
     assert verdict(bug).outcome is Outcome.PASS
     bug.values[2, 1, 7] = 1.01 * limits[2]

@@ -37,9 +37,9 @@ def bundled(name):
 @pytest.mark.parametrize(
     ("name", "quantization", "gib"),
     [
-        ("llama-3-8b", "none", 14.9575),  # measured on an H100, METHODS
+        ("llama-3-8b", "none", 14.9575),  # measured on an H100, docs/methods.md#measured-on-gpus
         ("llama-3-8b", "int8", 8.4627),  # measured on an H100
-        ("qwen2.5-7b", "none", 14.1852),  # METHODS 4.2
+        ("qwen2.5-7b", "none", 14.1852),  # docs/methods.md#published-log-lines
     ],
 )
 def test_weights_are_predicted_to_four_decimals(name, quantization, gib):

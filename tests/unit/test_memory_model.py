@@ -40,7 +40,7 @@ INSTRUCT = {"max_position_embeddings": 32768}
     ],
 )
 def test_stored_weights_are_the_published_ones(name, cell, gib):
-    """METHODS 4.2, in GiB as printed there."""
+    """In GiB, as docs/methods.md#published-log-lines has them."""
     assert stored_bytes(held(name, **cell)) / GIB == pytest.approx(gib, abs=5e-4 if gib == round(gib, 3) else 2e-4)
 
 
@@ -99,7 +99,7 @@ def test_q4_k_m_of_qwen_has_its_bits_per_weight():
     ],
 )
 def test_a_large_linear_has_the_bits_of_its_format(quantization, options, bits):
-    """METHODS 4.1; codebooks and shapes, which every weight has once, are below the tolerance."""
+    """docs/methods.md#bits-per-weight; codebooks and shapes, which every weight has once, are below the tolerance."""
     sizes = linear_tensors(4096, 14336, quantization=quantization, options=options)
     assert 8 * sum(sizes) / (4096 * 14336) == pytest.approx(bits, abs=2e-4)
 
@@ -152,7 +152,6 @@ def test_gpt2_is_dealt_out_by_outputs_and_inputs_and_biases_of_the_latter_stay_w
     assert part["transformer.h.0.mlp.c_proj.bias"] == whole["transformer.h.0.mlp.c_proj.bias"] == 2 * shape.hidden
 
 
-# METHODS 4.1 and 4.2: keys and values.
 # What was measured: committed records of H100 and H200, made by transformers and SGLang.
 def recorded(path):
     return json.loads((BASELINES / path).read_text())["entries"]

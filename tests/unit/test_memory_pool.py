@@ -45,7 +45,8 @@ def test_25626_blocks_are_12_51_sequences_of_32768():
 
 
 def test_24_gb_times_090_in_its_parts():
-    """Llama-3.1-8B on a card of 23.65 GiB: 21.28 usable, 14.99 weights, 5.01 for keys and values, the rest 1.285 (METHODS 4.2)."""
+    """Llama-3.1-8B on a card of 23.65 GiB: 21.28 usable, 14.99 weights, 5.01 for keys and values, the rest 1.285
+    (docs/methods.md#published-log-lines)."""
     config, shape = bundled("llama-3.1-8b")
     weights = stored_bytes(held("llama-3.1-8b", engine="vllm")) + rope_bytes(config, shape, engine="vllm", dtype="bf16")
     rest = round(1.285 * GIB)

@@ -38,7 +38,7 @@ def stored(values, codes, block):
 
 
 def test_the_definition_of_nf4_gives_the_published_values():
-    """bitsandbytes' table (METHODS 7), recomputed from quantiles: equal to 1.1e-7."""
+    """bitsandbytes' table (docs/methods.md#codebooks), recomputed from quantiles: equal to 1.1e-7."""
     assert np.abs(codebooks.nf4() - PUBLISHED_NF4).max() < 2e-7
 
 
@@ -54,7 +54,7 @@ def test_the_definition_of_nf4_gives_the_published_values():
         (codebooks.int8(), 0, 0.0087),
     ],
 )
-def test_losses_are_those_of_methods_7(codes, block, expected):
+def test_losses_are_those_of_the_methods_page(codes, block, expected):
     assert codebooks.loss(NORMAL, codes, block) == pytest.approx(expected, rel=0.01)
 
 

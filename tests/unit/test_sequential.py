@@ -8,21 +8,21 @@ from scipy import stats
 
 from pytest_llminfer.stats import sequential
 
-METHODS = {
+BOUNDARIES = {
     0.01: (4.220, 3.549, 3.207, 2.984, 2.822, 2.697, 2.595, 2.509),
     0.001: (5.403, 4.543, 4.105, 3.820, 3.613, 3.452, 3.322, 3.213),
     0.05: (3.199, 2.690, 2.431, 2.262, 2.139, 2.044, 1.967, 1.902),
 }
-"""METHODS 1.4. Its last digits stand for crossing probabilities up to one percent off."""
+"""As docs/methods.md#looks prints them. The last digits stand for crossing probabilities up to one percent off."""
 
 PINNED = (7, 8, 4, 5, 0, 6, 9, 1, 3, 2)
 
 
-@pytest.mark.parametrize("alpha", METHODS)
+@pytest.mark.parametrize("alpha", BOUNDARIES)
 def test_the_boundaries_of_methods(alpha):
     ours = [sequential.boundary(alpha, look) for look in range(1, 9)]
-    assert ours == pytest.approx(METHODS[alpha], rel=1e-3)
-    assert sequential.crossing_probability(METHODS[alpha][-1]) == pytest.approx(alpha, rel=0.01)
+    assert ours == pytest.approx(BOUNDARIES[alpha], rel=1e-3)
+    assert sequential.crossing_probability(BOUNDARIES[alpha][-1]) == pytest.approx(alpha, rel=0.01)
 
 
 def test_the_boundary_of_pocock():

@@ -195,7 +195,7 @@ def test_the_margin_that_is_offered_is_one_at_which_an_equal_run_passes(n):
 
 @pytest.mark.parametrize(("n", "share"), [(300, 0.01), (300, 0.03), (1319, 0.03)])
 def test_nine_of_ten_clean_runs_pass_at_the_smallest_margin(n, share):
-    """120 of each: at least 100, which nine of ten miss in 1 of 100 series; METHODS' margin let 12 to 72 through."""
+    """120 of each: at least 100, which nine of ten miss in 1 of 100 series. By (m - 1.65 SE0) / SE0 >= 1.3 it would be 12 to 72."""
     rng, passed = np.random.default_rng(3), 0
     for _ in range(120):
         recorded, now = simulated(rng, 0.0, n, flippy=3 * share)

@@ -50,12 +50,12 @@ def command(tmp_path):
     return command
 
 
-METHODS = "QUANTIZATION_METHODS = {}"
+LISTING = "QUANTIZATION_METHODS = {}"
 PACKAGES = ("vllm/__init__.py", "vllm/model_executor/__init__.py", "vllm/model_executor/layers/__init__.py")
 
 
 def vllm_files(*methods: str) -> dict[str, str]:
-    return {**dict.fromkeys(PACKAGES, ""), "vllm/model_executor/layers/quantization.py": METHODS.format(list(methods))}
+    return {**dict.fromkeys(PACKAGES, ""), "vllm/model_executor/layers/quantization.py": LISTING.format(list(methods))}
 
 
 @pytest.mark.parametrize(

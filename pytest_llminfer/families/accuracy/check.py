@@ -1,4 +1,4 @@
-"""Accuracy against K recorded runs of the same questions, judged while the answers come in (METHODS 1.4)."""
+"""Accuracy against K recorded runs of the same questions, judged while the answers come in (docs/methods.md#accuracy)."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def check_accuracy_at_once(
 def plan_margin(recorded: Recorded, margin: float, *, gate: Gate = "flexible", questions: int | None = None) -> float:
     """The margin, if ``questions`` of the record (None: all) can support it: a run without a drop passes in nine of ten cases.
 
-    With one recorded run, whose noise is unknown, a discordance of 3 % is planned for (METHODS 5).
+    With one recorded run, whose noise is unknown, a discordance of 3 % is planned for (docs/methods.md#discordance).
 
     Raises:
         BadInputError: they cannot; the message names the smallest margin that they can. Or the record is one that shows nothing:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CPU_QUESTIONS = 300
 RUNS = 4
-"""Of a baseline: more gain little (METHODS 1.2)."""
+"""Of a baseline: more gain little (docs/methods.md#sizes)."""
 WARM_UP_PROMPTS, WARM_UP_TOKENS, WARM_UP_ANSWER = 16, 64, 4
 WATCHED = 100
 """How many questions are asked with log-probabilities, to see whether another sampler acts: with all of them transformers takes

@@ -28,7 +28,7 @@ def pack(ids: Sequence[str], runs: Sequence[Mapping[str, Answer]]) -> dict[str, 
 
     flexible, strict, format_miss, truncated: a hexadecimal digit a question. self_discordance: share of questions whose outcome
     differs between two runs, None with one run. smallest_detectable_drop, smallest_margin: shares that a later run of the
-    same questions can show, at that discordance (METHODS 1.4).
+    same questions can show, at that discordance (docs/methods.md#sizes).
 
     Raises:
         BadInputError: more runs than a digit can count.

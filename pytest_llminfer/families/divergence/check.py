@@ -1,4 +1,5 @@
-"""Next-token distributions at fixed positions against recorded ones: the cheapest gate that sees a change of quality (METHODS 6).
+"""Next-token distributions at fixed positions against recorded ones: the cheapest gate that sees a change of quality
+(docs/methods.md#divergence).
 
 Three questions. How far is a cell from unquantized weights, against a limit for its kind? Is it farther than when it was
 recorded? Is it still the same as when it was recorded, up to what another execution mode changes? Each is answered from a mean over
@@ -30,7 +31,7 @@ class Limits:
 
     kl: float
     top1: float
-    source: str = "METHODS 6, models of 7 to 8 billion parameters"
+    source: str = "docs/methods.md#kl-limits, models of 7 to 8 billion parameters"
 
 
 SAME_WEIGHTS, EIGHT_BIT, FOUR_BIT, THREE_BIT = "same weights", "8-bit", "4-bit", "3-bit"
@@ -40,7 +41,8 @@ LIMITS = {
     FOUR_BIT: Limits(0.06, 0.90),
     THREE_BIT: Limits(0.15, 0.0),
 }
-"""For models of 7 to 8 billion parameters, against unquantized weights (METHODS 6). Smaller models sit 2 to 4 times higher."""
+"""For models of 7 to 8 billion parameters, against unquantized weights (docs/methods.md#kl-limits); smaller ones lose 2 to 4 times
+as much."""
 
 KINDS = {
     "none": SAME_WEIGHTS,

@@ -1,7 +1,7 @@
 """Batch invariance: how many prompts get bitwise the same answer alone and among others, and whether all do where that is promised.
 
 Most kernels choose how they sum by the size of the batch, so that a share below 1 is no fault; it is told, because a promise that
-leaks is told by nothing else (vLLM issue #48271, METHODS 3.1).
+leaks is told by nothing else (vLLM issue #48271, docs/methods.md#batch-invariance).
 """
 
 from __future__ import annotations

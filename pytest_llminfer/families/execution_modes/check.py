@@ -1,8 +1,8 @@
 """Two execution modes of one engine over the same tokens: decode and prefill, alone and in a batch, cached and computed anew.
 
-They differ by rounding. How much rounding makes is measured in the same engine, between two execution modes that are known to be
-benign, and a candidate may be four times as far off (METHODS 3.4). A cache of fewer bits is judged from both sides: one that is
-no farther off than rounding was not quantized.
+They differ by rounding. How much rounding makes is measured in the same engine, between two schedules that are known to be
+benign, and a candidate may be four times as far off (docs/methods.md#served-dtype). A cache of fewer bits is judged from both
+sides: one that is no farther off than rounding was not quantized.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 NOISE_FACTOR = 4.0
 FLOOR = {"float32": 1e-8, "float16": 1e-4, "bfloat16": 5e-4}
-"""Nats, by the dtype of the logits: below this nothing is told from rounding (METHODS 3.4)."""
+"""Nats, by the dtype of the logits: below this nothing is told from rounding (docs/methods.md#served-dtype)."""
 FP8_FLOOR = 5e-3
-"""Nats. What SGLang's own tests allow a cache of fp8 (METHODS 3.1, 3.4)."""
+"""Nats. What SGLang's own tests allow a cache of fp8 (docs/methods.md#quantized-caches)."""
 MOST_NOISE = {"float32": 1.6e-10, "float16": 1.4e-4, "bfloat16": 7.1e-3}
-"""Nats. The most that a benign execution mode made on a network of random weights, which is the noisiest (METHODS 3.2): a fault in
-both of the execution modes that measure the noise must not widen its own limit."""
+"""Nats. The most that a benign schedule made on a network of random weights, which is the noisiest (docs/methods.md#served-dtype):
+a fault in both of the schedules that measure the noise must not widen its own limit."""
 GROSS_FACTOR = 100.0
 """How many times the limit one prompt alone may be off. Benign ones were off by 2 times in bfloat16, 4 with a cache of fp8, at the
 most (reference model); a fault that strikes few prompts is otherwise lost in draws that leave it out."""
@@ -94,11 +94,11 @@ def _kl(ours: Scores, theirs: Scores, length: int) -> np.ndarray:
 def largest_difference(dtype: str, kv_dtype: str = "") -> tuple[float, str]:
     """The floor of the limit, in nats, and where it comes from. kv_dtype: of a cache that is compared with an unquantized one."""
     if kv_dtype == "fp8":
-        return FP8_FLOOR, "METHODS 3.4, a KV cache of fp8"
+        return FP8_FLOOR, "docs/methods.md#quantized-caches, a KV cache of fp8"
     if kv_dtype:
         kind = KINDS[kv_dtype]
-        return LIMITS[kind].kl, f"METHODS 6, {kind}"
-    return FLOOR[torch_dtype(dtype)], f"METHODS 3.4, logits of {torch_dtype(dtype)}"
+        return LIMITS[kind].kl, f"docs/methods.md#kl-limits, {kind}"
+    return FLOOR[torch_dtype(dtype)], f"docs/methods.md#served-dtype, logits of {torch_dtype(dtype)}"
 
 
 def check_execution_modes(

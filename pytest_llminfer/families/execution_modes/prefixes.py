@@ -1,6 +1,6 @@
 """Prefix caching: a prompt that was seen before is found again to its last whole block, and one that differs is not.
 
-Without these counts a comparison of cached and fresh answers may compare two fresh ones (METHODS 3.3).
+Without these counts a comparison of cached and fresh answers may compare two fresh ones (docs/methods.md#prefix-hits).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Greedy decoding compared to its end: after a near tie both sides are given the same tokens again, and the comparison goes on.
 
 A comparison that stops at the first tie never sees what a late fault does, and one that goes on with two contexts compares nothing
-(METHODS 3.4). What the candidate would have chosen after a tie is read from its scores of the reference's own tokens.
+(docs/methods.md#near-ties). What the candidate would have chosen after a tie is read from its scores of the reference's own tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.observations.generation import Scores
 
 USUAL_RATE = 0.02
-"""The share of tokens that benign execution modes turn at near ties (METHODS 3.4: 1 to 2 %)."""
+"""The share of tokens that benign schedules turn at near ties: 1 to 2 % (docs/methods.md#near-ties)."""
 RATE_FACTOR = 3.0
 LEVEL = 0.01
 
@@ -84,7 +84,7 @@ def check_resynchronised_tokens(
         threshold=f"margin at a difference <= {STEPS} rounding steps of {torch_dtype(dtype)} at the largest logit"
         f"{f' or {2 * noise:.3g} nats' if noise else ''}, on both sides; at most {most:.1%} of tokens turn at ties; "
         f"{COMPARED:.0%} of positions compared",
-        threshold_source="floating-point format, and METHODS 3.4 for the rate of ties",
+        threshold_source="floating-point format; docs/methods.md#near-ties for how many may turn",
         smallest_detectable="one other token whose margin exceeds that",
         advice="look at what changed in attention, cache or position handling; a run in fp32 tells a bug from rounding",
         details=first_offenders([*([reason] if reason else []), *failures, *unresolved, *(f"near tie, {line}" for line in ties)]),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WIDE_PROMPTS = 32
 """For a cache of fewer bits: where it does harm it does so to a few tokens, which eight prompts may not have."""
 LONG_TOKENS, LONG_PROMPTS, LONG_ANSWER = 16_384, 8, 48
-"""A cache of fp8 may hold at a thousand tokens and lose the text at 16,000 (METHODS 3.3)."""
+"""A cache of fp8 may hold at a thousand tokens and lose the text at 16,000 (docs/methods.md#quantized-caches)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ def layer_differences(layer: CacheLayer, shape: tuple[int, ...], dtype: str, ite
 def check_cache_prefix(*, report: CacheReport) -> Verdict:
     """Whether decoding left the cached prompt as it was: every key and value bit-equal in every layer.
 
-    Keys that changed alone point at positions, keys and values together at slots or blocks (METHODS 3.2).
+    Keys that changed alone point at positions, keys and values together at slots or blocks (docs/methods.md#diagnosis).
     """
     changed = {number: pair for number, pair in enumerate(report.prefix_differences) if pair != (0.0, 0.0)}
     lines = [

@@ -18,7 +18,7 @@ def check_kv_pool(*, pool: KVPool, layers: int, kv_heads: int, head_dim: int, dt
     """Whether the pool has the bytes that its blocks imply, in the cell's dtype, and room for the longest sequence.
 
     dtype: of keys and values, in the words of a cell. copies: how often each KV head is held, where more tensor-parallel ranks
-    than heads share them. Bytes of a token: 2 x layers x kv_heads x head_dim x bytes (METHODS 4.1).
+    than heads share them. Bytes of a token: 2 x layers x kv_heads x head_dim x bytes (docs/methods.md#keys-and-values).
 
     Raises:
         UnsupportedError: a dtype whose size is not known here.
@@ -65,7 +65,7 @@ def check_kv_pool(*, pool: KVPool, layers: int, kv_heads: int, head_dim: int, dt
 def maximum_concurrency(*, num_blocks: int, block_size: int, max_model_len: int) -> float:
     """How many sequences of ``max_model_len`` tokens the blocks hold, of which each takes whole ones.
 
-    25,626 blocks of 16 hold 12.51 sequences of 32,768, as vLLM logs it (METHODS 4.2).
+    25,626 blocks of 16 hold 12.51 sequences of 32,768, as vLLM logs it (docs/methods.md#published-log-lines).
     """
     return num_blocks / math.ceil(max_model_len / block_size)
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparison, CachePathComparisons
 
 UNIT_ROUNDOFF = 6.0e-8
-"""Of fp32 (METHODS 3.4)."""
+"""Of fp32 (docs/methods.md#rounding-limits)."""
 GROWTH = 40
-"""Relative errors of keys and values in layer l are at most GROWTH u sqrt(l + 1) in fp32 (METHODS 3.4)."""
+"""Relative errors of keys and values in layer l are at most GROWTH u sqrt(l + 1) in fp32 (docs/methods.md#rounding-limits)."""
 ULPS = 1
-"""Of keys and values of the first layer, by any benign cache path (METHODS 3.3)."""
+"""Of keys and values of the first layer, by any benign route (docs/methods.md#first-layer)."""
 LIMIT = "of its limit"
 _ADVICE = "read what the first line tells of where it parts; the shortest way that shows it is in the second"
 
@@ -91,8 +91,9 @@ def check_cache_paths(*, compared: Sequence[Compared], sizes: CacheSizes | None,
     """Whether every cache path gives what its reference gives, in fp32: a mean KL of at most 1e-8 nats and the same likeliest
     tokens.
 
-    Keys and values differ by at most 40 u sqrt(l + 1) of their size in layer l (METHODS 3.4), at each position that both cache
-    paths keep. Of what fails, the first line tells the kind of bug (``kv_diagnosis``). sizes: of the model, None where not known.
+    Keys and values differ by at most 40 u sqrt(l + 1) of their size in layer l (docs/methods.md#rounding-limits), at each position
+    that both routes keep. Of what fails, the first line tells the kind of bug (``kv_diagnosis``). sizes: of the model, None where
+    not known.
     """
     sequences = [(one, number, entry) for entry in compared for number, one in enumerate(entry.found.sequences)]
     wrong = {one.dtype for one, _, _ in sequences} - {"fp32", ""}
@@ -121,7 +122,7 @@ def check_cache_paths(*, compared: Sequence[Compared], sizes: CacheSizes | None,
         ),
         threshold=f"mean KL of every sequence <= {KL_LIMIT:g} nats, the same likeliest token at every position, "
         f"keys and values within {GROWTH} u sqrt(layer + 1) = {GROWTH * UNIT_ROUNDOFF:.2g} of their norm in layer 0",
-        threshold_source="METHODS 3.3 and 3.4, fp32",
+        threshold_source="docs/methods.md#fp32-structure and docs/methods.md#rounding-limits",
         smallest_detectable="one key or value of one head, at a position that both ways keep, off by that",
         advice=f"compare in fp32, not {', '.join(sorted(wrong))}" if wrong else ADVICE[kinds[0].kind] if kinds else _ADVICE,
         details=first_offenders(lines),
@@ -132,7 +133,7 @@ def check_first_layer(*, compared: Sequence[Compared], claim: str) -> Verdict:
     """Whether keys and values of the first layer are equal to the last place by every cache path, in the dtype that is stored.
 
     They depend on token and position alone, so that no error has grown: a difference in keys alone is one of positions, one in
-    both of slots, tokens or projections (METHODS 3.2).
+    both of slots, tokens or projections (docs/methods.md#first-layer).
     """
     sequences = [(one, number, entry) for entry in compared for number, one in enumerate(entry.found.sequences)]
     lines: list[str] = []
@@ -159,7 +160,7 @@ def check_first_layer(*, compared: Sequence[Compared], claim: str) -> Verdict:
             Measurement("cache_paths", len(compared), "cache_paths"),
         ),
         threshold=f"{ULPS} ulp of {', '.join(dtypes)}, at the size of the largest component of a key",
-        threshold_source="METHODS 3.3: bit-equal in bf16 and fp16 for every benign cache path measured",
+        threshold_source="docs/methods.md#first-layer: bit-equal in bf16 and fp16 for every benign route measured",
         smallest_detectable="one component off by two ulp; of later layers, nothing",
         advice=ADVICE[kinds[0].kind] if kinds else "give prompts, and cache paths with a cache",
         details=first_offenders(lines),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BLOCK = 16
 """Tokens of a block, in the engines that have them; theirs are this or a multiple."""
 KL_LIMIT = 1e-8
-"""Nats, of a position in fp32 (METHODS 3.2): a benign way through the cache stays four orders of magnitude below."""
+"""Nats, of a position in fp32 (docs/methods.md#fp32-structure): benign paths stay four orders of magnitude below."""
 _FEWEST = 4
 """Tokens that must have come from equally far away before they are taken for one piece that is in the wrong place."""
 _MOST = 0.9

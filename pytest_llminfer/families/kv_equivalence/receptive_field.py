@@ -16,7 +16,7 @@ def check_reach(*, changes: Mapping[str, np.ndarray], position: int, reach: int,
     """Whether another token at ``position`` changes predictions at the next ``reach`` positions at most, and at the last of them.
 
     changes: by way of computing, per position (T,) the largest change of a logit. Before the token and beyond its reach every bit
-    must be equal: what is masked or dropped enters no sum (METHODS 3.3).
+    must be equal: what is masked or dropped enters no sum (docs/methods.md#windows-and-shapes).
     """
     lines: list[str] = []
     last: list[int] = []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _IN_ANOTHER_PLACE = (Kind.HEADS, Kind.BLOCK, Kind.SLOT)
 """What can be told of a cache that is off by more than rounding: whose keys or values it has instead."""
 LOW, HIGH = 0.5, 1.5
-"""Of theory (METHODS 3.3)."""
+"""Of theory (docs/methods.md#quantized-caches)."""
 DEEPER = 4.0
 """Of theory times sqrt(layer + 1): what the layers before lost adds to a layer's own error. Without a fault it is 1.2 at most in
 200 drawn configurations (``tools/kv_fault_table.py --clean 200``)."""
@@ -87,7 +87,7 @@ def check_quantized_cache(*, compared: Sequence[Compared], sizes: CacheSizes, cl
         ),
         threshold=f"{LOW} to {HIGH} of the format's error, in layer l > 0 at most {DEEPER:g} x sqrt(l + 1) of it; a scale of a "
         "whole tensor within 1 % of its largest value's",
-        threshold_source="METHODS 3.3",
+        threshold_source="docs/methods.md#quantized-caches",
         smallest_detectable="half as much error, or one and a half times: a bit more or less doubles or halves it",
         advice=ADVICE[kinds[0]]
         if kinds
@@ -163,8 +163,8 @@ def check_cached_tensors(*, compared: Sequence[Compared], sizes: CacheSizes, dty
     """Whether caches have exactly the shapes, dtype and bytes of what went through them.
 
     Per layer (rows, kv_heads, length, head_dim) and 2 x kv_heads x head_dim x bytes x length x rows bytes. Length: every column,
-    of a window W the last W - 1 (dynamic) or W (static, METHODS 3.3); a static cache has its spare slots beside. Of quantized
-    caches the bytes are those of their codes, scales and offsets. dtype: of the model.
+    of a window W the last W - 1 (dynamic) or W (static, docs/methods.md#windows-and-shapes); a static cache has its spare slots
+    beside. Of quantized caches the bytes are those of their codes, scales and offsets. dtype: of the model.
     """
     lines: list[str] = []
     windowed: list[bool] = []

@@ -60,8 +60,8 @@ def predict_weights(
 def weights_tolerance(predicted: int) -> int:
     """How far weights may be from their prediction, in bytes: max(0.3 %, min(8 MiB, 1 %)).
 
-    METHODS 4.4 allows 8 MiB for what an engine registers beside the weights. On a model of a few MB that is more than
-    the whole model and would hide every fault, so the absolute part is held to 1 %: the bytes of tensors are exact on every
+    What an engine registers beside the weights may take 8 MiB (docs/methods.md#memory-gates). On a model of a few MB that is more
+    than the whole model and would hide every fault, so the absolute part is held to 1 %: the bytes of tensors are exact on every
     device. A copy of the output matrix or another quantization is far more than that; single tensors are the layout check's.
     """
     return int(max(RELATIVE * predicted, min(ABSOLUTE_BYTES, SMALL_MODEL * predicted)))
@@ -128,7 +128,7 @@ def check_kv_bytes_per_token(*, report: CacheReport, expected: int) -> Verdict:
 
 
 def check_peak(*, measured: int, budget: int, budget_source: str, resolution: int, what: str = "peak memory") -> Verdict:
-    """Whether a peak is within its budget: at most 1.03 x budget + resolution (METHODS 4.4). A lower one always passes.
+    """Whether a peak is at most 1.03 x budget + resolution (docs/methods.md#memory-gates). A lower one always passes.
 
     All in bytes. resolution: how finely the peak could be read (``MemoryReport.resolution_bytes``).
 

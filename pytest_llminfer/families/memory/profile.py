@@ -104,9 +104,9 @@ def profile_lines(
     """
     tolerance = weights_tolerance(weights)
     lines = [
-        ProfileLine("weights", weights, report.weights_bytes, tolerance),
-        # What an engine registers beside its weights: METHODS 4.4 leaves it 8 MiB, whatever the model's size.
-        ProfileLine("buffers", buffers, report.buffers_bytes, max(tolerance, ABSOLUTE_BYTES)),
+        LedgerLine("weights", weights, report.weights_bytes, tolerance),
+        # What an engine registers beside its weights has 8 MiB, whatever the model's size (docs/methods.md#memory-gates).
+        LedgerLine("buffers", buffers, report.buffers_bytes, max(tolerance, ABSOLUTE_BYTES)),
     ]
     if pool is not None:
         tokens = pool.capacity_tokens if capacity is None else capacity
@@ -120,7 +120,8 @@ def profile_lines(
         judged = None if allocated is None else tolerance
         lines.append(ProfileLine("weights, as allocated", allocated, report.engine_weights_bytes, judged))
     if pool is not None and report.requested_bytes and report.accounted_bytes:
-        # METHODS 4.1: total x utilization = weights + non-torch + activation peak + graphs + pool, which is in whole blocks.
+        # total x utilization = weights + non-torch + activation peak + graphs + pool, in whole blocks
+        # (docs/methods.md#share-of-the-device).
         block = pool.block_size * rank_bytes_per_token
         lines.append(ProfileLine("share of the device", report.requested_bytes, report.accounted_bytes, block))
     found = ((name, getattr(report, field)) for name, field in _MEASURED_ONLY)
@@ -141,7 +142,7 @@ def check_profile(*, lines: Sequence[ProfileLine]) -> Verdict:
             for line in judged
         ),
         threshold="each line within its gate: " + ", ".join(f"{line.line} {line.gate}" for line in judged),
-        threshold_source="max(0.3 %, 8 MiB) for weights, exact for keys and values of a pinned pool (METHODS 4.4)",
+        threshold_source="max(0.3 %, 8 MiB) for weights, exact for keys and values of a pinned pool (docs/methods.md#memory-gates)",
         smallest_detectable="a byte or a token on exact lines; the gate on the others",
         advice="weights: see the layout check. KV: look at the pool's dtype, and at what else took memory before it was sized",
         details=tuple(details),

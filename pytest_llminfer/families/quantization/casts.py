@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NAMED = {0.1234: {"bfloat16": 0.12353515625, "float16": 0.1234130859375}, 75535.0: {"bfloat16": 75776.0, "float16": float("inf")}}
-"""What a person can check by hand (METHODS 7): half the precision of bf16 at 0.1234, and a number beyond fp16's range."""
+"""Checked by hand (docs/methods.md#float-formats): half the precision of bf16 at 0.1234, and a number beyond fp16's range."""
 
 
 def drawn(count: int, seed: int) -> np.ndarray:

@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 BAND = 0.05
-"""By how much the error on normal data may differ from that of the format's definition (METHODS 7)."""
+"""By how much the error on normal data may differ from that of the format's definition (docs/methods.md#round-trip)."""
 
 ON_WEIGHTS = (0.5, 1.5)
 """The error of real weights over that of normal numbers: the same format on another distribution."""
 
 CODE_TOLERANCE = 1e-6
-"""The library's codebook is a table of float32: recomputed from the definition it differs by 1.1e-7 (METHODS 7)."""
+"""The library's codebook is a table of float32: recomputed from the definition it differs by 1.1e-7 (docs/methods.md#codebooks)."""
 
 MEAN_LIMIT, KURTOSIS_LIMIT = 0.02, 1.0
-"""|mean| over standard deviation (METHODS 7), and excess kurtosis: that of a Student variable with ten degrees of freedom is 1."""
+"""|mean| over standard deviation (docs/methods.md#round-trip), and excess kurtosis: that of a Student variable with ten degrees of
+freedom is 1."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -67,7 +68,7 @@ def check_round_trip(*, values: np.ndarray, read: np.ndarray, name: str, block: 
             Measurement("over the expected", ratio, "", values.size),
         ),
         threshold=f"within {BAND:.0%} of the error of the format's definition, on both sides",
-        threshold_source="the same numbers through the defined codebook (METHODS 7)",
+        threshold_source="the same numbers through the defined codebook (docs/methods.md#round-trip)",
         smallest_detectable=f"{BAND:.0%} of the error; the next block size changes it by 3 to 5 %",
         advice="an error near zero: the layer was left in 16 bits; another one: look at block size, codebook and scales",
         details=tuple(lines),
@@ -129,7 +130,7 @@ def check_double_quantization(*, plain: Mapping[str, Any], double: Mapping[str, 
     """Whether quantizing the scales saves the bits that it should and costs next to nothing.
 
     plain, double: ``values`` as read back, ``state_bits`` a value, of the same numbers without and with it. Saved at a block of 64:
-    32/64 - 8/64 - 32/(64·256) bits (METHODS 4.1), less the codebook of the second level.
+    32/64 - 8/64 - 32/(64·256) bits (docs/methods.md#round-trip), less the codebook of the second level.
     """
     errors = [float(np.linalg.norm(side["values"] - values) / np.linalg.norm(values)) for side in (plain, double)]
     block = int(plain["block_size"])
@@ -141,7 +142,7 @@ def check_double_quantization(*, plain: Mapping[str, Any], double: Mapping[str, 
         lines.append(f"{saved:.4f} bits a value were saved, expected {expected:.4f}")
     if np.array_equal(plain["values"], double["values"]):
         lines.append("the numbers are bit-equal with and without it: the scales were not quantized")
-    if not abs(cost) <= 0.01:  # noqa: PLR2004 - METHODS 7: scales of 8 bits
+    if not abs(cost) <= 0.01:  # noqa: PLR2004 - scales of 8 bits: docs/methods.md#round-trip
         lines.append(f"it costs {cost:.2%} more error")
     return Verdict(
         outcome=Outcome.FAIL if lines else Outcome.PASS,
@@ -152,7 +153,7 @@ def check_double_quantization(*, plain: Mapping[str, Any], double: Mapping[str, 
             Measurement("error added", cost, "", values.size, f"{errors[0]:.5f} without, {errors[1]:.5f} with"),
         ),
         threshold="the bits exactly, the error within 1 %, and not bit-equal",
-        threshold_source="METHODS 4.1",
+        threshold_source="docs/methods.md#round-trip",
         smallest_detectable="1 % of the error",
         advice="look at compress_statistics (bnb_4bit_use_double_quant) of the engine",
         details=tuple(lines),
@@ -225,7 +226,7 @@ def check_near_normal(*, found: Sequence[Mapping[str, Any]]) -> Verdict:
         ),
         threshold=f"a finite mean, a finite positive standard deviation; near normal: |mean| <= {MEAN_LIMIT} standard deviations, "
         f"|excess kurtosis| <= {KURTOSIS_LIMIT}, chance aside",
-        threshold_source="METHODS 7",
+        threshold_source="docs/methods.md#round-trip",
         smallest_detectable="one linear of equal or non-finite numbers; tails: a Student variable with ten degrees of freedom",
         advice="look at the checkpoint: a linear like this holds nothing that was trained",
         # All of them: the histogram of every linear belongs in the report.

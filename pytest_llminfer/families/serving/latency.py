@@ -65,7 +65,7 @@ def check_latency(*, replies: Sequence[Reply], sessions: Sequence[Mapping[str, A
     replies: streamed, one at a time, at least 20. sessions: the record, same hardware. device: "cuda" for the narrow bound; a CPU
     and a server elsewhere, whose load and network nobody here knows, get the wide one.
     The bound is a multiple of the recorded median: FEW_FACTOR with fewer than five sessions; with more the 1 % prediction bound
-    of their logarithms (METHODS 2.3), and at least LEAST_FACTOR.
+    of their logarithms (docs/methods.md#latency), and at least LEAST_FACTOR.
     """
     kind = "cuda" if device == "cuda" else "cpu"
     failed = [f"request {number}: status {reply.status} {reply.error}" for number, reply in enumerate(replies) if reply.error]

@@ -38,7 +38,7 @@ class Stop:
 
 
 def check_idle(*, stops: Sequence[Stop], idle_bytes: int | None = None) -> Verdict:
-    """Whether nothing of the engine is left after each stop (METHODS 4.4).
+    """Whether nothing of the engine is left after each stop (docs/methods.md#memory-gates).
 
     idle_bytes: in use on the devices before the engine's first start; the first stop's where nobody looked then. If more was in
     use before than after the first stop, others were still there: that stop is the yardstick, and the outcome INCONCLUSIVE at
@@ -74,7 +74,7 @@ def check_idle(*, stops: Sequence[Stop], idle_bytes: int | None = None) -> Verdi
             *((Measurement("device when idle", idle, "bytes", len(readings)),) if idle is not None else ()),
         ),
         threshold=f"no process, and the device within {TOLERANCE_BYTES // MIB} MiB of idle, {LIMIT_SECONDS:g} s after a stop",
-        threshold_source="METHODS 4.4",
+        threshold_source="docs/methods.md#memory-gates",
         smallest_detectable=f"one process; on a device {TOLERANCE_BYTES // MIB} MiB",
         advice="look at what the process is: one that left its group (setsid) is not ended with the worker",
         details=first_offenders(lines),

@@ -27,7 +27,7 @@ _FEW_DROP = 0.20
 _FEW_SLACK = 0.05
 _SUSPICION = (0.05, 0.01)
 _FAILURE = (0.01, 0.02)
-"""False alarms of the bound, and its least distance below the mean as a share (METHODS 2.3)."""
+"""False alarms of the bound, and its least distance below the mean as a share (docs/methods.md#prediction-bound)."""
 _AGAIN = "start the engine afresh at least four times and measure again"
 
 
@@ -71,7 +71,7 @@ def shortfall(session: Session, sessions: Sequence[Session], yardstick: Yardstic
 
 
 def is_suspicious(*, session: Session, sessions: Sequence[Session], yardstick: Yardstick) -> bool:
-    """Stage 1 of METHODS 2.3: slower than 19 of 20 clean sessions would be, so worth at least four fresh starts.
+    """Suspicion (docs/methods.md#prediction-bound): slower than 19 of 20 clean sessions, so worth four fresh starts.
 
     With fewer than five recorded sessions: more than 5 % slower than the slowest of them.
     """

@@ -143,7 +143,7 @@ class Throughput:
         return speed
 
     def confirm(self, workload: Workload) -> Speed:
-        """Measure again on four fresh starts of the engine: what was one unlucky start shows itself (METHODS 2.3, stage 2).
+        """Measure on four fresh starts of the engine, which show one unlucky start (docs/methods.md#prediction-bound).
 
         A round of the answer is the median of one start; its calibration is the median over the starts.
         """

@@ -2,7 +2,7 @@
 
 An ordinary initialisation gives nearly uniform predictions which no fault of the cache moves. Here every matrix keeps the size
 of what passes through it, attention picks few tokens, biases and norms differ from their neutral values, and the last matrix is
-scaled until the entropy is 1.85 nats (METHODS 3.2).
+scaled until the entropy is 1.85 nats (docs/methods.md#fp32-structure).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ENTROPY = 1.85
-"""Nats, of the mean prediction (METHODS 3.2)."""
+"""Nats, of the mean prediction (docs/methods.md#fp32-structure)."""
 _GAIN = 1.25
 """Of every matrix: attention scores then have a standard deviation of about 1.6, so that few tokens get most of the weight."""
 _SPREAD = 0.25
