@@ -39,9 +39,9 @@ from power_in_methods import Cell, at_the_end, with_looks
 from simulated_nights import FALSE_ALARMS, PIECES, drifts
 from simulated_questions import N, Questions
 
-from pytest_llminfer.checks.accuracy import Answer
-from pytest_llminfer.checks.recorded_answers import Recorded
-from pytest_llminfer.checks.sequential_accuracy import AccuracyTest
+from pytest_llminfer.families.accuracy.check import AccuracyTest
+from pytest_llminfer.families.accuracy.grading import Answer
+from pytest_llminfer.families.accuracy.recorded import Recorded
 from pytest_llminfer.stats import exchangeable, sequential
 from pytest_llminfer.verdict import Outcome
 

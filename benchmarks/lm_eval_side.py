@@ -31,11 +31,11 @@ from lm_eval_environment import LM_EVAL, models
 from result import REPOSITORY, Result, finish, machine
 from sides import THREADS
 
-from pytest_llminfer.accuracy_record import ORDER_SEED
 from pytest_llminfer.datasets.few_shot import load_examples
 from pytest_llminfer.datasets.gsm8k import Problem, grade
 from pytest_llminfer.datasets.load import SYNTHETIC, load
 from pytest_llminfer.datasets.prompts import FORMS, PromptForm
+from pytest_llminfer.families.accuracy.record import ORDER_SEED
 from pytest_llminfer.models.model import Model
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from multiprocessing.connection import Client
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.accuracy_record import ORDER_SEED
-from pytest_llminfer.answering import QuestionSet
+from pytest_llminfer.families.accuracy.observe import QuestionSet
+from pytest_llminfer.families.accuracy.record import ORDER_SEED
 
 if TYPE_CHECKING:
     from pytest_llminfer.datasets.load import Dataset
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.models.model import Model
-    from pytest_llminfer.observations import Generation
+    from pytest_llminfer.observations.generation import Generation
 
 OPTIONS = ("--model=reference", "--dtype=bf16", "--quantization=none", "--dataset=synthetic")
 

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SHOWN = 8
+"""Lines of a long list of differences that a verdict shows; the rest are counted."""
 
 
 class Outcome(StrEnum):
@@ -73,3 +80,9 @@ class Verdict:
         if self.outcome is not Outcome.PASS and self.advice:
             lines.append(f"  what to do: {self.advice}")
         return "\n".join(lines)
+
+
+def first_offenders(lines: Sequence[str], *, shown: int = SHOWN) -> tuple[str, ...]:
+    """The first ``shown`` lines, and one that counts the rest."""
+    rest = len(lines) - shown
+    return (*lines[:shown], *((f"and {rest:,} more",) if rest > 0 else ()))

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.checks.conversations import check_conversations
-from pytest_llminfer.experiments import experiment
+from pytest_llminfer.families.chat.check import check_conversations
+from pytest_llminfer.families.probes import bundled_probe
+from pytest_llminfer.families.serving.observe import Exchange
 from pytest_llminfer.models.chat_forms import TODAY
 from pytest_llminfer.models.conversations import Conversations
-from pytest_llminfer.serving_client import Exchange
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.judging import Judge
-    from pytest_llminfer.recording import Baseline
+    from pytest_llminfer.plugin.judging import Judge
+    from pytest_llminfer.plugin.recording import Baseline
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def test_the_server_counts_the_same_tokens(engine: Engine, conversations: Conver
 def test_the_engine_reads_the_template_as_it_is(engine: Engine, conversations: Conversations, judge: Judge) -> None:
     """The engine's own tokenizer gives the ids that the harness sends."""
     found = engine.run(
-        experiment("conversations.chat"),
+        bundled_probe("chat.conversations.chat"),
         path=str(engine.model.folder),
         conversations=[list(each) for each in conversations.taken],
         today=TODAY.isoformat(),

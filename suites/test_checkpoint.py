@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.checks.checkpoint import check_checkpoint
+from pytest_llminfer.families.layout.checkpoint import check_checkpoint
 from pytest_llminfer.models.stored import read_stored
 
 if TYPE_CHECKING:
-    from pytest_llminfer.judging import Judge
+    from pytest_llminfer.plugin.judging import Judge
 
 
 def test_checkpoint_is_stored_as_it_declares(checkpoint: str, judge: Judge) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.checks.divergence import check_divergence, check_divergence_ratio, check_unchanged
+from pytest_llminfer.families.divergence.check import check_divergence, check_divergence_ratio, check_unchanged
 
 if TYPE_CHECKING:
-    from pytest_llminfer.diverging import Divergence
-    from pytest_llminfer.judging import Judge
+    from pytest_llminfer.families.divergence.observe import Divergence
+    from pytest_llminfer.plugin.judging import Judge
 
 
 def test_predictions_are_as_recorded(divergence: Divergence, judge: Judge) -> None:

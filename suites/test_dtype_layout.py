@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.checks.rank_layout import check_rank_layouts, check_ranks_unchanged, summarise_ranks
+from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged, summarise_ranks
 from pytest_llminfer.models.stored import declared_groups
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.judging import Judge
-    from pytest_llminfer.recording import Baseline
+    from pytest_llminfer.plugin.judging import Judge
+    from pytest_llminfer.plugin.recording import Baseline
 
 REPACKING = ("vllm", "sglang")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.checks.answers import check_flips
+from pytest_llminfer.families.accuracy.answers import check_flips
 
 if TYPE_CHECKING:
-    from pytest_llminfer.accuracy_run import AccuracyRun
-    from pytest_llminfer.judging import Judge
+    from pytest_llminfer.families.accuracy.run import AccuracyRun
+    from pytest_llminfer.plugin.judging import Judge
 
 
 def test_accuracy_has_not_dropped(accuracy: AccuracyRun, judge: Judge) -> None:

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.checks.distributions import check_same_distributions
-from pytest_llminfer.checks.kv_cache import check_cache_prefix, check_cache_shape, check_same_greedy_tokens
-from pytest_llminfer.checks.kv_pool import check_kv_pool
-from pytest_llminfer.greedy import MAX_TOKENS, TOP
+from pytest_llminfer.families.kv_cache.check import check_cache_prefix, check_cache_shape
+from pytest_llminfer.families.kv_cache.pool import check_kv_pool
+from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
+from pytest_llminfer.families.tokens.distributions import check_same_distributions
+from pytest_llminfer.families.tokens.observe import MAX_TOKENS, TOP
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.greedy import Greedy
-    from pytest_llminfer.judging import Judge
+    from pytest_llminfer.families.tokens.observe import Greedy
+    from pytest_llminfer.plugin.judging import Judge
 
 
 @pytest.mark.parametrize("route", ["no_cache", "loop"])

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llminfer.equivalence import FAMILIES, OWN, SLIDING_SHAPES, STRUCTURES
+from pytest_llminfer.families.kv_equivalence.observe import FAMILIES, OWN, SLIDING_SHAPES, STRUCTURES
 
 if TYPE_CHECKING:
-    from pytest_llminfer.equivalence import KVEquivalence
+    from pytest_llminfer.families.kv_equivalence.observe import KVEquivalence
 
 pytestmark = pytest.mark.llminfer_only(quantization="none")
 CASES = [

@@ -9,21 +9,27 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llminfer.checks.batch_invariance import check_batch_invariance
-from pytest_llminfer.checks.kv_pool import check_kv_pool
-from pytest_llminfer.checks.preemption import check_preempted
-from pytest_llminfer.checks.prefixes import check_prefix_hits
-from pytest_llminfer.checks.resynchronised import check_resynchronised_tokens
-from pytest_llminfer.checks.schedules import check_schedules, kl_of_answers
-from pytest_llminfer.kv_schedules import PrefixAnswers, Schedules, promised_invariance, refuse_flat, resynchronised
-from pytest_llminfer.kv_variants import Variant
+from pytest_llminfer.families.execution_modes.batch_invariance import check_batch_invariance
+from pytest_llminfer.families.execution_modes.check import check_schedules, kl_of_answers
+from pytest_llminfer.families.execution_modes.observe import (
+    PrefixAnswers,
+    Schedules,
+    promised_invariance,
+    refuse_flat,
+    resynchronised,
+)
+from pytest_llminfer.families.execution_modes.preemption import check_preempted
+from pytest_llminfer.families.execution_modes.prefixes import check_prefix_hits
+from pytest_llminfer.families.execution_modes.resynchronised import check_resynchronised_tokens
+from pytest_llminfer.families.execution_modes.variants import Variant
+from pytest_llminfer.families.kv_cache.pool import check_kv_pool
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.greedy import Greedy
-    from pytest_llminfer.judging import Judge
-    from pytest_llminfer.kv_variants import KVVariants
-    from pytest_llminfer.recording import Baseline
+    from pytest_llminfer.families.execution_modes.variants import KVVariants
+    from pytest_llminfer.families.tokens.observe import Greedy
+    from pytest_llminfer.plugin.judging import Judge
+    from pytest_llminfer.plugin.recording import Baseline
 
 pytestmark = pytest.mark.llminfer_only(dp=1)
 """Replicas are the same engine several times."""

@@ -6,18 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.checks.ledger import check_ledger
-from pytest_llminfer.checks.memory import check_kv_bytes_per_token, check_no_growth, check_peak, check_weights, predict_weights
-from pytest_llminfer.checks.parallelism import expected_rank_weights
+from pytest_llminfer.families.memory.check import (
+    check_kv_bytes_per_token,
+    check_no_growth,
+    check_peak,
+    check_weights,
+    predict_weights,
+)
+from pytest_llminfer.families.memory.profile import check_ledger
+from pytest_llminfer.families.parallelism.check import expected_rank_weights
 from pytest_llminfer.models.stored import declared_groups
 from pytest_llminfer.verdict import Outcome
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.judging import Judge
-    from pytest_llminfer.memory_ledger import MemoryLedger
-    from pytest_llminfer.observations import MemoryReport
-    from pytest_llminfer.recording import Baseline
+    from pytest_llminfer.families.memory.observe import MemoryLedger
+    from pytest_llminfer.observations.memory import MemoryReport
+    from pytest_llminfer.plugin.judging import Judge
+    from pytest_llminfer.plugin.recording import Baseline
     from pytest_llminfer.verdict import Verdict
 
 REQUESTS = 20

@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
-from pytest_llminfer.checks.parallelism import check_rank_weights, check_ranks, check_reference_answers, expected_rank_weights
-from pytest_llminfer.checks.sequential_accuracy import check_accuracy_at_once
+from pytest_llminfer.families.accuracy.check import check_accuracy_at_once
+from pytest_llminfer.families.parallelism.check import (
+    check_rank_weights,
+    check_ranks,
+    check_reference_answers,
+    expected_rank_weights,
+)
+from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 
 if TYPE_CHECKING:
-    from pytest_llminfer.answering import Answered
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.greedy import Greedy
-    from pytest_llminfer.judging import Judge
-    from pytest_llminfer.spreading import OneGpu, SpreadTable
+    from pytest_llminfer.families.accuracy.observe import Answered
+    from pytest_llminfer.families.parallelism.observe import OneGpu, SpreadTable
+    from pytest_llminfer.families.tokens.observe import Greedy
+    from pytest_llminfer.plugin.judging import Judge
 
 
 def test_greedy_tokens_are_those_of_one_gpu(engine: Engine, greedy: Greedy, one_gpu: OneGpu, judge: Judge) -> None:

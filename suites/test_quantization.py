@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.float_formats import check_casts, drawn
-from pytest_llminfer.checks.quantization import (
+from pytest_llminfer.families.probes import bundled_probe
+from pytest_llminfer.families.quantization.casts import check_casts, drawn
+from pytest_llminfer.families.quantization.check import (
     check_against_best,
     check_codebook,
     check_double_quantization,
@@ -16,14 +17,13 @@ from pytest_llminfer.checks.quantization import (
     check_near_normal,
     check_round_trip,
 )
-from pytest_llminfer.checks.resaved import check_resaved
-from pytest_llminfer.checks.training import check_one_step
-from pytest_llminfer.experiments import experiment
-from pytest_llminfer.models.float_formats import FORMATS
+from pytest_llminfer.families.quantization.resaved import check_resaved
+from pytest_llminfer.families.quantization.training import check_one_step
+from pytest_llminfer.numerics.float_formats import FORMATS
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.judging import Judge
+    from pytest_llminfer.plugin.judging import Judge
 
 SEED = 20260101
 BLOCK = 64
@@ -43,7 +43,7 @@ def normal() -> np.ndarray:
 @pytest.fixture(scope="session")
 def stored(engine: Engine, normal: np.ndarray) -> dict[str, Any]:
     """Those numbers as a linear of this cell multiplies by them."""
-    return dict(engine.run(experiment("formats.round_trip"), values=normal))
+    return dict(engine.run(bundled_probe("quantization.formats.round_trip"), values=normal))
 
 
 @bitsandbytes
@@ -61,7 +61,7 @@ def test_every_linear_lost_what_its_format_loses(engine: Engine, judge: Judge) -
     """Against the checkpoint's own weights: a layer that was left alone has lost nothing."""
     if engine.spec.weights == "dummy":
         pytest.skip("random weights have no checkpoint to be compared with")
-    found = engine.run(experiment("formats.against_checkpoint"), path=str(engine.model.folder))
+    found = engine.run(bundled_probe("quantization.formats.against_checkpoint"), path=str(engine.model.folder))
     name = engine.spec.quantization
     judge(check_loss_of_weights(found=found, name=name, block=None if name == "int8" else BLOCK))
 
@@ -69,7 +69,7 @@ def test_every_linear_lost_what_its_format_loses(engine: Engine, judge: Judge) -
 @four_bits
 def test_codes_are_those_of_the_definition(engine: Engine, judge: Judge) -> None:
     """The 16 values of nf4 are quantiles of the normal distribution; every code is used."""
-    judge(check_codebook(found=engine.run(experiment("formats.codebook")), name=engine.spec.quantization))
+    judge(check_codebook(found=engine.run(bundled_probe("quantization.formats.codebook")), name=engine.spec.quantization))
 
 
 @four_bits
@@ -81,7 +81,9 @@ def test_error_beside_the_best_sixteen_values(engine: Engine, normal: np.ndarray
 @four_bits
 def test_double_quantization_costs_next_to_nothing(engine: Engine, normal: np.ndarray, judge: Judge) -> None:
     """It saves 0.373 bits a weight."""
-    plain, double = (engine.run(experiment("formats.round_trip"), values=normal, double_quantized=each) for each in (False, True))
+    plain, double = (
+        engine.run(bundled_probe("quantization.formats.round_trip"), values=normal, double_quantized=each) for each in (False, True)
+    )
     judge(check_double_quantization(plain=plain, double=double, values=normal))
 
 
@@ -91,20 +93,24 @@ def test_weights_are_near_normal(engine: Engine, judge: Judge) -> None:
 
     Those are named and pass; a linear of equal numbers, or of some that are not finite, fails.
     """
-    judge(check_near_normal(found=engine.run(experiment("formats.weights"))))
+    judge(check_near_normal(found=engine.run(bundled_probe("quantization.formats.weights"))))
 
 
 @pytest.mark.llminfer_only(quantization="none")
 def test_numbers_are_cast_as_the_formats_define(engine: Engine, judge: Judge) -> None:
     """Over all magnitudes, subnormal and infinite ones included, on the device that computes."""
     numbers = drawn(20_000, SEED)
-    judge(check_casts(numbers=numbers, found=engine.run(experiment("formats.casts"), numbers=numbers, names=list(FORMATS))))
+    judge(
+        check_casts(
+            numbers=numbers, found=engine.run(bundled_probe("quantization.formats.casts"), numbers=numbers, names=list(FORMATS))
+        )
+    )
 
 
 @bitsandbytes
 def test_one_step_moves_what_is_not_quantized(engine: Engine, judge: Judge) -> None:
     """Quantized weights have no gradient and stay; norms and embeddings move; the loss is finite."""
-    judge(check_one_step(step=engine.run(experiment("training.one_step"), tokens=engine.model.prompts(1)[0])))
+    judge(check_one_step(step=engine.run(bundled_probe("quantization.training.one_step"), tokens=engine.model.prompts(1)[0])))
 
 
 def test_a_saved_model_is_the_same_model(engine: Engine, judge: Judge) -> None:
@@ -116,7 +122,7 @@ def test_a_saved_model_is_the_same_model(engine: Engine, judge: Judge) -> None:
     tokens = engine.model.prompts(1)[0]
     judge(
         check_resaved(
-            saved=engine.run(experiment("checkpoints.save_and_reload"), tokens=tokens, shard_bytes=shard_bytes),
+            saved=engine.run(bundled_probe("quantization.checkpoints.save_and_reload"), tokens=tokens, shard_bytes=shard_bytes),
             shard_bytes=shard_bytes,
         )
     )

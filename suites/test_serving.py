@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llminfer.checks.latency import REQUESTS, check_latency, record
-from pytest_llminfer.checks.serving import (
+from pytest_llminfer.families.serving.check import (
     check_answered,
     check_finish_reasons,
     check_key,
@@ -15,13 +14,14 @@ from pytest_llminfer.checks.serving import (
     check_same_replies,
     check_stop,
 )
-from pytest_llminfer.serving_client import Exchange
+from pytest_llminfer.families.serving.latency import REQUESTS, check_latency, record
+from pytest_llminfer.families.serving.observe import Exchange
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.judging import Judge
-    from pytest_llminfer.recording import Baseline
-    from pytest_llminfer.serving_client import Reply
+    from pytest_llminfer.families.serving.observe import Reply
+    from pytest_llminfer.plugin.judging import Judge
+    from pytest_llminfer.plugin.recording import Baseline
 
 pytestmark = pytest.mark.llminfer_only(over_http=True)
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llminfer.checks.settings import check_settings
 from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.families.settings.check import check_settings
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.judging import Judge
-    from pytest_llminfer.recording import Baseline
+    from pytest_llminfer.plugin.judging import Judge
+    from pytest_llminfer.plugin.recording import Baseline
 
 
 @pytest.mark.parametrize("part", ["resolved", "defaults"])

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llminfer.checks.idle import LEAST_ROUNDS, check_idle
-from pytest_llminfer.engines.idling import stop_and_start
-from pytest_llminfer.options import STASH
+from pytest_llminfer.families.shutdown.check import LEAST_ROUNDS, check_idle
+from pytest_llminfer.families.shutdown.observe import stop_and_start
+from pytest_llminfer.plugin.options import STASH
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.judging import Judge
+    from pytest_llminfer.plugin.judging import Judge
 
 MOST_SECONDS = 15.0
 """What a load may take where nobody asked for all tests: three more of them follow."""

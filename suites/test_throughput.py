@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.checks.throughput import check_throughput
-from pytest_llminfer.measuring import WORKLOADS, sessions
+from pytest_llminfer.families.throughput.check import check_throughput
+from pytest_llminfer.families.throughput.observe import WORKLOADS, sessions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_llminfer.checks.throughput import Session
-    from pytest_llminfer.judging import Judge
-    from pytest_llminfer.measuring import Speed, Throughput
-    from pytest_llminfer.recording import Baseline
+    from pytest_llminfer.families.throughput.check import Session
+    from pytest_llminfer.families.throughput.observe import Speed, Throughput
+    from pytest_llminfer.plugin.judging import Judge
+    from pytest_llminfer.plugin.recording import Baseline
     from pytest_llminfer.verdict import Verdict
 
 

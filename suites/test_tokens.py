@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
-from pytest_llminfer.checks.penalties import check_no_penalty, shifts_of_seen_tokens
-from pytest_llminfer.greedy import pack, unpack
+from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
+from pytest_llminfer.families.tokens.observe import pack, unpack
+from pytest_llminfer.families.tokens.penalties import check_no_penalty, shifts_of_seen_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.greedy import Greedy
-    from pytest_llminfer.judging import Judge
-    from pytest_llminfer.observations import Generation
-    from pytest_llminfer.recording import Baseline
+    from pytest_llminfer.families.tokens.observe import Greedy
+    from pytest_llminfer.observations.generation import Generation
+    from pytest_llminfer.plugin.judging import Judge
+    from pytest_llminfer.plugin.recording import Baseline
 
 
 def test_greedy_tokens_are_as_recorded(engine: Engine, greedy: Greedy, baseline: Baseline, judge: Judge) -> None:

@@ -20,30 +20,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.accuracy_record import unpack
-from pytest_llminfer.answering import WATCHED, QuestionSet
 from pytest_llminfer.baselines import side_files
-from pytest_llminfer.checks.answers import check_flips, check_format, check_length, check_truncation
-from pytest_llminfer.checks.divergence import LIMITS, SAME_WEIGHTS, check_divergence
-from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
-from pytest_llminfer.checks.penalties import check_no_penalty, shifts_of_seen_tokens
-from pytest_llminfer.checks.sampler import check_sampler
-from pytest_llminfer.checks.sequential_accuracy import AccuracyTest
 from pytest_llminfer.datasets.load import load
-from pytest_llminfer.diverging import Forced
 from pytest_llminfer.engines.engine import Engine, Launch
-from pytest_llminfer.greedy import Greedy
-from pytest_llminfer.greedy import unpack as unpack_tokens
+from pytest_llminfer.families.accuracy.answers import check_flips, check_format, check_length, check_truncation
+from pytest_llminfer.families.accuracy.check import AccuracyTest
+from pytest_llminfer.families.accuracy.observe import WATCHED, QuestionSet
+from pytest_llminfer.families.accuracy.record import unpack
+from pytest_llminfer.families.accuracy.sampler import check_sampler
+from pytest_llminfer.families.divergence.check import LIMITS, SAME_WEIGHTS, check_divergence
+from pytest_llminfer.families.divergence.observe import Forced
+from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
+from pytest_llminfer.families.tokens.observe import Greedy
+from pytest_llminfer.families.tokens.observe import unpack as unpack_tokens
+from pytest_llminfer.families.tokens.penalties import check_no_penalty, shifts_of_seen_tokens
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.observations import Generation, Sampling, Scores
+from pytest_llminfer.observations.generation import Generation, Sampling, Scores
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_llminfer.checks.accuracy import Answer
-    from pytest_llminfer.checks.recorded_answers import Recorded
+    from pytest_llminfer.families.accuracy.grading import Answer
+    from pytest_llminfer.families.accuracy.recorded import Recorded
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BASELINES = REPOSITORY / "baselines" / "any" / "reference"

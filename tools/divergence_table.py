@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 from pytest_llminfer.baselines import side_files
-from pytest_llminfer.checks.divergence import compare
-from pytest_llminfer.observations import Scores
+from pytest_llminfer.families.divergence.check import compare
+from pytest_llminfer.observations.generation import Scores
 from pytest_llminfer.stats.bootstrap import limits, resampled_means
 
 COLUMNS = ("logprobs", "top_ids", "top_logprobs")

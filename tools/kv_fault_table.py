@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_llminfer.checks.kv_diagnosis import Kind
-from pytest_llminfer.checks.kv_equivalence import LIMIT
-from pytest_llminfer.checks.kv_stored import OF_DEEPER
 from pytest_llminfer.engines.engine import Engine, Launch
-from pytest_llminfer.equivalence import FAMILIES, STRUCTURES, KVEquivalence, Structure
 from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.families.kv_equivalence.check import LIMIT
+from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
+from pytest_llminfer.families.kv_equivalence.drawing import Journey, draw_journeys
+from pytest_llminfer.families.kv_equivalence.observe import FAMILIES, STRUCTURES, KVEquivalence, Structure
+from pytest_llminfer.families.kv_equivalence.stored import OF_DEEPER
 from pytest_llminfer.models.cut import structure_config
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.route_drawing import Journey, draw_journeys
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome, Verdict
 

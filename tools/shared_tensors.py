@@ -14,7 +14,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.worker.backends.checkpoint import StoredTensor, read_checkpoint
+from pytest_llminfer.checkpoints.safetensors import StoredTensor, read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

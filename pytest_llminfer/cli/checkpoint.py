@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.checks.checkpoint import check_checkpoint
 from pytest_llminfer.cli.console import Parser, say
 from pytest_llminfer.errors import InvalidSpecError
+from pytest_llminfer.families.layout.checkpoint import check_checkpoint
 from pytest_llminfer.models.stored import read_stored
 from pytest_llminfer.spec import QUANTIZATIONS
 from pytest_llminfer.verdict import Outcome

@@ -18,7 +18,7 @@ from pytest_llminfer.cli import machine
 from pytest_llminfer.cli.console import Parser, say, table, tell
 from pytest_llminfer.cli.diagnosis import MISSING, Finding, Place, diagnose
 from pytest_llminfer.engines.environments import list_environments
-from pytest_llminfer.engines.launch.local import default_threads
+from pytest_llminfer.engines.launchers.local import default_threads
 from pytest_llminfer.errors import BadInputError, InvalidSpecError
 from pytest_llminfer.hardware import detect
 from pytest_llminfer.spec import DISTRIBUTIONS, ENGINES

@@ -7,26 +7,26 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.checkpoints.gguf_mixtures import MIXTURES
+from pytest_llminfer.checkpoints.gguf_model import config_from_gguf, read_gguf
 from pytest_llminfer.cli.console import Parser, say, table
 from pytest_llminfer.errors import BadInputError, InvalidSpecError
-from pytest_llminfer.memory_model.budget import UTILIZATION
-from pytest_llminfer.memory_model.formats import GROUP, FormatOptions
-from pytest_llminfer.memory_model.gguf_mixtures import MIXTURES
-from pytest_llminfer.memory_model.gpus import GPUS, LISTED_BUT_KEPT, Gpu, find_gpu
-from pytest_llminfer.memory_model.kv import BITS
-from pytest_llminfer.memory_model.plan import Deployment, Known, MemoryPlan, plan_memory
-from pytest_llminfer.memory_model.weights import FORMATS
 from pytest_llminfer.models.files import SHAPES
-from pytest_llminfer.models.gguf import config_from_gguf, read_gguf
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.models.shape import TORCH_DTYPES
 from pytest_llminfer.models.stored import declared_groups, stored_format
+from pytest_llminfer.predict.budget import UTILIZATION
+from pytest_llminfer.predict.formats import GROUP, FormatOptions
+from pytest_llminfer.predict.gpus import GPUS, LISTED_BUT_KEPT, Gpu, find_gpu
+from pytest_llminfer.predict.kv import BITS
+from pytest_llminfer.predict.plan import Deployment, Known, MemoryPlan, plan_memory
+from pytest_llminfer.predict.weights import FORMATS
 from pytest_llminfer.spec import REFERENCE_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_llminfer.memory_model.budget import DeviceBudget
+    from pytest_llminfer.predict.budget import DeviceBudget
 
 GIB = 2**30
 _WORDS = {name: word for word, name in TORCH_DTYPES.items()}

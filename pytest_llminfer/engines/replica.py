@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.engines.launch import local
+from pytest_llminfer.engines.launchers import local
 from pytest_llminfer.engines.worker_process import WorkerProcess
 from pytest_llminfer.errors import EngineDiedError, EngineError, EngineStartError
-from pytest_llminfer.observations import EngineInfo
+from pytest_llminfer.observations.engine import EngineInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.checkpoints.gguf_model import config_from_gguf, read_gguf
 from pytest_llminfer.datasets.load import SYNTHETIC, load
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
 from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.models.chat_forms import TODAY
 from pytest_llminfer.models.files import find, fingerprint, first_line, read_object
-from pytest_llminfer.models.gguf import config_from_gguf, read_gguf
 from pytest_llminfer.models.shape import ModelShape
 
 if TYPE_CHECKING:

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.checkpoints import gguf_layout
+from pytest_llminfer.checkpoints.gguf_model import config_from_gguf, read_gguf
+from pytest_llminfer.checkpoints.quantization_config import double_quantized, group_size, left_alone, stored_format, variant
+from pytest_llminfer.checkpoints.safetensors import read_checkpoint, read_configuration, read_index, read_text
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.models.gguf import config_from_gguf, read_gguf
 from pytest_llminfer.models.shape import ModelShape
-from pytest_llminfer.observations import Layout, Parameter
-from pytest_llminfer.worker.backends.checkpoint import read_checkpoint, read_configuration, read_index, read_text
-from pytest_llminfer.worker.backends.llamacpp import layout as gguf_layout
-from pytest_llminfer.worker.backends.stored_format import double_quantized, group_size, left_alone, stored_format, variant
+from pytest_llminfer.observations.layout import Layout, Parameter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_llminfer.worker.backends.checkpoint import StoredTensor
+    from pytest_llminfer.checkpoints.safetensors import StoredTensor
 
 __all__ = ["StoredModel", "declared_groups", "read_stored", "stored_format"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_llminfer.hardware import detect
 
 if TYPE_CHECKING:
-    from pytest_llminfer.options import Options
+    from pytest_llminfer.plugin.options import Options
 
 _SHOWN = ("engine", "model", "quantization", "dtype", "gpus", "dataset")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import pytest_llminfer
-from pytest_llminfer.worker.backends.checkpoint import read_checkpoint
+from pytest_llminfer.checkpoints.safetensors import read_checkpoint
 from pytest_llminfer.worker.backends.llamacpp.source import read_tensor
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_llminfer.routes import Route
+from pytest_llminfer.observations.cache_paths import Route
 
 TOKENS = 64
 WINDOW = 33

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import pytest_llminfer
-from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
+from pytest_llminfer.checkpoints.gguf_model import read_gguf
+from pytest_llminfer.checkpoints.gguf_names import permuted_heads
 from pytest_llminfer.engines.engine import Engine, Launch
-from pytest_llminfer.models.gguf import read_gguf
+from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.worker.backends.llamacpp.names import permuted_heads
 
 REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
 HEADS, KV_HEADS = 4, 2

@@ -22,7 +22,7 @@ SAID = (
 
 def check(engine):
     """The layout of every rank, judged."""
-    from pytest_llminfer.checks.rank_layout import check_rank_layouts
+    from pytest_llminfer.families.layout.ranks import check_rank_layouts
 
     spec = engine.spec
     return check_rank_layouts(

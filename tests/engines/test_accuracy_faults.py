@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.answering import QuestionSet
 from pytest_llminfer.baselines.record import differing
-from pytest_llminfer.checks.answers import check_flips
-from pytest_llminfer.checks.sampler import check_sampler
+from pytest_llminfer.families.accuracy.answers import check_flips
+from pytest_llminfer.families.accuracy.observe import QuestionSet
+from pytest_llminfer.families.accuracy.sampler import check_sampler
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 

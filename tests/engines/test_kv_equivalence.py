@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.checks.kv_diagnosis import Kind
-from pytest_llminfer.equivalence import KVEquivalence
 from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
+from pytest_llminfer.families.kv_equivalence.observe import KVEquivalence
 from pytest_llminfer.verdict import Outcome
 
 REPOSITORY = Path(__file__).resolve().parents[2]

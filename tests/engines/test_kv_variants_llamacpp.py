@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.checks.kv_pool import check_kv_pool
-from pytest_llminfer.checks.schedules import check_schedules, kl_of_answers
-from pytest_llminfer.greedy import Greedy
-from pytest_llminfer.kv_variants import KVVariants, Variant
+from pytest_llminfer.families.execution_modes.check import check_schedules, kl_of_answers
+from pytest_llminfer.families.execution_modes.variants import KVVariants, Variant
+from pytest_llminfer.families.kv_cache.pool import check_kv_pool
+from pytest_llminfer.families.tokens.observe import Greedy
 from pytest_llminfer.verdict import Outcome
 
 WORKERS = runpy.run_path(str(Path(__file__).with_name("llamacpp_workers.py")))

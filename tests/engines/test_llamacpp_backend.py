@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llminfer.checkpoints.gguf_model import stored_type, type_bytes
 from pytest_llminfer.errors import BadInputError, EngineStartError, OutOfMemoryError, UnsupportedError
-from pytest_llminfer.models.gguf import stored_type, type_bytes
 
 WORKERS = runpy.run_path(str(Path(__file__).with_name("llamacpp_workers.py")))
 model, prompts, cache, start, fp16, answers, KV_HEADS = (

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pytest_llminfer.checkpoints.gguf_model import config_from_gguf, read_gguf
+from pytest_llminfer.checkpoints.gguf_names import to_gguf
+from pytest_llminfer.checkpoints.safetensors import read_checkpoint
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.models.gguf import config_from_gguf, read_gguf
 from pytest_llminfer.models.shape import ModelShape
-from pytest_llminfer.worker.backends.checkpoint import read_checkpoint
-from pytest_llminfer.worker.backends.llamacpp.names import to_gguf
 from pytest_llminfer.worker.backends.llamacpp.source import read_tensor
 
 WORKERS = runpy.run_path(str(Path(__file__).with_name("llamacpp_workers.py")))

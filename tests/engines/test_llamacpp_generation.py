@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
+from pytest_llminfer.checkpoints.gguf_model import read_gguf
+from pytest_llminfer.checkpoints.gguf_names import to_gguf
+from pytest_llminfer.checkpoints.safetensors import read_checkpoint
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.models.gguf import read_gguf
-from pytest_llminfer.observations import Sampling
+from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
+from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.verdict import Outcome
-from pytest_llminfer.worker.backends.checkpoint import read_checkpoint
-from pytest_llminfer.worker.backends.llamacpp.names import to_gguf
 
 WORKERS = runpy.run_path(str(Path(__file__).with_name("llamacpp_workers.py")))
 model, prompts, cache, start, fp16, answers, transformers, converted, same, tensor, REFERENCE = (

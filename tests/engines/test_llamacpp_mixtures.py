@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from pytest_llminfer.memory_model.gguf_mixtures import stored_type, type_bytes
-from pytest_llminfer.worker.backends.llamacpp.gguf_file import read_gguf
+from pytest_llminfer.checkpoints.gguf import read_gguf
+from pytest_llminfer.checkpoints.gguf_mixtures import stored_type, type_bytes
 
 HIDDEN, INNER, VOCAB, LAYERS, GROUPS = 256, 512, 64, 17, 4
 PARTS = {

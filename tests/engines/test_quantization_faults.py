@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.checkpoint import check_checkpoint
-from pytest_llminfer.checks.float_formats import check_casts, drawn
-from pytest_llminfer.checks.quantization import check_against_best, check_codebook, check_loss_of_weights, check_round_trip
-from pytest_llminfer.checks.resaved import check_resaved
-from pytest_llminfer.checks.training import check_one_step
-from pytest_llminfer.experiments import experiment
-from pytest_llminfer.models.float_formats import FORMATS
+from pytest_llminfer.families.layout.checkpoint import check_checkpoint
+from pytest_llminfer.families.probes import bundled_probe
+from pytest_llminfer.families.quantization.casts import check_casts, drawn
+from pytest_llminfer.families.quantization.check import check_against_best, check_codebook, check_loss_of_weights, check_round_trip
+from pytest_llminfer.families.quantization.resaved import check_resaved
+from pytest_llminfer.families.quantization.training import check_one_step
 from pytest_llminfer.models.stored import read_stored
+from pytest_llminfer.numerics.float_formats import FORMATS
 from pytest_llminfer.verdict import Outcome
 
 WORKERS = runpy.run_path(str(Path(__file__).with_name("transformers_workers.py")))
@@ -41,32 +41,35 @@ class Cell:
         return getattr(self, claim)()
 
     def round_trip(self):
-        stored = self.run(experiment("formats.round_trip"), values=NORMAL)
+        stored = self.run(bundled_probe("quantization.formats.round_trip"), values=NORMAL)
         return check_round_trip(values=NORMAL, read=stored["values"], name="nf4", block=stored["block_size"], declared=64)
 
     def best(self):
-        stored = self.run(experiment("formats.round_trip"), values=NORMAL)
+        stored = self.run(bundled_probe("quantization.formats.round_trip"), values=NORMAL)
         return check_against_best(values=NORMAL, read=stored["values"], name="nf4", block=64)
 
     def weights(self):
-        found = self.run(experiment("formats.against_checkpoint"), path=str(REFERENCE))
+        found = self.run(bundled_probe("quantization.formats.against_checkpoint"), path=str(REFERENCE))
         assert len(found) == 28
         return check_loss_of_weights(found=found, name="nf4", block=64)
 
     def codes(self):
-        return check_codebook(found=self.run(experiment("formats.codebook")), name="nf4")
+        return check_codebook(found=self.run(bundled_probe("quantization.formats.codebook")), name="nf4")
 
     def casts(self):
         numbers = drawn(5_000, 1)
-        return check_casts(numbers=numbers, found=self.run(experiment("formats.casts"), numbers=numbers, names=list(FORMATS)))
+        return check_casts(
+            numbers=numbers, found=self.run(bundled_probe("quantization.formats.casts"), numbers=numbers, names=list(FORMATS))
+        )
 
     def step(self):
-        return check_one_step(step=self.run(experiment("training.one_step"), tokens=list(range(5, 60))))
+        return check_one_step(step=self.run(bundled_probe("quantization.training.one_step"), tokens=list(range(5, 60))))
 
     def resaved(self):
         tokens = list(range(5, 40))
         return check_resaved(
-            saved=self.run(experiment("checkpoints.save_and_reload"), tokens=tokens, shard_bytes=SHARD), shard_bytes=SHARD
+            saved=self.run(bundled_probe("quantization.checkpoints.save_and_reload"), tokens=tokens, shard_bytes=SHARD),
+            shard_bytes=SHARD,
         )
 
 

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.checks.layout import check_layout
-from pytest_llminfer.checks.ledger import check_ledger, ledger_lines, pinned_capacity
-from pytest_llminfer.checks.memory import check_weights, predict_weights
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.engines.environments.cache import cache_folder
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.memory_model.buffers import rope_bytes
+from pytest_llminfer.families.layout.check import check_layout
+from pytest_llminfer.families.memory.check import check_weights, predict_weights
+from pytest_llminfer.families.memory.profile import check_ledger, ledger_lines, pinned_capacity
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.models.stored import declared_groups
-from pytest_llminfer.observations import KVPool, Layout, MemoryReport
+from pytest_llminfer.observations.kv_cache import KVPool
+from pytest_llminfer.observations.layout import Layout
+from pytest_llminfer.observations.memory import MemoryReport
+from pytest_llminfer.predict.buffers import rope_bytes
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.schedules import check_schedules
-from pytest_llminfer.kv_schedules import refuse_flat
-from pytest_llminfer.observations import Generation
+from pytest_llminfer.families.execution_modes.check import check_schedules
+from pytest_llminfer.families.execution_modes.observe import refuse_flat
+from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 

@@ -13,15 +13,15 @@ import numpy as np
 import psutil
 import pytest
 
-from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
-from pytest_llminfer.checks.kv_pool import check_kv_pool
-from pytest_llminfer.checks.prefixes import check_prefix_hits
-from pytest_llminfer.checks.schedules import check_schedules
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineError, OutOfMemoryError, UnsupportedError
-from pytest_llminfer.kv_schedules import PrefixAnswers, Schedules
+from pytest_llminfer.families.execution_modes.check import check_schedules
+from pytest_llminfer.families.execution_modes.observe import PrefixAnswers, Schedules
+from pytest_llminfer.families.execution_modes.prefixes import check_prefix_hits
+from pytest_llminfer.families.kv_cache.pool import check_kv_pool
+from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.observations import Sampling
+from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.baselines import side_files
-from pytest_llminfer.checks.divergence import LIMITS, SAME_WEIGHTS, check_divergence, check_unchanged, compare
 from pytest_llminfer.datasets.load import load
-from pytest_llminfer.diverging import POSITIONS, TOP, Forced
 from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.families.divergence.check import LIMITS, SAME_WEIGHTS, check_divergence, check_unchanged, compare
+from pytest_llminfer.families.divergence.observe import POSITIONS, TOP, Forced
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.observations import Scores
+from pytest_llminfer.observations.generation import Scores
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.errors import BadInputError, EngineError, OutOfMemoryError, UnsupportedError
-from pytest_llminfer.observations import Sampling
+from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.simulated.backend import SimulatedBackend
 

@@ -16,9 +16,9 @@ import numpy as np
 import psutil
 import pytest
 
-from pytest_llminfer.checks.rank_layout import check_rank_layouts
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.errors import EngineDiedError, EngineHungError, UnsupportedError
+from pytest_llminfer.families.layout.ranks import check_rank_layouts
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.routes import Route
+from pytest_llminfer.observations.cache_paths import Route
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.transformers.backend import TransformersBackend
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.storage import expected_layout
 from pytest_llminfer.models.shape import ModelShape
-from pytest_llminfer.observations import Parameter
+from pytest_llminfer.observations.layout import Parameter
+from pytest_llminfer.predict.layout import expected_layout
 
 PROCESSES = runpy.run_path(str(Path(__file__).with_name("processes.py")))
 WORKERS = runpy.run_path(str(Path(__file__).with_name("transformers_workers.py")))

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.kv_pool import maximum_concurrency
-from pytest_llminfer.checks.layout import check_layout
-from pytest_llminfer.checks.ledger import check_ledger, ledger_lines, pinned_capacity
-from pytest_llminfer.checks.memory import check_no_growth, check_weights, predict_weights
-from pytest_llminfer.checks.preemption import check_preempted
-from pytest_llminfer.checks.prefixes import check_prefix_hits
-from pytest_llminfer.checks.resynchronised import check_resynchronised_tokens
-from pytest_llminfer.checks.schedules import check_schedules
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
-from pytest_llminfer.greedy import Greedy
-from pytest_llminfer.kv_schedules import PrefixAnswers, Schedules
-from pytest_llminfer.kv_variants import KVVariants
-from pytest_llminfer.observations import Sampling
+from pytest_llminfer.families.execution_modes.check import check_schedules
+from pytest_llminfer.families.execution_modes.observe import PrefixAnswers, Schedules
+from pytest_llminfer.families.execution_modes.preemption import check_preempted
+from pytest_llminfer.families.execution_modes.prefixes import check_prefix_hits
+from pytest_llminfer.families.execution_modes.resynchronised import check_resynchronised_tokens
+from pytest_llminfer.families.execution_modes.variants import KVVariants
+from pytest_llminfer.families.kv_cache.pool import maximum_concurrency
+from pytest_llminfer.families.layout.check import check_layout
+from pytest_llminfer.families.memory.check import check_no_growth, check_weights, predict_weights
+from pytest_llminfer.families.memory.profile import check_ledger, ledger_lines, pinned_capacity
+from pytest_llminfer.families.tokens.observe import Greedy
+from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.verdict import Outcome
 
 WORKERS = runpy.run_path(str(Path(__file__).with_name("vllm_workers.py")))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import pytest_llminfer
-from pytest_llminfer.engines.launch import local
+from pytest_llminfer.engines.launchers import local
 from pytest_llminfer.engines.worker_process import WorkerProcess
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.observations import Sampling
+from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
 
 REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"

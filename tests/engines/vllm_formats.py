@@ -58,7 +58,7 @@ def observe(cell: dict, prompts: list[list[int]]) -> dict:
     """What one engine says of itself; it is gone afterwards."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    from pytest_llminfer.observations import Sampling
+    from pytest_llminfer.observations.generation import Sampling
     from pytest_llminfer.spec import EngineSpec
     from pytest_llminfer.worker.backends.vllm.backend import VllmBackend
 

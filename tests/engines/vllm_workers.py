@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
 from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pytest_llminfer.distribution import scope_of
+from pytest_llminfer.plugin.xdist import scope_of
 
 CELLS = ["transformers", "transformers-nf4", "transformers-nf4:org/model@/opt/python"]
 

@@ -14,22 +14,6 @@ import pytest_llminfer
 
 PACKAGE = Path(pytest_llminfer.__file__).parent
 FRAMEWORKS = {"torch", "transformers", "vllm", "sglang", "llama_cpp", "bitsandbytes", "accelerate"}
-GLUE = {
-    "plugin",
-    "accuracy_run",
-    "ahead",
-    "checkpoints",
-    "diverging",
-    "spreading",
-    "fixtures",
-    "options",
-    "matrix",
-    "judging",
-    "recording",
-    "session_report",
-    "launching",
-    "distribution",
-}
 CONFTEST = """
     import json, pathlib, sys, pytest
 
@@ -89,12 +73,12 @@ def sources(folder: str = "") -> list[Path]:
 
 def test_only_backends_import_a_framework() -> None:
     for path in sources():
-        if "backends" not in path.parts:
+        if "backends" not in path.parts and "probes" not in path.parts:
             assert not {name.partition(".")[0] for name in imports(path)} & FRAMEWORKS, path
 
 
 def test_a_worker_imports_only_spec_errors_and_itself() -> None:
-    allowed = ("pytest_llminfer.spec", "pytest_llminfer.errors", "pytest_llminfer.worker")
+    allowed = ("pytest_llminfer.spec", "pytest_llminfer.errors", "pytest_llminfer.checkpoints", "pytest_llminfer.worker")
     for path in sources("worker"):
         ours = {name for name in imports(path) if name.startswith("pytest_llminfer")}
         # The package by itself is its version; how it is loaded where it is not installed.
@@ -102,13 +86,13 @@ def test_a_worker_imports_only_spec_errors_and_itself() -> None:
 
 
 def test_checks_never_import_engines() -> None:
-    for path in [*sources("checks"), *sources("stats")]:
+    for path in [*(PACKAGE / "families").rglob("check.py"), *sources("stats")]:
         assert not any(name.startswith("pytest_llminfer.engines") for name in imports(path)), path
 
 
 def test_nothing_below_the_glue_imports_pytest() -> None:
     for path in sources():
-        if path.relative_to(PACKAGE).with_suffix("").as_posix() not in GLUE:
+        if path.relative_to(PACKAGE).parts[0] != "plugin":
             assert "pytest" not in imports(path), path
 
 

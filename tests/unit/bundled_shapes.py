@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest_llminfer
-from pytest_llminfer.memory_model.weights import held_weights
 from pytest_llminfer.models.shape import ModelShape
+from pytest_llminfer.predict.weights import held_weights
 
 GIB, MIB = 2**30, 2**20
 SHAPES = Path(pytest_llminfer.__file__).parent / "models" / "shapes"

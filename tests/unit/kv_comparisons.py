@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_llminfer.checks.kv_equivalence import Compared, check_routes
+from pytest_llminfer.families.kv_equivalence.check import Compared, check_routes
 from pytest_llminfer.models.cut import CacheSizes
-from pytest_llminfer.routes import Route, RouteComparison, RouteComparisons
+from pytest_llminfer.observations.cache_paths import Route, RouteComparison, RouteComparisons
 from pytest_llminfer.verdict import Outcome
 
 LAYERS, HEADS, TOKENS, DIM = 3, 4, 48, 32

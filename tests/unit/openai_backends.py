@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.observations import Sampling
+from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.openai.backend import OpenaiBackend
 

@@ -9,7 +9,7 @@ import pytest
 
 import pytest_llminfer
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.observations import Sampling
+from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.simulated.backend import SimulatedBackend
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from pytest_llminfer.checks.accuracy import Answer
-from pytest_llminfer.checks.answers import check_flips, check_format, check_length, check_truncation
-from pytest_llminfer.checks.recorded_answers import recorded_runs
+from pytest_llminfer.families.accuracy.answers import check_flips, check_format, check_length, check_truncation
+from pytest_llminfer.families.accuracy.grading import Answer
+from pytest_llminfer.families.accuracy.recorded import recorded_runs
 from pytest_llminfer.verdict import Outcome
 
 RIGHT = Answer(strict=True, flexible=True, tokens=100)

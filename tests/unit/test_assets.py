@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.worker.backends.checkpoint import read_checkpoint
+from pytest_llminfer.checkpoints.safetensors import read_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAULTS = runpy.run_path(str(REPOSITORY / "tests" / "engines" / "checkpoint_faults.py"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.checks.conversations import check_conversations
+from pytest_llminfer.families.chat.check import check_conversations
 from pytest_llminfer.models.chat import ChatTemplate
 from pytest_llminfer.models.chat_forms import CHATML, CONVERSATIONS, LLAMA3, ZEPHYR, differs, form_of
 from pytest_llminfer.models.conversations import Conversations

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.checks.checkpoint import check_checkpoint, check_index
-from pytest_llminfer.checks.memory import predict_weights
+from pytest_llminfer.checkpoints.quantization_config import group_size, stored_format, variant
 from pytest_llminfer.cli import main
 from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.families.layout.checkpoint import check_checkpoint, check_index
+from pytest_llminfer.families.memory.check import predict_weights
 from pytest_llminfer.models.stored import read_stored
 from pytest_llminfer.verdict import Outcome
-from pytest_llminfer.worker.backends.stored_format import group_size, stored_format, variant
 
 FAULTS = runpy.run_path(str(Path(__file__).parents[1] / "engines" / "checkpoint_faults.py"))
 ASSETS, REFERENCE = FAULTS["ASSETS"], FAULTS["REFERENCE"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llminfer.checks.kv_equivalence import repeated
-from pytest_llminfer.equivalence import FAMILIES, SLIDING_SHAPES, benign_routes
 from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.families.kv_equivalence.check import repeated
+from pytest_llminfer.families.kv_equivalence.drawing import LENGTHS, STRATEGIES, Subject, draw_journeys, shorten
+from pytest_llminfer.families.kv_equivalence.observe import FAMILIES, SLIDING_SHAPES, benign_routes
 from pytest_llminfer.models.cut import GEMMA, STRUCTURES, WINDOW, CacheSizes, structure_config
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.route_drawing import LENGTHS, STRATEGIES, Subject, draw_journeys, shorten
-from pytest_llminfer.routes import CACHES
+from pytest_llminfer.observations.cache_paths import CACHES
 
 S, F = "sliding_attention", "full_attention"
 KEPT = (

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llminfer import spec
-from pytest_llminfer.checks.divergence import (
+from pytest_llminfer.datasets.load import load
+from pytest_llminfer.families.divergence.check import (
     LIMITS,
     NOISE_FLOOR,
     Limits,
@@ -21,11 +22,10 @@ from pytest_llminfer.checks.divergence import (
     compare,
     kind_of,
 )
-from pytest_llminfer.checks.truncated_kl import truncated_kl
-from pytest_llminfer.datasets.load import load
-from pytest_llminfer.diverging import POSITIONS, PROMPTS, forced_sequences
+from pytest_llminfer.families.divergence.observe import POSITIONS, PROMPTS, forced_sequences
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.observations import Scores
+from pytest_llminfer.numerics.truncated_kl import truncated_kl
+from pytest_llminfer.observations.generation import Scores
 from pytest_llminfer.stats.bootstrap import limits, resampled_means
 from pytest_llminfer.verdict import Outcome
 

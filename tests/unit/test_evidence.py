@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pytest_llminfer import evidence
+from pytest_llminfer.families.accuracy import section as evidence
 
 
 def note(cell: str, p_value: float, outcome: str = "pass", night: dict | None = None) -> dict:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.errors import UnsupportedError
-from pytest_llminfer.kv_schedules import FLATTEST, refuse_flat
-from pytest_llminfer.observations import Generation
+from pytest_llminfer.families.execution_modes.observe import FLATTEST, refuse_flat
+from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.spec import EngineSpec
 
 ENGINE = SimpleNamespace(spec=EngineSpec("vllm", weights="dummy"))

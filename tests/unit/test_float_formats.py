@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pytest_llminfer.checks.float_formats import NAMED, check_casts, drawn
-from pytest_llminfer.models.float_formats import FORMATS
+from pytest_llminfer.families.quantization.casts import NAMED, check_casts, drawn
+from pytest_llminfer.numerics.float_formats import FORMATS
 from pytest_llminfer.verdict import Outcome
 
 NUMBERS = st.floats(width=32, allow_nan=False)

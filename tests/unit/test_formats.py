@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llminfer.checks.formats import CHECKPOINT, formats
-from pytest_llminfer.checks.storage import expected_layout
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.models.shape import ModelShape
+from pytest_llminfer.predict.declared_formats import CHECKPOINT, formats
+from pytest_llminfer.predict.layout import expected_layout
 
 SHAPE = ModelShape("llama", layers=1, hidden=256, heads=4, kv_heads=2, head_dim=64, intermediate=768, vocab=64, tied=True)
 DOWN = "model.layers.0.mlp.down_proj."

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llminfer.checkpoints.gguf_model import block_elements, config_from_gguf, read_gguf, stored_type, type_bytes
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.models.gguf import block_elements, config_from_gguf, read_gguf, stored_type, type_bytes
 from pytest_llminfer.models.shape import ModelShape
 
 U32, F32, BOOL, STRING, ARRAY, I64 = 4, 6, 7, 8, 9, 11

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_llminfer.errors import InvalidSpecError
-from pytest_llminfer.memory_model.gpus import GPUS, find_gpu
+from pytest_llminfer.predict.gpus import GPUS, find_gpu
 
 
 @pytest.mark.parametrize("name", [gpu.name for gpu in GPUS])

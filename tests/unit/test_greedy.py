@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 
-from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
-from pytest_llminfer.greedy import pack, unpack
-from pytest_llminfer.observations import Generation
+from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
+from pytest_llminfer.families.tokens.observe import pack, unpack
+from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.verdict import Outcome
 
 ANSWER = Generation(

@@ -11,10 +11,10 @@ import pytest
 
 from pytest_llminfer.cli import main
 from pytest_llminfer.errors import UnsupportedError
-from pytest_llminfer.memory_ledger import MemoryLedger
+from pytest_llminfer.families.memory.observe import MemoryLedger
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.models.stored import declared_groups, read_stored
-from pytest_llminfer.observations import MemoryReport
+from pytest_llminfer.observations.memory import MemoryReport
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 

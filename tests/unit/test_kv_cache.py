@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llminfer.checks.kv_cache import check_cache_prefix, check_cache_shape, check_same_greedy_tokens
-from pytest_llminfer.observations import CacheLayer, CacheReport, Generation
+from pytest_llminfer.families.kv_cache.check import check_cache_prefix, check_cache_shape
+from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
+from pytest_llminfer.observations.generation import Generation
+from pytest_llminfer.observations.kv_cache import CacheLayer, CacheReport
 from pytest_llminfer.verdict import Outcome
 
 

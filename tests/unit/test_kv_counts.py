@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.batch_invariance import check_batch_invariance
-from pytest_llminfer.checks.preemption import check_preempted
-from pytest_llminfer.checks.prefixes import CachedTokens, check_prefix_hits
-from pytest_llminfer.observations import CacheCounters, Generation
+from pytest_llminfer.families.execution_modes.batch_invariance import check_batch_invariance
+from pytest_llminfer.families.execution_modes.preemption import check_preempted
+from pytest_llminfer.families.execution_modes.prefixes import CachedTokens, check_prefix_hits
+from pytest_llminfer.observations.generation import Generation
+from pytest_llminfer.observations.kv_cache import CacheCounters
 from pytest_llminfer.verdict import Outcome
 
 RIGHT = CachedTokens(300, 0, 256, ((255, 128), (0, 0)))

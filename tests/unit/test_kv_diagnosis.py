@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.kv_diagnosis import Kind
-from pytest_llminfer.checks.kv_equivalence import Compared, check_routes
-from pytest_llminfer.routes import Route, RouteComparisons
+from pytest_llminfer.families.kv_equivalence.check import Compared, check_routes
+from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
+from pytest_llminfer.observations.cache_paths import Route, RouteComparisons
 
 SHARED = runpy.run_path(str(Path(__file__).with_name("kv_comparisons.py")))
 Bug, verdict, assert_told, LAYERS, HEADS, TOKENS, WINDOW, NOISE, FULL, SLIDING, DECODE = (

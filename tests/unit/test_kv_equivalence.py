@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.kv_diagnosis import Kind
-from pytest_llminfer.checks.kv_equivalence import Compared, check_first_layer, check_routes
-from pytest_llminfer.checks.kv_stored import check_cached_tensors, check_quantized_cache
-from pytest_llminfer.checks.receptive_field import check_reach
-from pytest_llminfer.routes import RouteComparisons
+from pytest_llminfer.families.kv_equivalence.check import Compared, check_first_layer, check_routes
+from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
+from pytest_llminfer.families.kv_equivalence.receptive_field import check_reach
+from pytest_llminfer.families.kv_equivalence.stored import check_cached_tensors, check_quantized_cache
+from pytest_llminfer.observations.cache_paths import RouteComparisons
 from pytest_llminfer.verdict import Outcome
 
 SHARED = runpy.run_path(str(Path(__file__).with_name("kv_comparisons.py")))

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llminfer.checks.kv_pool import check_kv_pool, maximum_concurrency
 from pytest_llminfer.errors import UnsupportedError
-from pytest_llminfer.observations import KVPool
+from pytest_llminfer.families.kv_cache.pool import check_kv_pool, maximum_concurrency
+from pytest_llminfer.observations.kv_cache import KVPool
 from pytest_llminfer.verdict import Outcome
 
 SHAPE = {"layers": 4, "kv_heads": 2, "head_dim": 64}

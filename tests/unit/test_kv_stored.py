@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.kv_diagnosis import Kind
-from pytest_llminfer.checks.kv_stored import check_cached_tensors, check_quantized_cache, format_error, normal_range
-from pytest_llminfer.routes import CachedTensors, Route
+from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
+from pytest_llminfer.families.kv_equivalence.stored import check_cached_tensors, check_quantized_cache, format_error, normal_range
+from pytest_llminfer.observations.cache_paths import CachedTensors, Route
 from pytest_llminfer.verdict import Outcome
 
 SHARED = runpy.run_path(str(Path(__file__).with_name("kv_comparisons.py")))

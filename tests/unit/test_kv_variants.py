@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.errors import EngineError, UnsupportedError
-from pytest_llminfer.greedy import Greedy
-from pytest_llminfer.kv_schedules import TEXTS, open_texts, prefix_prompts
-from pytest_llminfer.kv_variants import LONG_TOKENS, WIDE_PROMPTS, KVVariants, Sizes, Variant, long_prompts
+from pytest_llminfer.families.execution_modes.observe import TEXTS, open_texts, prefix_prompts
+from pytest_llminfer.families.execution_modes.variants import LONG_TOKENS, WIDE_PROMPTS, KVVariants, Sizes, Variant, long_prompts
+from pytest_llminfer.families.tokens.observe import Greedy
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.observations import CacheCounters, EngineInfo, Generation, KVPool
+from pytest_llminfer.observations.engine import EngineInfo
+from pytest_llminfer.observations.generation import Generation
+from pytest_llminfer.observations.kv_cache import CacheCounters, KVPool
 from pytest_llminfer.spec import EngineSpec
 
 MODEL = Model("reference")

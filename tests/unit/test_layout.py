@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llminfer.checks.layout import check_layout, check_layout_unchanged, summarise_layout
-from pytest_llminfer.checks.offenders import first_offenders
-from pytest_llminfer.checks.storage import expected_layout
+from pytest_llminfer.families.layout.check import check_layout, check_layout_unchanged, summarise_layout
 from pytest_llminfer.models.shape import ModelShape
-from pytest_llminfer.observations import Parameter
-from pytest_llminfer.verdict import Outcome
+from pytest_llminfer.observations.layout import Parameter
+from pytest_llminfer.predict.layout import expected_layout
+from pytest_llminfer.verdict import Outcome, first_offenders
 
 SHAPE = ModelShape("llama", layers=12, hidden=64, heads=2, kv_heads=1, head_dim=32, intermediate=96, vocab=50, tied=True)
 TIED = [["model.embed_tokens.weight", "lm_head.weight"]]

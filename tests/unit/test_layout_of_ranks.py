@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llminfer.checks.rank_layout import check_rank_layouts, check_ranks_unchanged, summarise_ranks
-from pytest_llminfer.checks.storage import expected_layout, expected_rank_layouts
 from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged, summarise_ranks
 from pytest_llminfer.models.shape import ModelShape
-from pytest_llminfer.observations import Layout
+from pytest_llminfer.observations.layout import Layout
+from pytest_llminfer.predict.layout import expected_layout, expected_rank_layouts
 from pytest_llminfer.verdict import Outcome
 
 SHAPE = ModelShape("llama", layers=4, hidden=256, heads=8, kv_heads=2, head_dim=64, intermediate=768, vocab=1000, tied=False)

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import pytest_llminfer
+from pytest_llminfer.checkpoints.gguf import GgufFile
+from pytest_llminfer.checkpoints.gguf_names import permuted_heads, to_gguf, to_transformers
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.spec import EngineSpec
@@ -20,8 +22,6 @@ from pytest_llminfer.worker.backends.llamacpp import cache, kv_pool
 from pytest_llminfer.worker.backends.llamacpp.architecture import Architecture
 from pytest_llminfer.worker.backends.llamacpp.arguments import Arguments, default_threads
 from pytest_llminfer.worker.backends.llamacpp.convert import permute
-from pytest_llminfer.worker.backends.llamacpp.gguf_file import GgufFile
-from pytest_llminfer.worker.backends.llamacpp.names import permuted_heads, to_gguf, to_transformers
 from pytest_llminfer.worker.backends.llamacpp.source import CheckpointSource, DummySource, to_bf16
 from pytest_llminfer.worker.backends.llamacpp.tokenizer import CONTROL, UNUSED, pre_tokenizer, read_vocabulary
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pytest_llminfer
-from pytest_llminfer.checks.memory import (
+from pytest_llminfer.families.memory.check import (
     check_kv_bytes_per_token,
     check_no_growth,
     check_peak,
@@ -19,9 +19,10 @@ from pytest_llminfer.checks.memory import (
     predict_weights,
     weights_tolerance,
 )
-from pytest_llminfer.memory_model.allocator import cuda_allocation
 from pytest_llminfer.models.shape import ModelShape
-from pytest_llminfer.observations import CacheLayer, CacheReport, MemoryReport
+from pytest_llminfer.observations.kv_cache import CacheLayer, CacheReport
+from pytest_llminfer.observations.memory import MemoryReport
+from pytest_llminfer.predict.allocator import cuda_allocation
 from pytest_llminfer.verdict import Outcome
 
 GIB, MIB = 2**30, 2**20

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.checks.idle import Leftover, Stop, check_idle
-from pytest_llminfer.checks.ledger import LedgerLine, check_ledger, ledger_lines, pinned_capacity
-from pytest_llminfer.engines import idling
-from pytest_llminfer.memory_ledger import render
-from pytest_llminfer.observations import KVPool, MemoryReport
+from pytest_llminfer.families.memory.observe import render
+from pytest_llminfer.families.memory.profile import LedgerLine, check_ledger, ledger_lines, pinned_capacity
+from pytest_llminfer.families.shutdown import observe as idling
+from pytest_llminfer.families.shutdown.check import Leftover, Stop, check_idle
+from pytest_llminfer.observations.kv_cache import KVPool
+from pytest_llminfer.observations.memory import MemoryReport
 from pytest_llminfer.verdict import Outcome
 
 MIB = 2**20

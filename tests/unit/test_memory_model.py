@@ -8,17 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.checks.memory import weights_tolerance
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.memory_model.buffers import rope_bytes
-from pytest_llminfer.memory_model.formats import FormatOptions, linear_tensors
-from pytest_llminfer.memory_model.weights import (
-    FORMATS,
-    allocated_bytes,
-    bits_per_weight,
-    bytes_by_role,
-    stored_bytes,
-)
+from pytest_llminfer.families.memory.check import weights_tolerance
+from pytest_llminfer.predict.buffers import rope_bytes
+from pytest_llminfer.predict.formats import FormatOptions, linear_tensors
+from pytest_llminfer.predict.weights import FORMATS, allocated_bytes, bits_per_weight, bytes_by_role, stored_bytes
 
 SHARED = runpy.run_path(str(Path(__file__).with_name("bundled_shapes.py")))
 GIB, MIB, bundled, held = (SHARED[name] for name in ("GIB", "MIB", "bundled", "held"))

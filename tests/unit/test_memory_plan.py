@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.memory_model.gpus import find_gpu
-from pytest_llminfer.memory_model.plan import Deployment, Known, plan_memory
 from pytest_llminfer.models.files import SHAPES
+from pytest_llminfer.predict.gpus import find_gpu
+from pytest_llminfer.predict.plan import Deployment, Known, plan_memory
 
 GIB = 2**30
 LEDGER = Path(__file__).resolve().parents[2] / "baselines" / "nvidia-h200-x1" / "llama-3-8b-dummy" / "memory_ledger.json"

@@ -11,17 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llminfer.errors import BadInputError, InvalidSpecError, UnsupportedError
-from pytest_llminfer.memory_model.budget import DeviceBudget
-from pytest_llminfer.memory_model.buffers import rope_bytes
-from pytest_llminfer.memory_model.kv import (
-    BITS,
-    KVGroup,
-    bytes_per_token,
-    concurrency,
-    kv_groups,
-    pool_blocks,
-)
-from pytest_llminfer.memory_model.weights import stored_bytes
+from pytest_llminfer.predict.budget import DeviceBudget
+from pytest_llminfer.predict.buffers import rope_bytes
+from pytest_llminfer.predict.kv import BITS, KVGroup, bytes_per_token, concurrency, kv_groups, pool_blocks
+from pytest_llminfer.predict.weights import stored_bytes
 
 SHARED = runpy.run_path(str(Path(__file__).with_name("bundled_shapes.py")))
 GIB, bundled, held = SHARED["GIB"], SHARED["bundled"], SHARED["held"]

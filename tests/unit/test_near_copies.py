@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from pytest_llminfer.checks.accuracy import Answer
-from pytest_llminfer.checks.nights import check_nights
-from pytest_llminfer.checks.recorded_answers import recorded_runs
-from pytest_llminfer.checks.sequential_accuracy import AccuracyTest, check_accuracy_at_once
 from pytest_llminfer.errors import BaselineError
+from pytest_llminfer.families.accuracy.check import AccuracyTest, check_accuracy_at_once
+from pytest_llminfer.families.accuracy.drift import check_nights
+from pytest_llminfer.families.accuracy.grading import Answer
+from pytest_llminfer.families.accuracy.recorded import recorded_runs
 from pytest_llminfer.stats.evalues import log_e_of_pairs
 from pytest_llminfer.verdict import Outcome
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llminfer.checks.near_ties import first_divergence, measured_noise, rounding_step
 from pytest_llminfer.errors import InvalidSpecError
-from pytest_llminfer.observations import Generation
+from pytest_llminfer.numerics.near_ties import first_divergence, measured_noise, rounding_step
+from pytest_llminfer.observations.generation import Generation
 
 
 @given(st.floats(1e-30, 1e30))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llminfer.baselines import ledger
-from pytest_llminfer.checks.accuracy import Answer
-from pytest_llminfer.checks.nights import check_nights
-from pytest_llminfer.checks.recorded_answers import recorded_runs
+from pytest_llminfer.baselines import run_history
 from pytest_llminfer.errors import BaselineError
+from pytest_llminfer.families.accuracy.drift import check_nights
+from pytest_llminfer.families.accuracy.grading import Answer
+from pytest_llminfer.families.accuracy.recorded import recorded_runs
 from pytest_llminfer.verdict import Outcome
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class Ledger:
     def add(self, *, lost: int = 0) -> Outcome:
         answers = night_of(self.drawn, lost=lost)
         outcomes = "".join("1" if answers[name].flexible else "0" for name in self.recorded.flexible)
-        before = [night.outcomes for night in ledger.read(self.path, entry="e", record="r")]
-        ledger.append(self.path, ledger.Night("e", "r", "2026-01-01T00:00:00Z", outcomes, 0.5, 0.0))
+        before = [night.outcomes for night in run_history.read(self.path, entry="e", record="r")]
+        run_history.append(self.path, run_history.Night("e", "r", "2026-01-01T00:00:00Z", outcomes, 0.5, 0.0))
         return check_nights(recorded=self.recorded, nights=[*before, outcomes]).outcome
 
     def mend(self, **fields: str) -> None:
@@ -84,4 +84,4 @@ def test_a_line_that_is_neither_is_refused(tmp_path) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"mend": "x"}\n')
     with pytest.raises(BaselineError, match="line 1 is no record of a night"):
-        ledger.read(path, entry="e", record="r")
+        run_history.read(path, entry="e", record="r")

@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from pytest_llminfer.checks.quantization import (
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.families.quantization.check import (
     check_against_best,
     check_codebook,
     check_double_quantization,
@@ -16,7 +17,6 @@ from pytest_llminfer.checks.quantization import (
     check_near_normal,
     check_round_trip,
 )
-from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.stats import codebooks
 from pytest_llminfer.verdict import Outcome
 

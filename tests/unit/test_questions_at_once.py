@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_llminfer.answering import QuestionSet
 from pytest_llminfer.datasets.load import load
+from pytest_llminfer.families.accuracy.observe import QuestionSet
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.observations import Generation
+from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.spec import EngineSpec
 
 

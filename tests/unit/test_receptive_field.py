@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.receptive_field import check_reach
+from pytest_llminfer.families.kv_equivalence.receptive_field import check_reach
 from pytest_llminfer.verdict import Outcome
 
 

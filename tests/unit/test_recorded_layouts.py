@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.checks.layout import check_layout
+from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.observations import Parameter
+from pytest_llminfer.observations.layout import Parameter
 from pytest_llminfer.verdict import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]

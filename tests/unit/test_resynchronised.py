@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from pytest_llminfer.checks.kv_cache import check_same_greedy_tokens
-from pytest_llminfer.checks.resynchronised import binomial_tail, check_resynchronised_tokens, prompts_with_ties
-from pytest_llminfer.observations import Generation, Scores
+from pytest_llminfer.families.execution_modes.resynchronised import binomial_tail, check_resynchronised_tokens, prompts_with_ties
+from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
+from pytest_llminfer.observations.generation import Generation, Scores
 from pytest_llminfer.verdict import Outcome, Verdict
 
 LENGTH = 40

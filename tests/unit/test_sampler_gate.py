@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.accuracy import Answer
-from pytest_llminfer.checks.penalties import check_no_penalty, shifts_of_seen_tokens
-from pytest_llminfer.checks.sampler import check_sampler, passed_over
-from pytest_llminfer.observations import Generation
+from pytest_llminfer.families.accuracy.grading import Answer
+from pytest_llminfer.families.accuracy.sampler import check_sampler, passed_over
+from pytest_llminfer.families.tokens.penalties import check_no_penalty, shifts_of_seen_tokens
+from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.verdict import Outcome
 
 END = 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.schedules import MOST_NOISE, check_schedules, decoded, k3, kl_of_answers, same_context
-from pytest_llminfer.observations import Generation
+from pytest_llminfer.families.execution_modes.check import MOST_NOISE, check_schedules, decoded, k3, kl_of_answers, same_context
+from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.verdict import Outcome, Verdict
 
 PROMPTS, POSITIONS = 16, 50

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.accuracy import Answer
-from pytest_llminfer.checks.recorded_answers import Recorded, recorded_runs
-from pytest_llminfer.checks.sequential_accuracy import AccuracyTest, check_accuracy_at_once, plan_margin
 from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.families.accuracy.check import AccuracyTest, check_accuracy_at_once, plan_margin
+from pytest_llminfer.families.accuracy.grading import Answer
+from pytest_llminfer.families.accuracy.recorded import Recorded, recorded_runs
 from pytest_llminfer.stats import exchangeable, sequential
 from pytest_llminfer.verdict import Outcome
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pytest_llminfer.checks.latency import REQUESTS, check_latency, record
-from pytest_llminfer.checks.serving import (
+from pytest_llminfer.families.serving.check import (
     check_answered,
     check_finish_reasons,
     check_key,
@@ -16,7 +15,8 @@ from pytest_llminfer.checks.serving import (
     check_same_replies,
     check_stop,
 )
-from pytest_llminfer.serving_client import Reply
+from pytest_llminfer.families.serving.latency import REQUESTS, check_latency, record
+from pytest_llminfer.families.serving.observe import Reply
 from pytest_llminfer.verdict import Outcome
 
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE

@@ -13,7 +13,7 @@ import pytest
 
 import pytest_llminfer
 from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineStartError, OutOfMemoryError, UnsupportedError
-from pytest_llminfer.observations import Sampling
+from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.serving.backend import ServedBackend
 from pytest_llminfer.worker.backends.serving.command import Command, flags, private_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llminfer.checks.settings import check_settings
+from pytest_llminfer.families.settings.check import check_settings
 from pytest_llminfer.verdict import Outcome
 
 RECORDED = {"gpu_memory_utilization": 0.9, "scheduler": {"max_num_seqs": 256, "policy": "fcfs"}, "sizes": [1, 2]}

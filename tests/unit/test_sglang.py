@@ -11,12 +11,7 @@ import pytest
 
 from pytest_llminfer.errors import BadInputError, EngineError, OutOfMemoryError, UnsupportedError
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.worker.backends.sglang import (
-    arguments,
-    generation,
-    reports,
-    settings,
-)
+from pytest_llminfer.worker.backends.sglang import arguments, generation, reports, settings
 
 KNOWN = (*arguments.CPU_DEFAULTS, "context_length", "chunked_prefill_size", "model_path", "load_format")
 SAMPLING = {

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from pytest_llminfer.checks.formats import find, formats, size
-from pytest_llminfer.checks.storage import expected_layout
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.models.shape import ROLES, ModelShape
+from pytest_llminfer.predict.declared_formats import find, formats, size
+from pytest_llminfer.predict.layout import expected_layout
 from pytest_llminfer.spec import QUANTIZATIONS
 
 LLAMA = ModelShape("llama", layers=2, hidden=128, heads=2, kv_heads=1, head_dim=64, intermediate=192, vocab=320, tied=True)

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llminfer.checks.layout import check_layout
-from pytest_llminfer.checks.storage import expected_layout, held_weights
 from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.models.shape import ModelShape
+from pytest_llminfer.predict.layout import expected_layout, held_weights
 from pytest_llminfer.verdict import Outcome
 
 LLAMA = ModelShape("llama", layers=4, hidden=256, heads=4, kv_heads=2, head_dim=64, intermediate=512, vocab=1000, tied=False)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llminfer.checks.throughput import (
+from pytest_llminfer.families.throughput.check import (
     CPU_DRIFT,
     CPU_SHORTFALL,
     Session,
@@ -17,7 +17,7 @@ from pytest_llminfer.checks.throughput import (
     is_suspicious,
     summarise_session,
 )
-from pytest_llminfer.observations import Calibration
+from pytest_llminfer.observations.engine import Calibration
 from pytest_llminfer.verdict import Outcome
 
 COPY = "copy_bytes_per_second"

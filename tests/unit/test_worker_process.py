@@ -15,7 +15,7 @@ import pytest
 
 from pytest_llminfer.engines import worker_process
 from pytest_llminfer.engines.engine import Engine, Launch
-from pytest_llminfer.engines.launch import local
+from pytest_llminfer.engines.launchers import local
 from pytest_llminfer.engines.replica import Replica
 from pytest_llminfer.engines.worker_process import WorkerProcess
 from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineError, EngineHungError, EngineStartError

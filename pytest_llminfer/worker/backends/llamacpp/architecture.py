@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.checkpoints.gguf_names import ARCHITECTURES
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.worker.backends.llamacpp.names import ARCHITECTURES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

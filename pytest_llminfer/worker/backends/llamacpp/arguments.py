@@ -8,9 +8,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.checkpoints.gguf import GGML_TYPES
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.worker.backends.host import available_cores
-from pytest_llminfer.worker.backends.llamacpp.gguf_file import GGML_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llminfer.checkpoints.gguf import read_gguf
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.worker.backends.llamacpp.gguf_file import read_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

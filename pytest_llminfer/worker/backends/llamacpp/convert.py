@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_llminfer.checkpoints.gguf import read_gguf
+from pytest_llminfer.checkpoints.gguf_names import permuted_heads, to_gguf
 from pytest_llminfer.errors import BadInputError, EngineError
-from pytest_llminfer.worker.backends.llamacpp.gguf_file import read_gguf
-from pytest_llminfer.worker.backends.llamacpp.names import permuted_heads, to_gguf
 from pytest_llminfer.worker.backends.llamacpp.source import Source, to_bf16
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.checkpoints.gguf import read_gguf
+from pytest_llminfer.checkpoints.safetensors import is_local, read_configuration
 from pytest_llminfer.errors import BadInputError, EngineError, EngineStartError, UnsupportedError
-from pytest_llminfer.worker.backends.checkpoint import is_local, read_configuration
 from pytest_llminfer.worker.backends.llamacpp import cache
 from pytest_llminfer.worker.backends.llamacpp.architecture import Architecture
 from pytest_llminfer.worker.backends.llamacpp.arguments import default_threads
-from pytest_llminfer.worker.backends.llamacpp.gguf_file import read_gguf
 from pytest_llminfer.worker.backends.llamacpp.tokenizer import read_vocabulary
 from pytest_llminfer.worker.backends.packages import require, versions
 

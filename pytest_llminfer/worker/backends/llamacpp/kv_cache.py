@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_llminfer.checkpoints.gguf import GGML_TYPES
+from pytest_llminfer.checkpoints.gguf_layout import TORCH_NAMES
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.worker.backends.llamacpp import kv_pool
-from pytest_llminfer.worker.backends.llamacpp.gguf_file import GGML_TYPES
-from pytest_llminfer.worker.backends.llamacpp.layout import TORCH_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_llminfer.checkpoints.gguf import GgufFile
     from pytest_llminfer.worker.backends.llamacpp.decoder import Decoder
-    from pytest_llminfer.worker.backends.llamacpp.gguf_file import GgufFile
 
 _READABLE = ("f32", "f16", "bf16", "q8_0", "q4_0")
 _KEY, _VALUE = 0, 1

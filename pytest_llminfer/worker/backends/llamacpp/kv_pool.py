@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.checkpoints.gguf import GGML_TYPES
+from pytest_llminfer.checkpoints.gguf_layout import TORCH_NAMES
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.worker.backends.llamacpp.gguf_file import GGML_TYPES
-from pytest_llminfer.worker.backends.llamacpp.layout import TORCH_NAMES
 
 if TYPE_CHECKING:
-    from pytest_llminfer.worker.backends.llamacpp.gguf_file import GgufFile
+    from pytest_llminfer.checkpoints.gguf import GgufFile
 
 
 def report(file: GgufFile, cells: int, key_type: int, value_type: int, *, longest: int) -> dict[str, Any]:

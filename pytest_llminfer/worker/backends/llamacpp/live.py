@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 
+from pytest_llminfer.checkpoints import gguf_layout as layout
+from pytest_llminfer.checkpoints.gguf import GgufFile, read_gguf
 from pytest_llminfer.errors import BadInputError, EngineStartError, OutOfMemoryError
 from pytest_llminfer.worker.backends.host import available_bytes
-from pytest_llminfer.worker.backends.llamacpp import kv_pool, layout, settings
+from pytest_llminfer.worker.backends.llamacpp import kv_pool, settings
 from pytest_llminfer.worker.backends.llamacpp.arguments import KV_TYPES, Arguments
 from pytest_llminfer.worker.backends.llamacpp.decoder import Decoder
 from pytest_llminfer.worker.backends.llamacpp.device import device_name
 from pytest_llminfer.worker.backends.llamacpp.files import model_file
-from pytest_llminfer.worker.backends.llamacpp.gguf_file import GgufFile, read_gguf
 from pytest_llminfer.worker.backends.llamacpp.kv_cache import CacheReader
 from pytest_llminfer.worker.backends.llamacpp.log import NativeLog
 from pytest_llminfer.worker.backends.llamacpp.memory import HostMeter

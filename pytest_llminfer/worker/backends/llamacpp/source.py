@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from pytest_llminfer.checkpoints.safetensors import StoredTensor, read_checkpoint
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.worker.backends.checkpoint import StoredTensor, read_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path

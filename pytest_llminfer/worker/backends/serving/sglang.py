@@ -6,14 +6,7 @@ import json
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.worker.backends.openai.arguments import closest
-from pytest_llminfer.worker.backends.serving.command import (
-    Command,
-    Order,
-    ask_interpreter,
-    flags,
-    private_file,
-    refuse_taken,
-)
+from pytest_llminfer.worker.backends.serving.command import Command, Order, ask_interpreter, flags, private_file, refuse_taken
 from pytest_llminfer.worker.backends.sglang.arguments import CPU_DEFAULTS
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}

@@ -6,15 +6,8 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.worker.backends.checkpoint import is_local, read_configuration
-from pytest_llminfer.worker.backends.serving.command import (
-    Command,
-    Order,
-    ask_interpreter,
-    clean_environment,
-    flags,
-    refuse_taken,
-)
+from pytest_llminfer.checkpoints.safetensors import is_local, read_configuration
+from pytest_llminfer.worker.backends.serving.command import Command, Order, ask_interpreter, clean_environment, flags, refuse_taken
 from pytest_llminfer.worker.backends.vllm import quantization, variables
 from pytest_llminfer.worker.backends.vllm.arguments import DTYPES
 

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.checkpoints.safetensors import is_local, read_checkpoint, read_configuration
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.worker.backends import host, requests
-from pytest_llminfer.worker.backends.checkpoint import is_local, read_checkpoint, read_configuration
 from pytest_llminfer.worker.backends.packages import require, versions
 from pytest_llminfer.worker.backends.sglang import arguments, generation, reports, settings
 from pytest_llminfer.worker.backends.stepwise import generate_without_cache

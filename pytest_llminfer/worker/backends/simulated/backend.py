@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_llminfer.checkpoints.safetensors import read_configuration
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.worker.backends import probe, requests
 from pytest_llminfer.worker.backends.batching import plan_batches
-from pytest_llminfer.worker.backends.checkpoint import read_configuration
 from pytest_llminfer.worker.backends.host import median_seconds, processor_name, python_loops_per_second
 from pytest_llminfer.worker.backends.simulated import generation, scoring
 from pytest_llminfer.worker.backends.simulated.faults import Faults

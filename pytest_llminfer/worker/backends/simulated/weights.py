@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_llminfer.checkpoints.safetensors import read_checkpoint
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.worker.backends.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_llminfer.worker.backends.checkpoint import StoredTensor
+    from pytest_llminfer.checkpoints.safetensors import StoredTensor
     from pytest_llminfer.worker.backends.simulated.shape import Shape
 
 Weights = dict[str, np.ndarray]

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.checkpoints.safetensors import is_local, read_checkpoint, read_configuration
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.worker.backends import probe, requests
-from pytest_llminfer.worker.backends.checkpoint import is_local, read_checkpoint, read_configuration
 from pytest_llminfer.worker.backends.packages import require
 from pytest_llminfer.worker.backends.transformers import combine
 from pytest_llminfer.worker.backends.transformers.arguments import Arguments

@@ -22,17 +22,17 @@ from pytest_llminfer.worker.backends.transformers import (
     loading,
     loops,
     memory,
-    route_comparison,
     scoring,
     settings,
     sharding,
     storage,
 )
+from pytest_llminfer.worker.backends.transformers import path_comparison as route_comparison
+from pytest_llminfer.worker.backends.transformers.cache_paths import positions
 from pytest_llminfer.worker.backends.transformers.faults import inference
 from pytest_llminfer.worker.backends.transformers.group import own_rank
 from pytest_llminfer.worker.backends.transformers.parallelism import check_heads
 from pytest_llminfer.worker.backends.transformers.random_model import RandomModels
-from pytest_llminfer.worker.backends.transformers.routes import positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

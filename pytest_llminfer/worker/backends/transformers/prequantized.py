@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.checkpoints.quantization_config import BITSANDBYTES, PREQUANTIZED, stored_format
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.worker.backends.stored_format import BITSANDBYTES, PREQUANTIZED, stored_format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
-from pytest_llminfer.worker.backends.stored_format import PREQUANTIZED
+from pytest_llminfer.checkpoints.quantization_config import PREQUANTIZED
 
 
 def quantization_config(quantization: str) -> Any:

@@ -1,0 +1,1 @@
+"""What lies on disk: safetensors, GGUF, quantization configurations. Standard library only, for workers too."""

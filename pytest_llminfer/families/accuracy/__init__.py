@@ -1,0 +1,1 @@
+"""Accuracy: questions answered as right as in recorded runs."""

@@ -1,0 +1,88 @@
+"""Accuracy over many nights: a drop too small for one run, proven by all of them together."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pytest_llminfer.baselines.run_history import MENDED, NOT_ASKED, RIGHT, WRONG
+from pytest_llminfer.errors import BaselineError
+from pytest_llminfer.stats.evalues import log_e_of_pairs, nights_verdict
+from pytest_llminfer.verdict import Measurement, Outcome, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_llminfer.families.accuracy.recorded import Recorded
+
+ALPHA = 0.01
+_ADVICE = (
+    "compare versions in the ledger: the first night after which accuracy stays lower names the change; once it is mended, later "
+    f'nights outweigh it, and the line {{"{MENDED}": "<what was done>"}}, appended to the ledger, ends the nights above it at once'
+)
+_SEEN = (
+    "of 1,319 questions a night, d = 3 % and 4 recorded runs: a drift of 1 point within 90 nights in 70 % of ledgers, at night 8 "
+    "in the median; of 2 points at the first night (benchmarks/accuracy_power.py)"
+)
+_READ: dict[str, bool | None] = {RIGHT: True, WRONG: False, NOT_ASKED: None}
+
+_ALONE = "one night does not prove a drop in accuracy"
+
+
+def check_nights(*, recorded: Recorded, nights: Sequence[str], alpha: float = ALPHA) -> Verdict:
+    """Whether the nights so far prove a drop against the recorded runs: FAIL with a false alarm in at most ``alpha`` of ledgers.
+
+    nights: of each, oldest first, a character a question in the record's order, as a ledger holds them. The pooled e-value of all
+    nights against the record (:func:`pytest_llminfer.stats.evalues.nights_verdict`): a product of nightly e-values would count the
+    noise of the one record anew every night. Where the recorded runs are nearly copies, or there is one alone, which may be that of
+    an engine that repeats itself, the questions lost and won for good have to prove a drop as pairs too (at d = 3 % that leaves one
+    run 34 of 60 simulated ledgers with a drift of 2 points proven within 64 nights instead of 48, of 3 points 56 instead of 60).
+
+    Raises:
+        BaselineError: a night with another number of questions, or with other characters.
+    """
+    counts = list(recorded.flexible.values())
+    if any(len(night) != len(counts) or set(night) - _READ.keys() for night in nights):
+        raise BaselineError(f"a night in the ledger does not have one of {', '.join(_READ)} for each of {len(counts):,} questions")
+    outcomes = [[_READ[mark] for mark in night] for night in nights]
+    found = nights_verdict(counts, recorded.runs, outcomes, alpha)
+    proven = found.proven_at is not None
+    pairs = ""
+    if recorded.runs == 1 or recorded.are_near_copies("flexible"):
+        # One run, or runs that are copies, show no noise: what changed for good counts once a question, not once a night.
+        lost, won = _changed(counts, recorded.runs, outcomes)
+        evidence = log_e_of_pairs(lost, won)
+        proven = proven and evidence >= found.needed
+        pairs = f"{lost} questions lost and {won} won for good: {evidence:.2f} nats as pairs"
+    asked = sum(len(night) - night.count(NOT_ASKED) for night in nights)
+    right = sum(night.count(RIGHT) for night in nights)
+    before = sum(counts) / len(counts) / recorded.runs
+    now = right / asked if asked else math.nan
+    return Verdict(
+        outcome=Outcome.FAIL if proven else Outcome.PASS,
+        claim=f"{found.nights} nights together do not prove a drop in accuracy" if found.nights > 1 else _ALONE,
+        key=f"{100 * now:.1f} % in {found.nights} night{'s' * (found.nights != 1)}",
+        measurements=(
+            Measurement("nights", found.nights, "", None, f"judged at {', '.join(map(str, found.judged_at))}"),
+            Measurement("accuracy over the nights", 100 * now, "%", asked),
+            Measurement("accuracy recorded", 100 * before, "%", len(counts), f"mean of {recorded.runs} runs"),
+            Measurement("evidence of a drop", found.log_e, "nats", None, "logarithm of the pooled e-value"),
+            Measurement("evidence needed", found.needed, "nats", None, "of the pairs too" * bool(pairs)),
+        ),
+        threshold=f"FAIL if the pooled e-value reaches {math.exp(found.needed):,.0f} at a judged night ({alpha:g} over all nights)",
+        threshold_source="e-values of exchangeability with the recorded runs (METHODS 1.3, 1.4)",
+        smallest_detectable=_SEEN,
+        advice=_ADVICE,
+        details=(f"proven at night {found.proven_at}",) * proven + (pairs,) * bool(pairs),
+    )
+
+
+def _changed(counts: Sequence[int], runs: int, nights: Sequence[Sequence[bool | None]]) -> tuple[int, int]:
+    """Questions that most recorded runs have right and most nights wrong, and the other way round."""
+    lost = won = 0
+    for position, count in enumerate(counts):
+        seen = [night[position] for night in nights if night[position] is not None]
+        before, now = 2 * count - runs, 2 * sum(map(bool, seen)) - len(seen)
+        lost += before > 0 > now
+        won += before < 0 < now
+    return lost, won

@@ -1,0 +1,93 @@
+"""What a baseline holds of K runs over the same questions, question by question."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from pytest_llminfer.stats import exchangeable, sequential
+from pytest_llminfer.stats.flips import NEAR_COPIES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_llminfer.families.accuracy.grading import Answer, Gate
+
+_SHOWN_IDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """K runs over the same questions.
+
+    runs: K. flexible, strict, format_misses, truncated: by question id, in how many of the K runs the answer was so.
+    mean_tokens: of an answer, over all runs and questions; None where it is not known. self_discordance: share of questions
+    whose flexible outcome differs between two runs; None with one run. order: in which questions are asked.
+    """
+
+    runs: int
+    flexible: Mapping[str, int]
+    strict: Mapping[str, int]
+    format_misses: Mapping[str, int]
+    truncated: Mapping[str, int]
+    mean_tokens: float | None
+    self_discordance: float | None
+    order: tuple[str, ...]
+
+    def right(self, gate: Gate) -> Mapping[str, int]:
+        """Right answers by question id, in all runs together."""
+        return self.strict if gate == "strict" else self.flexible
+
+    def discordance(self, gate: Gate) -> float | None:
+        """The self-discordance of this reading; None with one run."""
+        if gate == "flexible" or self.runs == 1:
+            return self.self_discordance
+        return exchangeable.self_discordance(list(self.strict.values()), self.runs)
+
+    def are_near_copies(self, gate: Gate) -> bool:
+        """Whether the runs differ so little that they say nothing of the noise that a harmless change makes."""
+        discordance = self.discordance(gate)
+        return self.runs > 1 and discordance is not None and discordance < NEAR_COPIES
+
+
+def recorded_runs(runs: Sequence[Mapping[str, Answer]], seed: int) -> Recorded:
+    """What K runs over the same questions leave in a record; ``seed``: of the stratified order.
+
+    Raises:
+        ValueError: no runs, or runs over different questions.
+    """
+    if not runs or not runs[0]:
+        raise ValueError("a record needs a run and a question")
+    ids = list(runs[0])
+    if any(run.keys() != runs[0].keys() for run in runs):
+        raise ValueError("the runs of one record must be over the same questions")
+
+    def count(name: str) -> dict[str, int]:
+        return {question: sum(getattr(run[question], name) for run in runs) for question in ids}
+
+    flexible = count("flexible")
+    right = list(flexible.values())
+    lengths = [getattr(answer, "tokens", 0) for run in runs for answer in run.values()]
+    return Recorded(
+        runs=len(runs),
+        flexible=flexible,
+        strict=count("strict"),
+        format_misses=count("format_miss"),
+        truncated=count("truncated"),
+        mean_tokens=fmean(lengths) or None,
+        self_discordance=exchangeable.self_discordance(right, len(runs)) if len(runs) > 1 else None,
+        order=tuple(ids[position] for position in sequential.stratified_order(right, len(runs), seed)),
+    )
+
+
+def first_ids(ids: Sequence[str]) -> str:
+    """The first ids, and how many more there are."""
+    rest = len(ids) - _SHOWN_IDS
+    return ", ".join(ids[:_SHOWN_IDS]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def points(share: float, *, up: bool = False) -> str:
+    """A share as percentage points; ``up``: rounded up to a hundredth, for a bound that must hold as printed."""
+    return f"{math.ceil(1e4 * share - 1e-9) / 100:g} points" if up else f"{100 * share:.3g} points"

@@ -1,0 +1,202 @@
+"""One run of a dataset's questions through a cell, judged while the answers come in and stopped when the verdict is reached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pytest_llminfer.baselines import run_history
+from pytest_llminfer.errors import TransportError
+from pytest_llminfer.families.accuracy.answers import check_format, check_length, check_truncation
+from pytest_llminfer.families.accuracy.check import MARGIN, AccuracyTest, plan_margin
+from pytest_llminfer.families.accuracy.comparable import check_questions, check_transport
+from pytest_llminfer.families.accuracy.drift import check_nights
+from pytest_llminfer.families.accuracy.record import unpack
+from pytest_llminfer.families.accuracy.sampler import check_sampler
+from pytest_llminfer.families.accuracy.section import EVIDENCE
+from pytest_llminfer.plugin import matrix, options
+from pytest_llminfer.verdict import Outcome, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import pytest
+
+    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.families.accuracy.grading import Answer
+    from pytest_llminfer.families.accuracy.observe import QuestionSet
+    from pytest_llminfer.families.accuracy.recorded import Recorded
+    from pytest_llminfer.plugin.judging import Judge
+    from pytest_llminfer.plugin.recording import Baseline
+
+T = TypeVar("T")
+
+FAMILY = "gsm8k"
+MARGIN_OF_FOUR_BITS = 0.04
+FOUR_BITS = ("awq", "fp4", "gptq", "nf4", "q4_0", "q4_k_m", "q4_k_s", "w4a16")
+"""Formats of about four bits a weight; the others keep eight or more."""
+
+
+class AccuracyRun:
+    """The verdicts on one cell's accuracy. Questions are asked when one of them is asked for.
+
+    full_width: whether the record is that of the same engine with weights that are not quantized, and a drop within the margin is
+    what quantization costs.
+    """
+
+    def __init__(
+        self,
+        item: pytest.Item,
+        engine: Engine,
+        questions: QuestionSet,
+        baseline: Baseline,
+        judge: Judge,
+        *,
+        full_width: bool = False,
+    ) -> None:
+        self._item, self._engine, self._questions = item, engine, questions
+        self._baseline, self._judge, self._full_width = baseline, judge, full_width
+        self._settings = item.config.stash[options.STASH]
+
+    @cached_property
+    def expected(self) -> Mapping[str, Any]:
+        """What is recorded; ends the test as a skip where nothing is, or where this run recorded it."""
+        return self._baseline.expected(
+            FAMILY,
+            observed=self._record,
+            conditions=self._questions.conditions(self._engine),
+            n=lambda record: record["questions"],
+            full_width=self._full_width,
+        )
+
+    @cached_property
+    def recorded(self) -> Recorded:
+        """The recorded runs."""
+        return unpack(self.expected, self._questions.ids(self._engine, self.expected["questions"]))
+
+    @property
+    def margin(self) -> float:
+        """The drop, as a share, that a PASS rules out."""
+        if self._settings.accuracy_margin is not None:
+            return self._settings.accuracy_margin
+        four_bits = self._full_width and self._engine.spec.quantization in FOUR_BITS
+        return MARGIN_OF_FOUR_BITS if four_bits else MARGIN
+
+    @cached_property
+    def _judged(self) -> tuple[AccuracyTest, Verdict, dict[str, Answer]]:
+        recorded, count = self.recorded, self._questions.count(self._engine)
+        if self._questions.limited and count > len(recorded.order):
+            self._judge(check_questions(asked=count, recorded=len(recorded.order)))
+        if self._settings.full and not self._questions.limited:
+            count = len(recorded.order)
+        test = AccuracyTest(
+            recorded,
+            # A quantized cell is tested twice: against its own record, and against that of full width.
+            cells=sum(1 + (cell.quantization != "none") for cell in self._item.config.stash[matrix.CELLS]),
+            margin=self.margin,
+            tolerated=self.margin if self._full_width else 0.0,
+            questions=count,
+        )
+        asking = self._questions.asking(self._engine)
+        verdict = None
+        for count in test.chunks:
+            answers = self._answered(partial(asking.ask, test.order[:count], following=test.order), count).answers
+            seen = test.look(answers)
+            verdict = verdict or seen
+            if verdict and not self._settings.full:
+                break
+        assert verdict is not None, "the last look has a verdict"  # noqa: S101 - tells the type checker
+        return test, seen if self._settings.full and seen else verdict, answers
+
+    def _answered(self, ask: Callable[[], T], asked: int) -> T:
+        """What ``ask`` returns; a request without an answer ends the test as INVALID."""
+        try:
+            return ask()
+        except TransportError as error:
+            failed = error
+        self._judge(check_transport(error=str(failed), asked=asked))
+        raise failed
+
+    @property
+    def answers(self) -> dict[str, Answer]:
+        """The answers that the verdict stands on, by question id."""
+        return self._judged[2]
+
+    @property
+    def verdict(self) -> Verdict:
+        """On accuracy; the evidence is noted for the session's correction over cells, and for the ledger."""
+        self._note()
+        return self._judged[1]
+
+    def _note(self) -> None:
+        test, verdict, _ = self._judged
+        self._item.user_properties.append((EVIDENCE, json.dumps(self._evidence(test, verdict))))
+
+    def objections(self) -> list[Verdict]:
+        """What speaks against comparing accuracy at all: verdicts that are no PASS."""
+        return [verdict for verdict in self._validity() if verdict.outcome is not Outcome.PASS]
+
+    def _validity(self) -> tuple[Verdict, ...]:
+        answers, recorded = self.answers, self.recorded
+        checks = (check_truncation, check_format) if self._full_width else (check_truncation, check_format, check_length)
+        verdicts = tuple(check(answers=answers, recorded=recorded) for check in checks)
+        return (*self._sampler(answers), *verdicts)
+
+    def _sampler(self, answers: Mapping[str, Answer]) -> tuple[Verdict, ...]:
+        watched = self._questions.watches_sampler(self._engine)
+        return (check_sampler(answers=answers, dtype=self._engine.info.dtype),) if watched else ()
+
+    def over_nights(self) -> Verdict:
+        """What all nights in the ledger and this one show together; with ``--nights`` this one is added to it."""
+        if self._settings.nights:
+            self._note()
+        path = self._baseline.ledger_path
+        nights = [night.outcomes for night in run_history.read(path, entry=self._entry, record=self._fingerprint)]
+        return check_nights(recorded=self.recorded, nights=[*nights, self._outcomes()])
+
+    def _record(self, previous: Mapping[str, Any] | None) -> dict[str, Any]:
+        record = self._answered(partial(self._questions.record, self._engine, previous), self._questions.count(self._engine))
+        for verdict in self._sampler(self._questions.asking(self._engine).some().answers):
+            if verdict.outcome is not Outcome.PASS:
+                self._judge(verdict)
+        plan_margin(unpack(record, self._questions.ids(self._engine, record["questions"])), self.margin)
+        return record
+
+    @property
+    def _entry(self) -> str:
+        return self._baseline.entry()
+
+    @property
+    def _fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(dict(self.expected), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _outcomes(self) -> str:
+        answers = self.answers
+        words = {True: run_history.RIGHT, False: run_history.WRONG}
+        return "".join(
+            words[answers[name].flexible] if name in answers else run_history.NOT_ASKED for name in self.recorded.flexible
+        )
+
+    def _evidence(self, test: AccuracyTest, verdict: Verdict) -> dict[str, Any]:
+        return {
+            "cell": str(self._engine.spec),
+            "against": "full width" if self._full_width else "record",
+            "outcome": verdict.outcome.value,
+            "p_value": test.p_value,
+            "log_e": test.log_e,
+            "asked": len(self.answers),
+            "of": len(test.order),
+            "night": None
+            if self._full_width or not self._settings.nights
+            else {
+                "path": str(self._baseline.ledger_path),
+                "entry": self._entry,
+                "record": self._fingerprint,
+                "outcomes": self._outcomes(),
+                "p_value": test.p_value,
+                "log_e": test.log_e,
+                "versions": dict(self._engine.info.versions),
+            },
+        }

@@ -1,0 +1,1 @@
+"""Divergence: next-token distributions beside a reference, by truncated KL."""

@@ -1,0 +1,219 @@
+"""Fixed texts of the session's dataset, what an engine predicts at each of their positions, and the records of that."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from pytest_llminfer.baselines import side_files
+from pytest_llminfer.baselines.record import BaselineKey
+from pytest_llminfer.datasets.fingerprint import prompts_sha256
+from pytest_llminfer.datasets.prompts import ZERO_SHOT
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.families.divergence.check import LIMITS, SAME_WEIGHTS, Limits, compare, kind_of
+from pytest_llminfer.observations.generation import Scores
+from pytest_llminfer.plugin import options
+from pytest_llminfer.plugin.collector import SIDE_FILE
+from pytest_llminfer.plugin.recording import ANY, BUNDLED, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from pytest_llminfer.datasets.gsm8k import Problem
+    from pytest_llminfer.datasets.load import Dataset
+    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.models.model import Model
+    from pytest_llminfer.plugin.recording import Baseline
+
+FAMILY = "divergence"
+PROMPTS, POSITIONS, TOP = 32, 128, 20
+ORDER_SEED = 20260101
+DRAWN_PROMPT = 64
+SMALL = 1_000_000_000
+"""Parameters. The limits of quantized weights were measured on larger models; smaller ones lose more by the same format."""
+
+_KEPT = pytest.StashKey["dict[str, bytes]"]()
+"""Side files that this process has recorded: the controller may not have written them yet."""
+
+
+def forced_sequences(model: Model, dataset: Dataset) -> list[list[int]]:
+    """32 token sequences, each a prompt and 128 positions after it, the same on every machine.
+
+    Chats of several turns, each a question of the dataset with its solution: the positions are those after the first prompt.
+    A model without a chat template reads the same as plain text; without a tokenizer, or with dummy weights, ids are drawn.
+    """
+    if model.weights == "dummy" or not model.has_tokenizer:
+        return model.sample_prompts(PROMPTS, DRAWN_PROMPT + POSITIONS)
+    problems = dataset.ordered(ORDER_SEED)
+    sequences, following = [], 0
+    for _ in range(PROMPTS):
+        first = ZERO_SHOT.format(question=problems[following % len(problems)].question)
+        length = POSITIONS + len(model.encode(model.render_chat(first) if model.chat_template else f"{first}\n"))
+        turns: list[Problem] = []
+        ids: list[int] = []
+        while len(ids) < length:
+            turns.append(problems[following % len(problems)])
+            following += 1
+            ids = model.encode(_text(model, turns))
+        sequences.append(ids[:length])
+    return sequences
+
+
+def _text(model: Model, turns: Sequence[Problem]) -> str:
+    pairs = [(ZERO_SHOT.format(question=problem.question), problem.answer) for problem in turns]
+    if not model.chat_template:
+        return "\n\n".join(f"{question}\n{answer}" for question, answer in pairs)
+    roles = ("user", "assistant")
+    return model.render_chat([{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)])
+
+
+@dataclass(frozen=True)
+class Forced:
+    """The sequences, and what the engine predicts at their positions, all of them asked for at once."""
+
+    engine: Engine
+    sequences: list[list[int]]
+    scores: list[Scores]
+
+    @classmethod
+    def ask(cls, engine: Engine, dataset: Dataset) -> Forced:
+        """One prefill a sequence.
+
+        Raises:
+            UnsupportedError: the engine does not tell what it predicts for given tokens.
+        """
+        if not engine.supports("score_top"):
+            raise UnsupportedError(f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')")
+        sequences = forced_sequences(engine.model, dataset)
+        return cls(engine, sequences, engine.score_top(sequences, top=TOP, last=POSITIONS))
+
+    def noise(self) -> float:
+        """The mean KL, in nats, between all sequences at once and one by one: what another schedule changes."""
+        single = [self.engine.score_top([sequence], top=TOP, last=POSITIONS)[0] for sequence in self.sequences]
+        return float(compare(candidate=single, reference=self.scores, dtype=self.engine.info.dtype).kl.mean())
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What must be equal for a record to be compared with."""
+        return {"sequences_sha256": prompts_sha256(self.sequences), "positions": POSITIONS, "top": TOP}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One record: its distributions, the noise of its cell in nats, and on which device it was made."""
+
+    scores: list[Scores]
+    noise: float
+    device: str
+
+
+class Divergence:
+    """What one cell predicts, its own record, and the record of the reference: weights of full width."""
+
+    def __init__(self, item: pytest.Item, forced: Forced, baseline: Baseline) -> None:
+        self._item, self._forced, self._baseline = item, forced, baseline
+        self._engine, self.scores = forced.engine, forced.scores
+        self.dtype = self._engine.info.dtype
+
+    @property
+    def kind(self) -> str:
+        """The kind of the cell, a key of ``LIMITS``."""
+        spec = self._engine.spec
+        declared = self._engine.model.config.get("quantization_config")
+        bits = declared.get("bits") if isinstance(declared, dict) and spec.quantization != "none" else None
+        return kind_of(spec.quantization, spec.kv_dtype, bits=bits if isinstance(bits, int) else None)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the cell is expected to differ from the reference."""
+        return self.kind != SAME_WEIGHTS
+
+    @property
+    def limit(self) -> Limits | None:
+        """The limits of this kind of cell; None where none hold for a model of this size."""
+        given = self._item.config.stash[options.STASH].divergence_limits
+        if self.kind in given:
+            return Limits(*given[self.kind], source="--divergence-limits")
+        if self.quantized and _parameters(self._engine.model) < SMALL:
+            return None
+        return LIMITS[self.kind]
+
+    @property
+    def reference_name(self) -> str:
+        """The reference, in words."""
+        return f"{self._by()} with weights that are not quantized"
+
+    def same_setting(self, record: Recorded) -> bool:
+        """Whether the record was made on such a device, and this cell is not spread or served."""
+        spec, info = self._engine.spec, self._engine.info
+        return record.device == info.device_name and not (spec.parallel or spec.serve)
+
+    def noise_of(self, record: Recorded) -> float:
+        """What may lie between the record and a run with the same weights, in nats: more on another device."""
+        return record.noise if self.same_setting(record) else max(record.noise, LIMITS[SAME_WEIGHTS].kl)
+
+    def recorded(self) -> Recorded:
+        """This cell's own record; ends the test where it is made now, or missing."""
+        return self._expected()
+
+    def reference(self) -> Recorded:
+        """The record of transformers, or of the same engine where that has none, with weights that are not quantized."""
+        return self._expected(by=self._by(), full_width=True)
+
+    def _by(self) -> str:
+        engine = self._engine.spec.engine
+        from_another = self._engine.spec.weights == "real" and engine != "transformers"
+        known = from_another and self._baseline.has(FAMILY, by="transformers", full_width=True)
+        return "transformers" if known else engine
+
+    def _expected(self, **which: Any) -> Recorded:
+        spec = self._engine.spec
+        expected = self._baseline.expected(
+            FAMILY,
+            observed=lambda _: self._observe(),
+            conditions=self._forced.conditions,
+            n=PROMPTS * POSITIONS,
+            per_hardware=spec.draws_on_device,
+            per_spread=spec.draws_per_rank,
+            **which,
+        )
+        arrays = side_files.unpack(self._content(expected[side_files.FIELD]))
+        columns = zip(*(arrays[name] for name in ("logprobs", "top_ids", "top_logprobs")), strict=True)
+        return Recorded([Scores(*column) for column in columns], expected["noise_kl"], expected["device"])
+
+    def _observe(self) -> dict[str, Any]:
+        """What a record holds; the distributions themselves go to the controller on their own."""
+        names = ("logprobs", "top_ids", "top_logprobs")
+        content = side_files.pack({name: np.stack([getattr(scores, name) for scores in self.scores]) for name in names})
+        reference = side_files.refer(FAMILY, content)
+        self._item.config.stash.setdefault(_KEPT, {})[reference["name"]] = content
+        note = {"name": reference["name"], "content": base64.b64encode(content).decode()}
+        self._item.user_properties.append((SIDE_FILE, json.dumps(note)))
+        return {
+            "device": self._engine.info.device_name,
+            "mean_logprob": float(np.mean([scores.logprobs.mean() for scores in self.scores])),
+            "noise_kl": self._forced.noise(),
+            side_files.FIELD: reference,
+        }
+
+    def _content(self, reference: Mapping[str, Any]) -> bytes:
+        kept = self._item.config.stash.get(_KEPT, {}).get(str(reference["name"]))
+        return kept if kept is not None else side_files.load(reference, self._folders())
+
+    def _folders(self) -> Iterator[Path]:
+        file = BaselineKey(ANY, self._engine.model.id, FAMILY, "").path
+        for directory in (open_store(self._item.config).directory, BUNDLED):
+            yield from sorted(directory.glob(f"*/{file.parent.name}"))
+
+
+def _parameters(model: Model) -> float:
+    try:
+        return model.shape.parameter_count
+    except UnsupportedError:
+        return float("inf")

@@ -1,0 +1,1 @@
+"""Execution modes: prefill, decode, batches, cached prefixes and preemption compute the same tokens."""

@@ -1,0 +1,1 @@
+"""The KV cache: its shape, bytes and contents."""

@@ -1,0 +1,1 @@
+"""KV equivalence: every way through a KV cache gives what prefill gives."""

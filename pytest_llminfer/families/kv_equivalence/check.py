@@ -1,0 +1,224 @@
+"""Two ways through one KV cache: the same distributions, keys and values, and of a bug its kind."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pytest_llminfer.families.kv_equivalence.diagnosis import ADVICE, KL_LIMIT, Diagnosis, Parted, diagnose
+from pytest_llminfer.verdict import Measurement, Outcome, Verdict, first_offenders
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_llminfer.models.cut import CacheSizes
+    from pytest_llminfer.observations.cache_paths import Route, RouteComparison, RouteComparisons
+
+UNIT_ROUNDOFF = 6.0e-8
+"""Of fp32 (METHODS 3.4)."""
+GROWTH = 40
+"""Relative errors of keys and values in layer l are at most GROWTH u sqrt(l + 1) in fp32 (METHODS 3.4)."""
+ULPS = 1
+"""Of keys and values of the first layer, by any benign route (METHODS 3.3)."""
+LIMIT = "of its limit"
+_ADVICE = "read what the first line tells of where it parts; the shortest way that shows it is in the second"
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What an engine answered to one request. repeated: to :func:`repeated`, once it had failed."""
+
+    route: Route
+    found: RouteComparisons
+    repeated: RouteComparisons | None = None
+
+    def pads_before(self, number: int) -> int:
+        """Masked columns before the sequence of this number: those asked for, and what evens out the rows computed with it."""
+        lengths = [len(one.kl) for one in self.found.sequences]
+        others = [*lengths[number + 1 :], *lengths[:number]]
+        rows = itertools.islice(itertools.cycle(others), self.route.batch - 1)
+        uneven = 0 if self.route.pads_right and not self.route.pads_left else max([*rows, lengths[number]]) - lengths[number]
+        return uneven + self.route.pads_left
+
+    @property
+    def columns(self) -> int:
+        """Of the candidate's cache for the last sequence: tokens and pads of its longest row."""
+        own, *others = reversed([len(one.kl) for one in self.found.sequences])
+        rows = [own, *itertools.islice(itertools.cycle(reversed(others)), self.route.batch - 1)]
+        return max(rows) + self.route.pads_left + self.route.pads_right
+
+    @property
+    def slots(self) -> int:
+        """Of a static cache for the last sequence: room for it, for the longest other one, for pads, and what it has to spare."""
+        own, *others = reversed([len(one.kl) for one in self.found.sequences])
+        return own + max(others, default=0) + self.route.pads_left + self.route.pads_right + self.route.spare
+
+    def __str__(self) -> str:
+        tokens = ", ".join(str(len(one.kl)) for one in self.found.sequences)
+        return f"sequences of {tokens} tokens by {told(self.route)}"
+
+
+def repeated(sequences: Sequence[Sequence[int]], route: Route) -> tuple[list[list[int]], Route]:
+    """The same over one token again and again: what is wrong for another position differs from what is for another token.
+
+    Some tokens more at the end, so that there are positions that those before may have been given.
+    """
+    longer = replace(route, chunks=(*route.chunks, _MORE)) if route.chunks else route
+    return [[ids[0]] * (len(ids) + _MORE) for ids in sequences], longer
+
+
+_MORE = 16
+
+
+def told(route: Route) -> str:
+    """A route in words: what it has beyond a single pass over a dynamic cache."""
+    plain = type(route)()
+    parts = [f"{name}={value}" for name, value in route.to_dict().items() if name != "chunks" and value != getattr(plain, name)]
+    if route.chunks:
+        shown = ", ".join(map(str, route.chunks[:6]))
+        parts.insert(0, f"chunks of {shown}{f', … ({len(route.chunks)} passes)' if len(route.chunks) > 6 else ''}")  # noqa: PLR2004
+    return ", ".join(parts) or "one pass"
+
+
+def check_routes(*, compared: Sequence[Compared], sizes: CacheSizes | None, claim: str) -> Verdict:
+    """Whether every route gives what its reference gives, in fp32: a mean KL of at most 1e-8 nats and the same likeliest tokens.
+
+    Keys and values differ by at most 40 u sqrt(l + 1) of their size in layer l (METHODS 3.4), at each position that both routes
+    keep. Of what fails, the first line tells the kind of bug (``kv_diagnosis``). sizes: of the model, None where not known.
+    """
+    sequences = [(one, number, entry) for entry in compared for number, one in enumerate(entry.found.sequences)]
+    wrong = {one.dtype for one, _, _ in sequences} - {"fp32", ""}
+    failed = [(one, number, entry) for one, number, entry in sequences if _differs(one)]
+    lines: list[str] = []
+    kinds: list[Diagnosis] = []
+    for one, number, entry in failed:
+        keys, values = one.key_error > _limits(one), one.value_error > _limits(one)
+        found = diagnose(parted_at(one, number, entry, sizes, keys=keys, values=values))
+        kinds += [found] if found else []
+        lines += [*([str(found)] if found else []), f"{entry}, the one numbered {number}: {_size(one)}"]
+    positions = sum(len(one.kl) for one, _, _ in sequences)
+    if not positions:
+        lines.insert(0, "nothing was compared")
+    largest = max((float(one.kl.mean()) for one, _, _ in sequences), default=0.0)
+    outcome = Outcome.INVALID if wrong else Outcome.FAIL if lines else Outcome.PASS
+    return Verdict(
+        outcome=outcome,
+        claim=claim,
+        key=str(kinds[0].kind) if kinds else f"KL {largest:.1g}",
+        measurements=(
+            Measurement("largest mean KL of a sequence", largest, "nats", positions),
+            Measurement("sequences that differ", len(failed), "sequences", len(sequences)),
+            Measurement("largest error of a key", _largest([one.key_error / _limits(one) for one, _, _ in sequences]), LIMIT),
+            Measurement("largest error of a value", _largest([one.value_error / _limits(one) for one, _, _ in sequences]), LIMIT),
+        ),
+        threshold=f"mean KL of every sequence <= {KL_LIMIT:g} nats, the same likeliest token at every position, "
+        f"keys and values within {GROWTH} u sqrt(layer + 1) = {GROWTH * UNIT_ROUNDOFF:.2g} of their norm in layer 0",
+        threshold_source="METHODS 3.3 and 3.4, fp32",
+        smallest_detectable="one key or value of one head, at a position that both ways keep, off by that",
+        advice=f"compare in fp32, not {', '.join(sorted(wrong))}" if wrong else ADVICE[kinds[0].kind] if kinds else _ADVICE,
+        details=first_offenders(lines),
+    )
+
+
+def check_first_layer(*, compared: Sequence[Compared], claim: str) -> Verdict:
+    """Whether keys and values of the first layer are equal to the last place by every route, in the dtype that is stored.
+
+    They depend on token and position alone, so that no error has grown: a difference in keys alone is one of positions, one in
+    both of slots, tokens or projections (METHODS 3.2).
+    """
+    sequences = [(one, number, entry) for entry in compared for number, one in enumerate(entry.found.sequences)]
+    lines: list[str] = []
+    kinds: list[Diagnosis] = []
+    held = 0
+    for one, number, entry in sequences:
+        keys, values = one.key_ulps > ULPS, one.value_ulps > ULPS
+        held += int(np.isfinite(one.key_ulps).any(axis=0).sum())
+        if keys.any() or values.any():
+            found = diagnose(parted_at(_first(one), number, entry, None, keys=keys[None], values=values[None], quiet=True))
+            kinds += [found] if found else []
+            size = f"keys by up to {_largest([one.key_ulps]):,.3g} ulp, values by up to {_largest([one.value_ulps]):,.3g}"
+            lines += [*([str(found)] if found else []), f"{entry}, the one numbered {number}: {size}"]
+    if not held:
+        lines.insert(0, "nothing was compared: no position is kept by both routes")
+    dtypes = sorted({one.dtype for one, _, _ in sequences if one.dtype})
+    return Verdict(
+        outcome=Outcome.FAIL if lines else Outcome.PASS,
+        claim=claim,
+        key=str(kinds[0].kind) if kinds else f"{_largest([one.key_ulps for one, _, _ in sequences]):.2g} ulp",
+        measurements=(
+            Measurement("largest difference of a key", _largest([one.key_ulps for one, _, _ in sequences]), "ulp", held),
+            Measurement("largest difference of a value", _largest([one.value_ulps for one, _, _ in sequences]), "ulp", held),
+            Measurement("routes", len(compared), "routes"),
+        ),
+        threshold=f"{ULPS} ulp of {', '.join(dtypes)}, at the size of the largest component of a key",
+        threshold_source="METHODS 3.3: bit-equal in bf16 and fp16 for every benign route measured",
+        smallest_detectable="one component off by two ulp; of later layers, nothing",
+        advice=ADVICE[kinds[0].kind] if kinds else "give prompts, and routes with a cache",
+        details=first_offenders(lines),
+    )
+
+
+def _differs(one: RouteComparison) -> bool:
+    errors = ((side > _limits(one)).any() for side in (one.key_error, one.value_error))
+    return not (one.kl.mean() <= KL_LIMIT and one.top1.all()) or any(errors)
+
+
+def _limits(one: RouteComparison) -> np.ndarray:
+    """Per layer (L, 1, 1)."""
+    layers = np.arange(one.key_error.shape[0])
+    limits: np.ndarray = (GROWTH * UNIT_ROUNDOFF * np.sqrt(layers + 1))[:, None, None]
+    return limits
+
+
+def parted_at(
+    one: RouteComparison,
+    number: int,
+    entry: Compared,
+    sizes: CacheSizes | None,
+    *,
+    keys: np.ndarray,
+    values: np.ndarray,
+    quiet: bool = False,
+) -> Parted:
+    """What :func:`diagnose` reads of one sequence; ``quiet``: its predictions are not looked at."""
+    again = entry.repeated.sequences if entry.repeated else ()
+    return Parted(
+        found=one,
+        route=entry.route,
+        keys=keys,
+        values=values,
+        predictions=np.zeros(one.kl.shape, bool) if quiet else one.kl > KL_LIMIT,
+        windows=sizes.windows if sizes else (),
+        pads=entry.pads_before(number),
+        repeated=again[number] if number < len(again) else None,
+    )
+
+
+def _first(one: RouteComparison) -> RouteComparison:
+    """The first layer alone."""
+    heads, positions = one.nearest_head, one.nearest_position
+    return type(one)(
+        kl=one.kl,
+        top1=one.top1,
+        key_error=one.key_error[:1],
+        value_error=one.value_error[:1],
+        key_ulps=one.key_ulps,
+        value_ulps=one.value_ulps,
+        dtype=one.dtype,
+        lengths=one.lengths[:1],
+        nearest_head=None if heads is None else heads[:1],
+        nearest_position=None if positions is None else positions[:1],
+    )
+
+
+def _size(one: RouteComparison) -> str:
+    other = np.flatnonzero(~one.top1)
+    text = f"mean KL {one.kl.mean():.3g} nats, largest {one.kl.max():.3g} at token {int(one.kl.argmax())}"
+    return f"{text}, {len(other)} other likeliest tokens" if len(other) else text
+
+
+def _largest(errors: Sequence[np.ndarray]) -> float:
+    return max((float(np.nanmax(entry)) for entry in errors if np.isfinite(entry).any()), default=0.0)

@@ -1,0 +1,260 @@
+"""What the fixture ``kv_equivalence`` does: every way through a KV cache, asked of an engine and judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.families.kv_equivalence.check import Compared, check_first_layer, check_routes, repeated
+from pytest_llminfer.families.kv_equivalence.receptive_field import check_reach
+from pytest_llminfer.families.kv_equivalence.stored import check_cached_tensors, check_quantized_cache
+from pytest_llminfer.families.probes import bundled_probe
+from pytest_llminfer.models.cut import SLIDING, STRUCTURES, CacheSizes, structure_config
+from pytest_llminfer.observations.cache_paths import Route
+from pytest_llminfer.verdict import Measurement, Outcome, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from hypothesis.strategies import SearchStrategy
+
+    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.families.kv_equivalence.drawing import Journey
+
+FAMILIES = (
+    *("decode", "chunked", "multi-turn", "batched", "left-padded", "right-padded"),
+    *("static", "sliding", "crop", "beams", "prefix", "quantized", "fp8"),
+)
+"""Of routes; each has a strategy of ``route_drawing``, which needs hypothesis."""
+OWN = "own"
+"""The configuration of the model that is served."""
+SLIDING_SHAPES = tuple(name for name, config in STRUCTURES.items() if any(CacheSizes.from_config(config).windows))
+"""Those of ``STRUCTURES`` with layers that have a window."""
+QUANTIZED = frozenset({"quantized", "fp8"})
+EXAMPLES = 4
+"""Ways drawn a family."""
+PROMPT = 48
+"""Tokens of the prompt of :meth:`KVEquivalence.first_layer` where none is given."""
+
+
+_CLAIM = "the distributions, keys and values of prefill"
+_CLAIMS = dict.fromkeys(QUANTIZED, "the cache errs as its format does, neither more nor less")
+_SHORTEST = 24
+"""Tokens of a prompt of :meth:`KVEquivalence.first_layer`: what :func:`benign_routes` needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A model with random weights of a cut configuration, in fp32, made by the engine's worker from ``seed``."""
+
+    engine: Engine
+    name: str
+    config: Mapping[str, Any]
+    seed: int = 0
+
+    @property
+    def sizes(self) -> CacheSizes | None:
+        """None for caches whose sizes are not known here: their routes are compared, their bytes are not."""
+        try:
+            return CacheSizes.from_config(self.config)
+        except UnsupportedError:
+            return None
+
+    def strategy(self, family: str) -> SearchStrategy[Journey]:
+        """The ways of a family that this model can go."""
+        from pytest_llminfer.families.kv_equivalence.drawing import STRATEGIES, Subject
+
+        window = min((window for window in self.sizes.windows if window), default=0) if self.sizes else 0
+        if family == "sliding" and not window:
+            raise UnsupportedError(f"no layer of {self.name} has a window")
+        return STRATEGIES[family](Subject(int(self.config["vocab_size"]), window))
+
+    def ask(self, journey: Journey, *, again: bool = False) -> Compared:
+        """What the engine makes of it; ``again``: also with one token repeated."""
+        asked: Any = {"config": self.config, "dtype": "fp32", "seed": self.seed}
+        found = self.engine.compare_routes(journey.sequences, candidate=journey.route, **asked)
+        if not again:
+            return Compared(journey.route, found)
+        sequences, route = repeated(journey.sequences, journey.route)
+        return Compared(journey.route, found, self.engine.compare_routes(sequences, candidate=route, **asked))
+
+    def judged(self, family: str, compared: Sequence[Compared]) -> list[Verdict]:
+        """On what the routes gave, and on what their caches hold."""
+        claim, sizes = f"{self.name}, {family}: {_CLAIMS.get(family, _CLAIM)}", self.sizes
+        if sizes is None:
+            return [check_routes(compared=compared, sizes=None, claim=claim)]
+        if family in QUANTIZED:
+            verdict = check_quantized_cache(compared=compared, sizes=sizes, claim=claim)
+        else:
+            verdict = check_routes(compared=compared, sizes=sizes, claim=claim)
+        stored = f"{self.name}, {family}: the cache has exactly the shape and bytes that the configuration implies"
+        return [verdict, check_cached_tensors(compared=compared, sizes=sizes, dtype="fp32", claim=stored)]
+
+    def fails(self, family: str, compared: Compared) -> bool:
+        """Whether it has any verdict that is no PASS."""
+        return any(verdict.outcome is not Outcome.PASS for verdict in self.judged(family, [compared]))
+
+
+class KVEquivalence:
+    """The KV cache of one engine. judge: called with every verdict; ends the test where it is not good enough."""
+
+    def __init__(self, engine: Engine, judge: Callable[[Verdict], None]) -> None:
+        self._engine, self._judge = engine, judge
+
+    def structure(
+        self,
+        config: str | Mapping[str, Any] = OWN,
+        *,
+        families: Sequence[str] = FAMILIES,
+        layers: int = 2,
+        examples: int = EXAMPLES,
+        seed: int = 0,
+    ) -> None:
+        """Every family of routes gives what prefill gives: in fp32, by a model with ``layers`` layers and random weights.
+
+        config: ``own``, one of ``STRUCTURES``, or the content of a config.json; it is cut to what its cache depends on. families:
+        of ``FAMILIES``. examples: ways that hypothesis draws of each, the same ones in every run; one that fails is made shorter.
+
+        Raises:
+            UnsupportedError: none of the families is possible with this engine and configuration: a visible skip.
+        """
+        name, refused = self._name(config), {}
+        for family in families:
+            try:
+                for verdict in self.examine(family, config, layers=layers, examples=examples, seed=seed):
+                    self._judge(verdict)
+            except UnsupportedError as error:
+                refused[family] = str(error)
+        if len(refused) == len(families):
+            raise UnsupportedError("; ".join(dict.fromkeys(refused.values())))
+        if len(families) > 1:
+            self._judge(_possible(name, families, refused))
+
+    def examine(
+        self,
+        family: str,
+        config: str | Mapping[str, Any] = OWN,
+        *,
+        layers: int = 2,
+        examples: int = EXAMPLES,
+        seed: int = 0,
+        shortened: bool = True,
+    ) -> list[Verdict]:
+        """The verdicts of one family of :meth:`structure`, which are not judged. shortened: whether one that fails is.
+
+        Raises:
+            UnsupportedError: the engine has no such way through its cache, or not with this configuration.
+        """
+        if family not in FAMILIES:
+            raise BadInputError(f"unknown family of routes {family!r}; valid: {', '.join(FAMILIES)}")
+        from pytest_llminfer.families.kv_equivalence.drawing import draw_journeys, shorten
+
+        self._need()
+        model = Structure(self._engine, self._name(config), structure_config(self._config(config), layers=layers), seed)
+        strategy = model.strategy(family)
+        compared = []
+        for journey in draw_journeys(strategy, examples):
+            compared.append(model.ask(journey))
+            if model.fails(family, compared[-1]):
+                told = shorten(strategy, journey, lambda other: model.fails(family, model.ask(other))) if shortened else journey
+                compared = [model.ask(told, again=True)]
+                break
+        return model.judged(family, compared)
+
+    def first_layer(self, prompts: Sequence[Sequence[int]] | None = None, *, routes: Sequence[Route] | None = None) -> None:
+        """Keys and values of the served model's first layer are equal to the last place by every route, in its own dtype.
+
+        prompts: token ids, at least 24 of each. routes: those of :func:`benign_routes` unless others are given.
+        """
+        self._need()
+        given = [list(ids) for ids in (prompts or self._engine.model.sample_prompts(1, PROMPT))]
+        if min(map(len, given), default=0) < _SHORTEST:
+            raise BadInputError(f"the first layer is compared over prompts of at least {_SHORTEST} tokens each")
+        compared = []
+        for ids in given:
+            for route in benign_routes(len(ids)) if routes is None else routes:
+                found = self._engine.compare_routes([ids], candidate=route)
+                again = None
+                if check_first_layer(compared=[Compared(route, found)], claim="").outcome is not Outcome.PASS:
+                    sequences, longer = repeated([ids], route)
+                    again = self._engine.compare_routes(sequences, candidate=longer)
+                compared.append(Compared(route, found, again))
+        claim = f"keys and values of the first layer are the same by every route, to the last place of {self._engine.info.kv_dtype}"
+        self._judge(check_first_layer(compared=compared, claim=claim))
+
+    def window(self, config: str | Mapping[str, Any] = OWN, *, layers: int = 2, seed: int = 0) -> None:
+        """A changed token changes what is predicted within its reach, and not a bit beyond it, by prefill and by decoding.
+
+        In a model all of whose ``layers`` have the window W, each token is seen by itself and the next W - 1 of the layer above:
+        its reach is layers x (W - 1).
+
+        Raises:
+            UnsupportedError: no layer of the configuration has a window.
+        """
+        self._need()
+        name, cut = self._name(config), structure_config(self._config(config), layers=layers)
+        window = max(CacheSizes.from_config(cut).windows)
+        if not window:
+            raise UnsupportedError(f"no layer of {name} has a window")
+        if "layer_types" in cut:
+            cut["layer_types"] = [SLIDING] * layers
+        reach, position = layers * (window - 1), 5
+        tokens = [(7 * number) % int(cut["vocab_size"]) for number in range(1, position + reach + window)]
+        asked: Any = {"config": cut, "tokens": tokens, "position": position, "seed": seed}
+        found = self._engine.run(bundled_probe("kv_equivalence.windows.changes"), **asked)
+        claim = f"{name}: a token changes the {layers} x {window - 1} after it, and none beyond"
+        self._judge(check_reach(changes=found, position=position, reach=reach, claim=claim))
+
+    def _need(self) -> None:
+        if not self._engine.supports("compare_routes"):
+            raise UnsupportedError(f"{self._engine.spec} cannot answer 'compare_routes'")
+
+    def _config(self, config: str | Mapping[str, Any]) -> Mapping[str, Any]:
+        if not isinstance(config, str):
+            return config
+        if config == OWN:
+            return self._engine.model.config
+        if config not in STRUCTURES:
+            raise BadInputError(f"unknown structure {config!r}; valid: {OWN}, {', '.join(STRUCTURES)}, or a configuration")
+        return STRUCTURES[config]
+
+    @staticmethod
+    def _name(config: str | Mapping[str, Any]) -> str:
+        return config if isinstance(config, str) else str(config.get("model_type"))
+
+
+def benign_routes(length: int) -> tuple[Route, ...]:
+    """Ways over ``length`` tokens that leave the first layer as it is: one of each family whose cache is not quantized."""
+    half, most = length // 2, length - 8
+    late = (half, most - half, *(1,) * (length - most))
+    return (
+        Route(chunks=(1,) * length),
+        Route(chunks=(half, length - half)),
+        Route(chunks=late, batch=3),
+        Route(chunks=late, pads_left=5),
+        Route(pads_right=3, batch=2),
+        Route(chunks=late, cache="static"),
+        Route(chunks=late, crop=half, crop_extra=4),
+        Route(chunks=late, beams=2),
+        Route(chunks=late, prefix=most),
+    )
+
+
+def _possible(name: str, families: Sequence[str], refused: Mapping[str, str]) -> Verdict:
+    """Which families were compared; a quantized cache of a model with windows is refused by every engine."""
+    done = len(families) - len(refused)
+    return Verdict(
+        outcome=Outcome.PASS,
+        claim=f"{name}: every way through the KV cache that the engine has was compared",
+        key=f"{done} of {len(families)} families",
+        measurements=(Measurement("families of routes", done, "families", len(families)),),
+        threshold="every family that the engine does not refuse",
+        threshold_source="the engine's own refusals",
+        smallest_detectable="exact",
+        advice="",
+        details=tuple(f"{family} was not: {reason}" for family, reason in refused.items()),
+    )
+
+
+__all__ = ["FAMILIES", "OWN", "SLIDING_SHAPES", "STRUCTURES", "KVEquivalence", "benign_routes"]

@@ -1,0 +1,1 @@
+"""Layout: how every parameter is stored."""

@@ -1,0 +1,1 @@
+"""Memory: predicted and measured, by category."""

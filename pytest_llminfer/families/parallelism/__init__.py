@@ -1,0 +1,1 @@
+"""Parallelism: several accelerators answer as one does."""

@@ -1,0 +1,1 @@
+"""Quantization: what a format loses, and what it must not."""

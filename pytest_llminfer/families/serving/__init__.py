@@ -1,0 +1,1 @@
+"""Serving: an engine's own server over HTTP."""

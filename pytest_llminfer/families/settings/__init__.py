@@ -1,0 +1,1 @@
+"""Settings: the resolved configuration and the defaults of an engine."""

@@ -1,0 +1,1 @@
+"""Shutdown: a stopped engine leaves nothing behind."""

@@ -1,0 +1,1 @@
+"""Throughput: as fast as it was."""

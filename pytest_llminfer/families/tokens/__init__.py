@@ -1,0 +1,1 @@
+"""Tokens: greedy decoding chooses what it chose."""

@@ -1,0 +1,1 @@
+"""Rounding, near ties and truncated KL. Pure."""

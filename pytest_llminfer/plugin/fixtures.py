@@ -1,0 +1,261 @@
+"""The fixture chain, each link of which a project may override in its conftest.py.
+
+``engine_spec`` (session, one value a cell) → ``model``, ``engine_args`` → ``launch_engine`` → ``engine`` (session, loaded once)
+→ ``judge``, ``baseline``, ``throughput`` (function).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llminfer.families.parallelism import observe as spreading
+from pytest_llminfer.plugin import judging, matrix, options, prestart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pytest_llminfer.datasets.load import Dataset
+    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.families.accuracy.observe import Answered, QuestionSet
+    from pytest_llminfer.families.accuracy.run import AccuracyRun
+    from pytest_llminfer.families.divergence.observe import Divergence, Forced
+    from pytest_llminfer.families.execution_modes.variants import KVVariants
+    from pytest_llminfer.families.kv_equivalence.observe import KVEquivalence
+    from pytest_llminfer.families.memory.observe import MemoryLedger
+    from pytest_llminfer.families.throughput.observe import Throughput
+    from pytest_llminfer.families.tokens.observe import Greedy
+    from pytest_llminfer.hardware import Hardware
+    from pytest_llminfer.models.model import Model
+    from pytest_llminfer.plugin.recording import Baseline
+    from pytest_llminfer.spec import EngineSpec
+
+
+@pytest.fixture(scope="session")
+def engine_spec(request: pytest.FixtureRequest) -> EngineSpec:
+    """The cell under test."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def checkpoint(request: pytest.FixtureRequest) -> str:
+    """The path of a checkpoint that ``--checkpoint`` names; no engine is started for it."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def model(engine_spec: EngineSpec) -> Model:
+    """What is served: files, configuration, tokenizer, chat template, shape arithmetic."""
+    from pytest_llminfer.models.model import Model
+
+    return Model(engine_spec.model, weights=engine_spec.weights)
+
+
+@pytest.fixture(scope="session")
+def engine_args(pytestconfig: pytest.Config) -> Mapping[str, Any]:
+    """Further arguments of the engine, from ``--engine-args``; override it to give a project's own."""
+    return pytestconfig.stash[options.STASH].engine_args
+
+
+@pytest.fixture(scope="session")
+def launch_engine(
+    engine_spec: EngineSpec, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Engine]]:
+    """Start engines: called with (spec, model, engine_args, variables); all are ended with the cell."""
+    from pytest_llminfer.plugin.launching import Launcher
+
+    launcher = Launcher(pytestconfig, tmp_path_factory.mktemp(f"llminfer-{engine_spec.engine}"))
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(scope="session")
+def engine(
+    engine_spec: EngineSpec, model: Model, engine_args: Mapping[str, Any], launch_engine: Callable[..., Engine]
+) -> Iterator[Engine]:
+    """The engine of this cell, loaded once for all its tests."""
+    loaded = launch_engine(engine_spec, model, engine_args)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="session")
+def greedy(engine: Engine, pytestconfig: pytest.Config) -> Greedy:
+    """The engine's own greedy answers to fixed prompts, in one batch and one by one."""
+    from pytest_llminfer.families.tokens.observe import Greedy
+
+    return spreading.remember_greedy(pytestconfig, engine.spec, Greedy.ask(engine))
+
+
+@pytest.fixture(scope="module")
+def kv_variants(
+    engine: Engine, greedy: Greedy, launch_engine: Callable[..., Engine], pytestconfig: pytest.Config
+) -> Iterator[KVVariants]:
+    """This cell started otherwise, with an engine of its own for each variant, where ``--kv-variants`` asks for that."""
+    from pytest_llminfer.families.execution_modes.variants import KVVariants
+
+    variants = KVVariants(engine, greedy, launch_engine, asked_for=pytestconfig.stash[options.STASH].kv_variants)
+    yield variants
+    variants.close()
+
+
+@pytest.fixture
+def kv_equivalence(engine: Engine, judge: judging.Judge) -> KVEquivalence:
+    """Every way through this cell's KV cache: ``structure()``, ``first_layer(prompts)`` and ``window()``, each judged."""
+    from pytest_llminfer.families.kv_equivalence.observe import KVEquivalence
+
+    return KVEquivalence(engine, judge)
+
+
+@pytest.fixture(scope="session")
+def answered(engine: Engine, gsm8k: QuestionSet, pytestconfig: pytest.Config) -> Answered:
+    """The graded answers of this cell, and how long they took: to all of the session's questions where cells are spread over
+    several GPUs and compared, otherwise to those that the verdict on accuracy needed.
+    """
+    prestart.settle(pytestconfig)
+    return spreading.remember_answers(pytestconfig, engine.spec, gsm8k.asking(engine, whole=_is_compared(pytestconfig)).some())
+
+
+def _is_compared(config: pytest.Config) -> bool:
+    return any(cell.parallel for cell in config.stash[matrix.CELLS])
+
+
+@pytest.fixture
+def one_gpu(engine: Engine, pytestconfig: pytest.Config) -> spreading.OneGpu:
+    """What the same cell answered on one GPU, earlier in this session."""
+    return spreading.OneGpu(pytestconfig, engine.spec)
+
+
+@pytest.fixture(scope="session")
+def hardware() -> Hardware:
+    """This machine's accelerators, or its processor."""
+    from pytest_llminfer.hardware import detect
+
+    return detect()
+
+
+@pytest.fixture
+def judge(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> judging.Judge:
+    """Turns a verdict into this test's outcome."""
+    return judging.Judge(request.node, pytestconfig.stash[options.STASH])
+
+
+@pytest.fixture
+def baseline(
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config, engine: Engine, hardware: Hardware, judge: judging.Judge
+) -> Baseline:
+    """The recorded expectations of this test's cell."""
+    from pytest_llminfer.plugin.recording import Baseline, open_source
+
+    settings, source = pytestconfig.stash[options.STASH], open_source(pytestconfig)
+    return Baseline(item=request.node, engine=engine, source=source, hardware=hardware, settings=settings, judge=judge)
+
+
+@pytest.fixture
+def spread_table(request: pytest.FixtureRequest, engine: Engine, baseline: Baseline) -> spreading.SpreadTable:
+    """Time and accuracy of this cell, beside those of the others."""
+    return spreading.SpreadTable(request.node, engine.spec, baseline)
+
+
+@pytest.fixture
+def memory_ledger(request: pytest.FixtureRequest, engine: Engine, baseline: Baseline) -> MemoryLedger:
+    """Predicted and measured memory of this cell, line by line."""
+    from pytest_llminfer.families.memory.observe import MemoryLedger
+
+    return MemoryLedger(request.node, engine, baseline)
+
+
+@pytest.fixture(scope="session")
+def dataset(pytestconfig: pytest.Config) -> Dataset:
+    """The questions that ``--dataset`` names."""
+    from pytest_llminfer.datasets.load import load
+
+    return load(pytestconfig.stash[options.STASH].dataset)
+
+
+@pytest.fixture(scope="session")
+def forced(engine: Engine, dataset: Dataset) -> Forced:
+    """What this cell predicts at fixed positions of fixed texts."""
+    from pytest_llminfer.families.divergence.observe import Forced
+
+    return Forced.ask(engine, dataset)
+
+
+@pytest.fixture
+def divergence(request: pytest.FixtureRequest, forced: Forced, baseline: Baseline) -> Divergence:
+    """What this cell predicts at fixed positions, and what was recorded there."""
+    from pytest_llminfer.families.divergence.observe import Divergence
+
+    return Divergence(request.node, forced, baseline)
+
+
+@pytest.fixture(scope="session")
+def gsm8k(pytestconfig: pytest.Config, dataset: Dataset, model: Model) -> QuestionSet:
+    """The questions of this session, worded for this cell's model and ready to be asked."""
+    from pytest_llminfer.families.accuracy.observe import QuestionSet
+
+    settings = pytestconfig.stash[options.STASH]
+    return QuestionSet(
+        dataset,
+        model,
+        settings.gsm8k_questions,
+        source=settings.dataset,
+        runs=settings.gsm8k_runs,
+        form=settings.gsm8k_form,
+        concurrency=settings.gsm8k_concurrency,
+    )
+
+
+@pytest.fixture
+def accuracy(
+    request: pytest.FixtureRequest,
+    engine: Engine,
+    gsm8k: QuestionSet,
+    baseline: Baseline,
+    judge: judging.Judge,
+    pytestconfig: pytest.Config,
+) -> AccuracyRun:
+    """This cell's accuracy beside its own record."""
+    return _accuracy(request, engine, gsm8k, baseline, judge, pytestconfig, full_width=False)
+
+
+@pytest.fixture
+def full_width_accuracy(
+    request: pytest.FixtureRequest,
+    engine: Engine,
+    gsm8k: QuestionSet,
+    baseline: Baseline,
+    judge: judging.Judge,
+    pytestconfig: pytest.Config,
+) -> AccuracyRun:
+    """A quantized cell's accuracy beside the record of the same engine with weights that are not quantized."""
+    if engine.spec.quantization == "none":
+        pytest.skip(f"{engine.spec} is not quantized")
+    return _accuracy(request, engine, gsm8k, baseline, judge, pytestconfig, full_width=True)
+
+
+def _accuracy(
+    request: pytest.FixtureRequest,
+    engine: Engine,
+    gsm8k: QuestionSet,
+    baseline: Baseline,
+    judge: judging.Judge,
+    config: pytest.Config,
+    *,
+    full_width: bool,
+) -> AccuracyRun:
+    from pytest_llminfer.families.accuracy.run import AccuracyRun
+
+    prestart.settle(config)
+    gsm8k.asking(engine, whole=_is_compared(config))
+    return AccuracyRun(request.node, engine, gsm8k, baseline, judge, full_width=full_width)
+
+
+@pytest.fixture
+def throughput(engine: Engine, benchmark: Any, pytestconfig: pytest.Config) -> Throughput:
+    """Measures this cell's speed through pytest-benchmark."""
+    from pytest_llminfer.families.throughput.observe import Throughput
+
+    prestart.settle(pytestconfig)
+    return Throughput(engine, benchmark)

@@ -1,0 +1,70 @@
+"""Where a verdict becomes a test outcome: the one place that passes, fails, or calls a comparison unfair."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llminfer.plugin.options import Options
+    from pytest_llminfer.verdict import Verdict
+
+CELL = "llminfer_cell"
+VERDICT = "llminfer_verdict"
+LOADED = "llminfer_loaded"
+LOADS = pytest.StashKey[list[dict[str, Any]]]()
+"""Engine loads that no report has carried to the controller yet: ``{"cell": id, "phases": {name: seconds}}``."""
+
+WORDS = {
+    "inconclusive": ("inconclusive", "i", ("INCONCLUSIVE", {"yellow": True})),
+    "invalid": ("error", "E", ("INVALID", {"red": True})),
+}
+
+
+class Judge:
+    """Called with a verdict, in a test: returns on PASS, and on INCONCLUSIVE unless strict; ends the test otherwise."""
+
+    def __init__(self, item: pytest.Item, options: Options) -> None:
+        self._item, self._strict = item, options.strict
+
+    def __call__(self, verdict: Verdict) -> None:
+        """Note the verdict for the report, and fail the test if it is not good enough."""
+        outcome = verdict.outcome.value
+        fatal = outcome in ("fail", "invalid") or (self._strict and outcome == "inconclusive")
+        note = {"outcome": outcome, "key": verdict.key, "fatal": fatal, "claim": verdict.claim, "text": str(verdict)}
+        self._item.user_properties.append((VERDICT, json.dumps(note)))
+        if fatal:
+            pytest.fail(str(verdict), pytrace=False)
+
+
+def verdicts(properties: list[tuple[str, object]]) -> list[dict[str, Any]]:
+    """The verdicts that a test noted, oldest first, from its report's properties."""
+    return [json.loads(str(value)) for name, value in properties if name == VERDICT]
+
+
+def status(report: pytest.TestReport) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+    """How a report is shown, where a verdict says more than passed or failed."""
+    if report.when != "call" or report.skipped:
+        return None
+    outcomes = {note["outcome"] for note in verdicts(report.user_properties)}
+    if report.failed:
+        return WORDS["invalid"] if "invalid" in outcomes else None
+    return WORDS["inconclusive"] if "inconclusive" in outcomes else None
+
+
+def without_traceback(call: pytest.CallInfo[Any]) -> None:
+    """Our own errors carry their whole story in one message; what an engine cannot do is a skip with that reason."""
+    if call.excinfo is None:
+        return
+    from pytest_llminfer.errors import LlminferError, UnsupportedError
+
+    error = call.excinfo.value
+    if isinstance(error, UnsupportedError):
+        told: BaseException = pytest.skip.Exception(str(error), _use_item_location=True)
+    elif isinstance(error, LlminferError):
+        told = pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False)
+    else:
+        return
+    call.excinfo = pytest.ExceptionInfo.from_exception(told.with_traceback(error.__traceback__))

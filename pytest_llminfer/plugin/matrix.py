@@ -1,0 +1,126 @@
+"""From options to cells: the product of the lists, in a stable order, with nonsense refused before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_llminfer.plugin.options import Options
+    from pytest_llminfer.spec import EngineSpec
+
+CELLS = pytest.StashKey["tuple[EngineSpec, ...]"]()
+FIXTURE = "engine_spec"
+DIVERGENCE = "divergence"
+DERIVED = ("parallel", "over_http")
+"""What ``llminfer_only`` may ask of a cell beside its fields."""
+
+
+def expand(options: Options) -> tuple[EngineSpec, ...]:
+    """The cells that the options name, each once, in the order given.
+
+    Raises:
+        pytest.UsageError: a name that does not exist, or parallel sizes that do not fit the GPUs.
+    """
+    from pytest_llminfer.errors import InvalidSpecError
+    from pytest_llminfer.spec import EngineSpec, read_engine
+
+    cells = []
+    spreads = _spreads(options)
+    for engine, model, weights, dtype, quantization, kv_dtype in itertools.product(
+        options.engine, options.model, options.weights, options.dtype, options.quantization, options.kv_dtype
+    ):
+        for tp, pp, dp, replication in spreads:
+            try:
+                name, environment = read_engine(engine)
+                place = (name, environment, model, weights, dtype, quantization, kv_dtype, tp, pp, dp, replication)
+                cells.append(EngineSpec(*place, serve=options.serve))
+            except InvalidSpecError as error:
+                flag = "--" + error.name.replace("distribution", "engine").replace("_", "-")
+                raise pytest.UsageError(f"{flag}: {error}") from None
+    _check_addresses(cells)
+    if not cells:
+        raise pytest.UsageError("no cell to test: --engine, --model, --dtype and --quantization each need a value")
+    return tuple(dict.fromkeys(cells))
+
+
+def _check_addresses(cells: Iterable[EngineSpec]) -> None:
+    for cell in cells:
+        if cell.engine == "openai" and not cell.is_remote:
+            raise pytest.UsageError("--engine=openai needs an address: openai@http://host:port/v1")
+        if cell.is_remote and cell.serve:
+            raise pytest.UsageError(f"--serve: {cell.environment} is a server already; it starts those of engines that run here")
+        if cell.is_remote and cell.engine != "openai":
+            raise pytest.UsageError(f"--engine: a server at an address is the engine openai: openai@{cell.environment}")
+
+
+def _spreads(options: Options) -> list[tuple[int, int, int, str]]:
+    """(tp, pp, dp, replication): as chosen, or with ``--gpus=N`` alone one GPU, dp=N and tp=N side by side."""
+    sizes = _sizes(options)
+    # How replicas are made is a question only where there are any.
+    return list(dict.fromkeys((tp, pp, dp, kind if dp > 1 else "workers") for tp, pp, dp in sizes for kind in options.replication))
+
+
+def _sizes(options: Options) -> list[tuple[int, int, int]]:
+    gpus = options.gpus
+    if not (options.tp or options.pp or options.dp):
+        return [(1, 1, 1)] if gpus in (None, 1) else [(1, 1, 1), (1, 1, gpus), (gpus, 1, 1)]
+    spreads = list(itertools.product(options.tp or (1,), options.pp or (1,), options.dp or (1,)))
+    if gpus is not None:
+        for tp, pp, dp in spreads:
+            if gpus % (tp * pp * dp):
+                divisors = [str(n) for n in range(1, gpus + 1) if gpus % n == 0]
+                raise pytest.UsageError(
+                    f"tp={tp} x pp={pp} x dp={dp} does not divide --gpus={gpus}; products that do: {', '.join(divisors)}"
+                )
+    return spreads
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for an engine, directly or through its fixtures, once a cell that its markers let through."""
+    if FIXTURE not in metafunc.fixturenames:
+        return
+    cells = [cell for cell in metafunc.config.stash[CELLS] if _applies(cell, metafunc.definition)]
+    if cells:
+        metafunc.parametrize(FIXTURE, cells, ids=str, scope="session", indirect=True)
+    else:
+        reason = "its llminfer_only marker lets none of this session's cells through"
+        metafunc.parametrize(
+            FIXTURE, [pytest.param(None, id="no-cell", marks=pytest.mark.skip(reason=reason))], scope="session", indirect=True
+        )
+
+
+def _applies(cell: EngineSpec, definition: pytest.Item) -> bool:
+    """``llminfer_only(engine=..., parallel=True)``: every field named must have one of the values given."""
+    for marker in definition.iter_markers("llminfer_only"):
+        for name, allowed in marker.kwargs.items():
+            if name not in cell.__dataclass_fields__ and name not in DERIVED:
+                valid = ", ".join([*cell.__dataclass_fields__, *DERIVED])
+                raise pytest.UsageError(f"llminfer_only: unknown field {name!r} on {definition.nodeid}; valid: {valid}")
+            if getattr(cell, name) not in ((allowed,) if isinstance(allowed, (str, int)) else tuple(allowed)):
+                return False
+    return True
+
+
+def cell_of(item: pytest.Item) -> EngineSpec | None:
+    """The cell that a collected test belongs to."""
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get(FIXTURE)
+
+
+def group_by_cell(items: list[pytest.Item], cells: tuple[EngineSpec, ...]) -> None:
+    """One stable sort, tests without an engine first: pytest groups session parameters by index, not value, up to 9.1.1.
+
+    Within a cell divergence comes first: it costs seconds, and says what accuracy would take minutes to show.
+    """
+    order = {cell: position for position, cell in enumerate(cells)}
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        cell = cell_of(item)
+        return (order[cell], DIVERGENCE not in getattr(item, "fixturenames", ())) if cell in order else (-1, False)
+
+    items.sort(key=place)

@@ -1,0 +1,104 @@
+"""What the text of an option means: every reader raises ValueError with one line where it means nothing."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def engine(word: str) -> str:
+    """An engine's name, with no secret in its address."""
+    from pytest_llminfer.spec import address_objection
+
+    _, _, environment = word.partition("@")
+    if environment.startswith(("http://", "https://")) and (objection := address_objection(environment)):
+        raise ValueError(objection)
+    return word
+
+
+def replication(word: str) -> str:
+    """How replicas are made."""
+    from pytest_llminfer.spec import REPLICATIONS
+
+    if word not in REPLICATIONS:
+        raise ValueError(f"{word!r} is not one of {', '.join(REPLICATIONS)}")
+    return word
+
+
+def positive(word: str) -> int:
+    """A whole number from 1 up."""
+    if not word.isdigit() or int(word) < 1:
+        raise ValueError(f"{word!r} is not a whole number from 1 up")
+    return int(word)
+
+
+def runs(word: str) -> int:
+    """How many runs a record of accuracy holds."""
+    from pytest_llminfer.families.accuracy.record import MOST_RUNS
+
+    if (number := positive(word)) > MOST_RUNS:
+        raise ValueError(f"{number} runs are more than the {MOST_RUNS} that a record holds")
+    return number
+
+
+def form(word: str) -> str:
+    """How questions are worded."""
+    from pytest_llminfer.datasets.prompts import FORMS
+
+    if word not in FORMS:
+        raise ValueError(f"{word!r} is not one of {', '.join(FORMS)}")
+    return word
+
+
+def questions(word: str) -> int:
+    """A whole number from 1 up, or ``all``."""
+    return sys.maxsize if word == "all" else positive(word)
+
+
+def points(word: str) -> float:
+    """Percentage points, as a share."""
+    try:
+        value = float(word) / 100
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise ValueError(f"{word!r} is not a number of percentage points between 0 and 100")
+    return value
+
+
+def seconds(word: str) -> float:
+    """Seconds above 0."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise ValueError(f"{word!r} is not a number of seconds above 0")
+    return value
+
+
+def limits(word: str) -> dict[str, tuple[float, float]]:
+    """Limits of divergence by kind of cell: (KL in nats, share of the same top-1)."""
+    given = json_object(word)
+    if given:
+        from pytest_llminfer.families.divergence.check import LIMITS
+    for kind, pair in given.items():
+        if kind not in LIMITS:
+            raise ValueError(f"unknown kind of cell {kind!r}; valid: {', '.join(LIMITS)}")
+        numbers = isinstance(pair, list) and [type(value) in (int, float) for value in pair] == [True, True]
+        if not numbers or not (pair[0] > 0 and 0 <= pair[1] <= 1):
+            raise ValueError(f"{kind!r} needs [KL in nats above 0, share from 0 to 1], not {pair!r}")
+    return {kind: (float(kl), float(top1)) for kind, (kl, top1) in given.items()}
+
+
+def json_object(word: str) -> dict[str, Any]:
+    """A JSON object."""
+    import json
+
+    try:
+        value = json.loads(word)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f'{word!r} is not a JSON object such as {{"attn_implementation": "eager"}}')  # noqa: TRY004 - a usage error
+    return value

@@ -1,0 +1,50 @@
+"""How engines share out a device: ``total x utilization = weights + non-torch + activation peak + graphs + KV pool``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pytest_llminfer.predict.allocator import MIB
+
+UTILIZATION = {"vllm": 0.92, "sglang": 0.88, "transformers": 1.0, "llamacpp": 1.0}
+"""What an engine takes of a device unless it is told otherwise. vLLM's was 0.90 before 0.21 (METHODS 4.1)."""
+
+CONTEXT_BYTES = 512 * MIB
+"""A CUDA context and its libraries: 300 to 600 MiB are seen (METHODS 4.3); engines count it as non-torch memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBudget:
+    """The bytes of one device. total: what the driver gives, ``torch.cuda.mem_get_info()[1]``, not what the card is sold with.
+
+    graphs: captured CUDA graphs, where an engine takes them out of the pool: vLLM's first model runner since 0.21; 0 where they
+    come on top. before: in use when the engine looks, where its share is of what is free then (SGLang) and not of the total.
+    """
+
+    total: int
+    utilization: float
+    weights: int
+    non_torch: int = 0
+    activation_peak: int = 0
+    graphs: int = 0
+    before: int = 0
+
+    @property
+    def usable(self) -> int:
+        """What the engine may take: ``ceil((total - before) x utilization)``.
+
+        SGLang's pool is ``free after loading - free before x (1 - mem_fraction_static)``, which is the same: weights and pool share
+        the static fraction, activations and graphs live in the rest.
+        """
+        return math.ceil((self.total - self.before) * self.utilization)
+
+    @property
+    def kv_pool(self) -> int:
+        """What is left for keys and values; negative where the rest alone does not fit."""
+        return self.usable - self.weights - self.non_torch - self.activation_peak - self.graphs
+
+    @property
+    def fits(self) -> bool:
+        """Whether anything is left for keys and values."""
+        return self.kv_pool > 0

@@ -1,0 +1,112 @@
+"""The declared storage of every quantization, read from ``declared_formats.toml``, and the sizes that its shape rules give."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.models.shape import ITEM_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DECLARED = Path(__file__).with_name("declared_formats.toml")
+CHECKPOINT = "checkpoint"
+"""What holds the weights of safetensors files, beside the engines."""
+
+BYTES = {**ITEM_BYTES, "float8_e4m3fn": 1, "int32": 4, "int64": 8}
+"""Of one element of a stored tensor, by dtype in torch's words."""
+
+_FACTOR = re.compile(r"([*/]?)\s*([a-z]+|\d+)\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRule:
+    """One tensor of a stored linear: dtype in torch's words or "model", shape as rules over a linear's sizes.
+
+    packing: where it is not the format's; None where it is.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+    packing: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How one holder keeps the linears of one quantization; the fields are told in ``declared_formats.toml``."""
+
+    name: str
+    holder: str
+    roles: tuple[str, ...] = ()
+    tensors: tuple[TensorRule, ...] = ()
+    packing: str = ""
+    group: int | None = None
+    attached: bool = False
+    double: tuple[TensorRule, ...] = ()
+    double_quantized: bool | None = None
+
+    def rules(self, *, double_quantized: bool | None) -> tuple[TensorRule, ...]:
+        """The tensors of a linear, its scales quantized too or not."""
+        return self.double if self.double and double_quantized else self.tensors
+
+
+def find(quantization: str, holder: str, device: str = "cpu") -> Format:
+    """What is declared of a quantization in an engine's memory on a kind of device, or in a ``checkpoint``.
+
+    device: ``cpu`` or ``cuda``, and behind a dash what the engine says it was asked for, where it says that.
+
+    Raises:
+        UnsupportedError: nothing is: a visible skip.
+    """
+    if quantization == "none":
+        return Format("none", holder)
+    declared = formats()
+    kind = device.partition("-")[0]
+    holders = (holder, f"{holder}-{kind}", f"{holder}-{device}")
+    if found := [declared[quantization, each] for each in holders if (quantization, each) in declared]:
+        return found[-1]
+    known = sorted({name for name, other in declared if other in holders})
+    raise UnsupportedError(
+        f"how {holder} stores quantization {quantization!r} on {kind} is not known here (known: {', '.join(['none', *known])})"
+    )
+
+
+@functools.cache
+def formats() -> Mapping[tuple[str, str], Format]:
+    """Everything that is declared: (quantization, holder) to its storage."""
+    with DECLARED.open("rb") as stream:
+        read = tomllib.load(stream)
+    return {(name, holder): _format(name, holder, entry) for name, holders in read.items() for holder, entry in holders.items()}
+
+
+def size(rule: str, sizes: Mapping[str, int]) -> int:
+    """The value of a shape rule such as ``out*in/group``: left to right, quotients rounded up.
+
+    Raises:
+        BadInputError: a rule that is written in another way, or names a size that is not given.
+    """
+    found = _FACTOR.findall(rule)
+    if "".join(operator + word for operator, word in found) != rule.replace(" ", "") or not found or found[0][0]:
+        raise BadInputError(f"{rule!r} in {DECLARED.name} is no shape rule; write sizes with * and / between them")
+    value = 1
+    for operator, word in found:
+        if not word.isdigit() and word not in sizes:
+            raise BadInputError(f"{rule!r} in {DECLARED.name} names {word!r}; there are: {', '.join(sizes)}")
+        factor = int(word) if word.isdigit() else sizes[word]
+        value = math.ceil(value / factor) if operator == "/" else value * factor
+    return value
+
+
+def _format(name: str, holder: str, entry: Mapping[str, Any]) -> Format:
+    given = {**entry}
+    for key in ("tensors", "double"):
+        given[key] = tuple(TensorRule(**{**rule, "shape": tuple(rule["shape"])}) for rule in given.get(key, ()))
+    return Format(name, holder, **{**given, "roles": tuple(given["roles"])})

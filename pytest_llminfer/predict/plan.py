@@ -1,0 +1,204 @@
+"""What will fit on a device, before anything is loaded: weights, room for keys and values, sequences at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer.checkpoints.gguf_mixtures import MIXTURES
+from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.models.shape import ModelShape, item_bytes
+from pytest_llminfer.predict.allocator import MIB
+from pytest_llminfer.predict.budget import CONTEXT_BYTES, UTILIZATION, DeviceBudget
+from pytest_llminfer.predict.buffers import positions, rope_bytes
+from pytest_llminfer.predict.formats import DEFAULTS, LINEAR_FORMATS, FormatOptions
+from pytest_llminfer.predict.kv import BLOCK_TOKENS, KVGroup, bytes_per_token, concurrency, kv_groups, pool_blocks
+from pytest_llminfer.predict.shards import SHARDED
+from pytest_llminfer.predict.weights import HeldWeight, allocated_bytes, bytes_by_role, held_weights, stored_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from fractions import Fraction
+
+_LARGE_CARD = 70 * 2**30
+_BATCHED_TOKENS = {True: 16_384, False: 8_192}
+"""vLLM's max_num_batched_tokens of offline use, on cards of 70 GiB and more, and on others. An A100 counts as one of the others."""
+
+CACHED = {
+    "vllm": ("bf16", "fp16", "fp8", "fp8_e5m2"),
+    "sglang": ("bf16", "fp8", "fp8_e5m2"),
+    "transformers": (),
+    "llamacpp": ("fp32", "bf16", "fp16", "q8_0", "q4_0"),
+}
+"""Engine → what it keeps keys and values in, beside the model's own dtype."""
+
+_WINDOWED = ("vllm", "transformers")
+"""Engines that forget what lies behind a window; SGLang and llama.cpp keep all tokens of the architectures that are known here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """How a model is served, in the words of a cell; kv_dtype ``auto`` is the dtype. options: what the quantization leaves open."""
+
+    engine: str = "vllm"
+    dtype: str = "bf16"
+    quantization: str = "none"
+    kv_dtype: str = "auto"
+    tp: int = 1
+    pp: int = 1
+    options: FormatOptions = DEFAULTS
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Bytes that need no prediction: weights of a file that is there, and what an engine has logged. None: predict it.
+
+    graphs: that are taken out of the pool; nothing predicts them, and None counts as none. batched_tokens: of one batch.
+    """
+
+    weights: int | None = None
+    activation_peak: int | None = None
+    non_torch: int | None = None
+    graphs: int | None = None
+    batched_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """The predicted bytes of the fullest rank, and what they leave. estimated: the lines that are no exact prediction.
+
+    roles: bytes of weights by role; bits: of a parameter, scales included, and what several ranks hold each.
+    context: tokens of a sequence. kv_tokens: that the pool holds, in whole blocks; sequences: of ``context`` tokens at once, 0
+    where nothing is left. fits: whether one does beside the weights; vLLM keeps a block to itself, which its log counts.
+    """
+
+    budget: DeviceBudget
+    roles: Mapping[str, int]
+    bits: float
+    kv_bytes_per_token: int
+    context: int
+    kv_blocks: int
+    kv_tokens: int
+    sequences: Fraction
+    estimated: tuple[str, ...]
+    fits: bool
+
+
+def plan_memory(
+    config: Mapping[str, Any],
+    deployment: Deployment,
+    *,
+    total: int,
+    context: int | None = None,
+    utilization: float | None = None,
+    known: Known | None = None,
+) -> MemoryPlan:
+    """What a model takes of a device of ``total`` bytes.
+
+    context: tokens of a sequence; the model's longest unless given. utilization: the engine's own unless given.
+
+    Raises:
+        UnsupportedError: an architecture, quantization, engine or split whose bytes are not known here.
+        BadInputError: a context or a utilization that means nothing.
+    """
+    shape = ModelShape.from_config(config)
+    engine, tp, known = deployment.engine, deployment.tp, known or Known()
+    if engine not in UTILIZATION:
+        raise UnsupportedError(f"how {engine} shares out a device is not known here (known: {', '.join(UTILIZATION)})")
+    context = positions(config) if context is None else context
+    utilization = UTILIZATION[engine] if utilization is None else utilization
+    if context < 1 or not 0 < utilization <= 1:
+        raise BadInputError(f"context must be positive, and utilization above 0 and at most 1; got {context} and {utilization:g}")
+    if tp > 1 and engine not in SHARDED:
+        raise UnsupportedError(f"{engine} does not spread a model over tensor-parallel ranks")
+    if shape.heads % tp:
+        raise UnsupportedError(f"{engine} cannot deal the {shape.heads} heads of this model to {tp} ranks")
+    kv_dtype = _kv_dtype(deployment)
+    _check_format(deployment, known)
+    fullest = _fullest(shape, deployment)
+    stored = known.weights
+    if stored is None:
+        stored = allocated_bytes(fullest) if engine in SHARDED else stored_bytes(fullest)
+    batched = _BATCHED_TOKENS[total >= _LARGE_CARD] if known.batched_tokens is None else known.batched_tokens
+    activation = known.activation_peak
+    if activation is None:
+        activation = estimated_activation(shape, tokens=batched, dtype=deployment.dtype, tp=tp)
+    non_torch = CONTEXT_BYTES if known.non_torch is None else known.non_torch
+    static = engine == "sglang"
+    budget = DeviceBudget(
+        total=total,
+        utilization=utilization,
+        weights=stored + rope_bytes(config, shape, engine=engine, dtype=deployment.dtype),
+        # SGLang takes a fraction of what is free when it looks, and activations and graphs live outside it.
+        non_torch=0 if static else non_torch,
+        activation_peak=0 if static else activation,
+        graphs=0 if static else known.graphs or 0,
+        before=non_torch if static else 0,
+    )
+    groups = tuple(
+        KVGroup(-(-group.layers // deployment.pp), group.kv_heads, group.head_dim, group.window)
+        for group in (kv_groups(config, shape) if engine in _WINDOWED else kv_groups({}, shape))
+    )
+    block, own = (BLOCK_TOKENS, 1) if engine == "vllm" else (1, 0)
+    blocks = pool_blocks(budget.kv_pool, groups, kv_dtype, tp=tp, block=block)
+    # One batch is scheduled while another is computed, and each further stage of a pipeline has one of its own.
+    held: dict[str, int] = {"block": block, "in_flight": (deployment.pp + 1) * batched if engine == "vllm" else 0}
+    return MemoryPlan(
+        budget=budget,
+        roles=bytes_by_role(fullest),
+        bits=8 * stored * tp * deployment.pp / shape.parameter_count,
+        kv_bytes_per_token=bytes_per_token(groups, kv_dtype, tp=tp),
+        context=context,
+        kv_blocks=blocks,
+        kv_tokens=blocks * block,
+        sequences=concurrency(blocks, groups, context, **held),
+        estimated=("activation peak",) * (known.activation_peak is None) + ("non-torch",) * (known.non_torch is None),
+        fits=concurrency(max(blocks - own, 0), groups, context, **held) >= 1,
+    )
+
+
+def _kv_dtype(deployment: Deployment) -> str:
+    """What keys and values are kept in; llama.cpp's own choice is fp16, whatever the weights are.
+
+    Raises:
+        UnsupportedError: a dtype that the engine has no cache of.
+    """
+    wanted = deployment.kv_dtype
+    if wanted == "auto":
+        return "fp16" if deployment.engine == "llamacpp" else deployment.dtype
+    known = tuple(dict.fromkeys((deployment.dtype, *CACHED[deployment.engine])))
+    if wanted not in (*CACHED[deployment.engine], deployment.dtype):
+        raise UnsupportedError(f"{deployment.engine} has no KV cache of {wanted} here; it has: {', '.join(known)}")
+    return wanted
+
+
+def _check_format(deployment: Deployment, known: Known) -> None:
+    """Refuse formats that the engine does not hold; a GGUF file that is there is taken as it is."""
+    name, engine = deployment.quantization, deployment.engine
+    if known.weights is None and name in (LINEAR_FORMATS if engine == "llamacpp" else MIXTURES):
+        whose = "llama.cpp reads GGUF files" if engine == "llamacpp" else "only llama.cpp does (--engine llamacpp)"
+        raise UnsupportedError(f"{engine} does not hold {name} weights: {whose}")
+
+
+def _fullest(shape: ModelShape, deployment: Deployment) -> tuple[HeldWeight, ...]:
+    stages = held_weights(
+        shape,
+        dtype=deployment.dtype,
+        quantization=deployment.quantization,
+        engine=deployment.engine,
+        tp=deployment.tp,
+        pp=deployment.pp,
+        options=deployment.options,
+    )
+    return max(stages.values(), key=stored_bytes)
+
+
+def estimated_activation(shape: ModelShape, *, tokens: int, dtype: str, tp: int = 1) -> int:
+    """Bytes of vLLM's profiling run, roughly: what one layer holds of a full batch while its widest product is made.
+
+    Per token: the residual stream twice, and the larger of (gate and up, and their product) and (q, k, v and the attention's
+    output). tokens: of the batch. An estimate, to be replaced by what an engine has logged.
+    """
+    queries, keys = shape.heads * shape.head_dim, 2 * shape.kv_heads * shape.head_dim
+    widest = max(3 * shape.intermediate, 2 * queries + keys) // tp
+    return tokens * (2 * shape.hidden + widest) * item_bytes(dtype) // MIB * MIB

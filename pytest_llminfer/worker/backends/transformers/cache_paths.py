@@ -1,0 +1,234 @@
+"""One sequence through a model by a given route: which tokens are fed in which order, beside which others, over which cache."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.worker.backends.transformers import path_cache
+from pytest_llminfer.worker.backends.transformers.path_walk import Walk
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_TAIL = 8
+"""Tokens of its own that the sequence has which fills a prefix for another one."""
+_NO_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The fields of ``pytest_llminfer.observations.cache_paths.Route``, as a message brings them."""
+
+    chunks: Sequence[int] = ()
+    cache: str = "dynamic"
+    cache_bits: int = 4
+    pads_left: int = 0
+    pads_right: int = 0
+    batch: int = 1
+    crop: int = 0
+    crop_extra: int = 0
+    beams: int = 1
+    prefix: int = 0
+    residual: int = 128
+    spare: int = 16
+
+    @classmethod
+    def read(cls, message: Mapping[str, Any]) -> Self:
+        """Build from a message; fields that this version does not know are refused: they would ask for nothing."""
+        unknown = sorted(message.keys() - {entry.name for entry in fields(cls)})
+        if unknown:
+            raise BadInputError(f"transformers knows no such part of a route: {', '.join(unknown)}")
+        return cls(**message)
+
+    def segments(self, length: int) -> list[int]:
+        """Lengths of the passes over ``length`` tokens, with a boundary where something is cropped or reused.
+
+        Raises:
+            BadInputError: the parts of the route do not fit together, or not to this sequence.
+        """
+        chunks = list(self.chunks) or [length]
+        if min(chunks) < 1 or sum(chunks) != length:
+            raise BadInputError(f"chunks of {sum(chunks)} tokens, each at least 1, do not make up a sequence of {length}")
+        if min(self.pads_left, self.pads_right, self.crop, self.crop_extra, self.prefix, self.spare) < 0:
+            raise BadInputError("a route has no negative numbers")
+        if min(self.batch, self.beams, self.residual) < 1:
+            raise BadInputError("batch, beams and residual are at least 1")
+        if not self.prefix < length or self.crop > length or 0 < self.crop < self.prefix:
+            raise BadInputError(f"prefix ({self.prefix}) < {length} tokens, and crop ({self.crop}) between the two, are possible")
+        if bool(self.crop) != bool(self.crop_extra):
+            raise BadInputError("crop (where) and crop_extra (how many tokens) belong together")
+        ends = {*itertools.accumulate(chunks), *([self.crop] if self.crop else [])}
+        ends = {end for end in ends if end > self.prefix} | ({self.prefix} if self.prefix else set())
+        return [end - start for start, end in itertools.pairwise([0, *sorted(ends)])]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Of one sequence in one layer: keys, values (kv_heads, n, head_dim) at the ``positions`` (n,), in rising order."""
+
+    positions: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What a sequence of T tokens left: logits (T, vocabulary), the layers of its cache (none without one), and its report."""
+
+    logits: torch.Tensor
+    layers: list[Layer]
+    dtype: str
+    report: dict[str, Any] | None
+
+
+def positions(text: Any) -> int:
+    """How many positions a model of this configuration has."""
+    return getattr(text, "max_position_embeddings", None) or _NO_LIMIT
+
+
+def others(ids: Sequence[int], vocabulary: int) -> list[int]:
+    """Tokens each of which differs from the one at its place."""
+    return [(token + 1 + vocabulary // 2) % vocabulary for token in ids]
+
+
+def walk(model: Any, ids: Sequence[int], beside: Sequence[Sequence[int]], route: Route) -> Passed:
+    """Send ``ids`` through the model. beside: other sequences of the request, which its neighbours in a batch are taken from.
+
+    Raises:
+        UnsupportedError: transformers cannot go this way with this cache or this model.
+    """
+    text = model.config.get_text_config()
+    segments = route.segments(len(ids))
+    _check_positions(text, len(ids), route)
+    columns = len(ids) + route.pads_left + route.pads_right + max(map(len, beside), default=0)
+    asked = {"bits": route.cache_bits, "residual": route.residual, "spare": route.spare}
+    cache = path_cache.make(model.config, route.cache, columns=columns, **asked)
+    own = route.batch // 2
+    rows = [list(row) for row in itertools.islice(itertools.cycle(beside or [others(ids[::-1], text.vocab_size)]), route.batch - 1)]
+    rows.insert(own, list(ids))
+    return _Journey(model, cache, route, rows, own, segments, text.vocab_size).run()
+
+
+class _Journey:
+    """The steps of a route, in their order. Rows of a batch come in groups of ``beams``; one row of one group is read."""
+
+    def __init__(
+        self, model: Any, cache: Any, route: Route, rows: list[list[int]], own: int, segments: list[int], vocabulary: int
+    ) -> None:
+        self._route, self._segments, self._vocabulary = route, segments, vocabulary
+        self._walk = Walk(model, cache)
+        self._ids, self._group = rows[own], own
+        later = len(self._ids) - segments[0]
+        self._first = [row[: max(1, len(row) - later)] for row in rows]
+        self._first[own] = self._ids[: segments[0]]
+        following = [itertools.cycle(row) for row in rows]
+        self._rest = [list(itertools.islice(tokens, later)) for tokens in following]
+        self._rest[own] = self._ids[segments[0] :]
+        self._early = route.beams > 1 and (cache is None or not path_cache.can_branch(cache))
+        self._branches = route.beams if self._early else 1
+        self._beam = 0
+
+    def run(self) -> Passed:
+        route, walk = self._route, self._walk
+        pieces = [self._begin()]
+        if route.beams > 1:
+            if not self._early:
+                walk.branch(route.beams)
+            self._branches, self._beam = route.beams, route.beams - 1
+        done = self._segments[0]
+        self._after(done)
+        for length in self._segments[1:]:
+            logits = walk.feed(self._tokens(done - self._segments[0], length), range(done, done + length))
+            pieces.append(logits[self._row])
+            done += length
+            self._after(done)
+        return self._end(torch.cat(pieces))
+
+    @property
+    def _row(self) -> int:
+        return self._group * self._branches + self._beam
+
+    def _tokens(self, start: int, length: int) -> list[list[int]]:
+        """What every row is fed next; the other beams of a group get other tokens than the one that is read."""
+        given = []
+        for rest in self._rest:
+            tokens = rest[start : start + length]
+            given += [tokens if beam == self._beam else others(tokens, self._vocabulary) for beam in range(self._branches)]
+        return given
+
+    def _begin(self) -> torch.Tensor:
+        """The first pass: pads, first tokens, pads; of a reused prefix also those of the sequence that filled it."""
+        route, walk = self._route, self._walk
+        width = max(map(len, self._first))
+        rows, real = [], []
+        for first in self._first:
+            space = width - len(first)
+            left, right = (0, space) if route.pads_right and not route.pads_left else (space, 0)
+            left, right = left + route.pads_left, right + route.pads_right
+            # A pad is a token like others: only the mask tells that it is none.
+            rows += [[first[0]] * left + first + [first[-1]] * right] * self._branches
+            real += [[0] * left + [1] * len(first) + [0] * right] * self._branches
+        own = real[self._group * self._branches]
+        at = own.index(1)
+        count = len(self._first[self._group])
+        columns = [-1] * at + list(range(count)) + [-1] * (len(own) - at - count)
+        self._check_hole(len(own) - at - count)
+        if route.prefix and (walk.cache is None or not hasattr(walk.cache.layers[0], "_quantize")) and route.cache != "static":
+            tail = others(self._ids[route.prefix : route.prefix + _TAIL], self._vocabulary)
+            logits = walk.feed_and_crop(
+                [row + tail for row in rows],
+                len(tail),
+                columns=columns + [-1] * len(tail),
+                real=[row + [1] * len(tail) for row in real],
+            )
+        else:
+            logits = walk.feed(rows, columns, real)
+        if route.prefix:
+            walk.cache = path_cache.duplicate(walk.cache)
+        return logits[self._row, at : at + count]
+
+    def _check_hole(self, pads: int) -> None:
+        """Refuse pads between the tokens of a sequence that reaches over a window: transformers counts it in columns."""
+        windows = [window for window in path_cache.windows(path_cache.make(self._walk.config, "dynamic")) if window]
+        if pads and len(self._segments) > 1 and windows and len(self._ids) + pads > min(windows):
+            raise UnsupportedError(
+                f"transformers counts a window ({min(windows)}) in columns, pads included: with {pads} pads between its tokens "
+                f"a sequence of {len(self._ids)} gets another attention than by prefill"
+            )
+
+    def _after(self, done: int) -> None:
+        route, walk = self._route, self._walk
+        if route.crop == done and route.crop_extra:
+            extra = list(itertools.islice(itertools.cycle(others(self._ids, self._vocabulary)), route.crop_extra))
+            walk.feed_and_crop([extra] * (len(self._first) * self._branches), route.crop_extra, columns=[-1] * route.crop_extra)
+        if route.beams > 1:
+            walk.reorder(route.beams)
+            self._beam = (self._beam - 1) % route.beams
+
+    def _end(self, logits: torch.Tensor) -> Passed:
+        walk = self._walk
+        if walk.cache is None:
+            return Passed(logits, [], "", None)
+        report, dtype, row = path_cache.report(walk.cache), path_cache.dtype_of(walk.cache), self._row
+        if self._route.beams > 1 and not self._early:
+            walk.cache.batch_select_indices(torch.tensor([row], device=logits.device))
+            row = 0
+        columns = torch.tensor(walk.columns, device=logits.device)
+        found = []
+        for held in path_cache.read(walk.cache, len(walk.columns)):
+            newest = columns[len(columns) - held.keys.shape[-2] :]
+            kept = newest >= 0
+            found.append(Layer(newest[kept], held.keys[row][:, kept], held.values[row][:, kept]))
+        return Passed(logits, found, dtype, report)
+
+
+def _check_positions(text: Any, length: int, route: Route) -> None:
+    limit = positions(text)
+    needed = max(length, route.crop + route.crop_extra, route.prefix + (_TAIL if route.prefix else 0))
+    if needed > limit:
+        raise BadInputError(f"the route needs {needed} positions, and the model has {limit}")
