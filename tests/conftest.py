@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+
+import pytest
 
 # The oldest pytest is tested without it.
 with contextlib.suppress(ModuleNotFoundError):
@@ -11,3 +14,13 @@ with contextlib.suppress(ModuleNotFoundError):
     # Examples take as long as the machine lets them: other tests run beside these.
     settings.register_profile("shared machine", deadline=None)
     settings.load_profile("shared machine")
+
+
+@pytest.fixture
+def no_installer_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut pip and uv off from the configuration of the machine and of the user who runs the tests."""
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("LLMINFER_CONSTRAINTS", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)  # pip then reads no file at all
+    monkeypatch.setenv("UV_NO_CONFIG", "1")

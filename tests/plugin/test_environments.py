@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 TINY = runpy.run_path(str(Path(__file__).parents[1] / "unit" / "tiny_wheels.py"))
+pytestmark = pytest.mark.usefixtures("no_installer_configuration")
 TESTS = "def test_one(engine): pass\ndef test_two(engine): pass"
 
 
@@ -28,7 +29,6 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    monkeypatch.delenv("LLMINFER_CONSTRAINTS", raising=False)
     return lambda: [json.loads(line) for line in calls.read_text().splitlines()]
 
 

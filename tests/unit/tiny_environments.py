@@ -32,14 +32,13 @@ class Phases(list[str]):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch) -> Path:
-    """A package index of our own, an empty cache, and a PATH with nothing on it."""
+    """A package index of our own, an empty cache, and a PATH with nothing on it; conftest.py leaves all other configuration out."""
     folder = tmp_path / "index"
     wheel(folder, "llminfer-tiny", "1.0", "ANSWER = 42")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    monkeypatch.delenv("LLMINFER_CONSTRAINTS", raising=False)
     return folder
 
 

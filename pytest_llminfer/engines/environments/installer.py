@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_llminfer.engines.environments.conflicts import NO_SUCH_VERSION, explain_pip, explain_uv
+from pytest_llminfer.engines.environments.constraints import without_secrets
 from pytest_llminfer.errors import EngineStartError
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 LAST_LINES = 6
 _LONGEST_LINE = 240
-_REASONS = (
+_LONGEST_QUESTION_S = 60.0
+_OF_THE_MACHINE = (
     (
         r"No space left on device",
         "the disk is full; remove environments with `llminfer env remove`, or let XDG_CACHE_HOME name another disk",
@@ -31,13 +34,19 @@ _REASONS = (
         ),
         "the package index cannot be reached; check the network, the proxy and the index (PIP_INDEX_URL, UV_INDEX_URL)",
     ),
+)
+_OF_THE_REQUIREMENT = (
+    (
+        r"ResolutionImpossible",
+        "what is required does not fit together; the log says which requirements conflict",
+    ),
     (
         r"from versions: none",
         "there is no such distribution for this Python and platform, or the index is out of reach; check the name and the network",
     ),
     (
         r"No matching distribution|Could not find a version|No solution found|no version of|not found in the package registry",
-        "there is no such version for this Python and platform; `{pip} index versions {name}` lists those that there are",
+        NO_SUCH_VERSION,
     ),
     (
         r"ensurepip is not available|No module named '?(?:ensurepip|venv|pip)\b",
@@ -103,7 +112,7 @@ class Installer:
         lines = [line for line in output.splitlines() if line.strip()][1:]
         words = "\n".join(f"    {_shortened(line)}" for line in lines[-LAST_LINES:]) or "    (nothing)"
         raise EngineStartError(
-            f"cannot make the environment for {self.requirement}: {self._explain(output, status)}. "
+            f"cannot make the environment for {self.requirement}: {self._explain(output, status, command)}. "
             f"The whole log: {self.log}. Its last lines:\n{words}"
         )
 
@@ -113,8 +122,6 @@ class Installer:
         return [str(self.python), "-m", "pip", "--disable-pip-version-check", "--no-input", action]
 
     def _call(self, command: Sequence[str]) -> int:
-        # What these name is built for our own interpreter, and pip would count it as installed.
-        settings = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}}
         with self.log.open("ab") as stream:
             stream.write(f"$ {' '.join(command)}\n".encode())
             stream.flush()
@@ -124,7 +131,7 @@ class Installer:
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=subprocess.STDOUT,
-                    env=settings,
+                    env=_settings(),
                     pass_fds=(self.lock.fileno(),),
                     check=False,
                 )
@@ -134,16 +141,47 @@ class Installer:
                 ) from error
         return done.returncode
 
-    def _explain(self, output: str, status: int) -> str:
+    def _ask(self, arguments: Sequence[str]) -> str:
+        """What the environment's pip answers; empty where it does not. Not logged: its configuration may hold passwords."""
+        command = [str(self.python), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+        try:
+            done = subprocess.run(  # noqa: S603 - the interpreter of the environment
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=_settings(),
+                timeout=_LONGEST_QUESTION_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return done.stdout + done.stderr
+
+    def _explain(self, output: str, status: int, command: Sequence[str]) -> str:
         program = "uv" if self.uv else "pip"
-        for pattern, reason in _REASONS:
-            if re.search(pattern, output):
-                name = self.requirement.partition("==")[0]
-                return f"{program} failed: " + reason.format(pip=f"{sys.executable} -m pip", name=name)
-        return f"{program} ended with status {status}; the log says why"
+        reason = _first(_OF_THE_MACHINE, output)
+        if not reason and "install" in command:
+            arguments = command[command.index("install") + 1 :]
+            reason = explain_uv(output, os.environ) if self.uv else explain_pip(output, arguments, self._ask, os.environ)
+        if not reason:
+            name = self.requirement.partition("==")[0]
+            reason = _first(_OF_THE_REQUIREMENT, output).format(pip=f"{sys.executable} -m pip", name=name)
+        return f"{program} failed: {reason}" if reason else f"{program} ended with status {status}; the log says why"
+
+
+def _first(reasons: Sequence[tuple[str, str]], output: str) -> str:
+    return next((reason for pattern, reason in reasons if re.search(pattern, output)), "")
+
+
+def _settings() -> dict[str, str]:
+    # What these name is built for our own interpreter, and pip would count it as installed.
+    return {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}}
 
 
 def _shortened(line: str) -> str:
-    """Both ends of a long line: pip lists every version that there is, the newest last."""
+    """Both ends of a long line, without secrets: pip lists every version that there is, the newest last."""
+    line = without_secrets(line)
     half = _LONGEST_LINE // 2
     return line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
