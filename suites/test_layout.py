@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged, summarise_ranks
 from pytest_llminfer.models.stored import declared_groups
 
@@ -11,8 +12,6 @@ if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.plugin.judging import Judge
     from pytest_llminfer.plugin.recording import Baseline
-
-REPACKING = ("vllm", "sglang")
 
 
 def test_every_parameter_is_stored_as_declared(engine: Engine, judge: Judge) -> None:
@@ -25,7 +24,7 @@ def test_every_parameter_is_stored_as_declared(engine: Engine, judge: Judge) -> 
             shape=engine.model.shape,
             dtype=engine.info.dtype,
             quantization=spec.quantization,
-            engine=spec.engine,
+            engine=profile(spec.engine),
             tp=spec.tp,
             pp=spec.pp,
             plan=resolved.get("tp_plan") or (),
@@ -44,8 +43,7 @@ def test_layout_is_as_recorded(engine: Engine, baseline: Baseline, judge: Judge)
         observed=lambda _: summarise_ranks(ranks),
         conditions={},
         n=sum(len(rank.parameters) for rank in ranks),
-        # These repack quantized weights for the kernels of the device.
-        per_hardware=spec.engine in REPACKING and spec.quantization != "none",
+        per_hardware=profile(spec.engine).layout_depends_on_device(spec),
         # Replicas are stored alike; ranks each have their part.
         per_parallelism=len(ranks) > 1,
     )

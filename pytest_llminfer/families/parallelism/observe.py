@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class OneGpu:
         return recorded_runs([self._find(ANSWERS)], ORDER_SEED)
 
     def _find(self, key: pytest.StashKey[Any]) -> Any:
-        if self._spec.draws_per_rank:
+        if profile(self._spec.engine).draws_per_rank(self._spec):
             raise UnsupportedError(
                 f"{self._spec}: {self._spec.engine} draws dummy weights on each rank anew, so this is another model than on one "
                 "GPU; use real weights to compare outputs"
