@@ -68,7 +68,7 @@ def pytest_runtest_makereport(
     pending = item.config.stash[judging.LOADS]
     while pending:
         item.user_properties.append((judging.LOADED, json.dumps(pending.pop())))
-    judging.without_traceback(call)
+    judging.without_traceback(call, strict=item.config.stash[options.STASH].strict)
     return (yield)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,20 +17,18 @@ from pytest_llminfer.families.accuracy.drift import check_drift
 from pytest_llminfer.families.accuracy.record import unpack
 from pytest_llminfer.families.accuracy.sampler import check_sampler
 from pytest_llminfer.families.accuracy.section import EVIDENCE
-from pytest_llminfer.plugin import matrix, options
 from pytest_llminfer.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    import pytest
-
+    from pytest_llminfer.baselines.expectations import Baseline
+    from pytest_llminfer.baselines.notes import Note
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.families.accuracy.grading import Answer
     from pytest_llminfer.families.accuracy.observe import QuestionSet
     from pytest_llminfer.families.accuracy.recorded import Recorded
-    from pytest_llminfer.plugin.judging import Judge
-    from pytest_llminfer.plugin.recording import Baseline
+    from pytest_llminfer.spec import EngineSpec
 
 T = TypeVar("T")
 
@@ -37,6 +36,26 @@ FAMILY = "gsm8k"
 MARGIN_OF_FOUR_BITS = 0.04
 FOUR_BITS = ("awq", "fp4", "gptq", "nf4", "q4_0", "q4_k_m", "q4_k_s", "w4a16")
 """Formats of about four bits a weight; the others keep eight or more."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyPlan:
+    """How accuracy is judged in this session.
+
+    tests: tests of accuracy that the session's cells make together, which share its level. margin: the drop, as a share, that a
+    PASS rules out; None for the usual one. full: whether all questions are asked, though the verdict is reached earlier.
+    run_history: whether this run is added to the run history.
+    """
+
+    tests: int
+    margin: float | None = None
+    full: bool = False
+    run_history: bool = False
+
+
+def tests_of(cells: Iterable[EngineSpec]) -> int:
+    """A quantized cell is tested twice: against its own record, and against that of unquantized weights."""
+    return sum(1 + (cell.quantization != "none") for cell in cells)
 
 
 class AccuracyRun:
@@ -48,24 +67,24 @@ class AccuracyRun:
 
     def __init__(
         self,
-        item: pytest.Item,
         engine: Engine,
         questions: QuestionSet,
         baseline: Baseline,
-        judge: Judge,
         *,
+        judge: Callable[[Verdict], None],
+        note: Note,
+        plan: AccuracyPlan,
         unquantized: bool = False,
     ) -> None:
-        self._item, self._engine, self._questions = item, engine, questions
-        self._baseline, self._judge, self._unquantized = baseline, judge, unquantized
-        self._settings = item.config.stash[options.STASH]
+        self._engine, self._questions, self._baseline = engine, questions, baseline
+        self._judge, self._note, self._plan, self._unquantized = judge, note, plan, unquantized
 
     @cached_property
     def expected(self) -> Mapping[str, Any]:
         """What is recorded; ends the test as a skip where nothing is, or where this run recorded it."""
         return self._baseline.expected(
             FAMILY,
-            observed=self._record,
+            observe=self._observe,
             conditions=self._questions.conditions(self._engine),
             n=lambda record: record["questions"],
             unquantized=self._unquantized,
@@ -79,8 +98,8 @@ class AccuracyRun:
     @property
     def margin(self) -> float:
         """The drop, as a share, that a PASS rules out."""
-        if self._settings.accuracy_margin is not None:
-            return self._settings.accuracy_margin
+        if self._plan.margin is not None:
+            return self._plan.margin
         four_bits = self._unquantized and self._engine.spec.quantization in FOUR_BITS
         return MARGIN_OF_FOUR_BITS if four_bits else MARGIN
 
@@ -89,12 +108,11 @@ class AccuracyRun:
         recorded, count = self.recorded, self._questions.count(self._engine)
         if self._questions.limited and count > len(recorded.order):
             self._judge(check_questions(asked=count, recorded=len(recorded.order)))
-        if self._settings.full and not self._questions.limited:
+        if self._plan.full and not self._questions.limited:
             count = len(recorded.order)
         test = AccuracyTest(
             recorded,
-            # A quantized cell is tested twice: against its own record, and against that of unquantized weights.
-            cells=sum(1 + (cell.quantization != "none") for cell in self._item.config.stash[matrix.CELLS]),
+            cells=self._plan.tests,
             margin=self.margin,
             tolerated=self.margin if self._unquantized else 0.0,
             questions=count,
@@ -105,10 +123,10 @@ class AccuracyRun:
             answers = self._answered(partial(asking.ask, test.order[:count], following=test.order), count).answers
             seen = test.look(answers)
             verdict = verdict or seen
-            if verdict and not self._settings.full:
+            if verdict and not self._plan.full:
                 break
         assert verdict is not None, "the last look has a verdict"  # noqa: S101 - tells the type checker
-        return test, seen if self._settings.full and seen else verdict, answers
+        return test, seen if self._plan.full and seen else verdict, answers
 
     def _answered(self, ask: Callable[[], T], asked: int) -> T:
         """What ``ask`` returns; a request without an answer ends the test as INVALID."""
@@ -124,15 +142,14 @@ class AccuracyRun:
         """The answers that the verdict stands on, by question id."""
         return self._judged[2]
 
-    @property
-    def verdict(self) -> Verdict:
-        """On accuracy; the evidence is noted for the session's correction over cells, and for the run history."""
-        self._note()
+    def conclude(self) -> Verdict:
+        """The verdict on accuracy; its evidence is noted for the session's correction over cells, and for the run history."""
+        self._note_evidence()
         return self._judged[1]
 
-    def _note(self) -> None:
+    def _note_evidence(self) -> None:
         test, verdict, _ = self._judged
-        self._item.user_properties.append((EVIDENCE, json.dumps(self._evidence(test, verdict))))
+        self._note(EVIDENCE, self._evidence(test, verdict))
 
     def objections(self) -> list[Verdict]:
         """What speaks against comparing accuracy at all: verdicts that are no PASS."""
@@ -150,18 +167,18 @@ class AccuracyRun:
 
     def drift(self) -> Verdict:
         """What all past runs in the run history and this one show together; with ``--run-history`` this one is added to it."""
-        if self._settings.run_history:
-            self._note()
+        if self._plan.run_history:
+            self._note_evidence()
         path = self._baseline.run_history_path
         past_runs = [past_run.outcomes for past_run in run_history.read(path, entry=self._entry, record=self._fingerprint)]
         return check_drift(recorded=self.recorded, past_runs=[*past_runs, self._outcomes()])
 
-    def _record(self, previous: Mapping[str, Any] | None) -> dict[str, Any]:
-        record = self._answered(partial(self._questions.record, self._engine, previous), self._questions.count(self._engine))
-        for verdict in self._sampler(self._questions.asking(self._engine).some().answers):
+    def _observe(self, engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:
+        record = self._answered(partial(self._questions.record, engine, previous), self._questions.count(engine))
+        for verdict in self._sampler(self._questions.asking(engine).some().answers):
             if verdict.outcome is not Outcome.PASS:
                 self._judge(verdict)
-        plan_margin(unpack(record, self._questions.ids(self._engine, record["questions"])), self.margin)
+        plan_margin(unpack(record, self._questions.ids(engine, record["questions"])), self.margin)
         return record
 
     @property
@@ -189,7 +206,7 @@ class AccuracyRun:
             "asked": len(self.answers),
             "of": len(test.order),
             "past_run": None
-            if self._unquantized or not self._settings.run_history
+            if self._unquantized or not self._plan.run_history
             else {
                 "path": str(self._baseline.run_history_path),
                 "entry": self._entry,
