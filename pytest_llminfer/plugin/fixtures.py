@@ -55,7 +55,7 @@ def model(engine_spec: EngineSpec) -> Model:
 @pytest.fixture(scope="session")
 def engine_args(pytestconfig: pytest.Config) -> Mapping[str, Any]:
     """Further arguments of the engine, from ``--engine-args``; override it to give a project's own."""
-    return pytestconfig.stash[options.STASH].engine_args
+    return pytestconfig.stash[options.STASH].session.engine_args
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +95,7 @@ def kv_variants(
     """This cell started otherwise, with an engine of its own for each variant, where ``--kv-variants`` asks for that."""
     from pytest_llminfer.families.execution_modes.variants import KVVariants
 
-    variants = KVVariants(engine, greedy, launch_engine, asked_for=pytestconfig.stash[options.STASH].kv_variants)
+    variants = KVVariants(engine, greedy, launch_engine, asked_for=pytestconfig.stash[options.STASH].execution_modes.kv_variants)
     yield variants
     variants.close()
 
@@ -171,7 +171,7 @@ def dataset(pytestconfig: pytest.Config) -> Dataset:
     """The questions that ``--dataset`` names."""
     from pytest_llminfer.datasets.load import load
 
-    return load(pytestconfig.stash[options.STASH].dataset)
+    return load(pytestconfig.stash[options.STASH].accuracy.dataset)
 
 
 @pytest.fixture(scope="session")
@@ -195,15 +195,15 @@ def gsm8k(pytestconfig: pytest.Config, dataset: Dataset, model: Model) -> Questi
     """The questions of this session, worded for this cell's model and ready to be asked."""
     from pytest_llminfer.families.accuracy.observe import QuestionSet
 
-    settings = pytestconfig.stash[options.STASH]
+    settings = pytestconfig.stash[options.STASH].accuracy
     return QuestionSet(
         dataset,
         model,
-        settings.gsm8k_questions,
+        settings.questions,
         source=settings.dataset,
-        runs=settings.gsm8k_runs,
-        form=settings.gsm8k_form,
-        concurrency=settings.gsm8k_concurrency,
+        runs=settings.runs,
+        form=settings.form,
+        concurrency=settings.concurrency,
     )
 
 

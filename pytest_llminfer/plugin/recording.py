@@ -38,7 +38,7 @@ BUNDLED = Path(__file__).resolve().parent.parent / "bundled_baselines"
 
 def open_store(config: pytest.Config) -> Store:
     """The project's own baselines, one store a session."""
-    return config.stash.setdefault(STORE, Store(config.stash[options.STASH].baselines))
+    return config.stash.setdefault(STORE, Store(config.stash[options.STASH].baselines.directory))
 
 
 def open_source(config: pytest.Config) -> BaselineSource:
@@ -96,7 +96,7 @@ class Baseline:
         writes = by in ("", spec.engine) and (per_parallelism or not (spec.parallel or spec.serve))
         writes = writes and (not unquantized or spec.quantization == "none")
         # A second cell of this session with the same key is judged by the first.
-        mode = self._settings.update_baselines if writes and not again else ""
+        mode = self._settings.baselines.update if writes and not again else ""
         if mode == "all" or (mode == "new" and record is None):
             comparable = record is not None and not differing(record.conditions, conditions)
             expected = plain(observed(record.expected if record is not None and comparable else None), "expected")
@@ -118,7 +118,7 @@ class Baseline:
     def run_history_path(self) -> Path:
         """Where the past runs of this model are kept, beside its records."""
         key = BaselineKey(ANY, self._engine.model.id, "run_history", self.entry())
-        return self._settings.baselines / key.path.parent / run_history.FILE
+        return self._settings.baselines.directory / key.path.parent / run_history.FILE
 
     def has(
         self, family: str, *, per_hardware: bool = False, per_parallelism: bool = False, by: str = "", unquantized: bool = False
@@ -137,7 +137,7 @@ class Baseline:
 
     def keep(self, family: str, *, observed: Mapping[str, Any], n: int) -> None:
         """Store what this cell showed on this hardware where baselines are being recorded; nothing is judged by it."""
-        if self._settings.update_baselines:
+        if self._settings.baselines.update:
             key = BaselineKey(self._machine.key, self._engine.model.id, family, self._entry("", per_parallelism=True))
             self._record(key, plain(observed, "observed"), {"model_sha256": self._engine.model.sha256}, n)
 
@@ -155,7 +155,7 @@ class Baseline:
 
     def _record(self, key: BaselineKey, expected: Any, conditions: Mapping[str, Any], n: int) -> None:
         versions = {**self._engine.info.versions, "pytest": pytest.__version__}
-        commit = working_commit(self._item.config.rootpath, baselines=self._settings.baselines)
+        commit = working_commit(self._item.config.rootpath, baselines=self._settings.baselines.directory)
         facts = provenance(n=n, hardware=self._machine.describe(), versions=versions, commit=commit, argv=sys.argv)
         self._item.config.stash.setdefault(RECORDED, {})[key] = Record(expected, dict(conditions), facts)
         self._note(RECORD, {"key": asdict(key), "expected": expected, "conditions": conditions, "provenance": facts})
@@ -174,7 +174,7 @@ class Baseline:
         if left_out:
             message += f", without {' and '.join(left_out)}"
         self._note(MISSING, {"key": asdict(key), "same_command": not left_out})
-        if self._settings.strict:
+        if self._settings.session.strict:
             return pytest.fail.Exception(message, pytrace=False)
         return pytest.skip.Exception(message, _use_item_location=True)
 

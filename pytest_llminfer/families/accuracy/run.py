@@ -58,7 +58,7 @@ class AccuracyRun:
     ) -> None:
         self._item, self._engine, self._questions = item, engine, questions
         self._baseline, self._judge, self._unquantized = baseline, judge, unquantized
-        self._settings = item.config.stash[options.STASH]
+        self._settings = item.config.stash[options.STASH].accuracy
 
     @cached_property
     def expected(self) -> Mapping[str, Any]:
@@ -79,8 +79,8 @@ class AccuracyRun:
     @property
     def margin(self) -> float:
         """The drop, as a share, that a PASS rules out."""
-        if self._settings.accuracy_margin is not None:
-            return self._settings.accuracy_margin
+        if self._settings.margin is not None:
+            return self._settings.margin
         four_bits = self._unquantized and self._engine.spec.quantization in FOUR_BITS
         return MARGIN_OF_FOUR_BITS if four_bits else MARGIN
 

@@ -137,7 +137,7 @@ class Divergence:
     @property
     def limit(self) -> Limits | None:
         """The limits of this kind of cell; None where none hold for a model of this size."""
-        given = self._item.config.stash[options.STASH].divergence_limits
+        given = self._item.config.stash[options.STASH].divergence.limits
         if self.kind in given:
             return Limits(*given[self.kind], source="--divergence-limits")
         if self.quantized and _parameters(self._engine.model) < SMALL:
