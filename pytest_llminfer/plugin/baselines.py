@@ -14,7 +14,7 @@ RECORDS = pytest.StashKey[SessionRecords]()
 
 def open_store(config: pytest.Config) -> Store:
     """The project's own baselines."""
-    return config.stash.setdefault(STORE, Store(config.stash[options.STASH].baselines))
+    return config.stash.setdefault(STORE, Store(config.stash[options.STASH].baselines.directory))
 
 
 def session_records(config: pytest.Config) -> SessionRecords:
@@ -24,6 +24,6 @@ def session_records(config: pytest.Config) -> SessionRecords:
 
 def recording(config: pytest.Config) -> Recording:
     """Whether and where this session records."""
-    settings = config.stash[options.STASH]
+    settings = config.stash[options.STASH].baselines
     versions = {"pytest": pytest.__version__}
-    return Recording(folder=settings.baselines, mode=settings.update_baselines, root=config.rootpath, versions=versions)
+    return Recording(folder=settings.directory, mode=settings.update, root=config.rootpath, versions=versions)

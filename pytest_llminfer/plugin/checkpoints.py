@@ -15,7 +15,7 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for a checkpoint once for each that is named; a visible skip where none is."""
     if FIXTURE not in metafunc.fixturenames:
         return
-    paths = metafunc.config.stash[options.STASH].checkpoint
+    paths = metafunc.config.stash[options.STASH].checkpoints.paths
     if paths:
         metafunc.parametrize(FIXTURE, paths, ids=str, indirect=True)
     else:

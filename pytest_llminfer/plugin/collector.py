@@ -74,7 +74,7 @@ class SessionReport:
 
         store = open_store(self._config)
         record = Record(note["expected"], note["conditions"], note["provenance"])
-        only_missing = self._config.stash[options.STASH].update_baselines == "new"
+        only_missing = self._config.stash[options.STASH].baselines.update == "new"
         key = BaselineKey(**note["key"])
         store.stage(key, record, only_missing=only_missing)
         try:
@@ -88,7 +88,7 @@ class SessionReport:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Say what was recorded; what could not be written fails the session."""
-        for cell in self._cells_without_verdict() if self._config.stash[options.STASH].strict else ():
+        for cell in self._cells_without_verdict() if self._config.stash[options.STASH].session.strict else ():
             self._lines.append(f"ERROR: nothing was compared in the cell {cell}")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._missing:

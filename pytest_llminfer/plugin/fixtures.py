@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.datasets.load import Dataset
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.families.accuracy.observe import Answered, QuestionSet
-    from pytest_llminfer.families.accuracy.run import AccuracyPlan, AccuracyRun
+    from pytest_llminfer.families.accuracy.run import AccuracyRun
     from pytest_llminfer.families.divergence.observe import Divergence, TeacherForced
     from pytest_llminfer.families.execution_modes.variants import KVVariants
     from pytest_llminfer.families.kv_equivalence.observe import KVEquivalence
@@ -66,7 +66,7 @@ def model(engine_spec: EngineSpec) -> Model:
 @pytest.fixture(scope="session")
 def engine_args(pytestconfig: pytest.Config) -> Mapping[str, Any]:
     """Further arguments of the engine, from ``--engine-args``; override it to give a project's own."""
-    return pytestconfig.stash[options.STASH].engine_args
+    return pytestconfig.stash[options.STASH].session.engine_args
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +108,7 @@ def kv_variants(
     """This cell started otherwise, with an engine of its own for each variant, where ``--kv-variants`` asks for that."""
     from pytest_llminfer.families.execution_modes.variants import KVVariants
 
-    variants = KVVariants(engine, greedy, launch_engine, asked_for=pytestconfig.stash[options.STASH].kv_variants)
+    variants = KVVariants(engine, greedy, launch_engine, asked_for=pytestconfig.stash[options.STASH].execution_modes.kv_variants)
     yield variants
     variants.close()
 
@@ -199,7 +199,7 @@ def dataset(pytestconfig: pytest.Config) -> Dataset:
     """The questions that ``--dataset`` names."""
     from pytest_llminfer.datasets.load import load
 
-    return load(pytestconfig.stash[options.STASH].dataset)
+    return load(pytestconfig.stash[options.STASH].accuracy.dataset)
 
 
 @pytest.fixture(scope="session")
@@ -215,7 +215,7 @@ def divergence(teacher_forced: TeacherForced, baseline: Baseline, pytestconfig: 
     """What this cell predicts at fixed positions, and what was recorded there."""
     from pytest_llminfer.families.divergence.observe import Divergence
 
-    return Divergence(teacher_forced, baseline, pytestconfig.stash[options.STASH].divergence_limits)
+    return Divergence(teacher_forced, baseline, pytestconfig.stash[options.STASH].divergence.limits)
 
 
 @pytest.fixture(scope="session")
@@ -223,48 +223,52 @@ def gsm8k(pytestconfig: pytest.Config, dataset: Dataset, model: Model) -> Questi
     """The questions of this session, worded for this cell's model and ready to be asked."""
     from pytest_llminfer.families.accuracy.observe import QuestionSet
 
-    settings = pytestconfig.stash[options.STASH]
+    settings = pytestconfig.stash[options.STASH].accuracy
     return QuestionSet(
         dataset,
         model,
-        settings.gsm8k_questions,
+        settings.questions,
         source=settings.dataset,
-        runs=settings.gsm8k_runs,
-        form=settings.gsm8k_form,
-        concurrency=settings.gsm8k_concurrency,
+        runs=settings.runs,
+        form=settings.form,
+        concurrency=settings.concurrency,
         whole=any(cell.parallel for cell in pytestconfig.stash[matrix.CELLS]),
     )
 
 
 @pytest.fixture
-def accuracy_plan(pytestconfig: pytest.Config) -> AccuracyPlan:
-    """How accuracy is judged in this session."""
-    from pytest_llminfer.families.accuracy.run import AccuracyPlan, tests_of
-
-    settings, cells = pytestconfig.stash[options.STASH], pytestconfig.stash[matrix.CELLS]
-    return AccuracyPlan(tests_of(cells), settings.accuracy_margin, full=settings.full, run_history=settings.run_history)
-
-
-@pytest.fixture
 def accuracy(
-    engine: Engine, gsm8k: QuestionSet, baseline: Baseline, judge: judging.Judge, note: Note, accuracy_plan: AccuracyPlan
+    engine: Engine, gsm8k: QuestionSet, baseline: Baseline, judge: judging.Judge, note: Note, pytestconfig: pytest.Config
 ) -> AccuracyRun:
     """This cell's accuracy beside its own record."""
-    from pytest_llminfer.families.accuracy.run import AccuracyRun
-
-    return AccuracyRun(engine, gsm8k, baseline, judge=judge, note=note, plan=accuracy_plan)
+    return _accuracy(pytestconfig, engine, gsm8k, baseline, judge, note, unquantized=False)
 
 
 @pytest.fixture
 def unquantized_accuracy(
-    engine: Engine, gsm8k: QuestionSet, baseline: Baseline, judge: judging.Judge, note: Note, accuracy_plan: AccuracyPlan
+    engine: Engine, gsm8k: QuestionSet, baseline: Baseline, judge: judging.Judge, note: Note, pytestconfig: pytest.Config
 ) -> AccuracyRun:
     """A quantized cell's accuracy beside the record of the same engine with unquantized weights."""
-    from pytest_llminfer.families.accuracy.run import AccuracyRun
-
     if engine.spec.quantization == "none":
         pytest.skip(f"{engine.spec} is not quantized")
-    return AccuracyRun(engine, gsm8k, baseline, judge=judge, note=note, plan=accuracy_plan, unquantized=True)
+    return _accuracy(pytestconfig, engine, gsm8k, baseline, judge, note, unquantized=True)
+
+
+def _accuracy(
+    config: pytest.Config,
+    engine: Engine,
+    questions: QuestionSet,
+    baseline: Baseline,
+    judge: judging.Judge,
+    note: Note,
+    *,
+    unquantized: bool,
+) -> AccuracyRun:
+    from pytest_llminfer.families.accuracy.run import AccuracyRun, tests_of
+
+    settings = config.stash[options.STASH].accuracy
+    tests = tests_of(config.stash[matrix.CELLS])
+    return AccuracyRun(engine, questions, baseline, judge=judge, note=note, settings=settings, tests=tests, unquantized=unquantized)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.plugin import checkpoints, collector, judging, matrix, options, prestart
+from pytest_llminfer.plugin import checkpoints, collector, command_line, judging, matrix, options, prestart
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -19,14 +19,14 @@ MARKER = "llminfer_only(**fields): run this test only on cells with these values
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Command line and ini options."""
-    options.add_options(parser)
+    command_line.add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Resolve the settings; in the process that the user started, gather results and write baselines too."""
     config.addinivalue_line("markers", MARKER)
     settings = config.stash[options.STASH] = options.resolve(config)
-    config.stash[matrix.CELLS] = matrix.expand(settings)
+    config.stash[matrix.CELLS] = matrix.expand(settings.matrix)
     config.stash[judging.LOADS] = []
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(collector.SessionReport(config), "llminfer-session-report")
@@ -68,7 +68,7 @@ def pytest_runtest_makereport(
     pending = item.config.stash[judging.LOADS]
     while pending:
         item.user_properties.append((judging.LOADED, json.dumps(pending.pop())))
-    judging.without_traceback(call, strict=item.config.stash[options.STASH].strict)
+    judging.without_traceback(call, strict=item.config.stash[options.STASH].session.strict)
     return (yield)
 
 

@@ -30,7 +30,7 @@ class Judge:
     """Called with a verdict, in a test: returns on PASS, and on INCONCLUSIVE unless strict; ends the test otherwise."""
 
     def __init__(self, item: pytest.Item, options: Options) -> None:
-        self._item, self._strict = item, options.strict
+        self._item, self._strict = item, options.session.strict
 
     def __call__(self, verdict: Verdict) -> None:
         """Note the verdict for the report, and fail the test if it is not good enough."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.families.accuracy.grading import Answer
     from pytest_llminfer.families.accuracy.observe import QuestionSet
     from pytest_llminfer.families.accuracy.recorded import Recorded
+    from pytest_llminfer.families.accuracy.settings import AccuracySettings
     from pytest_llminfer.spec import EngineSpec
 
 T = TypeVar("T")
@@ -38,31 +38,19 @@ FOUR_BITS = ("awq", "fp4", "gptq", "nf4", "q4_0", "q4_k_m", "q4_k_s", "w4a16")
 """Formats of about four bits a weight; the others keep eight or more."""
 
 
-@dataclass(frozen=True, slots=True)
-class AccuracyPlan:
-    """How accuracy is judged in this session.
-
-    tests: tests of accuracy that the session's cells make together, which share its level. margin: the drop, as a share, that a
-    PASS rules out; None for the usual one. full: whether all questions are asked, though the verdict is reached earlier.
-    run_history: whether this run is added to the run history.
-    """
-
-    tests: int
-    margin: float | None = None
-    full: bool = False
-    run_history: bool = False
-
-
 def tests_of(cells: Iterable[EngineSpec]) -> int:
-    """A quantized cell is tested twice: against its own record, and against that of unquantized weights."""
+    """How many tests of accuracy the session's cells make together, which share its level.
+
+    A quantized cell is tested twice: against its own record, and against that of unquantized weights.
+    """
     return sum(1 + (cell.quantization != "none") for cell in cells)
 
 
 class AccuracyRun:
     """The verdicts on one cell's accuracy. Questions are asked when one of them is asked for.
 
-    unquantized: whether the record is that of the same engine with weights that are not quantized, and a drop within the margin is
-    what quantization costs.
+    tests: of accuracy that the session's cells make together (:func:`tests_of`). unquantized: whether the record is that of the
+    same engine with weights that are not quantized, and a drop within the margin is what quantization costs.
     """
 
     def __init__(
@@ -73,11 +61,13 @@ class AccuracyRun:
         *,
         judge: Callable[[Verdict], None],
         note: Note,
-        plan: AccuracyPlan,
+        settings: AccuracySettings,
+        tests: int,
         unquantized: bool = False,
     ) -> None:
         self._engine, self._questions, self._baseline = engine, questions, baseline
-        self._judge, self._note, self._plan, self._unquantized = judge, note, plan, unquantized
+        self._judge, self._note, self._settings = judge, note, settings
+        self._tests, self._unquantized = tests, unquantized
 
     @cached_property
     def expected(self) -> Mapping[str, Any]:
@@ -98,8 +88,8 @@ class AccuracyRun:
     @property
     def margin(self) -> float:
         """The drop, as a share, that a PASS rules out."""
-        if self._plan.margin is not None:
-            return self._plan.margin
+        if self._settings.margin is not None:
+            return self._settings.margin
         four_bits = self._unquantized and self._engine.spec.quantization in FOUR_BITS
         return MARGIN_OF_FOUR_BITS if four_bits else MARGIN
 
@@ -108,11 +98,11 @@ class AccuracyRun:
         recorded, count = self.recorded, self._questions.count(self._engine)
         if self._questions.limited and count > len(recorded.order):
             self._judge(check_questions(asked=count, recorded=len(recorded.order)))
-        if self._plan.full and not self._questions.limited:
+        if self._settings.full and not self._questions.limited:
             count = len(recorded.order)
         test = AccuracyTest(
             recorded,
-            cells=self._plan.tests,
+            cells=self._tests,
             margin=self.margin,
             tolerated=self.margin if self._unquantized else 0.0,
             questions=count,
@@ -123,10 +113,10 @@ class AccuracyRun:
             answers = self._answered(partial(asking.ask, test.order[:count], following=test.order), count).answers
             seen = test.look(answers)
             verdict = verdict or seen
-            if verdict and not self._plan.full:
+            if verdict and not self._settings.full:
                 break
         assert verdict is not None, "the last look has a verdict"  # noqa: S101 - tells the type checker
-        return test, seen if self._plan.full and seen else verdict, answers
+        return test, seen if self._settings.full and seen else verdict, answers
 
     def _answered(self, ask: Callable[[], T], asked: int) -> T:
         """What ``ask`` returns; a request without an answer ends the test as INVALID."""
@@ -167,7 +157,7 @@ class AccuracyRun:
 
     def drift(self) -> Verdict:
         """What all past runs in the run history and this one show together; with ``--run-history`` this one is added to it."""
-        if self._plan.run_history:
+        if self._settings.run_history:
             self._note_evidence()
         path = self._baseline.run_history_path
         past_runs = [past_run.outcomes for past_run in run_history.read(path, entry=self._entry, record=self._fingerprint)]
@@ -206,7 +196,7 @@ class AccuracyRun:
             "asked": len(self.answers),
             "of": len(test.order),
             "past_run": None
-            if self._unquantized or not self._plan.run_history
+            if self._unquantized or not self._settings.run_history
             else {
                 "path": str(self._baseline.run_history_path),
                 "entry": self._entry,
