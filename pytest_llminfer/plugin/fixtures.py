@@ -267,7 +267,8 @@ def _accuracy(
     from pytest_llminfer.families.accuracy.run import AccuracyRun, tests_of
 
     settings = config.stash[options.STASH].accuracy
-    tests = tests_of(config.stash[matrix.CELLS])
+    cells = config.stash[matrix.CELLS]
+    tests = tests_of(cells)
     return AccuracyRun(engine, questions, baseline, judge=judge, note=note, settings=settings, tests=tests, unquantized=unquantized)
 
 
