@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.judging import Judge
     from pytest_llminfer.plugin.recording import Baseline
 
+pytestmark = pytest.mark.llminfer_only(has_chat_template=True)
+
 
 @pytest.fixture(scope="session")
 def conversations(engine: Engine) -> Conversations:

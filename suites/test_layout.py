@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged, summarise_ranks
 from pytest_llminfer.models.stored import declared_groups
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.judging import Judge
     from pytest_llminfer.plugin.recording import Baseline
 
+pytestmark = pytest.mark.llminfer_needs("layout")
 REPACKING = ("vllm", "sglang")
 
 

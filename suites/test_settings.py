@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.recording import Baseline
 
 
-@pytest.mark.parametrize("part", ["resolved", "defaults"])
+@pytest.mark.llminfer_needs("settings")
+@pytest.mark.parametrize("part", ["resolved", pytest.param("defaults", marks=pytest.mark.llminfer_only(over_http=False))])
 def test_settings_are_as_recorded(engine: Engine, baseline: Baseline, judge: Judge, part: str) -> None:
     """``resolved``: the configuration in force, on this hardware. ``defaults``: what the engine does where nobody says anything."""
     found = engine.settings()[part]
