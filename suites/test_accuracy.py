@@ -19,7 +19,7 @@ def test_accuracy_has_not_dropped(accuracy: AccuracyRun, judge: Judge) -> None:
     """The flexible reading (last number) gates. Answers that are cut off, malformed or of another length are INVALID, not worse."""
     for verdict in accuracy.objections():
         judge(verdict)
-    judge(accuracy.verdict)
+    judge(accuracy.conclude())
 
 
 def test_outcomes_change_sides_no_more_than_in_repeats(accuracy: AccuracyRun, judge: Judge) -> None:
@@ -34,7 +34,7 @@ def test_accuracy_is_near_that_of_unquantized_weights(unquantized_accuracy: Accu
     """What the format costs, beside the same engine with 16-bit weights."""
     for verdict in unquantized_accuracy.objections():
         judge(verdict)
-    judge(unquantized_accuracy.verdict)
+    judge(unquantized_accuracy.conclude())
 
 
 def test_run_history_shows_no_drift(accuracy: AccuracyRun, judge: Judge) -> None:

@@ -26,11 +26,11 @@ from pytest_llminfer.families.execution_modes.variants import Variant
 from pytest_llminfer.families.kv_cache.pool import check_kv_pool
 
 if TYPE_CHECKING:
+    from pytest_llminfer.baselines.expectations import Baseline
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.families.execution_modes.variants import KVVariants
     from pytest_llminfer.families.tokens.observe import Greedy
     from pytest_llminfer.plugin.judging import Judge
-    from pytest_llminfer.plugin.recording import Baseline
 
 pytestmark = [pytest.mark.llminfer_only(dp=1), pytest.mark.llminfer_needs("generate:logprobs")]
 """Replicas are the same engine several times."""

@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llminfer.families.accuracy.check import check_accuracy_at_once
-from pytest_llminfer.families.parallelism.check import (
-    check_rank_weights,
-    check_ranks,
-    check_reference_answers,
-    expected_rank_weights,
-)
+from pytest_llminfer.families.parallelism.check import check_rank_weights, check_ranks, check_reference_answers
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
+from pytest_llminfer.predict.ranks import expected_rank_weights
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine

@@ -14,7 +14,7 @@ FIXTURE = "checkpoint"
 def parametrize(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for a checkpoint once for each that is named; where none is, ``collection`` drops the one without."""
     if FIXTURE in metafunc.fixturenames:
-        metafunc.parametrize(FIXTURE, metafunc.config.stash[options.STASH].checkpoint or ("",), ids=str, indirect=True)
+        metafunc.parametrize(FIXTURE, metafunc.config.stash[options.STASH].checkpoints.paths or ("",), ids=str, indirect=True)
 
 
 def names_none(item: pytest.Item) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.plugin import checkpoints, matrix, options
+from pytest_llminfer.plugin import checkpoints, matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MARKERS = (
     "llminfer_only(**fields): collect this test for cells with these values alone, as in llminfer_only(engine='transformers')",
-    "llminfer_needs(*capabilities, option=''): collect this test where the engine could answer these requests, and with this option",
+    "llminfer_needs(*capabilities, option=''): collect this test where the engine could answer these, and with this option",
 )
 LEFT_OUT = pytest.StashKey["dict[str, str]"]()
 """By node id, what a test that was not collected needs."""
@@ -74,9 +74,13 @@ def _needs(item: pytest.Item, config: pytest.Config) -> Iterator[str]:
                 yield f"{name}={' or '.join(map(str, values))}" + (f" ({hint})" if hint else "")
     for marker in item.iter_markers("llminfer_needs"):
         yield from _capabilities(marker, cell)
-        option = marker.kwargs.get("option", "")
-        if option and not getattr(config.stash[options.STASH], option.removeprefix("--").replace("-", "_")):
+        if (option := marker.kwargs.get("option", "")) and not _is_given(option, config):
             yield option
+
+
+def _is_given(option: str, config: pytest.Config) -> bool:
+    name = "llminfer_" + option.removeprefix("--").removeprefix("llminfer-").replace("-", "_")
+    return bool(config.getoption(name, None) or config.getini(name))
 
 
 def _capabilities(marker: pytest.Mark, cell: EngineSpec) -> Iterator[str]:

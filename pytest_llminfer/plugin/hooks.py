@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.plugin import checkpoints, collection, collector, judging, matrix, options, prestart
+from pytest_llminfer.plugin import checkpoints, collection, collector, command_line, judging, matrix, options, prestart
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -17,7 +17,7 @@ pytest_plugins = ["pytest_llminfer.plugin.fixtures"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Command line and ini options."""
-    options.add_options(parser)
+    command_line.add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in collection.MARKERS:
         config.addinivalue_line("markers", marker)
     settings = config.stash[options.STASH] = options.resolve(config)
-    config.stash[matrix.CELLS] = matrix.expand(settings)
+    config.stash[matrix.CELLS] = matrix.expand(settings.matrix)
     config.stash[judging.LOADS] = []
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(collector.SessionReport(config), "llminfer-session-report")
@@ -82,7 +82,7 @@ def pytest_runtest_makereport(
     pending = item.config.stash[judging.LOADS]
     while pending:
         item.user_properties.append((judging.LOADED, json.dumps(pending.pop())))
-    judging.without_traceback(call)
+    judging.without_traceback(call, strict=item.config.stash[options.STASH].session.strict)
     return (yield)
 
 

@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_llminfer.plugin.options import Options
+    from pytest_llminfer.plugin.options import MatrixSettings
     from pytest_llminfer.spec import EngineSpec
 
 CELLS = pytest.StashKey["tuple[EngineSpec, ...]"]()
@@ -18,7 +18,7 @@ FIXTURE = "engine_spec"
 DIVERGENCE = "divergence"
 
 
-def expand(options: Options) -> tuple[EngineSpec, ...]:
+def expand(options: MatrixSettings) -> tuple[EngineSpec, ...]:
     """The cells that the options name, each once, in the order given.
 
     Raises:
@@ -56,14 +56,14 @@ def _check_addresses(cells: Iterable[EngineSpec]) -> None:
             raise pytest.UsageError(f"--engine: a server at an address is the engine openai: openai@{cell.environment}")
 
 
-def _parallelisms(options: Options) -> list[tuple[int, int, int, str]]:
+def _parallelisms(options: MatrixSettings) -> list[tuple[int, int, int, str]]:
     """(tp, pp, dp, replication): as chosen, or with ``--gpus=N`` alone one GPU, dp=N and tp=N side by side."""
     sizes = _sizes(options)
     # How replicas are made is a question only where there are any.
     return list(dict.fromkeys((tp, pp, dp, kind if dp > 1 else "workers") for tp, pp, dp in sizes for kind in options.replication))
 
 
-def _sizes(options: Options) -> list[tuple[int, int, int]]:
+def _sizes(options: MatrixSettings) -> list[tuple[int, int, int]]:
     gpus = options.gpus
     if not (options.tp or options.pp or options.dp):
         return [(1, 1, 1)] if gpus in (None, 1) else [(1, 1, 1), (1, 1, gpus), (gpus, 1, 1)]
@@ -79,7 +79,7 @@ def _sizes(options: Options) -> list[tuple[int, int, int]]:
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for an engine, directly or through its fixtures, once a cell; ``collection`` drops what does not apply."""
+    """Run a test that asks for an engine, directly or through its fixtures, once a cell; ``collection`` then drops some."""
     if FIXTURE in metafunc.fixturenames:
         metafunc.parametrize(FIXTURE, metafunc.config.stash[CELLS], ids=str, scope="session", indirect=True)
 

@@ -40,7 +40,7 @@ class Options:
 
 
 def test_every_option_is_in_the_readme() -> None:
-    from pytest_llminfer.plugin.options import add_options
+    from pytest_llminfer.plugin.command_line import add_options
 
     registered = Options()
     add_options(registered)
