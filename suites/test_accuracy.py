@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pytest_llminfer.families.accuracy.answers import check_flips
 
 if TYPE_CHECKING:
     from pytest_llminfer.families.accuracy.run import AccuracyRun
     from pytest_llminfer.plugin.judging import Judge
+
+pytestmark = pytest.mark.llminfer_only(has_tokenizer=True)
 
 
 def test_accuracy_has_not_dropped(accuracy: AccuracyRun, judge: Judge) -> None:
@@ -25,8 +29,9 @@ def test_outcomes_change_sides_no_more_than_in_repeats(accuracy: AccuracyRun, ju
     judge(check_flips(answers=accuracy.answers, recorded=accuracy.recorded))
 
 
+@pytest.mark.llminfer_only(quantized=True)
 def test_accuracy_is_near_that_of_unquantized_weights(unquantized_accuracy: AccuracyRun, judge: Judge) -> None:
-    """Quantized cells only: what the format costs, beside the same engine with 16-bit weights."""
+    """What the format costs, beside the same engine with 16-bit weights."""
     for verdict in unquantized_accuracy.objections():
         judge(verdict)
     judge(unquantized_accuracy.conclude())

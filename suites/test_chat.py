@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.models.conversations import Conversations
     from pytest_llminfer.plugin.judging import Judge
 
+pytestmark = pytest.mark.llminfer_only(has_chat_template=True)
+
 
 @pytest.fixture(scope="session")
 def conversations(engine: Engine) -> Conversations:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pytest_llminfer.families.layout.observe import observe
 from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged
 from pytest_llminfer.models.stored import declared_groups
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.plugin.judging import Judge
 
+pytestmark = pytest.mark.llminfer_needs("layout")
 REPACKING = ("vllm", "sglang")
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.judging import Judge
     from pytest_llminfer.verdict import Verdict
 
+pytestmark = pytest.mark.llminfer_needs("memory")
 REQUESTS = 20
 
 
@@ -53,6 +54,7 @@ def test_every_line_of_memory_is_what_the_configuration_predicts(memory_profile:
     judge(check_profile(lines=memory_profile.take()))
 
 
+@pytest.mark.llminfer_needs("kv_cache")
 def test_cache_takes_the_bytes_per_token_that_the_configuration_implies(engine: Engine, judge: Judge) -> None:
     """2 x layers x kv_heads x head_dim x bytes, for the prompt and for every token after it."""
     report = engine.kv_cache(engine.model.prompts(1)[0], extend=8)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.observations.serving import Reply
     from pytest_llminfer.plugin.judging import Judge
 
-pytestmark = pytest.mark.llminfer_only(over_http=True)
+pytestmark = pytest.mark.llminfer_only(over_http=True, workers=1)
+"""Of several servers, each is tested by the cell of one."""
 
 PROMPTS, TOKENS, SHORT, FULL = 8, 32, 4, 512
 QUESTIONS = ("What is 2 + 3?", "Name a colour.")
@@ -87,6 +88,7 @@ def test_latency_is_as_recorded(engine: Engine, server: Exchange, baseline: Base
     judge(check_latency(replies=replies, sessions=expected["sessions"], device=engine.info.device))
 
 
+@pytest.mark.llminfer_needs("serving:stop")
 def test_the_server_stops_when_it_is_told_to(engine: Engine, server: Exchange, judge: Judge) -> None:
     """Within its time, with nothing left, and it starts again."""
     ended = engine.stop_server()
@@ -96,8 +98,6 @@ def test_the_server_stops_when_it_is_told_to(engine: Engine, server: Exchange, j
 @pytest.fixture(scope="session")
 def server(engine: Engine) -> Exchange:
     """Raw exchanges with the server."""
-    if engine.spec.workers > 1:
-        pytest.skip(f"{engine.spec} has {engine.spec.workers} servers: each is tested by the cell of one")
     return Exchange(engine)
 
 

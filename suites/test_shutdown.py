@@ -19,6 +19,7 @@ MOST_SECONDS = 15.0
 
 
 @pytest.mark.llminfer_only(quantization="none", parallel=False)
+@pytest.mark.llminfer_needs("ranks")
 def test_nothing_is_left_after_three_starts_and_stops(engine: Engine, judge: Judge, pytestconfig: pytest.Config) -> None:
     """How weights are stored makes no difference to it. An engine that loads slowly is stopped with ``--llminfer-strict`` alone."""
     seconds = sum(engine.info.load_seconds.values())

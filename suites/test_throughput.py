@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.verdict import Verdict
 
 
+@pytest.mark.llminfer_needs("calibrate", "memory")
 @pytest.mark.parametrize("phase", list(WORKLOADS))
 def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Judge, phase: str) -> None:
     """Fixed prompt and output lengths; each session that records is kept, so that the baseline knows its own noise.

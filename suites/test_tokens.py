@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.observations.generation import Generation
     from pytest_llminfer.plugin.judging import Judge
 
+pytestmark = pytest.mark.llminfer_needs("generate:logprobs")
+
 
 def test_greedy_tokens_are_as_recorded(engine: Engine, greedy: Greedy, baseline: Baseline, judge: Judge) -> None:
     """Unquantized engines are all judged by the record of transformers at the same dtype, others by their own."""

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 CELLS = pytest.StashKey["tuple[EngineSpec, ...]"]()
 FIXTURE = "engine_spec"
 DIVERGENCE = "divergence"
-DERIVED = ("parallel", "over_http")
-"""What ``llminfer_only`` may ask of a cell beside its fields."""
 
 
 def expand(options: MatrixSettings) -> tuple[EngineSpec, ...]:
@@ -81,29 +79,9 @@ def _sizes(options: MatrixSettings) -> list[tuple[int, int, int]]:
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for an engine, directly or through its fixtures, once a cell that its markers let through."""
-    if FIXTURE not in metafunc.fixturenames:
-        return
-    cells = [cell for cell in metafunc.config.stash[CELLS] if _applies(cell, metafunc.definition)]
-    if cells:
-        metafunc.parametrize(FIXTURE, cells, ids=str, scope="session", indirect=True)
-    else:
-        reason = "its llminfer_only marker lets none of this session's cells through"
-        metafunc.parametrize(
-            FIXTURE, [pytest.param(None, id="no-cell", marks=pytest.mark.skip(reason=reason))], scope="session", indirect=True
-        )
-
-
-def _applies(cell: EngineSpec, definition: pytest.Item) -> bool:
-    """``llminfer_only(engine=..., parallel=True)``: every field named must have one of the values given."""
-    for marker in definition.iter_markers("llminfer_only"):
-        for name, allowed in marker.kwargs.items():
-            if name not in cell.__dataclass_fields__ and name not in DERIVED:
-                valid = ", ".join([*cell.__dataclass_fields__, *DERIVED])
-                raise pytest.UsageError(f"llminfer_only: unknown field {name!r} on {definition.nodeid}; valid: {valid}")
-            if getattr(cell, name) not in ((allowed,) if isinstance(allowed, (str, int)) else tuple(allowed)):
-                return False
-    return True
+    """Run a test that asks for an engine, directly or through its fixtures, once a cell; ``collection`` then drops some."""
+    if FIXTURE in metafunc.fixturenames:
+        metafunc.parametrize(FIXTURE, metafunc.config.stash[CELLS], ids=str, scope="session", indirect=True)
 
 
 def cell_of(item: pytest.Item) -> EngineSpec | None:
