@@ -58,8 +58,12 @@ class Launch:
         # The client of a server runs here, with our own packages; the server itself runs in the engine's interpreter.
         return ("", interpreter) if spec.serve else (interpreter, "")
 
-    def settings(self) -> dict[str, str]:
-        """The variables of the worker, with its share of the accelerators."""
+    def acquire_devices(self) -> dict[str, str]:
+        """Acquire the cell's accelerators, if it has none yet; the variables of this worker, which name its share of them.
+
+        Raises:
+            EngineStartError: they were not free within the time limit.
+        """
         if self.lease is None:
             return dict(self.variables)
         share = self.spec.num_gpus // self.spec.workers
@@ -78,7 +82,7 @@ class Launch:
     def start_worker(self) -> tuple[WorkerProcess, dict[str, Any]]:
         """A fresh worker, and what it is to be told."""
         interpreter, environment = self.environment()
-        settings = self.settings()
+        settings = self.acquire_devices()
         folder = local.scratch()
         process = local.start(interpreter, settings, self.log, folder)
         return WorkerProcess(process, self.log, folder), self.params(environment)

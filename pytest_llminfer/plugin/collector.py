@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llminfer.baselines.notes import MISSING, RECORD, SIDE_FILE, USED
 from pytest_llminfer.baselines.side_files import SideFiles
 from pytest_llminfer.families.accuracy import section as evidence
-from pytest_llminfer.families.parallelism import observe as parallelism
+from pytest_llminfer.families.memory.section import MEMORY
+from pytest_llminfer.families.parallelism import section as parallelism
 from pytest_llminfer.plugin import judging, matrix, options
 
 if TYPE_CHECKING:
@@ -22,13 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_llminfer.report.table import TableEntry
-
-RECORD = "llminfer_record"
-USED = "llminfer_baseline_used"
-MISSING = "llminfer_baseline_missing"
-MEMORY = "llminfer_memory"
-SIDE_FILE = "llminfer_side_file"
-"""Arrays that the record after it refers to: ``{"name", "content"}``, in base64."""
 
 
 class SessionReport:
@@ -75,11 +70,11 @@ class SessionReport:
         """Write what was recorded at once: a session that is killed later loses nothing."""
         from pytest_llminfer.baselines.record import BaselineKey, Record
         from pytest_llminfer.errors import BaselineError
-        from pytest_llminfer.plugin.recording import open_store
+        from pytest_llminfer.plugin.baselines import open_store
 
         store = open_store(self._config)
         record = Record(note["expected"], note["conditions"], note["provenance"])
-        only_missing = self._config.stash[options.STASH].update_baselines == "new"
+        only_missing = self._config.stash[options.STASH].baselines.update == "new"
         key = BaselineKey(**note["key"])
         store.stage(key, record, only_missing=only_missing)
         try:
@@ -93,7 +88,7 @@ class SessionReport:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Say what was recorded; what could not be written fails the session."""
-        for cell in self._cells_without_verdict() if self._config.stash[options.STASH].strict else ():
+        for cell in self._cells_without_verdict() if self._config.stash[options.STASH].session.strict else ():
             self._lines.append(f"ERROR: nothing was compared in the cell {cell}")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._missing:
@@ -108,7 +103,7 @@ class SessionReport:
         if not self._records and not self._used:
             return
         from pytest_llminfer.baselines.record import BaselineKey
-        from pytest_llminfer.plugin.recording import open_store
+        from pytest_llminfer.plugin.baselines import open_store
 
         store = open_store(self._config)
         store.used.update(BaselineKey(**key) for key in self._used)
@@ -162,7 +157,7 @@ class SessionReport:
             yield ""
             yield from evidence.render([note | {"cell": names[note["cell"]]} for note in self._evidence])
         if self._memory_profiles:
-            from pytest_llminfer.families.memory import observe as memory_profile
+            from pytest_llminfer.families.memory import section as memory_profile
 
             yield ""
             yield from memory_profile.render([note | {"cell": names[note["cell"]]} for note in self._memory_profiles])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
-SUITES = Path(__file__).resolve().parents[2] / "suites"
+from tests.support.paths import SUITES
+
 RECORD = ("--update-baselines", "--gsm8k-runs=2", "--accuracy-margin=40")
 WORSE = '--engine-args={"fault": "swap_answers", "fault_rate": 0.9}'
 DROPPED = ("-k", "dropped")

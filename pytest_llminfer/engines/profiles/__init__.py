@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_llminfer.engines.profiles.base import Build, Profile
+    from pytest_llminfer.engines.profiles.base import Arguments, Build, Profile
 
 BUILT_IN = ("llamacpp", "openai", "sglang", "simulated", "transformers", "vllm")
 """The engines of this package, each with a module of its name here, whose ``PROFILE`` is its profile."""
@@ -100,6 +100,11 @@ def build_of(distribution: str) -> Build:
     from pytest_llminfer.engines.profiles.base import Build
 
     return next((each.builds[distribution] for each in loaded() if distribution in each.builds), Build())
+
+
+def variants(name: str) -> dict[str, Arguments]:
+    """A variant of ``suites/test_execution_modes.py``: engine → the engine arguments that start it, of those that have it."""
+    return {each.name: each.variants[name] for each in loaded() if name in each.variants}
 
 
 def loaded() -> Iterator[Profile]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.predict.rules import EngineRules
 
 if TYPE_CHECKING:
@@ -18,6 +17,16 @@ if TYPE_CHECKING:
 
 SMALL_CHUNK = 64
 """Tokens of a batch in the variant ``small-chunks``."""
+
+FULL = frozenset(
+    {
+        *("generate", "generate:no_cache", "generate:logprobs", "score", "score_top"),
+        *("layout", "memory", "ranks", "settings", "calibrate", "run"),
+    }
+)
+"""Capabilities of every engine of this package that runs here."""
+LOOP = frozenset({"generate:loop", "score:decode", "kv_cache"})
+"""Of engines whose cache a hand-written loop can drive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,8 @@ class Profile(EngineRules):
     invariant_variable: str = ""
     invariant_argument: str = ""
     variants: Mapping[str, Arguments] = field(default_factory=dict)
+    capabilities: frozenset[str] | None = None
+    unsplit_capabilities: frozenset[str] = frozenset()
 
     def draws_on_device(self, spec: EngineSpec) -> bool:
         """Whether the cell's weights are random and depend on the device.
@@ -143,13 +154,3 @@ class Profile(EngineRules):
         if self.installation is None:
             raise self.unsaid("installation", f"what {self.name} needs to be installed")
         return self.installation
-
-    def variant(self, name: str) -> Arguments:
-        """The engine arguments that start a variant of a cell.
-
-        Raises:
-            UnsupportedError: this engine has none.
-        """
-        if name not in self.variants:
-            raise UnsupportedError(f"{name} has no engine arguments for {self.name}: its profile does not say them in 'variants'")
-        return self.variants[name]

@@ -51,8 +51,7 @@ def backend_file(profile: Profile) -> str:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.has_location or spec.origin is None:
         raise BadInputError(
-            f"the backend {profile.backend} of the engine {profile.name} cannot be found: there is no module {package} here that has "
-            "a file"
+            f"the backend {profile.backend} of the engine {profile.name} cannot be found: no module {package} with a file is here"
         )
     return spec.origin
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_llminfer.engines.profiles.base import SMALL_CHUNK, Build, Installation, Profile, Recipe
+from pytest_llminfer.engines.profiles.base import FULL, LOOP, SMALL_CHUNK, Build, Installation, Profile, Recipe
 from pytest_llminfer.predict.buffers import no_table
 from pytest_llminfer.predict.rules import DeviceSharing, Splitting, Storage
 
@@ -10,6 +10,7 @@ PROFILE = Profile(
     name="llamacpp",
     backend="pytest_llminfer.worker.backends.llamacpp.backend:LlamacppBackend",
     takes_gpus=True,
+    capabilities=FULL | LOOP | {"kv_pool"},
     dummy_weights="host",
     repacks=False,
     storage=Storage(gguf=True),

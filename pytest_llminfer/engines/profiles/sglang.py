@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pytest_llminfer.engines.profiles.base import SMALL_CHUNK, Build, Installation, Profile
+from pytest_llminfer.engines.profiles.base import FULL, SMALL_CHUNK, Build, Installation, Profile
 from pytest_llminfer.predict.buffers import cosines_and_sines_in_fp32
 from pytest_llminfer.predict.rules import DeviceSharing, Splitting, Storage
 
@@ -18,6 +18,7 @@ PROFILE = Profile(
     name="sglang",
     backend="pytest_llminfer.worker.backends.sglang.backend:SglangBackend",
     takes_gpus=True,
+    capabilities=FULL | {"kv_pool", "cache_counters", "reset_prefix_cache"},
     dummy_weights="device",
     repacks=True,
     storage=Storage(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.engines.profiles.base import Installation, Profile
+from pytest_llminfer.engines.profiles.base import FULL, LOOP, Installation, Profile
 from pytest_llminfer.predict.buffers import positions
 from pytest_llminfer.predict.rules import Storage
 
@@ -25,6 +25,7 @@ PROFILE = Profile(
     name="simulated",
     backend="pytest_llminfer.worker.backends.simulated.backend:SimulatedBackend",
     takes_gpus=False,
+    capabilities=FULL | LOOP,
     dummy_weights="host",
     repacks=False,
     storage=Storage(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_llminfer.engines.profiles.base import Build, Installation, Profile, Recipe
+from pytest_llminfer.engines.profiles.base import FULL, LOOP, Build, Installation, Profile, Recipe
 from pytest_llminfer.predict.buffers import inverse_frequencies
 from pytest_llminfer.predict.rules import DeviceSharing, Splitting, Storage
 
@@ -12,6 +12,8 @@ PROFILE = Profile(
     name="transformers",
     backend="pytest_llminfer.worker.backends.transformers.backend:TransformersBackend",
     takes_gpus=True,
+    capabilities=FULL | LOOP | {"compare_cache_paths"},
+    unsplit_capabilities=frozenset({"compare_cache_paths"}),
     dummy_weights="host",
     repacks=False,
     # Cells ask bitsandbytes for nested scales with nf4 and not with fp4.

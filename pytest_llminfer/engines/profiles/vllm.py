@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pytest_llminfer.engines.profiles.base import SMALL_CHUNK, Build, Installation, Profile, Recipe
+from pytest_llminfer.engines.profiles.base import FULL, SMALL_CHUNK, Build, Installation, Profile, Recipe
 from pytest_llminfer.predict.buffers import cosines_and_sines
 from pytest_llminfer.predict.kv import BLOCK_TOKENS
 from pytest_llminfer.predict.rules import DeviceSharing, Splitting, Storage
@@ -24,6 +24,7 @@ PROFILE = Profile(
     name="vllm",
     backend="pytest_llminfer.worker.backends.vllm.backend:VllmBackend",
     takes_gpus=True,
+    capabilities=FULL | {"kv_pool", "cache_counters", "reset_prefix_cache", "score:decode"},
     dummy_weights="device",
     repacks=True,
     # Whatever a bitsandbytes checkpoint has, its scales are unpacked at load time (dequantize_dq): 4.5 bits a weight in memory.

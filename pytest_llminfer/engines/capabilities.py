@@ -1,0 +1,30 @@
+"""What each engine can be asked, told before one starts: a test that needs more is not collected for its cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_llminfer.engines.profiles import loaded, profile
+
+if TYPE_CHECKING:
+    from pytest_llminfer.spec import EngineSpec
+
+OF_SERVERS = frozenset({"generate", "generate:messages", "generate:logprobs", "score_top", "settings", "talk"})
+"""What a server of any engine may answer over HTTP."""
+
+
+def possible_capabilities(spec: EngineSpec) -> frozenset[str] | None:
+    """What the engine of a cell could answer, by the names in ``EngineInfo.capabilities``; None where nothing is known of it.
+
+    A name that is not among them is answered by no start of this engine. One that is among them may still be missing: how an
+    engine was started, and what a server offers, show when it runs.
+    """
+    if spec.over_http:
+        return OF_SERVERS | {"serving:stop"} if spec.serve else OF_SERVERS
+    of = profile(spec.engine)
+    return of.capabilities - of.unsplit_capabilities if of.capabilities is not None and spec.tp > 1 else of.capabilities
+
+
+def engines_that_answer(capability: str) -> tuple[str, ...]:
+    """The engines whose profile says that they answer this request, by its name in ``EngineInfo.capabilities``."""
+    return tuple(each.name for each in loaded() if each.capabilities is not None and capability in each.capabilities)
