@@ -240,15 +240,3 @@ def test_a_process_that_was_given_the_same_id_is_another():
     (mine,) = [entry for entry in idling.process_tree([os.getpgid(0)]) if entry[0] == os.getpid()]
     assert idling.still_alive([mine]) == [mine]
     assert idling.still_alive([(mine[0], mine[1] - 1)]) == []
-
-
-def test_a_device_is_read_by_its_id(tmp_path, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    program.write_text('#!/bin/sh\necho "$*" >' + str(tmp_path / "asked") + "\necho 512\necho 3\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert idling.device_bytes(["GPU-1", "GPU-2"]) == 515 * MIB
-    assert "--id=GPU-1,GPU-2" in (tmp_path / "asked").read_text()
-    assert idling.device_bytes(["cuda:0"]) is None
-    program.write_text("#!/bin/sh\nexit 9\n")
-    assert idling.device_bytes(["GPU-1"]) is None
