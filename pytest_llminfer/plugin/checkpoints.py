@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.plugin import judging, options
+from pytest_llminfer.plugin import options
+from pytest_llminfer.report import notes
 
 FIXTURE = "checkpoint"
 
@@ -28,4 +29,4 @@ def name_cells(items: list[pytest.Item]) -> None:
     for item in items:
         path = getattr(item, "callspec", None) and item.callspec.params.get(FIXTURE)  # type: ignore[attr-defined]
         if path:
-            item.user_properties.append((judging.CELL, f"{FIXTURE}:{Path(path).expanduser().resolve().name}@{path}"))
+            item.user_properties.append((notes.CELL, f"{FIXTURE}:{Path(path).expanduser().resolve().name}@{path}"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llminfer.plugin import checkpoints, collector, judging, matrix, options, prestart
+from pytest_llminfer.report import notes
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -51,7 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[prestart.ORDER] = tuple(dict.fromkeys(cell for cell in cells if cell is not None))
     for item in items:
         if cell := matrix.cell_of(item):
-            item.user_properties.append((judging.CELL, str(cell)))
+            item.user_properties.append((notes.CELL, str(cell)))
     checkpoints.name_cells(items)
 
 
@@ -67,7 +68,7 @@ def pytest_runtest_makereport(
     """Our own errors without a traceback; what engines cannot do as skips; the loads that this phase caused."""
     pending = item.config.stash[judging.LOADS]
     while pending:
-        item.user_properties.append((judging.LOADED, json.dumps(pending.pop())))
+        item.user_properties.append((notes.LOADED, json.dumps(pending.pop())))
     judging.without_traceback(call)
     return (yield)
 

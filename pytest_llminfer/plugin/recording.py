@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llminfer.baselines import run_history
+from pytest_llminfer.baselines.notes import MISSING, RECORD, USED
 from pytest_llminfer.baselines.provenance import provenance, working_commit
 from pytest_llminfer.baselines.record import BaselineKey, Difference, Record, differing, entry_name, plain
 from pytest_llminfer.baselines.store import BaselineSource, LayeredSource, Store
 from pytest_llminfer.plugin import options
-from pytest_llminfer.plugin.collector import MISSING, RECORD, USED
 from pytest_llminfer.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:

@@ -6,15 +6,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.hardware import detect
-
 if TYPE_CHECKING:
+    from pytest_llminfer.hardware import Hardware
     from pytest_llminfer.plugin.options import Options
 
 _SHOWN = ("engine", "model", "quantization", "dtype", "gpus", "dataset")
 
 
-def header(options: Options, cells: int) -> str:
+def header(options: Options, cells: int, hardware: Hardware) -> str:
     """Settings with their source in brackets, except for defaults."""
     words = []
     for name in _SHOWN:
@@ -25,5 +24,5 @@ def header(options: Options, cells: int) -> str:
             words.append(f"{name}={text}" + (f" [{source}]" if source != "default" else ""))
     baselines = os.path.relpath(options.baselines, Path.cwd())
     return (
-        f"llminfer: {', '.join(words)}; {cells} cell{'s' * (cells != 1)}; baselines: {baselines}; hardware: {detect().describe()}"
+        f"llminfer: {', '.join(words)}; {cells} cell{'s' * (cells != 1)}; baselines: {baselines}; hardware: {hardware.describe()}"
     )

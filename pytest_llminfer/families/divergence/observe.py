@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.baselines import side_files
+from pytest_llminfer.baselines.notes import SIDE_FILE
 from pytest_llminfer.baselines.record import BaselineKey
 from pytest_llminfer.datasets.fingerprint import prompts_sha256
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
@@ -18,7 +19,6 @@ from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.divergence.check import LIMITS, SAME_WEIGHTS, Limits, compare, kind_of
 from pytest_llminfer.observations.generation import Scores
 from pytest_llminfer.plugin import options
-from pytest_llminfer.plugin.collector import SIDE_FILE
 from pytest_llminfer.plugin.recording import ANY, BUNDLED, open_store
 
 if TYPE_CHECKING:

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.families.memory.check import predict_weights
 from pytest_llminfer.families.memory.profile import ProfileLine, pinned_capacity, profile_lines
+from pytest_llminfer.families.memory.section import MEMORY
 from pytest_llminfer.families.parallelism.check import expected_rank_weights
 from pytest_llminfer.models.stored import declared_groups
-from pytest_llminfer.plugin.collector import MEMORY
 from pytest_llminfer.predict.allocator import cuda_allocation
 from pytest_llminfer.predict.buffers import rope_bytes
 from pytest_llminfer.predict.kv import bytes_per_token, kv_groups
 from pytest_llminfer.predict.weights import allocated_bytes, held_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     import pytest
 
     from pytest_llminfer.engines.engine import Engine
@@ -75,29 +73,3 @@ class MemoryProfile:
         self._item.user_properties.append((MEMORY, json.dumps({"cell": str(spec), "lines": rows})))
         self._baseline.keep(FAMILY, observed={"lines": rows}, n=len(rows))
         return lines
-
-
-def render(notes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The table of all cells: a row a line, and a mark on what is outside its gate."""
-    rows = [("cell", "memory", "predicted", "measured", "difference", "gate")]
-    for note in notes:
-        for number, line in enumerate(note["lines"]):
-            unit = "" if line["unit"] == "bytes" else f" {line['unit']}"
-            rows.append(
-                (
-                    note["cell"] if not number else "",
-                    line["line"],
-                    _number(line["predicted"], unit),
-                    _number(line["measured"], unit),
-                    _number(line["difference"], unit, signed=True),
-                    line["gate"] + " OUTSIDE" * (not line["within"]),
-                )
-            )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _number(value: int | None, unit: str, *, signed: bool = False) -> str:
-    if value is None:
-        return "-"
-    return (f"{value:+,}" if signed else f"{value:,}") + unit

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.families.parallelism.section import PARALLELISM
 
 if TYPE_CHECKING:
     from pytest_llminfer.families.accuracy.observe import Answered
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.recording import Baseline
     from pytest_llminfer.spec import EngineSpec
 
-PARALLELISM = "llminfer_parallelism"
 GREEDY = pytest.StashKey["dict[EngineSpec, Greedy]"]()
 ANSWERS = pytest.StashKey["dict[EngineSpec, dict[str, Any]]"]()
 
@@ -87,25 +87,3 @@ class ParallelismTable:
         shown = {"cell": str(self._spec.single), "parallelism": parallelism, **line}
         self._item.user_properties.append((PARALLELISM, json.dumps(shown)))
         self._baseline.keep("parallelism", observed=line, n=len(answered.answers))
-
-
-def render(lines: list[dict[str, Any]]) -> list[str]:
-    """The table of time and accuracy: a line a cell and parallelism, each time as a ratio to that of one GPU."""
-    single = {line["cell"]: line["seconds"] for line in lines if line["parallelism"] == "single"}
-    rows = [("cell", "parallelism", "questions", "seconds", "of single", "tokens/s", "accuracy")]
-    for line in lines:
-        base = single.get(line["cell"])
-        ratio = f"{line['seconds'] / base:.2f}" if base else "-"
-        rows.append(
-            (
-                line["cell"],
-                line["parallelism"],
-                str(line["questions"]),
-                f"{line['seconds']:.1f}",
-                ratio,
-                f"{line['tokens_per_second']:,.0f}",
-                f"{line['accuracy']:.1%}",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
