@@ -28,10 +28,13 @@ def test_what_is_invalid_is_not_failed_as_well() -> None:
 
 
 def test_a_line_a_cell() -> None:
-    header, first, second = evidence.render([note("a", 0.004), note("b", 0.5)])
-    assert header.split() == ["cell", "against", "asked", "p-value", "over", "tests", "e-value", "verdict"]
-    assert first.split() == ["a", "record", "38", "of", "300", "0.004", "0.008", "2", "pass"]
-    assert second.split() == ["b", "record", "38", "of", "300", "0.5", "0.5", "2", "pass"]
+    rows = evidence.rows([note("a", 0.004), note("b", 0.5)])
+    assert [row["p_value_over_tests"] for row in rows] == [0.008, 0.5]
+    assert evidence.table(rows) == [
+        ("cell", "against", "asked", "p-value", "over tests", "e-value", "verdict"),
+        ("a", "record", "38 of 300", "0.004", "0.008", "2", "pass"),
+        ("b", "record", "38 of 300", "0.5", "0.5", "2", "pass"),
+    ]
 
 
 def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path) -> None:

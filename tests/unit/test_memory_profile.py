@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.families.memory.observe import render
 from pytest_llminfer.families.memory.profile import ProfileLine, check_profile, pinned_capacity, profile_lines
+from pytest_llminfer.families.memory.section import rows, table
 from pytest_llminfer.families.shutdown import observe as idling
 from pytest_llminfer.families.shutdown.check import Leftover, Stop, check_idle
 from pytest_llminfer.observations.kv_cache import KVPool
@@ -128,13 +128,14 @@ def test_nothing_predicted_is_a_failure():
 
 
 def test_the_table_marks_what_is_outside():
-    rows = [line.to_dict() for line in (ProfileLine("weights", 100, 120, 10), ProfileLine("KV capacity", 7, 7, 0, "tokens"))]
-    rows.append(ProfileLine("load peak", None, 1234).to_dict())
-    assert [line.split() for line in render([{"cell": "vllm", "lines": rows}])] == [
-        ["cell", "memory", "predicted", "measured", "difference", "gate"],
-        ["vllm", "weights", "100", "120", "+20", "±10", "OUTSIDE"],
-        ["KV", "capacity", "7", "tokens", "7", "tokens", "+0", "tokens", "exact"],
-        ["load", "peak", "-", "1,234", "-", "shown"],
+    lines = [line.to_dict() for line in (ProfileLine("weights", 100, 120, 10), ProfileLine("KV capacity", 7, 7, 0, "tokens"))]
+    lines.append(ProfileLine("load peak", None, 1234).to_dict())
+    assert table(rows([{"cell": "vllm", "lines": lines}, {"cell": "vllm-tp2", "lines": lines[2:]}])) == [
+        ("cell", "memory", "predicted", "measured", "difference", "gate"),
+        ("vllm", "weights", "100", "120", "+20", "±10 OUTSIDE"),
+        ("", "KV capacity", "7 tokens", "7 tokens", "+0 tokens", "exact"),
+        ("", "load peak", "-", "1,234", "-", "shown"),
+        ("vllm-tp2", "load peak", "-", "1,234", "-", "shown"),
     ]
 
 
