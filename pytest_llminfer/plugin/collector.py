@@ -51,11 +51,11 @@ class SessionReport:
 
     def _gathering(self) -> tuple[Gathering, Records]:
         if self._gathered is None:
-            from pytest_llminfer.plugin.recording import open_store
+            from pytest_llminfer.plugin.baselines import open_store
             from pytest_llminfer.plugin.records import Records
             from pytest_llminfer.report.gathering import Gathering
 
-            only_missing = self._config.stash[options.STASH].update_baselines == "new"
+            only_missing = self._config.stash[options.STASH].baselines.update == "new"
             self._gathered = Gathering(), Records(open_store(self._config), only_missing=only_missing)
         return self._gathered
 
@@ -102,7 +102,7 @@ class SessionReport:
 
     def _cells_without_verdict(self, gathering: Gathering) -> list[str]:
         """With ``--llminfer-strict`` a cell whose tests were all skipped is an error."""
-        if not self._config.stash[options.STASH].strict:
+        if not self._config.stash[options.STASH].session.strict:
             return []
         tests = gathering.tests()
         compared = {test.cell for test in tests if test.verdicts or test.outcome != "skip"}
@@ -132,7 +132,7 @@ class SessionReport:
 def header(config: pytest.Config) -> str:
     """What is tested, on what, against which baselines, and where each setting came from."""
     from pytest_llminfer.plugin.session_facts import hardware
-    from pytest_llminfer.report.header import header as render
+    from pytest_llminfer.plugin.header import header as render
 
     return render(config.stash[options.STASH], len(config.stash[matrix.CELLS]), hardware(config))
 

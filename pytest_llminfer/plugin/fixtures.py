@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.families.parallelism import observe as parallelism
 from pytest_llminfer.plugin import judging, matrix, options, prestart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from pytest_llminfer.baselines.expectations import Baseline
+    from pytest_llminfer.baselines.notes import Note
     from pytest_llminfer.datasets.load import Dataset
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.families.accuracy.observe import Answered, QuestionSet
@@ -24,12 +25,22 @@ if TYPE_CHECKING:
     from pytest_llminfer.families.execution_modes.variants import KVVariants
     from pytest_llminfer.families.kv_equivalence.observe import KVEquivalence
     from pytest_llminfer.families.memory.observe import MemoryProfile
+    from pytest_llminfer.families.parallelism.observe import OneGpu, ParallelismTable, SingleAnswers
     from pytest_llminfer.families.throughput.observe import Throughput
     from pytest_llminfer.families.tokens.observe import Greedy
     from pytest_llminfer.hardware import Hardware
     from pytest_llminfer.models.model import Model
-    from pytest_llminfer.plugin.recording import Baseline
     from pytest_llminfer.spec import EngineSpec
+
+
+SINGLE_ANSWERS = pytest.StashKey["SingleAnswers"]()
+
+
+def single_answers(config: pytest.Config) -> SingleAnswers:
+    """What the session's cells on one GPU answered so far."""
+    from pytest_llminfer.families.parallelism.observe import SingleAnswers
+
+    return config.stash.setdefault(SINGLE_ANSWERS, SingleAnswers())
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +66,7 @@ def model(engine_spec: EngineSpec) -> Model:
 @pytest.fixture(scope="session")
 def engine_args(pytestconfig: pytest.Config) -> Mapping[str, Any]:
     """Further arguments of the engine, from ``--engine-args``; override it to give a project's own."""
-    return pytestconfig.stash[options.STASH].engine_args
+    return pytestconfig.stash[options.STASH].session.engine_args
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +96,9 @@ def greedy(engine: Engine, pytestconfig: pytest.Config) -> Greedy:
     """The engine's own greedy answers to fixed prompts, in one batch and one by one."""
     from pytest_llminfer.families.tokens.observe import Greedy
 
-    return parallelism.remember_greedy(pytestconfig, engine.spec, Greedy.ask(engine))
+    answers = engine.once(Greedy.ask)
+    single_answers(pytestconfig).keep_greedy(engine.spec, answers)
+    return answers
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +108,7 @@ def kv_variants(
     """This cell started otherwise, with an engine of its own for each variant, where ``--kv-variants`` asks for that."""
     from pytest_llminfer.families.execution_modes.variants import KVVariants
 
-    variants = KVVariants(engine, greedy, launch_engine, asked_for=pytestconfig.stash[options.STASH].kv_variants)
+    variants = KVVariants(engine, greedy, launch_engine, asked_for=pytestconfig.stash[options.STASH].execution_modes.kv_variants)
     yield variants
     variants.close()
 
@@ -114,17 +127,17 @@ def answered(engine: Engine, gsm8k: QuestionSet, pytestconfig: pytest.Config) ->
     several GPUs and compared, otherwise to those that the verdict on accuracy needed.
     """
     prestart.settle(pytestconfig)
-    return parallelism.remember_answers(pytestconfig, engine.spec, gsm8k.asking(engine, whole=_is_compared(pytestconfig)).some())
-
-
-def _is_compared(config: pytest.Config) -> bool:
-    return any(cell.parallel for cell in config.stash[matrix.CELLS])
+    found = gsm8k.asking(engine).some()
+    single_answers(pytestconfig).keep_graded(engine.spec, found)
+    return found
 
 
 @pytest.fixture
-def one_gpu(engine: Engine, pytestconfig: pytest.Config) -> parallelism.OneGpu:
+def one_gpu(engine: Engine, pytestconfig: pytest.Config) -> OneGpu:
     """What the same cell answered on one GPU, earlier in this session."""
-    return parallelism.OneGpu(pytestconfig, engine.spec)
+    from pytest_llminfer.families.parallelism.observe import OneGpu
+
+    return OneGpu(single_answers(pytestconfig), engine.spec)
 
 
 @pytest.fixture(scope="session")
@@ -142,28 +155,43 @@ def judge(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> judgin
 
 
 @pytest.fixture
-def baseline(
-    request: pytest.FixtureRequest, pytestconfig: pytest.Config, engine: Engine, hardware: Hardware, judge: judging.Judge
-) -> Baseline:
+def note(request: pytest.FixtureRequest) -> Note:
+    """Takes what this test found to the report of the session."""
+    return judging.note_of(request.node)
+
+
+@pytest.fixture
+def baseline(pytestconfig: pytest.Config, engine: Engine, hardware: Hardware, judge: judging.Judge, note: Note) -> Baseline:
     """The recorded expectations of this test's cell."""
-    from pytest_llminfer.plugin.recording import Baseline, open_source
+    from pytest_llminfer.baselines.bundled import with_bundled
+    from pytest_llminfer.baselines.expectations import Baseline
+    from pytest_llminfer.plugin.baselines import open_store, recording, session_records
 
-    settings, source = pytestconfig.stash[options.STASH], open_source(pytestconfig)
-    return Baseline(item=request.node, engine=engine, source=source, hardware=hardware, settings=settings, judge=judge)
+    return Baseline(
+        engine=engine,
+        source=with_bundled(open_store(pytestconfig)),
+        session=session_records(pytestconfig),
+        hardware=hardware,
+        recording=recording(pytestconfig),
+        judge=judge,
+        note=note,
+    )
 
 
 @pytest.fixture
-def parallelism_table(request: pytest.FixtureRequest, engine: Engine, baseline: Baseline) -> parallelism.ParallelismTable:
+def parallelism_table(engine: Engine, baseline: Baseline, note: Note) -> ParallelismTable:
     """Time and accuracy of this cell, beside those of the others."""
-    return parallelism.ParallelismTable(request.node, engine.spec, baseline)
+    from pytest_llminfer.families.parallelism.observe import ParallelismTable
+
+    return ParallelismTable(engine.spec, baseline, note)
 
 
 @pytest.fixture
-def memory_profile(request: pytest.FixtureRequest, engine: Engine, baseline: Baseline) -> MemoryProfile:
+def memory_profile(engine: Engine, baseline: Baseline, note: Note) -> MemoryProfile:
     """Predicted and measured memory of this cell, line by line."""
     from pytest_llminfer.families.memory.observe import MemoryProfile
 
-    return MemoryProfile(request.node, engine, baseline)
+    return MemoryProfile(engine, baseline, note)
 
 
 @pytest.fixture(scope="session")
@@ -171,7 +199,7 @@ def dataset(pytestconfig: pytest.Config) -> Dataset:
     """The questions that ``--dataset`` names."""
     from pytest_llminfer.datasets.load import load
 
-    return load(pytestconfig.stash[options.STASH].dataset)
+    return load(pytestconfig.stash[options.STASH].accuracy.dataset)
 
 
 @pytest.fixture(scope="session")
@@ -179,15 +207,15 @@ def teacher_forced(engine: Engine, dataset: Dataset) -> TeacherForced:
     """What this cell predicts at fixed positions of fixed texts."""
     from pytest_llminfer.families.divergence.observe import TeacherForced
 
-    return TeacherForced.ask(engine, dataset)
+    return engine.once(TeacherForced.ask, dataset)
 
 
 @pytest.fixture
-def divergence(request: pytest.FixtureRequest, teacher_forced: TeacherForced, baseline: Baseline) -> Divergence:
+def divergence(teacher_forced: TeacherForced, baseline: Baseline, pytestconfig: pytest.Config) -> Divergence:
     """What this cell predicts at fixed positions, and what was recorded there."""
     from pytest_llminfer.families.divergence.observe import Divergence
 
-    return Divergence(request.node, teacher_forced, baseline)
+    return Divergence(teacher_forced, baseline, pytestconfig.stash[options.STASH].divergence.limits)
 
 
 @pytest.fixture(scope="session")
@@ -195,61 +223,53 @@ def gsm8k(pytestconfig: pytest.Config, dataset: Dataset, model: Model) -> Questi
     """The questions of this session, worded for this cell's model and ready to be asked."""
     from pytest_llminfer.families.accuracy.observe import QuestionSet
 
-    settings = pytestconfig.stash[options.STASH]
+    settings = pytestconfig.stash[options.STASH].accuracy
     return QuestionSet(
         dataset,
         model,
-        settings.gsm8k_questions,
+        settings.questions,
         source=settings.dataset,
-        runs=settings.gsm8k_runs,
-        form=settings.gsm8k_form,
-        concurrency=settings.gsm8k_concurrency,
+        runs=settings.runs,
+        form=settings.form,
+        concurrency=settings.concurrency,
+        whole=any(cell.parallel for cell in pytestconfig.stash[matrix.CELLS]),
     )
 
 
 @pytest.fixture
 def accuracy(
-    request: pytest.FixtureRequest,
-    engine: Engine,
-    gsm8k: QuestionSet,
-    baseline: Baseline,
-    judge: judging.Judge,
-    pytestconfig: pytest.Config,
+    engine: Engine, gsm8k: QuestionSet, baseline: Baseline, judge: judging.Judge, note: Note, pytestconfig: pytest.Config
 ) -> AccuracyRun:
     """This cell's accuracy beside its own record."""
-    return _accuracy(request, engine, gsm8k, baseline, judge, pytestconfig, unquantized=False)
+    return _accuracy(pytestconfig, engine, gsm8k, baseline, judge, note, unquantized=False)
 
 
 @pytest.fixture
 def unquantized_accuracy(
-    request: pytest.FixtureRequest,
-    engine: Engine,
-    gsm8k: QuestionSet,
-    baseline: Baseline,
-    judge: judging.Judge,
-    pytestconfig: pytest.Config,
+    engine: Engine, gsm8k: QuestionSet, baseline: Baseline, judge: judging.Judge, note: Note, pytestconfig: pytest.Config
 ) -> AccuracyRun:
-    """A quantized cell's accuracy beside the record of the same engine with weights that are not quantized."""
+    """A quantized cell's accuracy beside the record of the same engine with unquantized weights."""
     if engine.spec.quantization == "none":
         pytest.skip(f"{engine.spec} is not quantized")
-    return _accuracy(request, engine, gsm8k, baseline, judge, pytestconfig, unquantized=True)
+    return _accuracy(pytestconfig, engine, gsm8k, baseline, judge, note, unquantized=True)
 
 
 def _accuracy(
-    request: pytest.FixtureRequest,
+    config: pytest.Config,
     engine: Engine,
-    gsm8k: QuestionSet,
+    questions: QuestionSet,
     baseline: Baseline,
     judge: judging.Judge,
-    config: pytest.Config,
+    note: Note,
     *,
     unquantized: bool,
 ) -> AccuracyRun:
-    from pytest_llminfer.families.accuracy.run import AccuracyRun
+    from pytest_llminfer.families.accuracy.run import AccuracyRun, tests_of
 
-    prestart.settle(config)
-    gsm8k.asking(engine, whole=_is_compared(config))
-    return AccuracyRun(request.node, engine, gsm8k, baseline, judge, unquantized=unquantized)
+    settings = config.stash[options.STASH].accuracy
+    cells = config.stash[matrix.CELLS]
+    tests = tests_of(cells)
+    return AccuracyRun(engine, questions, baseline, judge=judge, note=note, settings=settings, tests=tests, unquantized=unquantized)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.plugin import checkpoints, collector, judging, matrix, options, prestart
+from pytest_llminfer.plugin import checkpoints, collection, collector, command_line, judging, matrix, options, prestart
 from pytest_llminfer.report import notes
 
 if TYPE_CHECKING:
@@ -15,26 +15,27 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytest_llminfer.plugin.fixtures"]
 
-MARKER = "llminfer_only(**fields): run this test only on cells with these values, as in llminfer_only(engine='transformers')"
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Command line and ini options."""
-    options.add_options(parser)
+    command_line.add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Resolve the settings; in the process that the user started, gather results and write baselines too."""
-    config.addinivalue_line("markers", MARKER)
+    for marker in collection.MARKERS:
+        config.addinivalue_line("markers", marker)
     settings = config.stash[options.STASH] = options.resolve(config)
-    config.stash[matrix.CELLS] = matrix.expand(settings)
+    config.stash[matrix.CELLS] = matrix.expand(settings.matrix)
     config.stash[judging.LOADS] = []
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(collector.SessionReport(config), "llminfer-session-report")
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
-    """The session's one line, if any test asks for an engine: only then is the hardware asked for."""
+    """The session's one line, if any test asks for an engine: only then is the hardware asked for. Or why no test was collected."""
+    if not items and not any("::" in argument for argument in config.args):
+        return collection.nothing_applies(config)
     return collector.header(config) if any(map(matrix.cell_of, items)) else None
 
 
@@ -42,6 +43,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a cell, or a checkpoint on disk."""
     matrix.parametrize(metafunc)
     checkpoints.parametrize(metafunc)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Tests of their cells only."""
+    return collection.keep_what_applies((yield), collector.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Of a test that is named and was left out, say why."""
+    with collection.explained(session):
+        return (yield)
 
 
 @pytest.hookimpl(trylast=True)
@@ -69,7 +83,7 @@ def pytest_runtest_makereport(
     pending = item.config.stash[judging.LOADS]
     while pending:
         item.user_properties.append((notes.LOADED, json.dumps(pending.pop())))
-    judging.without_traceback(call)
+    judging.without_traceback(call, strict=item.config.stash[options.STASH].session.strict)
     return (yield)
 
 
@@ -86,3 +100,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     if config.getoption("dist") == "each":
         return None
     return CellScheduling(config, log, {str(cell): cell.judged_together for cell in config.stash[matrix.CELLS]})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Why a process of pytest-xdist collected nothing."""
+    collection.pass_on(node.config, getattr(node, "workeroutput", {}).get(collection.WHY, ""))

@@ -35,7 +35,7 @@ class Launcher:
 
     def __init__(self, config: pytest.Config, logs: Path) -> None:
         self._config, self._logs = config, logs
-        self._timeout = config.stash[options.STASH].timeout
+        self._timeout = config.stash[options.STASH].session.timeout
         self._engines: list[Engine] = []
 
     def __call__(

@@ -10,17 +10,15 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_llminfer.plugin.options import Options
+    from pytest_llminfer.plugin.options import MatrixSettings
     from pytest_llminfer.spec import EngineSpec
 
 CELLS = pytest.StashKey["tuple[EngineSpec, ...]"]()
 FIXTURE = "engine_spec"
 DIVERGENCE = "divergence"
-DERIVED = ("parallel", "over_http")
-"""What ``llminfer_only`` may ask of a cell beside its fields."""
 
 
-def expand(options: Options) -> tuple[EngineSpec, ...]:
+def expand(options: MatrixSettings) -> tuple[EngineSpec, ...]:
     """The cells that the options name, each once, in the order given.
 
     Raises:
@@ -58,14 +56,14 @@ def _check_addresses(cells: Iterable[EngineSpec]) -> None:
             raise pytest.UsageError(f"--engine: a server at an address is the engine openai: openai@{cell.environment}")
 
 
-def _parallelisms(options: Options) -> list[tuple[int, int, int, str]]:
+def _parallelisms(options: MatrixSettings) -> list[tuple[int, int, int, str]]:
     """(tp, pp, dp, replication): as chosen, or with ``--gpus=N`` alone one GPU, dp=N and tp=N side by side."""
     sizes = _sizes(options)
     # How replicas are made is a question only where there are any.
     return list(dict.fromkeys((tp, pp, dp, kind if dp > 1 else "workers") for tp, pp, dp in sizes for kind in options.replication))
 
 
-def _sizes(options: Options) -> list[tuple[int, int, int]]:
+def _sizes(options: MatrixSettings) -> list[tuple[int, int, int]]:
     gpus = options.gpus
     if not (options.tp or options.pp or options.dp):
         return [(1, 1, 1)] if gpus in (None, 1) else [(1, 1, 1), (1, 1, gpus), (gpus, 1, 1)]
@@ -81,29 +79,9 @@ def _sizes(options: Options) -> list[tuple[int, int, int]]:
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for an engine, directly or through its fixtures, once a cell that its markers let through."""
-    if FIXTURE not in metafunc.fixturenames:
-        return
-    cells = [cell for cell in metafunc.config.stash[CELLS] if _applies(cell, metafunc.definition)]
-    if cells:
-        metafunc.parametrize(FIXTURE, cells, ids=str, scope="session", indirect=True)
-    else:
-        reason = "its llminfer_only marker lets none of this session's cells through"
-        metafunc.parametrize(
-            FIXTURE, [pytest.param(None, id="no-cell", marks=pytest.mark.skip(reason=reason))], scope="session", indirect=True
-        )
-
-
-def _applies(cell: EngineSpec, definition: pytest.Item) -> bool:
-    """``llminfer_only(engine=..., parallel=True)``: every field named must have one of the values given."""
-    for marker in definition.iter_markers("llminfer_only"):
-        for name, allowed in marker.kwargs.items():
-            if name not in cell.__dataclass_fields__ and name not in DERIVED:
-                valid = ", ".join([*cell.__dataclass_fields__, *DERIVED])
-                raise pytest.UsageError(f"llminfer_only: unknown field {name!r} on {definition.nodeid}; valid: {valid}")
-            if getattr(cell, name) not in ((allowed,) if isinstance(allowed, (str, int)) else tuple(allowed)):
-                return False
-    return True
+    """Run a test that asks for an engine, directly or through its fixtures, once a cell; ``collection`` then drops some."""
+    if FIXTURE in metafunc.fixturenames:
+        metafunc.parametrize(FIXTURE, metafunc.config.stash[CELLS], ids=str, scope="session", indirect=True)
 
 
 def cell_of(item: pytest.Item) -> EngineSpec | None:

@@ -1,127 +1,35 @@
-"""Command line and ini options, resolved once into plain data that remembers where each value came from."""
+"""Every setting of a session, resolved once into plain data that remembers where each value came from."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from pytest_llminfer.baselines.settings import BaselineSettings
+from pytest_llminfer.families.accuracy.settings import AccuracySettings
+from pytest_llminfer.families.divergence.settings import DivergenceSettings
+from pytest_llminfer.families.execution_modes.settings import ExecutionModesSettings
+from pytest_llminfer.families.layout.settings import CheckpointSettings
 from pytest_llminfer.plugin import option_values as values
+from pytest_llminfer.plugin.command_line import MATRIX, OTHER, Option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 
 
-class _Option(NamedTuple):
-    """One option: ``--name`` on the command line, ``llminfer_name`` as ini; ``read`` turns its text into a value."""
+@dataclass(frozen=True, slots=True)
+class MatrixSettings:
+    """Which cells are tested: the product of these lists.
 
-    flag: str
-    ini: str
-    default: str
-    help: str
-    metavar: str
-
-
-class _Flag(NamedTuple):
-    """One option that is on or off: ``--name`` on the command line, ``llminfer_name`` as ini."""
-
-    flag: str
-    ini: str
-    help: str
-
-
-MATRIX = (
-    _Option(
-        "--engine",
-        "llminfer_engine",
-        "transformers",
-        "engines under test: NAME here, NAME@/path/to/python there, NAME==VERSION in an environment made for it, openai@URL",
-        "NAME,…",
-    ),
-    _Option(
-        "--model", "llminfer_model", "reference", "what is served: a folder, a hub id, a bundled shape, or 'reference'", "MODEL,…"
-    ),
-    _Option("--weights", "llminfer_weights", "real", "real, or dummy: random weights of the model's shape", "WEIGHTS,…"),
-    _Option("--dtype", "llminfer_dtype", "auto", "auto, bf16, fp16, fp32", "DTYPE,…"),
-    _Option(
-        "--quantization",
-        "llminfer_quantization",
-        "none",
-        "how weights are stored: none, int8, nf4, gptq, w8a8, q8_0, …",
-        "FORMAT,…",
-    ),
-    _Option("--kv-dtype", "llminfer_kv_dtype", "auto", "dtype of the KV cache", "DTYPE,…"),
-    _Option("--tp", "llminfer_tp", "", "tensor parallel sizes", "N,…"),
-    _Option("--pp", "llminfer_pp", "", "pipeline parallel sizes", "N,…"),
-    _Option("--dp", "llminfer_dp", "", "numbers of replicas", "N,…"),
-    _Option("--replication", "llminfer_replication", "workers", "dp as workers of ours, or native: the engine's own", "KIND,…"),
-    _Option(
-        "--gpus",
-        "llminfer_gpus",
-        "",
-        "alone: compare one GPU, dp=N and tp=N; beside --tp, --pp or --dp, which then say what a cell takes: a multiple of that",
-        "N",
-    ),
-)
-OTHER = (
-    _Option("--engine-args", "llminfer_engine_args", "", "further arguments of the engine, as JSON", "JSON"),
-    _Option(
-        "--dataset",
-        "llminfer_dataset",
-        "synthetic",
-        "synthetic, openai/gsm8k, or a JSONL or Parquet file in GSM8K's format",
-        "NAME",
-    ),
-    _Option(
-        "--gsm8k-questions",
-        "llminfer_gsm8k_questions",
-        "",
-        "how many questions are asked, or 'all'; unless given all on a GPU, 300 on a CPU and of a server that runs elsewhere",
-        "N",
-    ),
-    _Option(
-        "--gsm8k-form", "llminfer_gsm8k_form", "zero-shot", "how questions are put: zero-shot, or the published 5-shot", "FORM"
-    ),
-    _Option(
-        "--gsm8k-concurrency", "llminfer_gsm8k_concurrency", "", "questions in flight at once; an eighth of all unless given", "N"
-    ),
-    _Option("--gsm8k-runs", "llminfer_gsm8k_runs", "4", "how often each question is asked for a baseline", "K"),
-    _Option(
-        "--accuracy-margin",
-        "llminfer_accuracy_margin",
-        "",
-        "the drop in points that a PASS rules out; 2, or 4 for four bits against sixteen, unless given",
-        "POINTS",
-    ),
-    _Option(
-        "--divergence-limits",
-        "llminfer_divergence_limits",
-        "",
-        'limits of your own by kind of cell, as JSON: {"4-bit": [0.2, 0.85]} is KL in nats and the share of the same top-1',
-        "JSON",
-    ),
-    _Option("--baselines", "llminfer_baselines", "baselines", "folder of recorded expectations, relative to the root", "DIR"),
-    _Option("--llminfer-report", "llminfer_report", "", "folder for results.json: all that the session found, as data", "DIR"),
-    _Option("--llminfer-timeout", "llminfer_timeout", "900", "seconds of silence after which an engine counts as hung", "SECONDS"),
-)
-FLAGS = (
-    _Flag("--serve", "llminfer_serve", "start each engine's own server and ask it over HTTP"),
-    _Flag("--full", "llminfer_full", "ask all questions, though the verdict is reached earlier"),
-    _Flag("--run-history", "llminfer_run_history", "add this run's evidence on accuracy to the run history beside the baselines"),
-    _Flag(
-        "--kv-variants",
-        "llminfer_kv_variants",
-        "start each engine again with other pools, chunks and cache dtypes, and compare",
-    ),
-    _Flag("--llminfer-strict", "llminfer_strict", "a missing baseline or an inconclusive verdict fails"),
-)
-
-
-class Options(NamedTuple):
-    """Every setting, resolved. ``sources`` says for each name whether the command line, the ini file or the default gave it."""
+    engine, model, weights, dtype, quantization, kv_dtype, replication: the words given, at least one each.
+    tp, pp, dp: sizes from 1 up; empty where none was given.
+    gpus: how many accelerators the parallel cells take together; None where the option was not given.
+    serve: whether each engine is asked through its own server.
+    """
 
     engine: tuple[str, ...]
     model: tuple[str, ...]
@@ -133,60 +41,82 @@ class Options(NamedTuple):
     pp: tuple[int, ...]
     dp: tuple[int, ...]
     replication: tuple[str, ...]
-    serve: bool
     gpus: int | None
-    engine_args: dict[str, Any]
-    dataset: str
-    gsm8k_questions: int | None
-    gsm8k_form: str
-    gsm8k_concurrency: int | None
-    gsm8k_runs: int
-    accuracy_margin: float | None
-    full: bool
-    run_history: bool
-    divergence_limits: dict[str, tuple[float, float]]
-    checkpoint: tuple[str, ...]
-    baselines: Path
+    serve: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What holds for every cell and family.
+
+    engine_args: further arguments of every engine, by their own names.
+    timeout: seconds of silence after which an engine counts as hung.
+    strict: whether a missing baseline or an inconclusive verdict fails.
+    sources: for each option, by its name with underscores: ``command line``, ``ini`` or ``default``.
+    """
+
+    engine_args: Mapping[str, Any]
     timeout: float
-    kv_variants: bool
-    update_baselines: str
     strict: bool
-    sources: dict[str, str]
+    sources: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Every setting, by who reads it."""
+
+    matrix: MatrixSettings
+    session: SessionSettings
+    baselines: BaselineSettings
+    accuracy: AccuracySettings
+    divergence: DivergenceSettings
+    execution_modes: ExecutionModesSettings
+    checkpoints: CheckpointSettings
 
 
 STASH = pytest.StashKey[Options]()
 
 
-def add_options(parser: pytest.Parser) -> None:
-    """Register every option; nothing is computed here."""
-    group = parser.getgroup("llminfer", "LLM inference regression tests")
-    for option in (*MATRIX, *OTHER):
-        group.addoption(
-            option.flag, dest=option.ini, default=None, metavar=option.metavar, help=f"{option.help} (ini: {option.ini})"
-        )
-        parser.addini(option.ini, option.help, type="string", default=option.default)
-    group.addoption(
-        "--checkpoint",
-        dest="llminfer_checkpoint",
-        action="append",
-        default=None,
-        metavar="PATH",
-        help="a folder of safetensors or a .gguf file whose headers are judged, without an engine; repeatable "
-        "(ini: llminfer_checkpoint)",
-    )
-    parser.addini("llminfer_checkpoint", "folders of safetensors or .gguf files whose headers are judged", type="args", default=[])
-    group.addoption(
-        "--update-baselines",
-        dest="llminfer_update_baselines",
-        nargs="?",
-        const="all",
-        default=None,
-        choices=("all", "new"),
-        help="record what this run observes: all of it, or with =new only what has no baseline yet",
-    )
-    for flag in FLAGS:
-        group.addoption(flag.flag, dest=flag.ini, action="store_true", default=None, help=f"{flag.help} (ini: {flag.ini})")
-        parser.addini(flag.ini, flag.help, type="bool", default=False)
+class _Reader:
+    """Reads options one by one, and notes where each value came from."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._options = {option.ini.removeprefix("llminfer_"): option for option in (*MATRIX, *OTHER)}
+        self.sources: dict[str, str] = {}
+        self._texts = {name: self._text(name, option) for name, option in self._options.items()}
+
+    def _text(self, name: str, option: Option) -> str:
+        given = self._config.getoption(option.ini)
+        if given is not None:
+            self.sources[name] = "command line"
+            return str(given)
+        value = str(self._config.getini(option.ini))
+        self.sources[name] = "default" if value == option.default else "ini"
+        return value
+
+    def one(self, name: str, convert: Callable[[str], T], *, without: str = "") -> T:
+        """What ``convert`` makes of the text, or of ``without`` where the text is empty."""
+        return self._read(name, self._texts[name] or without, convert)
+
+    def optional(self, name: str, convert: Callable[[str], T]) -> T | None:
+        """The same; None where the text is empty."""
+        return self._read(name, self._texts[name], convert) if self._texts[name] else None
+
+    def many(self, name: str, convert: Callable[[str], T]) -> tuple[T, ...]:
+        """What ``convert`` makes of every word of a list."""
+        return tuple(self._read(name, word, convert) for word in map(str.strip, self._texts[name].split(",")) if word)
+
+    def is_on(self, name: str) -> bool:
+        """Whether a flag is set, here or in the ini file."""
+        return bool(self._config.getoption(f"llminfer_{name}") or self._config.getini(f"llminfer_{name}"))
+
+    def _read(self, name: str, word: str, convert: Callable[[str], T]) -> T:
+        """A ValueError becomes a usage error that begins with the option."""
+        try:
+            return convert(word)
+        except ValueError as error:
+            raise pytest.UsageError(f"{self._options[name].flag}: {error}") from None
 
 
 def resolve(config: pytest.Config) -> Options:
@@ -195,59 +125,50 @@ def resolve(config: pytest.Config) -> Options:
     Raises:
         pytest.UsageError: a value that cannot be read.
     """
-    sources: dict[str, str] = {}
-
-    def text(option: _Option) -> str:
-        given = config.getoption(option.ini)
-        name = option.ini.removeprefix("llminfer_")
-        if given is not None:
-            sources[name] = "command line"
-            return str(given)
-        value = str(config.getini(option.ini))
-        sources[name] = "default" if value == option.default else "ini"
-        return value
-
-    by_name = {option.ini.removeprefix("llminfer_"): (option, text(option)) for option in (*MATRIX, *OTHER)}
-    words = {name: tuple(word.strip() for word in value.split(",") if word.strip()) for name, (_, value) in by_name.items()}
-
-    def numbers(name: str) -> tuple[int, ...]:
-        return tuple(_read(by_name[name][0].flag, word, values.positive) for word in words[name])
-
-    def is_on(ini: str) -> bool:
-        return bool(config.getoption(ini) or config.getini(ini))
-
-    questions, at_once = by_name["gsm8k_questions"][1], by_name["gsm8k_concurrency"][1]
-    gpus = numbers("gpus")
+    read = _Reader(config)
     return Options(
-        engine=tuple(_read("--engine", word, values.engine) for word in words["engine"]),
-        model=words["model"],
-        weights=words["weights"],
-        dtype=words["dtype"],
-        quantization=words["quantization"],
-        kv_dtype=words["kv_dtype"],
-        tp=numbers("tp"),
-        pp=numbers("pp"),
-        dp=numbers("dp"),
-        replication=tuple(_read("--replication", word, values.replication) for word in words["replication"]),
-        serve=is_on("llminfer_serve"),
-        gpus=_only(gpus),
-        engine_args=_read("--engine-args", by_name["engine_args"][1] or "{}", values.json_object),
-        dataset=by_name["dataset"][1],
-        gsm8k_questions=_read("--gsm8k-questions", questions, values.questions) if questions else None,
-        gsm8k_form=_read("--gsm8k-form", by_name["gsm8k_form"][1], values.form),
-        gsm8k_concurrency=_read("--gsm8k-concurrency", at_once, values.positive) if at_once else None,
-        gsm8k_runs=_read("--gsm8k-runs", by_name["gsm8k_runs"][1], values.runs),
-        accuracy_margin=_read("--accuracy-margin", margin, values.points) if (margin := by_name["accuracy_margin"][1]) else None,
-        full=is_on("llminfer_full"),
-        run_history=is_on("llminfer_run_history"),
-        divergence_limits=_read("--divergence-limits", by_name["divergence_limits"][1] or "{}", values.limits),
-        checkpoint=tuple(dict.fromkeys(config.getoption("llminfer_checkpoint") or config.getini("llminfer_checkpoint"))),
-        baselines=config.rootpath / by_name["baselines"][1],
-        timeout=_read("--llminfer-timeout", by_name["timeout"][1], values.seconds),
-        kv_variants=is_on("llminfer_kv_variants"),
-        update_baselines=config.getoption("llminfer_update_baselines") or "",
-        strict=is_on("llminfer_strict"),
-        sources=sources,
+        matrix=_matrix(read),
+        session=SessionSettings(
+            engine_args=read.one("engine_args", values.json_object, without="{}"),
+            timeout=read.one("timeout", values.seconds),
+            strict=read.is_on("strict"),
+            sources=read.sources,
+        ),
+        baselines=BaselineSettings(
+            directory=config.rootpath / read.one("baselines", str), update=config.getoption("llminfer_update_baselines") or ""
+        ),
+        accuracy=AccuracySettings(
+            dataset=read.one("dataset", str),
+            questions=read.optional("gsm8k_questions", values.questions),
+            form=read.one("gsm8k_form", values.form),
+            concurrency=read.optional("gsm8k_concurrency", values.positive),
+            runs=read.one("gsm8k_runs", values.runs),
+            margin=read.optional("accuracy_margin", values.points),
+            full=read.is_on("full"),
+            run_history=read.is_on("run_history"),
+        ),
+        divergence=DivergenceSettings(limits=read.one("divergence_limits", values.limits, without="{}")),
+        execution_modes=ExecutionModesSettings(kv_variants=read.is_on("kv_variants")),
+        checkpoints=CheckpointSettings(
+            paths=tuple(dict.fromkeys(config.getoption("llminfer_checkpoint") or config.getini("llminfer_checkpoint")))
+        ),
+    )
+
+
+def _matrix(read: _Reader) -> MatrixSettings:
+    return MatrixSettings(
+        engine=read.many("engine", values.engine),
+        model=read.many("model", str),
+        weights=read.many("weights", str),
+        dtype=read.many("dtype", str),
+        quantization=read.many("quantization", str),
+        kv_dtype=read.many("kv_dtype", str),
+        tp=read.many("tp", values.positive),
+        pp=read.many("pp", values.positive),
+        dp=read.many("dp", values.positive),
+        replication=read.many("replication", values.replication),
+        gpus=_only(read.many("gpus", values.positive)),
+        serve=read.is_on("serve"),
     )
 
 
@@ -256,11 +177,3 @@ def _only(gpus: tuple[int, ...]) -> int | None:
     if len(gpus) > 1:
         raise pytest.UsageError("--gpus takes one number, of all GPUs to use; for several sizes say --dp=1,2 or --tp=1,2")
     return gpus[0] if gpus else None
-
-
-def _read(flag: str, word: str, convert: Callable[[str], T]) -> T:
-    """What ``convert`` makes of ``word``; its ValueError becomes a usage error that begins with the option."""
-    try:
-        return convert(word)
-    except ValueError as error:
-        raise pytest.UsageError(f"{flag}: {error}") from None

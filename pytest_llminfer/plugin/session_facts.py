@@ -14,7 +14,7 @@ import pytest
 from pytest_llminfer import __version__
 from pytest_llminfer.baselines.provenance import command_line, without_secrets
 from pytest_llminfer.hardware import Hardware, detect
-from pytest_llminfer.plugin.options import FLAGS, MATRIX, OTHER
+from pytest_llminfer.plugin.command_line import FLAGS, MATRIX, OTHER
 from pytest_llminfer.report.result import OptionValue
 
 if TYPE_CHECKING:

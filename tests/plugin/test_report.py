@@ -26,8 +26,8 @@ TESTS = """
 
     def verdict(outcome):
         speed = Measurement("speed", 12.5, "tokens/s", 5, "MAD 0.1", baseline=13.0, limit=12.6)
-        return Verdict(outcome, "speed has not dropped", "12 tok/s", (speed,), "at most 3 %", "the record of today", "a drop of 2 %",
-                       "look at the clock", ("went from 13 to 12.5",))
+        return Verdict(outcome, "speed has not dropped", "12 tok/s", (speed,), "at most 3 %", "the record of today",
+                       "a drop of 2 %", "look at the clock", ("went from 13 to 12.5",))
 
     @pytest.mark.parametrize("outcome", list(Outcome), ids=str)
     def test_judged(engine, judge, outcome):
@@ -35,7 +35,7 @@ TESTS = """
         judge(verdict(outcome))
 
     def test_missing(engine, baseline):
-        baseline.expected("answer", observed=lambda previous: {"value": 1}, conditions={}, n=1)
+        baseline.expected("answer", observe=lambda engine, previous: {"value": 1}, conditions={}, n=1)
 
     def test_skipped(engine):
         pytest.skip("there is no second GPU")
@@ -65,8 +65,8 @@ def written(path: Path) -> dict[str, Any]:
 
 def test_a_session_is_written_whole_and_as_the_schema_says(pytester: pytest.Pytester, run, mode) -> None:
     pytester.makepyfile(test_speed=TESTS)
-    secret = '{"hf_token": "hf_abc", "seed": 3}'
-    result = run("--dtype=auto,fp32", "--llminfer-report=out", f"--engine-args={secret}", "--junitxml=out/junit.xml", *mode)
+    given = '{"hf_token": "hf_abc", "seed": 3}'
+    result = run("--dtype=auto,fp32", "--llminfer-report=out", f"--engine-args={given}", "--junitxml=out/junit.xml", *mode)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     data = written(pytester.path / "out" / "results.json")
     found = SessionResult.from_dict(data)
@@ -126,7 +126,7 @@ def test_a_recorded_baseline_is_named_and_the_profile_of_memory_is_a_section(pyt
     pytester.makepyfile(
         test_memory="""
         def test_first(engine, baseline):
-            baseline.expected("answer", observed=lambda previous: {"value": 1}, conditions={}, n=1)
+            baseline.expected("answer", observe=lambda engine, previous: {"value": 1}, conditions={}, n=1)
 
         def test_profile(memory_profile):
             assert memory_profile.take()

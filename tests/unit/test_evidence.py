@@ -49,7 +49,7 @@ def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path) ->
         "versions": {"engine": "1"},
     }
     for count in (1, 2):
-        assert evidence.settle([note("a", 0.5, past_run=past_run)]) == [f"run_history: 1 past run added to {path}"]
+        assert evidence.settle([note("a", 0.5, past_run=past_run)]) == [f"run history: 1 past run added to {path}"]
         assert len(path.read_text().splitlines()) == count
     written = json.loads(path.read_text().splitlines()[0])
     assert written.pop("date").endswith("Z")
@@ -61,5 +61,5 @@ def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path) ->
         [note("a", 0.5, past_run={**past_run, "path": str(blocked / "run_history.jsonl")}), note("b", 0.5, past_run=past_run)]
     )
     assert lines[0].startswith("ERROR: run history ")
-    assert lines[1:] == [f"run_history: 1 past run added to {path}"]
+    assert lines[1:] == [f"run history: 1 past run added to {path}"]
     assert len(path.read_text().splitlines()) == 3

@@ -23,7 +23,7 @@ from pytest_llminfer.hardware import (
 )
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.worker.protocol import ACCELERATOR, PROCESSOR
+from pytest_llminfer.worker.protocol.frames import ACCELERATOR, PROCESSOR
 
 H100 = "NVIDIA H100 80GB HBM3"
 OUTPUT = """\
@@ -188,10 +188,10 @@ def launch(tmp_path: Path, spec: str, **variables: str) -> Launch:
 def test_the_worker_of_a_server_is_told_its_first_visible_gpu(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", stand_in(tmp_path, f"cat <<'END'\n{OUTPUT}END")["PATH"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert launch(tmp_path, "vllm-serve").settings() == {ACCELERATOR: H100}
-    assert launch(tmp_path, "vllm-serve", CUDA_VISIBLE_DEVICES="2").settings()[ACCELERATOR] == "Tesla T4"
-    assert ACCELERATOR not in launch(tmp_path, "vllm-serve", CUDA_VISIBLE_DEVICES="").settings()
-    assert ACCELERATOR not in launch(tmp_path, "vllm").settings()
+    assert launch(tmp_path, "vllm-serve").acquire_devices() == {ACCELERATOR: H100}
+    assert launch(tmp_path, "vllm-serve", CUDA_VISIBLE_DEVICES="2").acquire_devices()[ACCELERATOR] == "Tesla T4"
+    assert ACCELERATOR not in launch(tmp_path, "vllm-serve", CUDA_VISIBLE_DEVICES="").acquire_devices()
+    assert ACCELERATOR not in launch(tmp_path, "vllm").acquire_devices()
 
 
 def test_a_worker_is_told_its_processor(tmp_path: Path) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
+import memory_table
 import pytest
 
 from pytest_llminfer.families.memory.profile import ProfileLine, check_profile, pinned_capacity, profile_lines
@@ -152,7 +151,6 @@ def test_a_device_is_read_until_two_readings_agree(monkeypatch):
 
 
 def test_kept_ledgers_are_one_markdown_table(tmp_path, monkeypatch, capsys):
-    tool = Path(__file__).parents[2] / "tools" / "memory_table.py"
     found = [
         ProfileLine("weights", 1000, 1200, 10),
         ProfileLine("KV capacity", 7, 7, 0, "tokens"),
@@ -162,16 +160,16 @@ def test_kept_ledgers_are_one_markdown_table(tmp_path, monkeypatch, capsys):
     file = tmp_path / "nvidia-h200-x1" / "llama-3-8b-dummy" / "memory_profile.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"entries": {"vllm-none-bf16-kv_bf16": entry}}))
-    monkeypatch.setattr(sys, "argv", [str(tool), str(tmp_path), "nvidia"])
-    runpy.run_path(str(tool), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["memory_table.py", str(tmp_path), "nvidia"])
+    memory_table.main()
     assert capsys.readouterr().out.splitlines()[2:] == [
         "| nvidia-h200-x1 | llama-3-8b-dummy | vllm-none-bf16-kv_bf16 | weights | 1,000 | 1,200 | +200 | **±10: outside** |",
         "|  |  |  | KV capacity | 7 tokens | 7 tokens | +0 tokens | exact |",
         "|  |  |  | run peak |  | 5 |  | shown |",
     ]
-    monkeypatch.setattr(sys, "argv", [str(tool), str(tmp_path), "amd"])
+    monkeypatch.setattr(sys, "argv", ["memory_table.py", str(tmp_path), "amd"])
     with pytest.raises(SystemExit, match=r"no memory_profile\.json"):
-        runpy.run_path(str(tool), run_name="__main__")
+        memory_table.main()
 
 
 CLEAN = Stop(held_bytes=500 * MIB, seconds=0.2)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llminfer.errors import EngineStartError
 from pytest_llminfer.hardware import processor_name, usable_cores
-from pytest_llminfer.worker.protocol import PROCESSOR, SCRATCH
+from pytest_llminfer.worker.protocol.frames import PROCESSOR, SCRATCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

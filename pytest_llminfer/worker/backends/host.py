@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.worker.protocol import ACCELERATOR, PROCESSOR
+from pytest_llminfer.worker.protocol.frames import ACCELERATOR, PROCESSOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable

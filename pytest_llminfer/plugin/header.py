@@ -10,19 +10,18 @@ if TYPE_CHECKING:
     from pytest_llminfer.hardware import Hardware
     from pytest_llminfer.plugin.options import Options
 
-_SHOWN = ("engine", "model", "quantization", "dtype", "gpus", "dataset")
-
 
 def header(options: Options, cells: int, hardware: Hardware) -> str:
     """Settings with their source in brackets, except for defaults."""
+    cell = options.matrix
+    shown = {"engine": cell.engine, "model": cell.model, "quantization": cell.quantization, "dtype": cell.dtype, "gpus": cell.gpus}
     words = []
-    for name in _SHOWN:
-        value = getattr(options, name)
+    for name, value in {**shown, "dataset": options.accuracy.dataset}.items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        source = options.sources[name]
+        source = options.session.sources[name]
         if source != "default" or name in ("engine", "model"):
             words.append(f"{name}={text}" + (f" [{source}]" if source != "default" else ""))
-    baselines = os.path.relpath(options.baselines, Path.cwd())
+    baselines = os.path.relpath(options.baselines.directory, Path.cwd())
     return (
         f"llminfer: {', '.join(words)}; {cells} cell{'s' * (cells != 1)}; baselines: {baselines}; hardware: {hardware.describe()}"
     )

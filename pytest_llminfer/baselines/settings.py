@@ -1,0 +1,20 @@
+"""Where a session's baselines lie, and whether it writes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineSettings:
+    """directory: the folder of the project's own records.
+
+    update: what is written: ``""``: nothing; ``"new"``: what has no record yet; ``"all"``: what this session observes.
+    """
+
+    directory: Path
+    update: str = ""

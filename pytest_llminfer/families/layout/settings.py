@@ -1,0 +1,12 @@
+"""What a session asks of the layouts of checkpoints on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSettings:
+    """paths: folders of safetensors or .gguf files whose headers are judged without an engine, each once."""
+
+    paths: tuple[str, ...] = ()
