@@ -102,7 +102,9 @@ class Launcher:
 
     def _count(self, engine: Engine, info: EngineInfo) -> None:
         afresh = engine.loads > engine.spec.workers
-        self._config.stash[LOADS].append({"cell": str(engine.spec), "phases": dict(info.load_seconds), "afresh": afresh})
+        told = {name: getattr(info, name) for name in ("device", "device_name", "device_count", "dtype", "kv_dtype")}
+        load = {"cell": str(engine.spec), "phases": dict(info.load_seconds), "afresh": afresh}
+        self._config.stash[LOADS].append({**load, **told, "versions": dict(info.versions)})
 
     def _refuse_fallback(self, engine: Engine) -> None:
         """An engine that fell back to the processor is the classic broken upgrade: a build without CUDA, a driver too old."""

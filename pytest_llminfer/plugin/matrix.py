@@ -98,7 +98,8 @@ def _sizes(options: MatrixSettings) -> list[tuple[int, int, int]]:
 def parametrize(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for an engine, directly or through its fixtures, once a cell; ``collection`` then drops some."""
     if FIXTURE in metafunc.fixturenames:
-        metafunc.parametrize(FIXTURE, metafunc.config.stash[CELLS], ids=str, scope="session", indirect=True)
+        cells = metafunc.config.stash[CELLS]
+        metafunc.parametrize(FIXTURE, cells, ids=str, scope="session", indirect=True)
 
 
 def cell_of(item: pytest.Item) -> EngineSpec | None:
