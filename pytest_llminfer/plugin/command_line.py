@@ -26,11 +26,12 @@ class Flag(NamedTuple):
     help: str
 
 
+DEFAULT_ENGINE = "transformers"
 MATRIX = (
     Option(
         "--engine",
         "llminfer_engine",
-        "transformers",
+        DEFAULT_ENGINE,
         "engines under test: NAME here, NAME@/path/to/python there, NAME==VERSION in an environment made for it, openai@URL",
         "NAME,…",
     ),

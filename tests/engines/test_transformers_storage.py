@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations.layout import Parameter
 from pytest_llminfer.predict.layout import expected_layout
@@ -30,7 +31,7 @@ def quantized(request, start):
 
 def test_every_parameter_is_stored_as_its_format_says(quantized):
     shape = ModelShape.from_config(json.loads((REFERENCE / "config.json").read_text()))
-    weights = expected_layout(shape=shape, dtype="bf16", quantization=quantized.quantization)
+    weights = expected_layout(shape=shape, dtype="bf16", quantization=quantized.quantization, engine=profile("transformers"))
     expected = {weight.parameter.name: weight.parameter for weight in weights}
     answer = quantized.ask("layout")
     found = {entry["name"]: Parameter.from_message({**entry, "device": "cpu"}) for entry in answer["parameters"]}

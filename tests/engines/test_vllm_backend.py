@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
 from pytest_llminfer.families.execution_modes.check import check_execution_modes
 from pytest_llminfer.families.execution_modes.observe import ExecutionModes, PrefixAnswers
@@ -139,7 +140,7 @@ def test_scores_by_both_routes_are_those_of_transformers(engine, prompts, refere
 def test_every_parameter_is_stored_as_the_model_implies(engine):
     layout = engine.layout()
     verdict = check_layout(
-        parameters=layout.parameters, shape=SHAPE, dtype="bf16", quantization="none", tied=layout.tied, engine="vllm"
+        parameters=layout.parameters, shape=SHAPE, dtype="bf16", quantization="none", tied=layout.tied, engine=profile("vllm")
     )
     assert verdict.outcome is Outcome.PASS, verdict.details
     packings = {parameter.name.split(".")[-2]: parameter.packing for parameter in layout.parameters}
@@ -149,7 +150,7 @@ def test_every_parameter_is_stored_as_the_model_implies(engine):
 
 
 def test_memory_is_that_of_weights_and_pool_and_does_not_grow(engine, prompts):
-    stored = predict_weights(shape=SHAPE, dtype="bf16", quantization="none", engine="vllm")
+    stored = predict_weights(shape=SHAPE, dtype="bf16", quantization="none", engine=profile("vllm"))
     report = engine.memory(reset_peak=True)
     assert check_weights(report=report, predicted=stored).outcome is Outcome.PASS
     assert report.weights_bytes == sum(parameter.stored_bytes for parameter in engine.layout().parameters) == stored
