@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import pytest
+from typing import TYPE_CHECKING
 
 from pytest_llminfer.plugin import judging, options
+
+if TYPE_CHECKING:
+    import pytest
 
 FIXTURE = "checkpoint"
 

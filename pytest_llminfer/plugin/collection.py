@@ -80,17 +80,21 @@ def _needs(item: pytest.Item, config: pytest.Config) -> Iterator[str]:
 
 def _is_given(option: str, config: pytest.Config) -> bool:
     name = "llminfer_" + option.removeprefix("--").removeprefix("llminfer-").replace("-", "_")
-    return bool(config.getoption(name, None) or config.getini(name))
+    try:
+        return bool(config.getoption(name, None) or config.getini(name))
+    except ValueError:
+        raise ValueError(f"llminfer_needs: there is no option {option}") from None
 
 
 def _capabilities(marker: pytest.Mark, cell: EngineSpec) -> Iterator[str]:
     from pytest_llminfer.engines.capabilities import OF_ENGINES, OF_SERVERS, possible_capabilities
 
     possible = possible_capabilities(cell)
+    every = frozenset({"serving:stop"}).union(OF_SERVERS, *OF_ENGINES.values())
     for name in marker.args:
         engines = [engine for engine, known in OF_ENGINES.items() if name in known]
-        if not engines and name not in OF_SERVERS | {"serving:stop"}:
-            raise ValueError(f"llminfer_needs: no engine answers {name!r}")
+        if name not in every:
+            raise ValueError(f"llminfer_needs: no engine answers {name!r}; valid: {', '.join(sorted(every))}")
         if possible is not None and name not in possible:
             yield f"an engine that answers {name!r}" + (f" ({', '.join(engines)})" if engines else "")
 
