@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 OF_SERVERS = frozenset({"generate", "generate:messages", "generate:logprobs", "score_top", "settings", "talk"})
 """What a server of any engine may answer over HTTP."""
+STOP = "serving:stop"
+"""Of a server that was started here."""
 
 
 def possible_capabilities(spec: EngineSpec) -> frozenset[str] | None:
@@ -20,9 +22,14 @@ def possible_capabilities(spec: EngineSpec) -> frozenset[str] | None:
     engine was started, and what a server offers, show when it runs.
     """
     if spec.over_http:
-        return OF_SERVERS | {"serving:stop"} if spec.serve else OF_SERVERS
+        return OF_SERVERS | {STOP} if spec.serve else OF_SERVERS
     of = profile(spec.engine)
     return of.capabilities - of.unsplit_capabilities if of.capabilities is not None and spec.tp > 1 else of.capabilities
+
+
+def every_capability() -> frozenset[str]:
+    """All that some engine or server answers."""
+    return OF_SERVERS.union({STOP}, *(each.capabilities or () for each in loaded()))
 
 
 def engines_that_answer(capability: str) -> tuple[str, ...]:

@@ -80,20 +80,23 @@ def _needs(item: pytest.Item, config: pytest.Config) -> Iterator[str]:
 
 def _is_given(option: str, config: pytest.Config) -> bool:
     name = "llminfer_" + option.removeprefix("--").removeprefix("llminfer-").replace("-", "_")
-    return bool(config.getoption(name, None) or config.getini(name))
+    try:
+        return bool(config.getoption(name, None) or config.getini(name))
+    except ValueError:
+        raise ValueError(f"llminfer_needs: there is no option {option}") from None
 
 
 def _capabilities(marker: pytest.Mark, cell: EngineSpec) -> Iterator[str]:
-    from pytest_llminfer.engines.capabilities import OF_SERVERS, engines_that_answer, possible_capabilities
+    from pytest_llminfer.engines.capabilities import engines_that_answer, every_capability, possible_capabilities
 
     possible = possible_capabilities(cell)
     for name in marker.args:
         if possible is not None and name in possible:
             continue
-        engines = engines_that_answer(name)
-        if not engines and name not in OF_SERVERS | {"serving:stop"}:
-            raise ValueError(f"llminfer_needs: no engine answers {name!r}")
+        if name not in (every := every_capability()):
+            raise ValueError(f"llminfer_needs: no engine answers {name!r}; valid: {', '.join(sorted(every))}")
         if possible is not None:
+            engines = engines_that_answer(name)
             yield f"an engine that answers {name!r}" + (f" ({', '.join(engines)})" if engines else "")
 
 
