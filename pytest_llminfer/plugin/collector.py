@@ -131,8 +131,8 @@ class SessionReport:
 
 def header(config: pytest.Config) -> str:
     """What is tested, on what, against which baselines, and where each setting came from."""
-    from pytest_llminfer.plugin.session_facts import hardware
     from pytest_llminfer.plugin.header import header as render
+    from pytest_llminfer.plugin.session_facts import hardware
 
     return render(config.stash[options.STASH], len(config.stash[matrix.CELLS]), hardware(config))
 
