@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.plugin import judging, options
+from pytest_llminfer.plugin import options
+from pytest_llminfer.report import notes
 
 if TYPE_CHECKING:
     import pytest
@@ -33,4 +34,4 @@ def name_cells(items: list[pytest.Item]) -> None:
     """Give each such test its row in the table: ``checkpoint:`` and the last part of the path, the whole path after an @."""
     for item in items:
         if path := _path(item):
-            item.user_properties.append((judging.CELL, f"{FIXTURE}:{Path(path).expanduser().resolve().name}@{path}"))
+            item.user_properties.append((notes.CELL, f"{FIXTURE}:{Path(path).expanduser().resolve().name}@{path}"))

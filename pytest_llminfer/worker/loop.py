@@ -10,20 +10,17 @@ import shutil
 import signal
 import sys
 import threading
-import traceback
 from typing import IO, TYPE_CHECKING, Any
 
-from pytest_llminfer.errors import EngineStartError, LlminferError, kind_of
+from pytest_llminfer.errors import EngineStartError
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.worker.backends import BACKENDS, SERVED
-from pytest_llminfer.worker.protocol import SCRATCH, read_message, write_message
+from pytest_llminfer.worker.backends import SERVED
+from pytest_llminfer.worker.foreign import import_package
+from pytest_llminfer.worker.protocol.failures import describe
+from pytest_llminfer.worker.protocol.frames import SCRATCH, read_message, write_message
 
 if TYPE_CHECKING:
     from pytest_llminfer.worker.backends.base import Backend
-
-
-LAST_FRAMES = 4
-"""Of an engine's own traceback: those before them are the way through the framework."""
 
 
 def main() -> None:
@@ -94,9 +91,14 @@ class Worker:
             raise EngineStartError(f"{method} was asked for before the engine was loaded")
         return getattr(self._backend, method)(**params)
 
-    def _make(self, spec: dict[str, Any], model_path: str, engine_args: dict[str, Any]) -> Backend:
+    def _make(
+        self, spec: dict[str, Any], model_path: str, engine_args: dict[str, Any], backend: str, backend_file: str = ""
+    ) -> Backend:
+        """backend: ``module:Class``. backend_file: of the package that holds it, where it is none of ours."""
         cell = EngineSpec(**spec)
-        module_name, _, class_name = (SERVED if cell.serve else BACKENDS[cell.engine]).partition(":")
+        module_name, _, class_name = (SERVED if cell.serve else backend).partition(":")
+        if backend_file and not cell.serve:
+            import_package(module_name.partition(".")[0], backend_file)
         backend_class = getattr(importlib.import_module(module_name), class_name)
         made: Backend = backend_class(cell, model_path, engine_args, self._progress)
         return made
@@ -126,12 +128,3 @@ class Worker:
     def _send(self, message: dict[str, Any]) -> None:
         with self._lock:
             write_message(self._replies, message)
-
-
-def describe(error: BaseException) -> dict[str, str]:
-    """An error as plain data: its kind, one line for the user, and the traceback for whoever mends the engine."""
-    if isinstance(error, LlminferError):
-        return {"kind": kind_of(error), "message": str(error), "traceback": ""}
-    name = type(error).__name__
-    text = "".join(traceback.format_exception(error, limit=-LAST_FRAMES))
-    return {"kind": kind_of(error), "message": f"{name}: {error}" if str(error) else name, "traceback": text}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import subprocess
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.engines.environments.cache import cache_folder
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.families.memory.check import check_weights, predict_weights
@@ -24,11 +24,12 @@ from pytest_llminfer.observations.memory import MemoryReport
 from pytest_llminfer.predict.buffers import rope_bytes
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
+from tests.support.faults import checkpoints
+from tests.support.faults.checkpoints import LEFT
+from tests.support.paths import ASSETS, FAULTS, PROGRAMS
 
-FAULTS = runpy.run_path(str(Path(__file__).with_name("checkpoint_faults.py")))
-ASSETS, LEFT = FAULTS["ASSETS"], FAULTS["LEFT"]
 REFERENCE = Model("reference")
-VLLM = Path(__file__).with_name("vllm_formats.py")
+VLLM = PROGRAMS / "vllm_formats.py"
 VLLM_FORMATS = ("w8a8", "w4a16", "fp8", "gptq", "awq")
 GROUP = 32
 SMALL_POOLS = {
@@ -68,13 +69,18 @@ def judged(engine: Engine):
         dtype=engine.info.dtype,
         quantization=spec.quantization,
         tied=layout.tied,
-        engine=spec.engine,
+        engine=profile(spec.engine),
         group_size=declared_groups(engine.model.config),
     )
 
 
 def weighed(engine: Engine):
-    of = {"dtype": engine.info.dtype, "quantization": engine.spec.quantization, "engine": engine.spec.engine, "device": "cpu"}
+    of = {
+        "dtype": engine.info.dtype,
+        "quantization": engine.spec.quantization,
+        "engine": profile(engine.spec.engine),
+        "device": "cpu",
+    }
     size = declared_groups(engine.model.config)
     return check_weights(report=engine.memory(), predicted=predict_weights(shape=engine.model.shape, **of, group_size=size))
 
@@ -85,14 +91,14 @@ def answers(engine: Engine) -> int:
 
 
 def test_transformers_computes_with_a_checkpoint_that_came_quantized(start, tmp_path):
-    engine = start("transformers", FAULTS["regroup"](ASSETS / "w4a16", tmp_path / "w4a16", GROUP), quantization="w4a16")
+    engine = start("transformers", checkpoints.regroup(ASSETS / "w4a16", tmp_path / "w4a16", GROUP), quantization="w4a16")
     before = engine.layout()
     assert judged(engine).outcome is Outcome.PASS
     assert weighed(engine).outcome is Outcome.PASS
     assert answers(engine) >= 10
     # Nothing about the weights may depend on whether they were used.
     assert engine.layout() == before
-    engine.run(f"{FAULTS['__file__']}::never_quantized")
+    engine.run(f"{FAULTS / 'quantized_weights.py'}::never_quantized")
     verdict = judged(engine)
     assert verdict.outcome is Outcome.FAIL
     assert [line.partition(": ")[::2] for line in verdict.details] == [
@@ -138,7 +144,7 @@ def test_llama_cpp_holds_a_file_as_it_is(start, llamacpp_python, mixture, quanti
 
 
 def test_llama_cpp_is_caught_with_other_types_than_the_file_names(start, llamacpp_python, tmp_path):
-    file = FAULTS["relabel"](ASSETS / "gguf" / "reference-Q8_0.gguf", tmp_path / "other.gguf", 15)
+    file = checkpoints.relabel(ASSETS / "gguf" / "reference-Q8_0.gguf", tmp_path / "other.gguf", 15)
     verdict = judged(start("llamacpp", file, python=llamacpp_python, quantization="q4_k_m"))
     assert verdict.outcome is Outcome.FAIL
     assert "model.layers.0.self_attn.q_proj.weight (and the same in 3 other layers): dtype q8_0 instead of q4_k" in str(verdict)
@@ -148,10 +154,10 @@ def test_llama_cpp_is_caught_with_other_types_than_the_file_names(start, llamacp
 def vllm(vllm_python, tmp_path_factory):
     """What vLLM says of every format, of one that it takes and ignores, and of a checkpoint with a fault."""
     folder = tmp_path_factory.mktemp("vllm")
-    faulty = FAULTS["leave_a_layer_alone"](ASSETS / "w8a8", folder / "w8a8")
+    faulty = checkpoints.leave_a_layer_alone(ASSETS / "w8a8", folder / "w8a8")
     cells = {name: {"model": str(ASSETS / name), "quantization": name, "engine_args": {}} for name in VLLM_FORMATS}
     cells["ignored"] = {"model": REFERENCE.path, "quantization": "none", "engine_args": {"quantization": IGNORED}}
-    grouped = FAULTS["regroup"](ASSETS / "gptq", folder / "grouped", GROUP)
+    grouped = checkpoints.regroup(ASSETS / "gptq", folder / "grouped", GROUP)
     cells["grouped"] = {"model": str(grouped), "quantization": "gptq", "engine_args": {}}
     cells["faulty"] = {"model": str(faulty), "quantization": "w8a8", "engine_args": {}}
     for fault in SMALL_POOLS:
@@ -180,7 +186,7 @@ def in_vllm(found, quantization, **declared):
         dtype=found["dtype"],
         quantization=quantization,
         tied=layout.tied,
-        engine="vllm",
+        engine=profile("vllm"),
         asked=found["resolved"]["quantization"] or "",
         **declared,
     )
@@ -191,7 +197,7 @@ def test_vllm_holds_a_checkpoint_as_declared(vllm, name):
     verdict = in_vllm(vllm[name], name)
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
     stored = sum(parameter["stored_bytes"] for parameter in vllm[name]["layout"]["parameters"])
-    assert stored == predict_weights(shape=REFERENCE.shape, dtype="bf16", quantization=name, engine="vllm", device="cpu")
+    assert stored == predict_weights(shape=REFERENCE.shape, dtype="bf16", quantization=name, engine=profile("vllm"), device="cpu")
     # The damage of a format changes an answer now and then, not its first words.
     assert [tokens[:4] for tokens in vllm[name]["tokens"]] == [tokens[:4] for tokens in vllm["ignored"]["tokens"]]
 
@@ -201,7 +207,7 @@ def test_groups_of_another_size_are_held_and_predicted_as_declared(vllm):
     verdict = in_vllm(vllm["grouped"], "gptq", group_size=GROUP)
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
     stored = sum(parameter["stored_bytes"] for parameter in vllm["grouped"]["layout"]["parameters"])
-    of = {"shape": REFERENCE.shape, "dtype": "bf16", "quantization": "gptq", "engine": "vllm", "device": "cpu"}
+    of = {"shape": REFERENCE.shape, "dtype": "bf16", "quantization": "gptq", "engine": profile("vllm"), "device": "cpu"}
     assert stored == predict_weights(**of, group_size=GROUP) == predict_weights(**of) + 3 * 49_152
     # Every scale four times: the same weights, and so the same words as in groups of 128.
     assert vllm["grouped"]["tokens"] == vllm["gptq"]["tokens"]
@@ -222,15 +228,15 @@ def test_a_layer_that_vllm_left_in_16_bits_is_named(vllm):
     assert verdict.details[0].startswith(f"{LEFT}.weight: left in bfloat16 instead of w8a8 (")
 
 
-def profile(found):
+def memory_lines(found):
     """The lines of memory of a vLLM whose pool was pinned."""
     pool, shape = KVPool.from_message(found["kv_pool"]), REFERENCE.shape
     a_token = shape.kv_bytes_per_token("bf16")
     return profile_lines(
         report=MemoryReport.from_message(found["memory"]),
-        weights=predict_weights(shape=shape, dtype="bf16", quantization="none", engine="vllm"),
+        weights=predict_weights(shape=shape, dtype="bf16", quantization="none", engine=profile("vllm")),
         # Of all positions of the model, however few the engine was told to serve.
-        buffers=rope_bytes(REFERENCE.config, shape, engine="vllm", dtype="bf16"),
+        buffers=rope_bytes(REFERENCE.config, shape, engine=profile("vllm"), dtype="bf16"),
         pool=pool,
         bytes_per_token=a_token,
         capacity=pinned_capacity(resolved=found["resolved"], pool=pool, rank_bytes_per_token=a_token),
@@ -238,13 +244,13 @@ def profile(found):
 
 
 def test_a_pinned_pool_in_vllm_is_predicted_to_the_token(vllm):
-    verdict = check_profile(lines=profile(vllm["ignored"]))
+    verdict = check_profile(lines=memory_lines(vllm["ignored"]))
     assert (verdict.outcome, verdict.key) == (Outcome.PASS, "5/5 lines")
 
 
 @pytest.mark.parametrize(("fault", "outside"), SMALL_POOLS.items())
 def test_a_pool_in_vllm_that_is_a_tenth_too_small_is_named(vllm, fault, outside):
-    whole, lines = profile(vllm["ignored"]), profile(vllm[fault])
+    whole, lines = memory_lines(vllm["ignored"]), memory_lines(vllm[fault])
     assert [line.line for line in lines if not line.within] == list(outside)
     verdict = check_profile(lines=lines)
     assert verdict.outcome is Outcome.FAIL

@@ -18,10 +18,10 @@ from pytest_llminfer.observations.serving import Reply
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 from pytest_llminfer.worker.backends.serving.backend import ServedBackend
+from tests.support.paths import SUITES
 
 pytest.importorskip("openai")
 
-SUITES = Path(__file__).resolve().parents[2] / "suites"
 MODEL = Model("reference")
 TOKENS, TOP = 32, 5
 

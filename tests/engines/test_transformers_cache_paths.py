@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,13 +9,10 @@ from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.observations.cache_paths import CachePath
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.transformers.backend import TransformersBackend
+from tests.support.cache_paths import BENIGN, HOLE, LATE, SHAPES, SLIDING, TOKENS, WINDOW, sequences
+from tests.support.engines import faulty_transformers
 
-FAULTS = Path(__file__).with_name("kv_faults.py")
-FAULTY = runpy.run_path(str(Path(__file__).with_name("faulty_transformers.py")))
-engine, faulty = FAULTY["engine"], FAULTY["faulty"]
-CACHE_PATHS = runpy.run_path(str(Path(__file__).with_name("cache_paths.py")))
-SHAPES, SLIDING, BENIGN, HOLE, LATE = (CACHE_PATHS[name] for name in ("SHAPES", "SLIDING", "BENIGN", "HOLE", "LATE"))
-TOKENS, WINDOW, sequences = CACHE_PATHS["TOKENS"], CACHE_PATHS["WINDOW"], CACHE_PATHS["sequences"]
+engine, faulty = faulty_transformers.engine, faulty_transformers.faulty
 LIMIT = 1e-8
 """Mean KL in fp32 (docs/methods.md#fp32-structure); on these shapes at most 6e-12 by a benign cache path, at least 5e-4 with a
 fault."""

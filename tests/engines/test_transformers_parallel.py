@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import signal
 import threading
 import time
@@ -17,14 +16,14 @@ import psutil
 import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import EngineDiedError, EngineHungError, UnsupportedError
 from pytest_llminfer.families.layout.ranks import check_rank_layouts
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
+from tests.support.engines.processes import left, members
 
-PROCESSES = runpy.run_path(str(Path(__file__).with_name("processes.py")))
-members, left = PROCESSES["members"], PROCESSES["left"]
 MODEL = Model("reference")
 PROBES = """\
 import os
@@ -172,7 +171,7 @@ def test_each_rank_holds_what_the_plan_gives_it(single, two):
 def judged(engine: Engine):
     layouts, plan = engine.rank_layouts(), engine.settings()["resolved"]["tp_plan"]
     return check_rank_layouts(
-        ranks=layouts, shape=MODEL.shape, dtype="fp32", quantization="none", engine="transformers", tp=2, plan=plan
+        ranks=layouts, shape=MODEL.shape, dtype="fp32", quantization="none", engine=profile("transformers"), tp=2, plan=plan
     )
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +10,9 @@ import pytest
 
 from pytest_llminfer import __version__, cli
 from pytest_llminfer.cli import probe
-from pytest_llminfer.spec import ENGINES
+from pytest_llminfer.engines.profiles import BUILT_IN, profile
+from tests.support.tiny_wheels import fake_uv, wheel
 
-TINY = runpy.run_path(str(Path(__file__).with_name("tiny_wheels.py")))
-wheel, fake_uv = TINY["wheel"], TINY["fake_uv"]
 TORCH = """
 class version:
     cuda = None
@@ -227,8 +225,11 @@ def test_the_head_of_doctor_names_the_machine_the_cache_and_the_plugins(llminfer
     assert "pytest-xdist" in text
 
 
-def test_every_engine_can_be_examined():
-    assert tuple(probe.ENGINES) == ENGINES
+@pytest.mark.parametrize("engine", BUILT_IN)
+def test_every_engine_can_be_examined(engine):
+    known = profile(engine).installed_as()
+    found = probe.examine(distributions=known.distributions, packages=("json",), attribute="json:dumps")
+    assert (found["error"], known.modules[0]) == ("", known.attribute.partition(":")[0].partition(".")[0])
 
 
 def test_every_subcommand_is_there():

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged, summarise_ranks
 from pytest_llminfer.models.shape import ModelShape
@@ -25,7 +26,7 @@ every_engine = pytest.mark.parametrize("engine", ["transformers", "vllm", "sglan
 
 def loaded(engine="vllm", tp=2, pp=1, quantization="none", shape=SHAPE, plan=ENDS):
     """Ranks as they should be: parts with contents of their own, copies alike."""
-    of = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": engine}
+    of = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": profile(engine)}
     expected = expected_rank_layouts(**of, tp=tp, pp=pp, plan=plan)
     whole = {weight.parameter.name: weight.parameter for weight in expected_rank_layouts(**of, tp=1, pp=1)[0, 0]}
     return [
@@ -43,7 +44,7 @@ def loaded(engine="vllm", tp=2, pp=1, quantization="none", shape=SHAPE, plan=END
 
 
 def check(ranks, engine="vllm", tp=2, pp=1, quantization="none", shape=SHAPE, plan=ENDS, **options):
-    of = {"ranks": ranks, "shape": shape, "dtype": "bfloat16", "quantization": quantization, "engine": engine}
+    of = {"ranks": ranks, "shape": shape, "dtype": "bfloat16", "quantization": quantization, "engine": profile(engine)}
     return check_rank_layouts(**of, tp=tp, pp=pp, plan=plan, **options)
 
 
@@ -71,7 +72,7 @@ def test_the_stages_of_a_pipeline_pass(tp, pp, tied):
 
 
 def cell(shape, engine):
-    return {"shape": shape, "dtype": "bf16", "quantization": "none", "engine": engine}
+    return {"shape": shape, "dtype": "bf16", "quantization": "none", "engine": profile(engine)}
 
 
 def test_the_histogram_of_every_rank_is_shown():
@@ -214,7 +215,7 @@ def test_a_quantization_that_is_taken_and_ignored_is_named_once_for_all_ranks():
 def test_what_is_not_declared_is_a_visible_skip():
     with pytest.raises(UnsupportedError, match="how vllm stores quantization 'nf4' on cpu is not known here"):
         check(loaded(), quantization="nf4")
-    with pytest.raises(UnsupportedError, match="how llamacpp splits weights is not known here"):
+    with pytest.raises(UnsupportedError, match="llamacpp does not split a model over tensor-parallel ranks"):
         check(loaded(), engine="llamacpp")
     with pytest.raises(UnsupportedError, match="4 layers do not divide by pp=3"):
         check(loaded(), pp=3)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import runpy
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import BadInputError, InvalidSpecError, UnsupportedError
 from pytest_llminfer.predict.budget import DeviceBudget
 from pytest_llminfer.predict.buffers import rope_bytes
 from pytest_llminfer.predict.kv import BITS, KVGroup, bytes_per_token, concurrency, kv_groups, pool_blocks
 from pytest_llminfer.predict.weights import stored_bytes
-
-SHARED = runpy.run_path(str(Path(__file__).with_name("bundled_shapes.py")))
-GIB, bundled, held = SHARED["GIB"], SHARED["bundled"], SHARED["held"]
+from tests.support.bundled_shapes import GIB, bundled, held
 
 
 @pytest.mark.parametrize(("name", "per_token"), [("llama-3-8b", 131_072), ("qwen2.5-7b", 57_344), ("gpt2", 36_864)])
@@ -48,7 +45,7 @@ def test_24_gb_times_090_in_its_parts():
     """Llama-3.1-8B on a card of 23.65 GiB: 21.28 usable, 14.99 weights, 5.01 for keys and values, the rest 1.285
     (docs/methods.md#published-log-lines)."""
     config, shape = bundled("llama-3.1-8b")
-    weights = stored_bytes(held("llama-3.1-8b", engine="vllm")) + rope_bytes(config, shape, engine="vllm", dtype="bf16")
+    weights = stored_bytes(held("llama-3.1-8b", engine="vllm")) + rope_bytes(config, shape, engine=profile("vllm"), dtype="bf16")
     rest = round(1.285 * GIB)
     budget = DeviceBudget(total=round(23.65 * GIB), utilization=0.9, weights=weights, activation_peak=rest)
     assert int(budget.usable / GIB * 100) / 100 == 21.28

@@ -1,4 +1,4 @@
-"""Which part of each weight a rank holds, as ``shards.toml`` declares it."""
+"""Which part of each weight a rank holds, as ``shards.toml`` and the profiles declare it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.predict.layout import expected_rank_layouts
@@ -21,7 +22,7 @@ every_engine = pytest.mark.parametrize("engine", ["transformers", "vllm", "sglan
 
 
 def cell(shape, engine, quantization="none"):
-    return {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": engine}
+    return {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": profile(engine)}
 
 
 def loaded(engine="vllm", tp=2, pp=1, quantization="none", shape=SHAPE, plan=ENDS):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.models.shape import ModelShape
@@ -28,7 +29,8 @@ fusing = pytest.mark.parametrize("engine", ["vllm", "sglang"])
 
 
 def loaded(engine, quantization="none", shape=LLAMA, dtype="bf16"):
-    return [weight.parameter for weight in expected_layout(shape=shape, dtype=dtype, quantization=quantization, engine=engine)]
+    weights = expected_layout(shape=shape, dtype=dtype, quantization=quantization, engine=profile(engine))
+    return [weight.parameter for weight in weights]
 
 
 def by_name(engine, *arguments, **options):
@@ -37,7 +39,7 @@ def by_name(engine, *arguments, **options):
 
 def outcome(parameters, engine, quantization="none", shape=LLAMA, dtype="bf16"):
     verdict = check_layout(
-        parameters=parameters, shape=shape, dtype=dtype, quantization=quantization, tied=shape.tied_pairs, engine=engine
+        parameters=parameters, shape=shape, dtype=dtype, quantization=quantization, tied=shape.tied_pairs, engine=profile(engine)
     )
     return verdict.outcome
 
@@ -74,7 +76,7 @@ def test_the_vocabulary_is_filled_up_to_whole_blocks(engine, vocab, rows):
 
 @pytest.mark.parametrize(("engine", "shape"), [("transformers", LLAMA), ("llamacpp", LLAMA), ("vllm", GPT2), ("sglang", GPT2)])
 def test_all_others_hold_the_weights_of_the_model_one_by_one(engine, shape):
-    assert held_weights(shape, engine) == shape.parameters()
+    assert held_weights(shape, profile(engine)) == shape.parameters()
 
 
 @fusing

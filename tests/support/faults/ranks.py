@@ -22,6 +22,7 @@ SAID = (
 
 def check(engine):
     """The layout of every rank, judged."""
+    from pytest_llminfer.engines.profiles import profile
     from pytest_llminfer.families.layout.ranks import check_rank_layouts
 
     spec = engine.spec
@@ -30,7 +31,7 @@ def check(engine):
         shape=engine.model.shape,
         dtype=engine.info.dtype,
         quantization=spec.quantization,
-        engine=spec.engine,
+        engine=profile(spec.engine),
         tp=spec.tp,
         pp=spec.pp,
     )

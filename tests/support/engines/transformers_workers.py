@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-import pytest_llminfer
 from pytest_llminfer.engines.launchers import local
+from pytest_llminfer.engines.profiles import backend
 from pytest_llminfer.engines.worker_process import WorkerProcess
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
+from tests.support.paths import REFERENCE
 
-REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
 
 
@@ -26,7 +26,7 @@ class Worker:
 
     def load(self, model_path: Path = REFERENCE, engine_args: dict | None = None, **cell: object):
         spec = EngineSpec("transformers", **cell).to_dict()
-        return self.ask("load", spec=spec, model_path=str(model_path), engine_args=engine_args or {})
+        return self.ask("load", spec=spec, model_path=str(model_path), engine_args=engine_args or {}, **backend("transformers"))
 
     def ask(self, method: str, **params: object):
         return self.process.request(method, params, timeout=300, progress=lambda *step: self.progress.append(step))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest_llminfer
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.predict.weights import held_weights
 
@@ -18,5 +19,5 @@ def bundled(name, **changes):
     return config, ModelShape.from_config(config)
 
 
-def held(name, **cell):
-    return held_weights(bundled(name)[1], **{"dtype": "bf16", **cell})[0]
+def held(name, engine="transformers", **cell):
+    return held_weights(bundled(name)[1], **{"dtype": "bf16", **cell, "engine": profile(engine)})[0]
