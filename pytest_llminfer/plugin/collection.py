@@ -93,10 +93,10 @@ def _capabilities(marker: pytest.Mark, cell: EngineSpec) -> Iterator[str]:
     for name in marker.args:
         if possible is not None and name in possible:
             continue
+        engines = engines_that_answer(name)
         if name not in (every := every_capability()):
             raise ValueError(f"llminfer_needs: no engine answers {name!r}; valid: {', '.join(sorted(every))}")
         if possible is not None:
-            engines = engines_that_answer(name)
             yield f"an engine that answers {name!r}" + (f" ({', '.join(engines)})" if engines else "")
 
 

@@ -1,30 +1,32 @@
-"""What the table of capabilities says of an engine is what its backend declares; tests with live ones are beside theirs."""
+"""What a profile says of its engine is what its backend declares; tests with live ones are beside theirs."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from operator import attrgetter
 
 import pytest
 
-from pytest_llminfer.engines.capabilities import OF_ENGINES, OF_SERVERS, possible_capabilities
+from pytest_llminfer.engines.capabilities import OF_SERVERS, possible_capabilities
+from pytest_llminfer.engines.profiles import BUILT_IN, profile
+from pytest_llminfer.engines.profiles.base import Profile
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.openai.discovery import Offer, capabilities
 
 # What a backend adds to its own once it knows how the engine was started.
 ADDED = {"vllm": {"cache_counters", "reset_prefix_cache", "score:decode"}}
-BACKENDS = {
-    "llamacpp": "LlamacppBackend",
-    "sglang": "SglangBackend",
-    "simulated": "SimulatedBackend",
-    "transformers": "TransformersBackend",
-    "vllm": "VllmBackend",
-}
+PROFILES = [each for each in map(profile, BUILT_IN) if each.capabilities is not None]
 
 
-@pytest.mark.parametrize("engine", OF_ENGINES)
-def test_each_engine_may_do_what_its_backend_declares(engine: str) -> None:
-    backend = getattr(import_module(f"pytest_llminfer.worker.backends.{engine}.backend"), BACKENDS[engine])
-    assert backend.capabilities | ADDED.get(engine, set()) == OF_ENGINES[engine]
+@pytest.mark.parametrize("profile", PROFILES, ids=attrgetter("name"))
+def test_each_engine_may_do_what_its_backend_declares(profile: Profile) -> None:
+    module, _, name = profile.backend.partition(":")
+    backend = getattr(import_module(module), name)
+    assert backend.capabilities | ADDED.get(profile.name, set()) == profile.capabilities
+
+
+def test_every_engine_that_is_asked_in_a_worker_of_its_own_says_what_it_may_do() -> None:
+    assert {each.name for each in PROFILES} == set(BUILT_IN) - {"openai"}
 
 
 def test_a_server_may_do_what_the_richest_offer_gives() -> None:

@@ -98,6 +98,8 @@ class Profile(EngineRules):
     invariant_variable, invariant_argument: the environment variable (set to 1) and the engine argument (set) by which the engine
     promises that answers do not depend on the batch, bit by bit; empty: it has no such promise. variants: name of a variant of
     ``suites/test_execution_modes.py`` → engine arguments that start it. A variant that is not named raises UnsupportedError.
+    capabilities: every name that ``EngineInfo.capabilities`` of this engine has, or has where it is started so: tests that need
+    another one are not collected for its cells. Unset, all are collected. unsplit_capabilities: those that tp > 1 takes away.
     """
 
     backend: str
