@@ -18,8 +18,17 @@ MARKER = "llminfer_only(**fields): run this test only on cells with these values
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Command line and ini options."""
-    command_line.add_options(parser)
+    """The names of the ini file; what stands on the command line comes after the project's own options."""
+    command_line.add_ini(parser)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> Generator[None]:
+    """Our options: last, so that a short name gives way wherever the project or another plugin has it."""
+    given = command_line.given(args)
+    if not given:
+        return (yield)
+    return (yield from command_line.register_last(early_config, parser, args, given))
 
 
 def pytest_configure(config: pytest.Config) -> None:
