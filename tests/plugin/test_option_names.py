@@ -115,7 +115,7 @@ def test_options_reach_the_workers_of_xdist(pytester: pytest.Pytester, session) 
     session("--engine=simulated", "--llminfer-full", "--model=gpt", "-n2").assert_outcomes(passed=1)
 
 
-def test_addopts_and_the_environment_may_name_them(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, session) -> None:
+def test_addopts_and_the_environment_may_name_them(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytester.makepyfile(TELLS)
     pytester.makeini("[pytest]\naddopts = --engine=simulated --dataset rows.jsonl\nllminfer_serve = true\n")
     monkeypatch.setenv("PYTEST_ADDOPTS", "--model=mine")
