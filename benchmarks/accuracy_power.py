@@ -10,7 +10,7 @@ place of the shipped ones: the Wang-Tsiatis boundary for PASS where K = 1, and t
 FAIL where K = 4, whose looks after few questions are less cautious than 1 - Phi(z_k) says. Table 3: the same with the shipped rules
 (Pocock for PASS, the exact p for FAIL), of which the questions asked without a drop at K = 4 are held to that page, and all to
 ``power_of_shipped.json``, what an earlier run came to, so that a change of the rules shows (``--pin`` writes it anew). Table 4: 90
-nights against one record, by the plain product of nightly e-values and by the pooled e-value of ``stats/evalues.py``.
+past runs against one record, by the plain product of nightly e-values and by the pooled e-value of ``stats/evalues.py``.
 
 The page's figures are simulated too, and those of K runs by few draws: it prints power at K = 1 twice (26/80/98, 15/57/90,
 9.5/38/74; 26/80/99, 14/56/90, 10/39/75), 0.76 points apart by root mean square where rounding makes 0.41. The rest is the noise of

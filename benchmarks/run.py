@@ -13,10 +13,9 @@ from pathlib import Path
 
 import harness_tax
 import plugin_import
+import shipped_suites
 import vllm_tax
 from result import markdown
-
-import suites
 
 RESULTS = Path(__file__).resolve().with_name("results.md")
 
@@ -35,7 +34,7 @@ def main() -> None:
     results += harness_tax.measure(given.questions, given.pairs, given.threads)
     if given.vllm:
         results += vllm_tax.measure(vllm_tax.QUESTIONS, vllm_tax.PAIRS, vllm_tax.THREADS)
-    results += suites.measure(1)
+    results += shipped_suites.measure(1)
     table = markdown(results, [word for word in sys.argv[1:] if word != "--write"])
     print(table, end="")
     if given.write:

@@ -66,6 +66,14 @@ class BaselineError(LlminferError):
     """A baseline file cannot be read or written."""
 
 
+class MissingBaselineError(BaselineError):
+    """Nothing is recorded for this cell: a visible skip that says how to record it, a failure with ``--llminfer-strict``."""
+
+
+class BaselineRecordedError(LlminferError):
+    """This run was recorded, so that there is nothing to judge it by: ends the test as a visible skip."""
+
+
 class DatasetError(LlminferError):
     """A dataset cannot be loaded, or one of its rows is malformed."""
 

@@ -84,6 +84,11 @@ class EngineSpec:
         return self.num_gpus > 1
 
     @property
+    def quantized(self) -> bool:
+        """Whether weights are stored otherwise than in the model's dtype."""
+        return self.quantization != "none"
+
+    @property
     def workers(self) -> int:
         """Worker processes of ours that the cell takes."""
         return self.dp if self.replication == "workers" else 1

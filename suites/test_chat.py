@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llminfer.families.chat.check import check_conversations
+from pytest_llminfer.families.chat.observe import conversations_of, observe
 from pytest_llminfer.families.probes import bundled_probe
 from pytest_llminfer.families.serving.observe import Exchange
 from pytest_llminfer.models.chat_forms import TODAY
-from pytest_llminfer.models.conversations import Conversations
 
 if TYPE_CHECKING:
+    from pytest_llminfer.baselines.expectations import Baseline
     from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.models.conversations import Conversations
     from pytest_llminfer.plugin.judging import Judge
-    from pytest_llminfer.plugin.recording import Baseline
+
+pytestmark = pytest.mark.llminfer_only(has_chat_template=True)
 
 
 @pytest.fixture(scope="session")
 def conversations(engine: Engine) -> Conversations:
     """Token ids of the given conversations, by the model's own template and tokenizer."""
-    if not (engine.model.has_tokenizer and engine.model.chat_template):
-        pytest.skip(f"{engine.model.name} has no tokenizer or no chat template")
-    return Conversations.of(engine.model)
+    return engine.once(conversations_of)
 
 
 def test_conversations_have_the_recorded_tokens(
@@ -32,7 +33,7 @@ def test_conversations_have_the_recorded_tokens(
     """And the text that the template's form (ChatML, Llama 3, Zephyr) prescribes; a conversation that it refuses is named."""
     expected = baseline.expected(
         "chat",
-        observed=lambda _: {"token_ids": [" ".join(map(str, ids)) for ids in conversations.token_ids]},
+        observe=observe,
         conditions={},
         n=len(conversations.token_ids),
         by="transformers",

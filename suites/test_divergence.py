@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pytest_llminfer.families.divergence.check import check_divergence, check_divergence_ratio, check_unchanged
 
 if TYPE_CHECKING:
     from pytest_llminfer.families.divergence.observe import Divergence
     from pytest_llminfer.plugin.judging import Judge
+
+pytestmark = pytest.mark.llminfer_needs("score_top")
 
 
 def test_predictions_are_as_recorded(divergence: Divergence, judge: Judge) -> None:

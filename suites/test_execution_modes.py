@@ -26,14 +26,16 @@ from pytest_llminfer.families.execution_modes.variants import Variant
 from pytest_llminfer.families.kv_cache.pool import check_kv_pool
 
 if TYPE_CHECKING:
+    from pytest_llminfer.baselines.expectations import Baseline
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.families.execution_modes.variants import KVVariants
     from pytest_llminfer.families.tokens.observe import Greedy
     from pytest_llminfer.plugin.judging import Judge
-    from pytest_llminfer.plugin.recording import Baseline
 
-pytestmark = pytest.mark.llminfer_only(dp=1)
+pytestmark = [pytest.mark.llminfer_only(dp=1), pytest.mark.llminfer_needs("generate:logprobs")]
 """Replicas are the same engine several times."""
+keeps_prefixes = pytest.mark.llminfer_needs("reset_prefix_cache", "kv_pool")
+asked_for = pytest.mark.llminfer_needs(option="--kv-variants")
 
 CHUNK = 64
 VARIANTS = (
@@ -78,8 +80,15 @@ VARIANTS = (
     Variant("kv-q4_0", {"llamacpp": {"flash_attn": True}}, kv_dtype="q4_0"),
 )
 """A line for each way to start an engine otherwise, with its engine arguments."""
-UNQUANTIZED = tuple(variant for variant in VARIANTS if not variant.kv_dtype)
-QUANTIZED = tuple(variant for variant in VARIANTS if variant.kv_dtype)
+UNQUANTIZED, QUANTIZED = (
+    [
+        pytest.param(variant, id=variant.name, marks=pytest.mark.llminfer_only(engine=tuple(variant.arguments)))
+        for variant in VARIANTS
+        if bool(variant.kv_dtype) is quantized
+    ]
+    for quantized in (False, True)
+)
+"""Each for the engines that have arguments for it."""
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +103,7 @@ def prefixes(engine: Engine) -> PrefixAnswers:
     return PrefixAnswers.ask(engine)
 
 
+@pytest.mark.llminfer_needs("score_top")
 def test_decode_gives_what_prefill_gives(execution_modes: ExecutionModes, judge: Judge) -> None:
     """Every answer, decoded over the cache, against the same tokens in one pass."""
     judge(
@@ -106,6 +116,7 @@ def test_decode_gives_what_prefill_gives(execution_modes: ExecutionModes, judge:
     )
 
 
+@pytest.mark.llminfer_needs("score", "score:decode")
 def test_forced_decode_gives_what_prefill_gives(execution_modes: ExecutionModes, judge: Judge) -> None:
     """Given tokens fed one by one from the first on, where the engine can be made to."""
     judge(
@@ -119,6 +130,7 @@ def test_forced_decode_gives_what_prefill_gives(execution_modes: ExecutionModes,
     )
 
 
+@pytest.mark.llminfer_needs("score_top")
 def test_a_batch_changes_no_more_than_rounding(
     engine: Engine, greedy: Greedy, execution_modes: ExecutionModes, baseline: Baseline, judge: Judge
 ) -> None:
@@ -152,6 +164,7 @@ def test_batch_invariance(engine: Engine, greedy: Greedy, judge: Judge) -> None:
     judge(check_batch_invariance(alone=greedy.one_by_one, batched=greedy.batched, promised=promised_invariance(engine)))
 
 
+@keeps_prefixes
 def test_prefixes_are_found_to_the_block_and_not_beyond_a_changed_token(
     engine: Engine, prefixes: PrefixAnswers, judge: Judge
 ) -> None:
@@ -159,6 +172,7 @@ def test_prefixes_are_found_to_the_block_and_not_beyond_a_changed_token(
     judge(check_prefix_hits(found=prefixes.cached, block=engine.kv_pool().block_size))
 
 
+@keeps_prefixes
 def test_a_cached_prefix_changes_no_more_than_rounding(
     prefixes: PrefixAnswers, execution_modes: ExecutionModes, judge: Judge
 ) -> None:
@@ -174,7 +188,8 @@ def test_a_cached_prefix_changes_no_more_than_rounding(
         )
 
 
-@pytest.mark.parametrize("variant", UNQUANTIZED, ids=str)
+@asked_for
+@pytest.mark.parametrize("variant", UNQUANTIZED)
 def test_a_variant_gives_the_same_answers(
     kv_variants: KVVariants, greedy: Greedy, execution_modes: ExecutionModes, judge: Judge, variant: Variant
 ) -> None:
@@ -204,8 +219,10 @@ def test_a_variant_gives_the_same_answers(
     )
 
 
+@asked_for
+@pytest.mark.llminfer_only(kv_dtype=("auto", "bf16", "fp16", "fp32"))
 @pytest.mark.parametrize("context", ["short", "long"])
-@pytest.mark.parametrize("variant", QUANTIZED, ids=str)
+@pytest.mark.parametrize("variant", QUANTIZED)
 def test_a_quantized_cache_differs_as_much_as_its_format(
     engine: Engine, kv_variants: KVVariants, greedy: Greedy, judge: Judge, variant: Variant, context: str
 ) -> None:

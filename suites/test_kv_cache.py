@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.judging import Judge
 
 
-@pytest.mark.parametrize("cache_path", ["no_cache", "loop"])
+CACHE_PATHS = [pytest.param(path, marks=pytest.mark.llminfer_needs(f"generate:{path}")) for path in ("no_cache", "loop")]
+
+
+@pytest.mark.llminfer_needs("generate:logprobs")
+@pytest.mark.parametrize("cache_path", CACHE_PATHS)
 def test_greedy_tokens_do_not_depend_on_the_cache(engine: Engine, greedy: Greedy, judge: Judge, cache_path: str) -> None:
     """The engine's own generation equals one that computes every prefix anew, and a hand-written loop over the cache."""
     reference = engine.generate(greedy.prompts, max_tokens=MAX_TOKENS, logprobs=TOP, cache_path=cache_path)
@@ -28,6 +32,7 @@ def test_greedy_tokens_do_not_depend_on_the_cache(engine: Engine, greedy: Greedy
     judge(check_same_distributions(**runs, claim=claim.format("probabilities")))
 
 
+@pytest.mark.llminfer_needs("kv_cache")
 def test_cache_has_the_shape_and_bytes_of_the_configuration(engine: Engine, prompt: list[int], judge: Judge) -> None:
     """(batch, kv_heads, length, head_dim) in every layer, and not a byte more than keys and values take."""
     shape = engine.model.shape
@@ -39,11 +44,13 @@ def test_cache_has_the_shape_and_bytes_of_the_configuration(engine: Engine, prom
     )
 
 
+@pytest.mark.llminfer_needs("kv_cache")
 def test_decoding_leaves_the_cached_prompt_unchanged(engine: Engine, prompt: list[int], judge: Judge) -> None:
     """What was cached for the prompt is bit-equal after more tokens were decoded."""
     judge(check_cache_prefix(report=engine.kv_cache(prompt, extend=16)))
 
 
+@pytest.mark.llminfer_needs("kv_pool")
 def test_pool_is_as_large_as_its_blocks(engine: Engine, judge: Judge) -> None:
     """Engines that take their cache in advance: blocks x block size tokens, each of exactly the configuration's bytes."""
     shape = engine.model.shape

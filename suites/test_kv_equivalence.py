@@ -15,9 +15,10 @@ from pytest_llminfer.families.kv_equivalence.observe import FAMILIES, OWN, SLIDI
 if TYPE_CHECKING:
     from pytest_llminfer.families.kv_equivalence.observe import KVEquivalence
 
-pytestmark = pytest.mark.llminfer_only(quantization="none")
+pytestmark = [pytest.mark.llminfer_only(quantization="none"), pytest.mark.llminfer_needs("compare_cache_paths")]
+has_window = pytest.mark.llminfer_only(has_sliding_window=True)
 CASES = [
-    pytest.param(shape, family, id=f"{shape}-{family}")
+    pytest.param(shape, family, id=f"{shape}-{family}", marks=has_window if (shape, family) == (OWN, "sliding") else ())
     for shape in (OWN, *STRUCTURES)
     for family in FAMILIES
     if shape in (OWN, *SLIDING_SHAPES) or family != "sliding"
@@ -30,7 +31,8 @@ def test_every_way_through_the_cache_gives_what_prefill_gives(kv_equivalence: KV
     kv_equivalence.structure(shape, families=(family,))
 
 
-@pytest.mark.parametrize("shape", [OWN, *SLIDING_SHAPES])
+@pytest.mark.llminfer_needs("run")
+@pytest.mark.parametrize("shape", [pytest.param(OWN, marks=has_window), *SLIDING_SHAPES])
 def test_a_token_changes_what_its_windows_reach_and_nothing_beyond(kv_equivalence: KVEquivalence, shape: str) -> None:
     """Layers x (window - 1) tokens on, to the bit."""
     kv_equivalence.window(shape)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged, summarise_ranks
+import pytest
+
+from pytest_llminfer.families.layout.observe import observe
+from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged
 from pytest_llminfer.models.stored import declared_groups
 
 if TYPE_CHECKING:
+    from pytest_llminfer.baselines.expectations import Baseline
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.plugin.judging import Judge
-    from pytest_llminfer.plugin.recording import Baseline
 
+pytestmark = pytest.mark.llminfer_needs("layout")
 REPACKING = ("vllm", "sglang")
 
 
@@ -41,7 +45,7 @@ def test_layout_is_as_recorded(engine: Engine, baseline: Baseline, judge: Judge)
     ranks, spec = engine.rank_layouts(), engine.spec
     expected = baseline.expected(
         "layout",
-        observed=lambda _: summarise_ranks(ranks),
+        observe=observe,
         conditions={},
         n=sum(len(rank.parameters) for rank in ranks),
         # These repack quantized weights for the kernels of the device.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,19 +14,21 @@ from pytest_llminfer.families.memory.check import (
     check_weights,
     predict_weights,
 )
+from pytest_llminfer.families.memory.observe import observe_peak, peak_bytes, read_peak
 from pytest_llminfer.families.memory.profile import check_profile
-from pytest_llminfer.families.parallelism.check import expected_rank_weights
 from pytest_llminfer.models.stored import declared_groups
+from pytest_llminfer.predict.ranks import expected_rank_weights
 from pytest_llminfer.verdict import Outcome
 
 if TYPE_CHECKING:
+    from pytest_llminfer.baselines.expectations import Baseline
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.families.memory.observe import MemoryProfile
     from pytest_llminfer.observations.memory import MemoryReport
     from pytest_llminfer.plugin.judging import Judge
-    from pytest_llminfer.plugin.recording import Baseline
     from pytest_llminfer.verdict import Verdict
 
+pytestmark = pytest.mark.llminfer_needs("memory")
 REQUESTS = 20
 
 
@@ -51,6 +54,7 @@ def test_every_line_of_memory_is_what_the_configuration_predicts(memory_profile:
     judge(check_profile(lines=memory_profile.take()))
 
 
+@pytest.mark.llminfer_needs("kv_cache")
 def test_cache_takes_the_bytes_per_token_that_the_configuration_implies(engine: Engine, judge: Judge) -> None:
     """2 x layers x kv_heads x head_dim x bytes, for the prompt and for every token after it."""
     report = engine.kv_cache(engine.model.prompts(1)[0], extend=8)
@@ -74,10 +78,10 @@ def test_peak_is_within_its_budget(engine: Engine, baseline: Baseline, judge: Ju
     A process also holds what ran before: pages of code, workspaces of the libraries. A peak above its budget is therefore read
     again on a fresh start, and that one is judged.
     """
-    report = _read_peak(engine, peak)
+    report = engine.once(read_peak, peak)
     expected = baseline.expected(
         f"memory_{peak}_peak",
-        observed=lambda _: {"peak_bytes": _bytes(report, peak)},
+        observe=partial(observe_peak, peak=peak),
         conditions={"measured_by": report.measured_by},
         n=1,
         per_hardware=report.device != "cpu",
@@ -86,27 +90,13 @@ def test_peak_is_within_its_budget(engine: Engine, baseline: Baseline, judge: Ju
     verdict = _judged(report, peak, int(expected["peak_bytes"]))
     if verdict.outcome is Outcome.FAIL:
         engine.restart()
-        verdict = _judged(_read_peak(engine, peak), peak, int(expected["peak_bytes"]), " on a fresh start")
+        verdict = _judged(read_peak(engine, peak), peak, int(expected["peak_bytes"]), " on a fresh start")
     judge(verdict)
-
-
-def _read_peak(engine: Engine, peak: str) -> MemoryReport:
-    if peak == "run":
-        if engine.info.device == "cpu":
-            # Code that is paged in at its first use is no need of a request.
-            engine.generate(engine.model.prompts(8), max_tokens=32)
-        engine.memory(reset_peak=True)
-        engine.generate(engine.model.prompts(8), max_tokens=32)
-    return engine.memory()
-
-
-def _bytes(report: MemoryReport, peak: str) -> int:
-    return report.load_peak_bytes if peak == "load" else report.run_peak_bytes
 
 
 def _judged(report: MemoryReport, peak: str, budget: int, when: str = "") -> Verdict:
     return check_peak(
-        measured=_bytes(report, peak),
+        measured=peak_bytes(report, peak),
         budget=budget,
         budget_source="the record",
         resolution=report.resolution_bytes,

@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llminfer.families.accuracy.check import check_accuracy_at_once
-from pytest_llminfer.families.parallelism.check import (
-    check_rank_weights,
-    check_ranks,
-    check_reference_answers,
-    expected_rank_weights,
-)
+from pytest_llminfer.families.parallelism.check import check_rank_weights, check_ranks, check_reference_answers
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
+from pytest_llminfer.predict.ranks import expected_rank_weights
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
@@ -25,7 +21,12 @@ if TYPE_CHECKING:
     from pytest_llminfer.families.tokens.observe import Greedy
     from pytest_llminfer.plugin.judging import Judge
 
+same_model = pytest.mark.llminfer_only(draws_per_rank=False)
+"""Where each rank draws dummy weights of its own, a model that is split is another one."""
 
+
+@same_model
+@pytest.mark.llminfer_needs("generate:logprobs")
 def test_greedy_tokens_are_those_of_one_gpu(engine: Engine, greedy: Greedy, one_gpu: OneGpu, judge: Judge) -> None:
     """Ties within rounding aside. On one GPU: those of each prompt alone, since a reference must repeat itself."""
     parallel = engine.spec.parallel
@@ -43,6 +44,8 @@ def test_greedy_tokens_are_those_of_one_gpu(engine: Engine, greedy: Greedy, one_
     )
 
 
+@same_model
+@pytest.mark.llminfer_only(has_tokenizer=True)
 def test_accuracy_is_that_of_one_gpu(
     engine: Engine, answered: Answered, one_gpu: OneGpu, parallelism_table: ParallelismTable, judge: Judge
 ) -> None:
@@ -54,6 +57,7 @@ def test_accuracy_is_that_of_one_gpu(
         judge(check_reference_answers(answers=answered.answers))
 
 
+@pytest.mark.llminfer_needs("ranks")
 def test_every_rank_is_there(engine: Engine, judge: Judge) -> None:
     """As many processes as dp x pp x tp, each on a GPU of its own."""
     spec = engine.spec
@@ -61,6 +65,7 @@ def test_every_rank_is_there(engine: Engine, judge: Judge) -> None:
 
 
 @pytest.mark.llminfer_only(parallel=True)
+@pytest.mark.llminfer_needs("ranks")
 def test_every_rank_holds_its_share_of_the_weights(engine: Engine, judge: Judge) -> None:
     """A rank that held all of them would give the right tokens too."""
     spec = engine.spec

@@ -29,9 +29,10 @@ SEED = 20260101
 BLOCK = 64
 """Of nf4 and fp4, as transformers asks bitsandbytes for them."""
 
-pytestmark = pytest.mark.llminfer_only(engine="transformers", parallel=False)
+pytestmark = [pytest.mark.llminfer_only(engine="transformers", parallel=False), pytest.mark.llminfer_needs("run")]
 four_bits = pytest.mark.llminfer_only(quantization=("nf4", "fp4"))
 bitsandbytes = pytest.mark.llminfer_only(quantization=("int8", "nf4", "fp4"))
+has_checkpoint = pytest.mark.llminfer_only(weights="real")
 
 
 @pytest.fixture(scope="session")
@@ -57,10 +58,9 @@ def test_numbers_come_back_with_the_error_of_the_format(
 
 
 @bitsandbytes
+@has_checkpoint
 def test_every_linear_lost_what_its_format_loses(engine: Engine, judge: Judge) -> None:
     """Against the checkpoint's own weights: a layer that was left alone has lost nothing."""
-    if engine.spec.weights == "dummy":
-        pytest.skip("random weights have no checkpoint to be compared with")
     found = engine.run(bundled_probe("quantization.formats.against_checkpoint"), path=str(engine.model.folder))
     name = engine.spec.quantization
     judge(check_loss_of_weights(found=found, name=name, block=None if name == "int8" else BLOCK))
@@ -113,10 +113,9 @@ def test_one_step_moves_what_is_not_quantized(engine: Engine, judge: Judge) -> N
     judge(check_one_step(step=engine.run(bundled_probe("quantization.training.one_step"), tokens=engine.model.prompts(1)[0])))
 
 
+@has_checkpoint
 def test_a_saved_model_is_the_same_model(engine: Engine, judge: Judge) -> None:
-    """Saved in shards with an index, and loaded again: bit-equal logits."""
-    if engine.spec.weights == "dummy":
-        pytest.skip("random weights of a large shape would only fill the disk")
+    """Saved in shards with an index, and loaded again: bit-equal logits. Random weights would only fill the disk."""
     # A tenth of the model: several files, whatever its size.
     shard_bytes = max(1 << 20, engine.memory().weights_bytes // 10)
     tokens = engine.model.prompts(1)[0]

@@ -14,19 +14,19 @@ from pytest_llminfer.families.serving.check import (
     check_same_replies,
     check_stop,
 )
-from pytest_llminfer.families.serving.latency import REQUESTS, check_latency, record
-from pytest_llminfer.families.serving.observe import Exchange
+from pytest_llminfer.families.serving.latency import REQUESTS, check_latency
+from pytest_llminfer.families.serving.observe import NEW_TOKENS, PROMPT_TOKENS, Exchange, observe, timed_replies
 
 if TYPE_CHECKING:
+    from pytest_llminfer.baselines.expectations import Baseline
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.families.serving.observe import Reply
+    from pytest_llminfer.observations.serving import Reply
     from pytest_llminfer.plugin.judging import Judge
-    from pytest_llminfer.plugin.recording import Baseline
 
-pytestmark = pytest.mark.llminfer_only(over_http=True)
+pytestmark = pytest.mark.llminfer_only(over_http=True, workers=1)
+"""Of several servers, each is tested by the cell of one."""
 
 PROMPTS, TOKENS, SHORT, FULL = 8, 32, 4, 512
-PROMPT_TOKENS, NEW_TOKENS = 64, 16
 QUESTIONS = ("What is 2 + 3?", "Name a colour.")
 
 
@@ -75,12 +75,11 @@ def test_concurrent_requests_get_their_own_answers(
 
 def test_latency_is_as_recorded(engine: Engine, server: Exchange, baseline: Baseline, judge: Judge) -> None:
     """To the first token, and from token to token: one request at a time, each with a prompt of its own."""
-    prompts = server.fresh_prompts(REQUESTS + 1, PROMPT_TOKENS)
-    _, *replies = server.complete(prompts, max_tokens=NEW_TOKENS, stream=True, ignore_eos=True, logprobs=0)
+    replies = engine.once(timed_replies)
     lengths = {"requests": REQUESTS, "prompt_tokens": PROMPT_TOKENS, "max_tokens": NEW_TOKENS, "concurrency": 1}
     expected = baseline.expected(
         "serving_latency",
-        observed=lambda previous: record(replies, previous),
+        observe=observe,
         conditions=lengths | server.conditions,
         n=REQUESTS,
         per_hardware=True,
@@ -89,6 +88,7 @@ def test_latency_is_as_recorded(engine: Engine, server: Exchange, baseline: Base
     judge(check_latency(replies=replies, sessions=expected["sessions"], device=engine.info.device))
 
 
+@pytest.mark.llminfer_needs("serving:stop")
 def test_the_server_stops_when_it_is_told_to(engine: Engine, server: Exchange, judge: Judge) -> None:
     """Within its time, with nothing left, and it starts again."""
     ended = engine.stop_server()
@@ -98,8 +98,6 @@ def test_the_server_stops_when_it_is_told_to(engine: Engine, server: Exchange, j
 @pytest.fixture(scope="session")
 def server(engine: Engine) -> Exchange:
     """Raw exchanges with the server."""
-    if engine.spec.workers > 1:
-        pytest.skip(f"{engine.spec} has {engine.spec.workers} servers: each is tested by the cell of one")
     return Exchange(engine)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,15 +12,16 @@ from pytest_llminfer.families.throughput.check import check_throughput
 from pytest_llminfer.families.throughput.observe import WORKLOADS, sessions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from pytest_llminfer.baselines.expectations import Baseline
     from pytest_llminfer.families.throughput.check import Session
     from pytest_llminfer.families.throughput.observe import Speed, Throughput
     from pytest_llminfer.plugin.judging import Judge
-    from pytest_llminfer.plugin.recording import Baseline
     from pytest_llminfer.verdict import Verdict
 
 
+@pytest.mark.llminfer_needs("calibrate", "memory")
 @pytest.mark.parametrize("phase", list(WORKLOADS))
 def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Judge, phase: str) -> None:
     """Fixed prompt and output lengths; each session that records is kept, so that the baseline knows its own noise.
@@ -29,15 +31,9 @@ def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Ju
     """
     speed = throughput(WORKLOADS[phase])
 
-    def observed(previous: Mapping[str, Any] | None) -> dict[str, Any]:
-        steady = throughput.fair(speed)
-        if not steady.is_fair():
-            judge(_verdict(steady, ()))
-        return steady.record(previous)
-
     expected = baseline.expected(
         f"throughput_{phase}",
-        observed=observed,
+        observe=partial(throughput.observe, workload=speed.workload, refuse=lambda moved: judge(_verdict(moved, ()))),
         conditions=asdict(speed.workload) | throughput.conditions,
         n=len(speed.rounds),
         per_hardware=True,

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
-from pytest_llminfer.families.tokens.observe import pack, unpack
+from pytest_llminfer.families.tokens.observe import observe, unpack
 from pytest_llminfer.families.tokens.penalties import check_no_penalty, shifts_of_seen_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_llminfer.baselines.expectations import Baseline
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.families.tokens.observe import Greedy
     from pytest_llminfer.observations.generation import Generation
     from pytest_llminfer.plugin.judging import Judge
-    from pytest_llminfer.plugin.recording import Baseline
+
+pytestmark = pytest.mark.llminfer_needs("generate:logprobs")
 
 
 def test_greedy_tokens_are_as_recorded(engine: Engine, greedy: Greedy, baseline: Baseline, judge: Judge) -> None:
@@ -46,7 +48,7 @@ def test_no_penalty_is_in_the_distribution(engine: Engine, greedy: Greedy, basel
 def _recorded(engine: Engine, greedy: Greedy, baseline: Baseline) -> Sequence[Generation]:
     expected = baseline.expected(
         "tokens",
-        observed=lambda _: pack(greedy.batched),
+        observe=observe,
         conditions=greedy.conditions,
         n=len(greedy.prompts),
         per_hardware=engine.spec.draws_on_device,

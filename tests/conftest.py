@@ -7,6 +7,8 @@ import os
 
 import pytest
 
+pytest.register_assert_rewrite("tests.support")
+
 # The oldest pytest is tested without it.
 with contextlib.suppress(ModuleNotFoundError):
     from hypothesis import settings

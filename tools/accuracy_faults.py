@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BASELINES = REPOSITORY / "baselines" / "any" / "reference"
-MODEL_FAULTS = REPOSITORY / "tests" / "engines" / "faults.py"
-ROUNDED = REPOSITORY / "tests" / "engines" / "divergence_faults.py"
+MODEL_FAULTS = REPOSITORY / "tests" / "support" / "faults" / "live_model.py"
+ROUNDED = REPOSITORY / "tests" / "support" / "faults" / "prefill.py"
 ENTRY = "transformers-none-bf16-kv_bf16"
 MARGIN_OF_FOUR_BITS = 0.04
 

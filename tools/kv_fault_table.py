@@ -28,7 +28,7 @@ from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome, Verdict
 
-FAULTS = Path(__file__).resolve().parents[1] / "tests" / "engines" / "kv_faults.py"
+FAULTS = Path(__file__).resolve().parents[1] / "tests" / "support" / "faults" / "kv_cache.py"
 CONTINUED = ("decode", "chunked", "multi-turn", "left-padded", "static", "crop", "beams", "prefix")
 """Families all of whose ways have passes that go on from something."""
 

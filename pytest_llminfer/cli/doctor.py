@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.cli import machine
-from pytest_llminfer.cli.console import Parser, say, table, tell
+from pytest_llminfer.cli.console import Parser, say, tell
 from pytest_llminfer.cli.diagnosis import MISSING, Finding, Place, diagnose
 from pytest_llminfer.engines.environments import list_environments
 from pytest_llminfer.engines.launchers.local import default_threads
 from pytest_llminfer.errors import BadInputError, InvalidSpecError
 from pytest_llminfer.hardware import detect
+from pytest_llminfer.report.align import align
 from pytest_llminfer.spec import DISTRIBUTIONS, ENGINES
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _engines(found: list[Finding]) -> list[str]:
         ]
         for each in found
     ]
-    title, rule, *lines = table([heading, *rows])
+    title, rule, *lines = align([heading, *rows], rule="-")
     shown = [title, rule]
     for each, line in zip(found, lines, strict=True):
         shown.append(line)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.checkpoints.gguf_mixtures import MIXTURES
 from pytest_llminfer.checkpoints.gguf_model import config_from_gguf, read_gguf
-from pytest_llminfer.cli.console import Parser, say, table
+from pytest_llminfer.cli.console import Parser, say
 from pytest_llminfer.errors import BadInputError, InvalidSpecError
 from pytest_llminfer.models.files import SHAPES
 from pytest_llminfer.models.model import Model
@@ -21,6 +21,7 @@ from pytest_llminfer.predict.gpus import GPUS, LISTED_BUT_KEPT, Gpu, find_gpu
 from pytest_llminfer.predict.kv import BITS
 from pytest_llminfer.predict.plan import Deployment, Known, MemoryPlan, plan_memory
 from pytest_llminfer.predict.weights import FORMATS
+from pytest_llminfer.report.align import align
 from pytest_llminfer.spec import REFERENCE_MODEL
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _lines(plan: MemoryPlan, gpu: Gpu, cell: Mapping[str, Any]) -> list[str]:
         ["left for keys and values", _gib(budget.kv_pool), f"{plan.kv_bytes_per_token:,} bytes a token"],
     ]
     title = f"{cell['model']} in {cell['engine']}, {cell['quantization']}, on {ranks} x {gpu.name}" + " (each)" * (ranks > 1)
-    lines = [title, "", *table(rows), ""]
+    lines = [title, "", *align(rows, rule="-"), ""]
     if not plan.kv_tokens:
         return [*lines, f"does not fit: the rest leaves nothing for keys and values ({_gib(budget.kv_pool)} GiB)"]
     lines.append(f"KV cache: {plan.kv_tokens:,} tokens" + f" in {plan.kv_blocks:,} blocks" * (plan.kv_blocks != plan.kv_tokens))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llminfer.engines.probes import locate
 from pytest_llminfer.engines.replica import MAX_DEATHS, Launch, Replica
@@ -18,13 +18,15 @@ from pytest_llminfer.observations.layout import Layout
 from pytest_llminfer.observations.memory import MemoryReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     import numpy as np
 
     Prompt = Sequence[int] | str | Sequence[Mapping[str, str]]
 
 __all__ = ["MAX_DEATHS", "Engine", "Launch"]
+
+T = TypeVar("T")
 
 
 _ON_ALL = ("run", "layout", "memory", "ranks", "kv_pool", "reset_prefix_cache")
@@ -41,6 +43,7 @@ class Engine:
     def __init__(self, *launches: Launch, on_load: Callable[[Engine, EngineInfo], None] | None = None) -> None:
         self.spec, self.model = launches[0].spec, launches[0].model
         self._launch, self._on_load = launches[0], on_load
+        self._answers: dict[tuple[Any, ...], Any] = {}
         self._preparations: list[tuple[Callable[..., Any] | str, dict[str, Any]]] = []
         self._replicas = [Replica(launch, self._loaded(number)) for number, launch in enumerate(launches)]
         try:
@@ -115,6 +118,13 @@ class Engine:
         """Whether weights and KV cache have the cell's dtype, so that another engine's record may be the reference."""
         spec, info = self.spec, self.info
         return spec.weights == "real" and spec.quantization == "none" and info.kv_dtype == info.dtype and not spec.is_remote
+
+    def once(self, ask: Callable[..., T], *arguments: Hashable) -> T:
+        """What ``ask(engine, *arguments)`` returned the first time: several tests of a cell stand on the same answers."""
+        asked = (ask, arguments)
+        if asked not in self._answers:
+            self._answers[asked] = ask(self, *arguments)
+        return self._answers[asked]  # type: ignore[no-any-return]
 
     def supports(self, capability: str) -> bool:
         """Whether the engine answers this request, by its name in ``EngineInfo.capabilities``."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.engines.launchers import local
 from pytest_llminfer.engines.worker_process import WorkerProcess
 from pytest_llminfer.errors import EngineDiedError, EngineError, EngineStartError
+from pytest_llminfer.hardware import visible_gpus
 from pytest_llminfer.observations.engine import EngineInfo
+from pytest_llminfer.worker.protocol.frames import ACCELERATOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,13 +60,21 @@ class Launch:
         # The client of a server runs here, with our own packages; the server itself runs in the engine's interpreter.
         return ("", interpreter) if spec.serve else (interpreter, "")
 
-    def settings(self) -> dict[str, str]:
-        """The variables of the worker, with its share of the accelerators."""
-        if self.lease is None:
-            return dict(self.variables)
-        share = self.spec.num_gpus // self.spec.workers
-        ids = self.lease.ids()[self.index * share : (self.index + 1) * share]
-        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(ids), **self.variables}
+    def acquire_devices(self) -> dict[str, str]:
+        """Acquire the cell's accelerators, if it has none yet; the variables of this worker, which name its share of them.
+
+        Raises:
+            EngineStartError: they were not free within the time limit.
+        """
+        found = dict(self.variables)
+        if self.lease is not None:
+            share = self.spec.num_gpus // self.spec.workers
+            ids = self.lease.ids()[self.index * share : (self.index + 1) * share]
+            found = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(ids), **found}
+        # The worker of a server is a client without a framework that could tell it.
+        if self.spec.serve and (gpus := visible_gpus({**os.environ, **found})):
+            found[ACCELERATOR] = gpus[0].name
+        return found
 
     def params(self, environment: str) -> dict[str, Any]:
         """What the worker is told to load."""
@@ -76,7 +87,7 @@ class Launch:
     def start_worker(self) -> tuple[WorkerProcess, dict[str, Any]]:
         """A fresh worker, and what it is to be told."""
         interpreter, environment = self.environment()
-        settings = self.settings()
+        settings = self.acquire_devices()
         folder = local.scratch()
         process = local.start(interpreter, settings, self.log, folder)
         return WorkerProcess(process, self.log, folder), self.params(environment)

@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.worker.protocol import write_message
+from pytest_llminfer.worker.protocol.frames import write_message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,8 +17,8 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from pytest_llminfer.engines.request_frame import encode
 from pytest_llminfer.errors import WORKER_ERRORS, EngineDiedError, EngineError, EngineHungError, EngineStartError
-from pytest_llminfer.worker.protocol import MAGIC, ProtocolError, read_message
-from pytest_llminfer.worker.shared_memory import named_by_group, ownerless, unname
+from pytest_llminfer.worker.protocol.frames import MAGIC, ProtocolError, read_message
+from pytest_llminfer.worker.protocol.shared_memory import named_by_group, ownerless, unname
 
 if TYPE_CHECKING:
     import io

@@ -52,6 +52,13 @@ def find(name: str, weights: str) -> tuple[Path, str]:
     return _fetch_metadata(name), name
 
 
+def is_here(name: str) -> bool:
+    """Whether a model's files lie on this machine: whether :func:`find` fetches nothing."""
+    path = Path(name).expanduser()
+    bundled = name == REFERENCE_MODEL or name in {shape.name for shape in SHAPES.iterdir()}
+    return bundled or path.is_dir() or (path.suffix == ".gguf" and path.is_file())
+
+
 def _fetch_metadata(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download

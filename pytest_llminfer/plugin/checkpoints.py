@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
+from pytest_llminfer.plugin.session import settings_of
+from pytest_llminfer.report import notes
 
-from pytest_llminfer.plugin import judging, options
+if TYPE_CHECKING:
+    import pytest
 
-FIXTURE = "checkpoint"
+FIXTURE = "llminfer_checkpoint"
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for a checkpoint once for each that is named; a visible skip where none is."""
-    if FIXTURE not in metafunc.fixturenames:
-        return
-    paths = metafunc.config.stash[options.STASH].checkpoints.paths
-    if paths:
-        metafunc.parametrize(FIXTURE, paths, ids=str, indirect=True)
-    else:
-        skip = pytest.mark.skip(reason="no checkpoint is named; name one with --checkpoint=PATH")
-        metafunc.parametrize(FIXTURE, [pytest.param("", id="no-checkpoint", marks=skip)], indirect=True)
+    """Run a test that asks for a checkpoint once for each that is named; where none is, ``collection`` drops the one without."""
+    if FIXTURE in metafunc.fixturenames:
+        metafunc.parametrize(FIXTURE, settings_of(metafunc.config).checkpoints.paths or ("",), ids=str, indirect=True)
+
+
+def names_none(item: pytest.Item) -> bool:
+    """Whether the test asks for a checkpoint, and none is named."""
+    return _path(item) == ""
+
+
+def _path(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get(FIXTURE)
 
 
 def name_cells(items: list[pytest.Item]) -> None:
     """Give each such test its row in the table: ``checkpoint:`` and the last part of the path, the whole path after an @."""
     for item in items:
-        path = getattr(item, "callspec", None) and item.callspec.params.get(FIXTURE)  # type: ignore[attr-defined]
-        if path:
-            item.user_properties.append((judging.CELL, f"{FIXTURE}:{Path(path).expanduser().resolve().name}@{path}"))
+        if path := _path(item):
+            item.user_properties.append((notes.CELL, f"checkpoint:{Path(path).expanduser().resolve().name}@{path}"))

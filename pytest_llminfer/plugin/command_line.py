@@ -164,6 +164,7 @@ GROUPS = (
                 "record what this run observes: all of it, or with =new only what has no baseline yet",
                 choices=("all", "new"),
             ),
+            Option("--llminfer-report", "folder for results.json: all that the session found, as data", "DIR"),
             Option("--llminfer-strict", "a missing baseline or an inconclusive verdict fails"),
         ),
     ),
@@ -190,6 +191,15 @@ def given(args: Sequence[str]) -> dict[str, Option]:
         return BY_FLAG
     flags = [word.partition("=")[0] for word in words if word.startswith("--")]
     return {flag: BY_FLAG[flag] for flag in flags if flag in BY_FLAG}
+
+
+def is_given(config: pytest.Config) -> bool:
+    """Whether the command line or the ini file says anything for this plugin."""
+    return SPOKEN in config.stash or any(
+        config.getini(option.ini) != ([] if option.repeatable else option.default if option.metavar else False)
+        for option in OPTIONS
+        if not option.choices
+    )
 
 
 def is_taken(parser: pytest.Parser, flag: str) -> bool:

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llminfer.report.notes import LOADED, VERDICT
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_llminfer.baselines.notes import Note
     from pytest_llminfer.plugin.options import Options
     from pytest_llminfer.verdict import Verdict
 
-CELL = "llminfer_cell"
-VERDICT = "llminfer_verdict"
-LOADED = "llminfer_loaded"
 LOADS = pytest.StashKey[list[dict[str, Any]]]()
-"""Engine loads that no report has carried to the controller yet: ``{"cell": id, "phases": {name: seconds}}``."""
+"""Engine loads that no report has carried to the controller yet: the notes ``LOADED``."""
 
 WORDS = {
     "inconclusive": ("inconclusive", "i", ("INCONCLUSIVE", {"yellow": True})),
@@ -33,10 +35,25 @@ class Judge:
         """Note the verdict for the report, and fail the test if it is not good enough."""
         outcome = verdict.outcome.value
         fatal = outcome in ("fail", "invalid") or (self._strict and outcome == "inconclusive")
-        note = {"outcome": outcome, "key": verdict.key, "fatal": fatal, "claim": verdict.claim, "text": str(verdict)}
-        self._item.user_properties.append((VERDICT, json.dumps(note)))
+        self._item.user_properties.append((VERDICT, json.dumps({**verdict.to_dict(), "fatal": fatal})))
         if fatal:
             pytest.fail(str(verdict), pytrace=False)
+
+
+def note_of(item: pytest.Item) -> Note:
+    """Takes notes of this test, which travel with its report to the process that gathers them."""
+
+    def note(name: str, value: Mapping[str, Any]) -> None:
+        item.user_properties.append((name, json.dumps(value)))
+
+    return note
+
+
+def tell_loads(item: pytest.Item) -> None:
+    """Give this test's report the loads that no other has told."""
+    pending = item.config.stash.get(LOADS, [])
+    while pending:
+        item.user_properties.append((LOADED, json.dumps(pending.pop())))
 
 
 def verdicts(properties: list[tuple[str, object]]) -> list[dict[str, Any]]:
@@ -54,15 +71,21 @@ def status(report: pytest.TestReport) -> tuple[str, str, tuple[str, dict[str, bo
     return WORDS["inconclusive"] if "inconclusive" in outcomes else None
 
 
-def without_traceback(call: pytest.CallInfo[Any]) -> None:
-    """Our own errors carry their whole story in one message; what an engine cannot do is a skip with that reason."""
+def without_traceback(call: pytest.CallInfo[Any], *, strict: bool) -> None:
+    """Our own errors carry their whole story in one message.
+
+    What an engine cannot do, and what was recorded instead of judged, is a skip with that reason; so is a missing baseline, unless
+    ``strict``.
+    """
     if call.excinfo is None:
         return
-    from pytest_llminfer.errors import LlminferError, UnsupportedError
+    from pytest_llminfer.errors import BaselineRecordedError, LlminferError, MissingBaselineError, UnsupportedError
 
     error = call.excinfo.value
-    if isinstance(error, UnsupportedError):
-        told: BaseException = pytest.skip.Exception(str(error), _use_item_location=True)
+    if isinstance(error, MissingBaselineError) and strict:
+        told: BaseException = pytest.fail.Exception(str(error), pytrace=False)
+    elif isinstance(error, (UnsupportedError, BaselineRecordedError, MissingBaselineError)):
+        told = pytest.skip.Exception(str(error), _use_item_location=True)
     elif isinstance(error, LlminferError):
         told = pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False)
     else:

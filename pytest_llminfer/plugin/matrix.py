@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llminfer.plugin.session import cells_of
+from pytest_llminfer.report.notes import CELL
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_llminfer.plugin.options import MatrixSettings
     from pytest_llminfer.spec import EngineSpec
 
-CELLS = pytest.StashKey["tuple[EngineSpec, ...]"]()
-FIXTURE = "engine_spec"
-DIVERGENCE = "divergence"
-DERIVED = ("parallel", "over_http")
-"""What ``llminfer_only`` may ask of a cell beside its fields."""
+FIXTURE = "llminfer_engine_spec"
+DIVERGENCE = "llminfer_divergence"
 
 
 def expand(options: MatrixSettings) -> tuple[EngineSpec, ...]:
@@ -81,35 +81,23 @@ def _sizes(options: MatrixSettings) -> list[tuple[int, int, int]]:
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for an engine, directly or through its fixtures, once a cell that its markers let through."""
-    if FIXTURE not in metafunc.fixturenames:
-        return
-    cells = [cell for cell in metafunc.config.stash[CELLS] if _applies(cell, metafunc.definition)]
-    if cells:
+    """Run a test that asks for an engine, directly or through its fixtures, once a cell; ``collection`` then drops some."""
+    if FIXTURE in metafunc.fixturenames:
+        cells = cells_of(metafunc.config)
         metafunc.parametrize(FIXTURE, cells, ids=str, scope="session", indirect=True)
-    else:
-        reason = "its llminfer_only marker lets none of this session's cells through"
-        metafunc.parametrize(
-            FIXTURE, [pytest.param(None, id="no-cell", marks=pytest.mark.skip(reason=reason))], scope="session", indirect=True
-        )
-
-
-def _applies(cell: EngineSpec, definition: pytest.Item) -> bool:
-    """``llminfer_only(engine=..., parallel=True)``: every field named must have one of the values given."""
-    for marker in definition.iter_markers("llminfer_only"):
-        for name, allowed in marker.kwargs.items():
-            if name not in cell.__dataclass_fields__ and name not in DERIVED:
-                valid = ", ".join([*cell.__dataclass_fields__, *DERIVED])
-                raise pytest.UsageError(f"llminfer_only: unknown field {name!r} on {definition.nodeid}; valid: {valid}")
-            if getattr(cell, name) not in ((allowed,) if isinstance(allowed, (str, int)) else tuple(allowed)):
-                return False
-    return True
 
 
 def cell_of(item: pytest.Item) -> EngineSpec | None:
     """The cell that a collected test belongs to."""
     callspec = getattr(item, "callspec", None)
     return None if callspec is None else callspec.params.get(FIXTURE)
+
+
+def name_cells(items: list[pytest.Item]) -> None:
+    """Write the cell of each test into its report."""
+    for item in items:
+        if cell := cell_of(item):
+            item.user_properties.append((CELL, str(cell)))
 
 
 def group_by_cell(items: list[pytest.Item], cells: tuple[EngineSpec, ...]) -> None:

@@ -74,9 +74,6 @@ class Options:
     checkpoints: CheckpointSettings
 
 
-STASH = pytest.StashKey[Options]()
-
-
 class _Reader:
     """Reads options one by one, and notes where each value came from."""
 

@@ -10,20 +10,16 @@ import shutil
 import signal
 import sys
 import threading
-import traceback
 from typing import IO, TYPE_CHECKING, Any
 
-from pytest_llminfer.errors import EngineStartError, LlminferError, kind_of
+from pytest_llminfer.errors import EngineStartError
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends import BACKENDS, SERVED
-from pytest_llminfer.worker.protocol import SCRATCH, read_message, write_message
+from pytest_llminfer.worker.protocol.failures import describe
+from pytest_llminfer.worker.protocol.frames import SCRATCH, read_message, write_message
 
 if TYPE_CHECKING:
     from pytest_llminfer.worker.backends.base import Backend
-
-
-LAST_FRAMES = 4
-"""Of an engine's own traceback: those before them are the way through the framework."""
 
 
 def main() -> None:
@@ -126,12 +122,3 @@ class Worker:
     def _send(self, message: dict[str, Any]) -> None:
         with self._lock:
             write_message(self._replies, message)
-
-
-def describe(error: BaseException) -> dict[str, str]:
-    """An error as plain data: its kind, one line for the user, and the traceback for whoever mends the engine."""
-    if isinstance(error, LlminferError):
-        return {"kind": kind_of(error), "message": str(error), "traceback": ""}
-    name = type(error).__name__
-    text = "".join(traceback.format_exception(error, limit=-LAST_FRAMES))
-    return {"kind": kind_of(error), "message": f"{name}: {error}" if str(error) else name, "traceback": text}

@@ -5,15 +5,14 @@ A test that needs an interpreter fails where it cannot be made; it is never skip
 
 from __future__ import annotations
 
-import runpy
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-SUITES = Path(__file__).resolve().parents[2] / "suites"
-FAULTS = Path(__file__).with_name("faults.py")
+from tests.support.engines import environments
+from tests.support.paths import FAULTS, SUITES
+
 FAULTY = """
     import pytest
 
@@ -22,30 +21,29 @@ FAULTY = """
         engine.prepare("{faults}::{fault}")
         return engine
 """
-ENVIRONMENTS = runpy.run_path(str(Path(__file__).with_name("environments.py")))
 
 
 @pytest.fixture(scope="session")
 def vllm_python() -> str:
     """The path of an interpreter that has vLLM for CPUs."""
-    return ENVIRONMENTS["vllm"]()
+    return environments.vllm()
 
 
 @pytest.fixture(scope="session")
 def llamacpp_python() -> str:
     """The path of an interpreter that has llama-cpp-python with its server, and gguf."""
-    return ENVIRONMENTS["llamacpp"]()
+    return environments.llamacpp()
 
 
 @pytest.fixture(scope="session")
 def sglang_python() -> str:
     """The path of an interpreter that has SGLang as it runs on a CPU."""
-    return ENVIRONMENTS["sglang"]()
+    return environments.sglang()
 
 
 @pytest.fixture
 def run_suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
-    """Run suites by name, in a folder of their own; their engine may have one of the faults of ``faults.py``."""
+    """Run suites by name, in a folder of their own; their engine may have one of the faults of ``live_model.py``."""
     # pytest-benchmark switches itself off where it sees a worker of pytest-xdist, which may be what runs this test.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
@@ -55,7 +53,7 @@ def run_suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Ca
             shutil.copy(SUITES / f"test_{name}.py", pytester.path)
         (pytester.path / "conftest.py").unlink(missing_ok=True)
         if fault:
-            pytester.makeconftest(FAULTY.format(faults=FAULTS, fault=fault))
+            pytester.makeconftest(FAULTY.format(faults=FAULTS / "live_model.py", fault=fault))
         return pytester.runpytest_subprocess("-v", *arguments)
 
     return run

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
+import accuracy_faults
 import pytest
+from accuracy_faults import MODEL_FAULTS as FAULTS
 
 from pytest_llminfer.baselines.record import differing
 from pytest_llminfer.families.accuracy.answers import check_flips
@@ -15,14 +15,12 @@ from pytest_llminfer.families.accuracy.sampler import check_sampler
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 
-TOOLS = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "accuracy_faults.py"))
-FAULTS = TOOLS["MODEL_FAULTS"]
 FEW = 48
 
 
 @pytest.fixture(scope="module")
 def bench():
-    return TOOLS["Bench"](1000)
+    return accuracy_faults.Bench(1000)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def test_clean_runs_pass_in_every_order_and_are_asked_no_more_than_it_takes(benc
 
 
 def test_two_percent_of_answers_altered_fail_accuracy(bench, engine) -> None:
-    assert bench.judge(engine, TOOLS["alter"](0.02)).outcomes["accuracy"] is Outcome.FAIL
+    assert bench.judge(engine, accuracy_faults.alter(0.02)).outcomes["accuracy"] is Outcome.FAIL
 
 
 def test_another_sampling_field_is_another_condition(bench, engine) -> None:
@@ -54,7 +52,7 @@ def test_another_sampling_field_is_another_condition(bench, engine) -> None:
 
 @pytest.mark.parametrize("where", ["in the worker", "on the way to it"])
 def test_a_penalty_that_nobody_asked_for_is_invalid(bench, engine, where: str) -> None:
-    asked = TOOLS["Penalised"](engine)
+    asked = accuracy_faults.Penalised(engine)
     if where == "in the worker":
         engine.run(f"{FAULTS}::penalise")
         asked = engine
@@ -82,7 +80,7 @@ def test_a_penalty_that_is_part_of_what_is_reported_is_seen_in_the_distribution_
 
 
 def test_another_template_is_invalid(bench, engine) -> None:
-    outcomes = TOOLS["with_other_template"](bench, engine).outcomes
+    outcomes = accuracy_faults.with_other_template(bench, engine).outcomes
     assert Outcome.INVALID in (outcomes["format"], outcomes["length"], outcomes["truncated"])
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-REFERENCE = Path(__file__).resolve().parents[2] / "pytest_llminfer" / "models" / "reference"
+from tests.support.paths import REFERENCE
+
 REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 DATED = (
     "{% for m in messages %}{{ '<start_of_turn>' ~ m.role ~ ' on ' ~ strftime_now('%d %b %Y, %H:%M:%S') ~ m.content ~ '\n' }}"

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import pytest
+from kv_fault_table import TABLE, clean
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
 from pytest_llminfer.families.kv_equivalence.observe import KVEquivalence
 from pytest_llminfer.verdict import Outcome
+from tests.support.engines import faulty_transformers
+from tests.support.engines.faulty_transformers import KV_FAULTS
+from tests.support.paths import SUITES
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FAULTS = Path(__file__).with_name("kv_faults.py")
-TOOL = runpy.run_path(str(REPOSITORY / "tools" / "kv_fault_table.py"))
-TABLE = TOOL["TABLE"]
-FAULTY = runpy.run_path(str(Path(__file__).with_name("faulty_transformers.py")))
-engine, faulty = FAULTY["engine"], FAULTY["faulty"]
+engine, faulty = faulty_transformers.engine, faulty_transformers.faulty
 SLIDING = "gemma-3-4b"
 MINE = """
     def test_my_model(kv_equivalence):
@@ -109,13 +105,13 @@ def test_what_does_not_exist_is_refused_by_name(equivalence):
 
 
 def test_drawn_configurations_raise_no_false_alarm(engine, capsys):
-    assert TOOL["clean"](engine, 12) == []
+    assert clean(engine, 12) == []
     assert "12 drawn configurations" in capsys.readouterr().out
 
 
 def test_the_suite_is_green_and_a_test_of_ones_own_is_red_with_a_fault(pytester):
-    (pytester.path / "test_kv_equivalence.py").write_text((REPOSITORY / "suites" / "test_kv_equivalence.py").read_text())
-    faulty = f'def test_faulty(engine): engine.run("{FAULTS}::shifted_after_crop")'
+    (pytester.path / "test_kv_equivalence.py").write_text((SUITES / "test_kv_equivalence.py").read_text())
+    faulty = f'def test_faulty(engine): engine.run("{KV_FAULTS}::shifted_after_crop")'
     pytester.makepyfile(test_one_faulty=faulty, test_two_mine=MINE)
     result = pytester.runpytest_subprocess(
         "-p", "no:cacheprovider", "-k", "own-crop or own-prefix or first_layer or windows or faulty or mine"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import pytest
 
 from pytest_llminfer.families.execution_modes.check import check_execution_modes, kl_of_answers
@@ -12,9 +9,9 @@ from pytest_llminfer.families.execution_modes.variants import KVVariants, Varian
 from pytest_llminfer.families.kv_cache.pool import check_kv_pool
 from pytest_llminfer.families.tokens.observe import Greedy
 from pytest_llminfer.verdict import Outcome
+from tests.support.engines import llamacpp_engines
 
-WORKERS = runpy.run_path(str(Path(__file__).with_name("llamacpp_workers.py")))
-model, cache, start = (WORKERS[name] for name in ("model", "cache", "start"))
+model, cache, start = llamacpp_engines.model, llamacpp_engines.cache, llamacpp_engines.start
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 from pathlib import Path
 
 import pytest
 
 from pytest_llminfer.checkpoints.gguf_model import stored_type, type_bytes
 from pytest_llminfer.errors import BadInputError, EngineStartError, OutOfMemoryError, UnsupportedError
+from tests.support.engines import llamacpp_engines
+from tests.support.engines.llamacpp_engines import KV_HEADS
 
-WORKERS = runpy.run_path(str(Path(__file__).with_name("llamacpp_workers.py")))
-model, prompts, cache, start, fp16, answers, KV_HEADS = (
-    WORKERS[name] for name in ("model", "prompts", "cache", "start", "fp16", "answers", "KV_HEADS")
+model, prompts, cache, start, fp16, answers = (
+    llamacpp_engines.model,
+    llamacpp_engines.prompts,
+    llamacpp_engines.cache,
+    llamacpp_engines.start,
+    llamacpp_engines.fp16,
+    llamacpp_engines.answers,
 )
 GGML_WORDS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 QUANTIZED = ("q8_0", "q4_0", "q4_k_m")

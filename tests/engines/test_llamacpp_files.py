@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import runpy
 import shutil
 import struct
 from pathlib import Path
@@ -18,10 +17,17 @@ from pytest_llminfer.checkpoints.safetensors import read_checkpoint
 from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.worker.backends.llamacpp.source import read_tensor
+from tests.support.engines import llamacpp_engines
+from tests.support.engines.llamacpp_engines import tensor
+from tests.support.paths import REFERENCE
 
-WORKERS = runpy.run_path(str(Path(__file__).with_name("llamacpp_workers.py")))
-model, prompts, cache, start, fp16, converted, tensor, REFERENCE = (
-    WORKERS[name] for name in ("model", "prompts", "cache", "start", "fp16", "converted", "tensor", "REFERENCE")
+model, prompts, cache, start, fp16, converted = (
+    llamacpp_engines.model,
+    llamacpp_engines.prompts,
+    llamacpp_engines.cache,
+    llamacpp_engines.start,
+    llamacpp_engines.fp16,
+    llamacpp_engines.converted,
 )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,23 +15,19 @@ from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.verdict import Outcome
+from tests.support.engines import llamacpp_engines
+from tests.support.engines.llamacpp_engines import same, tensor
+from tests.support.paths import REFERENCE
 
-WORKERS = runpy.run_path(str(Path(__file__).with_name("llamacpp_workers.py")))
-model, prompts, cache, start, fp16, answers, transformers, converted, same, tensor, REFERENCE = (
-    WORKERS[name]
-    for name in (
-        "model",
-        "prompts",
-        "cache",
-        "start",
-        "fp16",
-        "answers",
-        "transformers",
-        "converted",
-        "same",
-        "tensor",
-        "REFERENCE",
-    )
+model, prompts, cache, start, fp16, answers, transformers, converted = (
+    llamacpp_engines.model,
+    llamacpp_engines.prompts,
+    llamacpp_engines.cache,
+    llamacpp_engines.start,
+    llamacpp_engines.fp16,
+    llamacpp_engines.answers,
+    llamacpp_engines.transformers,
+    llamacpp_engines.converted,
 )
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import random
 import re
-import runpy
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 
+import lm_eval_environment
 import pytest
 
 from pytest_llminfer.datasets.few_shot import load_examples
@@ -21,8 +20,6 @@ from pytest_llminfer.datasets.gsm8k import Problem, extract_flexible, extract_st
 from pytest_llminfer.datasets.load import load
 from pytest_llminfer.datasets.prompts import FORMS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-ENVIRONMENT = REPOSITORY / "benchmarks" / "lm_eval_environment.py"
 TEXTS = 5000
 READERS = {"strict-match": extract_strict, "flexible-extract": extract_flexible}
 NUMBER = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
@@ -69,7 +66,7 @@ json.dump(
 
 @pytest.fixture(scope="session")
 def lm_eval() -> Callable[..., dict]:
-    python = runpy.run_path(str(ENVIRONMENT))["filters"]()
+    python = lm_eval_environment.filters()
 
     def ask(*, graded: Sequence = (), cut: Sequence = (), worded: Sequence = ()) -> dict:
         request = json.dumps({"graded": graded or [("#### 1", "#### 1")], "cut": cut, "worded": worded})

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -17,11 +14,13 @@ from pytest_llminfer.families.quantization.training import check_one_step
 from pytest_llminfer.models.stored import read_stored
 from pytest_llminfer.numerics.float_formats import FORMATS
 from pytest_llminfer.verdict import Outcome
+from tests.support.engines import transformers_workers
+from tests.support.faults import checkpoints
+from tests.support.paths import FAULTS as FOLDER
+from tests.support.paths import REFERENCE
 
-WORKERS = runpy.run_path(str(Path(__file__).with_name("transformers_workers.py")))
-REFERENCE, start = (WORKERS[name] for name in ("REFERENCE", "start"))
-FAULTS = Path(__file__).with_name("quantization_faults.py")
-ON_DISK = runpy.run_path(str(Path(__file__).with_name("checkpoint_faults.py")))
+start = transformers_workers.start
+FAULTS = FOLDER / "quantized_weights.py"
 NORMAL = np.random.default_rng(1).standard_normal((64, 4096)).astype(np.float32)
 SHARD = 1 << 20
 
@@ -112,28 +111,28 @@ def test_a_checkpoint_of_bitsandbytes_is_stored_as_it_declares_and_named_where_i
     held = {each.name.removeprefix("stored in "): each.value for each in layout.measurements}
     assert {dtype: held.get(dtype) for dtype in stored} == stored
     assert [(each.outcome, each.key) for each in notes] == [(Outcome.PASS, "28 notes")] * (name != "int8")
-    left = check_checkpoint(read_stored(ON_DISK["leave_a_layer_alone"](saved[name], tmp_path / "left")))
+    left = check_checkpoint(read_stored(checkpoints.leave_a_layer_alone(saved[name], tmp_path / "left")))
     assert [each.outcome for each in left] == [Outcome.FAIL] * (1 + len(notes))
     assert len(left[0].details) == 1
     assert (
-        left[0].details[0].startswith(f"{ON_DISK['LEFT']}.weight: left in bfloat16 instead of {name.partition('-')[0]} (weight, ")
+        left[0].details[0].startswith(f"{checkpoints.LEFT}.weight: left in bfloat16 instead of {name.partition('-')[0]} (weight, ")
     )
-    assert all(each.details == (f"{ON_DISK['LEFT']}.weight: no note of how it is unpacked",) for each in left[1:])
+    assert all(each.details == (f"{checkpoints.LEFT}.weight: no note of how it is unpacked",) for each in left[1:])
 
 
 def test_another_4_bit_format_of_the_same_bytes_is_named_by_its_note(saved, tmp_path) -> None:
-    mixed = ON_DISK["take_a_layer_from"](saved["fp4"], saved["nf4"], tmp_path / "mixed")
+    mixed = checkpoints.take_a_layer_from(saved["fp4"], saved["nf4"], tmp_path / "mixed")
     layout, notes = check_checkpoint(read_stored(mixed))
     assert layout.outcome is Outcome.PASS
-    assert notes.details == (f"{ON_DISK['LEFT']}.weight: noted with quant_type fp4 instead of nf4",)
+    assert notes.details == (f"{checkpoints.LEFT}.weight: noted with quant_type fp4 instead of nf4",)
 
 
 def test_scales_that_are_not_quantized_although_declared_so_are_named(saved, tmp_path) -> None:
-    declared = ON_DISK["declare"](saved["nf4"], tmp_path / "declared", bnb_4bit_use_double_quant=True)
+    declared = checkpoints.declare(saved["nf4"], tmp_path / "declared", bnb_4bit_use_double_quant=True)
     layout, notes = check_checkpoint(read_stored(declared))
     assert "self_attn.q_proj.weight.nested_absmax (and the same in 3 other layers): missing" in str(layout)
     assert "noted with nested_blocksize None instead of 256" in str(notes)
-    undeclared = ON_DISK["declare"](saved["nf4-double"], tmp_path / "undeclared", bnb_4bit_use_double_quant=False)
+    undeclared = checkpoints.declare(saved["nf4-double"], tmp_path / "undeclared", bnb_4bit_use_double_quant=False)
     layout, notes = check_checkpoint(read_stored(undeclared))
     assert (layout.outcome, notes.outcome) == (Outcome.FAIL, Outcome.FAIL)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import subprocess
 from pathlib import Path
 
@@ -24,11 +23,12 @@ from pytest_llminfer.observations.memory import MemoryReport
 from pytest_llminfer.predict.buffers import rope_bytes
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
+from tests.support.faults import checkpoints
+from tests.support.faults.checkpoints import LEFT
+from tests.support.paths import ASSETS, FAULTS, PROGRAMS
 
-FAULTS = runpy.run_path(str(Path(__file__).with_name("checkpoint_faults.py")))
-ASSETS, LEFT = FAULTS["ASSETS"], FAULTS["LEFT"]
 REFERENCE = Model("reference")
-VLLM = Path(__file__).with_name("vllm_formats.py")
+VLLM = PROGRAMS / "vllm_formats.py"
 VLLM_FORMATS = ("w8a8", "w4a16", "fp8", "gptq", "awq")
 GROUP = 32
 SMALL_POOLS = {
@@ -85,14 +85,14 @@ def answers(engine: Engine) -> int:
 
 
 def test_transformers_computes_with_a_checkpoint_that_came_quantized(start, tmp_path):
-    engine = start("transformers", FAULTS["regroup"](ASSETS / "w4a16", tmp_path / "w4a16", GROUP), quantization="w4a16")
+    engine = start("transformers", checkpoints.regroup(ASSETS / "w4a16", tmp_path / "w4a16", GROUP), quantization="w4a16")
     before = engine.layout()
     assert judged(engine).outcome is Outcome.PASS
     assert weighed(engine).outcome is Outcome.PASS
     assert answers(engine) >= 10
     # Nothing about the weights may depend on whether they were used.
     assert engine.layout() == before
-    engine.run(f"{FAULTS['__file__']}::never_quantized")
+    engine.run(f"{FAULTS / 'quantized_weights.py'}::never_quantized")
     verdict = judged(engine)
     assert verdict.outcome is Outcome.FAIL
     assert [line.partition(": ")[::2] for line in verdict.details] == [
@@ -138,7 +138,7 @@ def test_llama_cpp_holds_a_file_as_it_is(start, llamacpp_python, mixture, quanti
 
 
 def test_llama_cpp_is_caught_with_other_types_than_the_file_names(start, llamacpp_python, tmp_path):
-    file = FAULTS["relabel"](ASSETS / "gguf" / "reference-Q8_0.gguf", tmp_path / "other.gguf", 15)
+    file = checkpoints.relabel(ASSETS / "gguf" / "reference-Q8_0.gguf", tmp_path / "other.gguf", 15)
     verdict = judged(start("llamacpp", file, python=llamacpp_python, quantization="q4_k_m"))
     assert verdict.outcome is Outcome.FAIL
     assert "model.layers.0.self_attn.q_proj.weight (and the same in 3 other layers): dtype q8_0 instead of q4_k" in str(verdict)
@@ -148,10 +148,10 @@ def test_llama_cpp_is_caught_with_other_types_than_the_file_names(start, llamacp
 def vllm(vllm_python, tmp_path_factory):
     """What vLLM says of every format, of one that it takes and ignores, and of a checkpoint with a fault."""
     folder = tmp_path_factory.mktemp("vllm")
-    faulty = FAULTS["leave_a_layer_alone"](ASSETS / "w8a8", folder / "w8a8")
+    faulty = checkpoints.leave_a_layer_alone(ASSETS / "w8a8", folder / "w8a8")
     cells = {name: {"model": str(ASSETS / name), "quantization": name, "engine_args": {}} for name in VLLM_FORMATS}
     cells["ignored"] = {"model": REFERENCE.path, "quantization": "none", "engine_args": {"quantization": IGNORED}}
-    grouped = FAULTS["regroup"](ASSETS / "gptq", folder / "grouped", GROUP)
+    grouped = checkpoints.regroup(ASSETS / "gptq", folder / "grouped", GROUP)
     cells["grouped"] = {"model": str(grouped), "quantization": "gptq", "engine_args": {}}
     cells["faulty"] = {"model": str(faulty), "quantization": "w8a8", "engine_args": {}}
     for fault in SMALL_POOLS:

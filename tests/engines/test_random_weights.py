@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,8 +15,9 @@ from pytest_llminfer.families.execution_modes.observe import refuse_flat
 from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
+from tests.support.paths import PROGRAMS
 
-PROGRAM = Path(__file__).with_name("random_weights.py")
+PROGRAM = PROGRAMS / "random_weights.py"
 FAULTS = ("shifted", "wrong block", "permuted keys")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.paths import REPOSITORY, SUITES
+
 README = (REPOSITORY / "README.md").read_text()
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 
@@ -49,7 +50,7 @@ def test_every_option_is_in_the_readme() -> None:
 
 
 def test_every_suite_is_in_the_readme() -> None:
-    suites = sorted(path.name for path in (REPOSITORY / "suites").glob("test_*.py"))
+    suites = sorted(path.name for path in (SUITES).glob("test_*.py"))
     assert len(suites) > 10
     assert [name for name in suites if f"| `{name}` |" not in README] == []
 

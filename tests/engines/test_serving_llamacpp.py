@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SUITES = REPOSITORY / "suites"
+from tests.support.paths import REPOSITORY, SUITES
 
 pytest.importorskip("openai")
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.paths import REPOSITORY, SUITES
 
 pytest.importorskip("openai")
 
 
 def test_the_serving_suite_passes(sglang_python: str, pytester: pytest.Pytester) -> None:
     for name in ("serving", "chat"):
-        shutil.copy(REPOSITORY / "suites" / f"test_{name}.py", pytester.path)
+        shutil.copy(SUITES / f"test_{name}.py", pytester.path)
     shutil.copytree(REPOSITORY / "baselines" / "any", pytester.path / "baselines" / "any")
     arguments = (f"--engine=sglang@{sglang_python}", "--serve", "-v", "-rs", "-p", "no:cacheprovider")
     # Latency is measured and recorded, and not judged: two measurements on a machine that others use may be far apart.

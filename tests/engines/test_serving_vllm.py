@@ -10,18 +10,18 @@ import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.families.serving.check import check_stop
-from pytest_llminfer.families.serving.observe import Reply
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.numerics.near_ties import measured_noise
 from pytest_llminfer.observations.generation import Generation, Sampling
+from pytest_llminfer.observations.serving import Reply
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 from pytest_llminfer.worker.backends.serving.backend import ServedBackend
+from tests.support.paths import SUITES
 
 pytest.importorskip("openai")
 
-SUITES = Path(__file__).resolve().parents[2] / "suites"
 MODEL = Model("reference")
 TOKENS, TOP = 32, 5
 

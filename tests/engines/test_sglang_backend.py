@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 import signal
 import threading
 import time
@@ -24,14 +23,14 @@ from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
+from tests.support.paths import PROBES as FOLDER
 
 MODEL = Model("reference")
 MAX_TOKENS, TOP = 48, 20
 POOL_TOKENS = 4096
-RANK_FAULTS = runpy.run_path(str(Path(__file__).with_name("rank_faults.py")))
 BYTES_PER_TOKEN = 2 * 4 * 2 * 64 * 2
 WEIGHTS_BYTES = 7_344_640
-PROBES = Path(__file__).with_name("sglang_probes.py")
+PROBES = FOLDER / "sglang_model.py"
 
 
 def start(folder: Path, cell: str, interpreter: str = "", **engine_args) -> Engine:
@@ -222,14 +221,14 @@ def test_two_tensor_parallel_ranks_answer_as_one(folder, sglang_python, prompts,
         verdict = same_tokens(engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP), reference["answers"])
         pool = engine.kv_pool()
         anew = engine.generate(prompts[:1], max_tokens=4, cache_path="no_cache")
-        stored = RANK_FAULTS["check"](engine)
-        engine.run(f"{RANK_FAULTS['__file__']}::store_otherwise")
-        faulty = RANK_FAULTS["check"](engine)
+        stored = ranks.check(engine)
+        engine.run(f"{ranks.__file__}::store_otherwise")
+        faulty = ranks.check(engine)
     finally:
         engine.close()
     assert verdict.outcome is Outcome.PASS, str(verdict)
     assert (stored.outcome, stored.details) == (Outcome.PASS, ())
-    assert faulty.details == RANK_FAULTS["SAID"]
+    assert faulty.details == ranks.SAID
     assert [(rank.name, rank.tp_rank) for rank in ranks] == [("sglang::scheduler_TP0", 0), ("sglang::scheduler_TP1", 1)]
     assert all(WEIGHTS_BYTES / 2 <= rank.weights_bytes < 0.6 * WEIGHTS_BYTES for rank in ranks)
     assert pool.bytes_per_token == BYTES_PER_TOKEN

@@ -10,8 +10,7 @@ from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.errors import BadInputError, OutOfMemoryError, UnsupportedError
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
-
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
+from tests.support.paths import ASSETS
 
 
 def start(folder: Path, interpreter: str, model: str = "reference", quantization: str = "none", **engine_args) -> Engine:

@@ -6,17 +6,17 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.paths import BASELINES, SUITES
+
 QUESTIONS = 40
 # A speed during which other work moved the device's own rate is INVALID: on a machine that is shared, no defect.
 UNFAIR = re.compile(r"(test_throughput\.py::\S+) INVALID ")
 # The speed of several processes on a few cores says nothing, and takes longest.
 CHOSEN = "not (tokens_per_second and (dp2 or tp2))"
-SUITES = (
+CHOSEN_SUITES = (
     "chat",
     "divergence",
     "layout",
@@ -38,11 +38,11 @@ def suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callab
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
     # Not those of this machine: speed recorded on it while it was quiet says nothing of a machine that runs tests side by side.
-    shutil.copytree(REPOSITORY / "baselines" / "any", pytester.path / "baselines" / "any")
+    shutil.copytree(BASELINES / "any", pytester.path / "baselines" / "any")
 
-    def run(*arguments: str, names: tuple[str, ...] = SUITES) -> pytest.RunResult:
+    def run(*arguments: str, names: tuple[str, ...] = CHOSEN_SUITES) -> pytest.RunResult:
         for name in names:
-            shutil.copy(REPOSITORY / "suites" / f"test_{name}.py", pytester.path)
+            shutil.copy(SUITES / f"test_{name}.py", pytester.path)
         result = pytester.runpytest_subprocess(
             "-v", "-k", CHOSEN, f"--gsm8k-questions={QUESTIONS}", "--update-baselines=new", *arguments
         )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,15 +9,13 @@ from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.observations.cache_paths import CachePath
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.transformers.backend import TransformersBackend
+from tests.support.cache_paths import BENIGN, HOLE, LATE, SHAPES, SLIDING, TOKENS, WINDOW, sequences
+from tests.support.engines import faulty_transformers
 
-FAULTS = Path(__file__).with_name("kv_faults.py")
-FAULTY = runpy.run_path(str(Path(__file__).with_name("faulty_transformers.py")))
-engine, faulty = FAULTY["engine"], FAULTY["faulty"]
-CACHE_PATHS = runpy.run_path(str(Path(__file__).with_name("cache_paths.py")))
-SHAPES, SLIDING, BENIGN, HOLE, LATE = (CACHE_PATHS[name] for name in ("SHAPES", "SLIDING", "BENIGN", "HOLE", "LATE"))
-TOKENS, WINDOW, sequences = CACHE_PATHS["TOKENS"], CACHE_PATHS["WINDOW"], CACHE_PATHS["sequences"]
+engine, faulty = faulty_transformers.engine, faulty_transformers.faulty
 LIMIT = 1e-8
-"""Mean KL in fp32 (docs/methods.md#fp32-structure); on these shapes at most 6e-12 by a benign route, at least 5e-4 with a fault."""
+"""Mean KL in fp32 (docs/methods.md#fp32-structure); on these shapes at most 6e-12 by a benign cache path, at least 5e-4 with a
+fault."""
 
 
 def of(engine, cache_path, shape=None, **asked):
@@ -47,8 +42,8 @@ def test_benign_routes_agree_with_prefill_in_fp32(engine, shape):
                 assert np.isnan(one.key_error).all()
                 continue
             bound = 40 * 6e-8 * np.sqrt(np.arange(len(one.lengths)) + 1)  # docs/methods.md#rounding-limits
-            assert (largest(one.key_error) <= bound).all(), route
-            assert (largest(one.value_error) <= bound).all(), route
+            assert (largest(one.key_error) <= bound).all(), cache_path
+            assert (largest(one.value_error) <= bound).all(), cache_path
             kept = np.isfinite(one.value_error).all(axis=1)
             assert (one.nearest_position == np.where(kept, np.arange(TOKENS), -1)).all(), cache_path
             heads = np.arange(one.nearest_head.shape[1])[:, None]
@@ -79,9 +74,9 @@ def test_a_model_depends_on_its_seed_and_dtype_alone(engine):
     again = of(engine, quantized, "llama", seed=1)[0].kl
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-    assert of(engine, Route(chunks=LATE), "llama", dtype="bf16")[0].dtype == "bf16"
+    assert of(engine, CachePath(chunks=LATE), "llama", dtype="bf16")[0].dtype == "bf16"
     # In bf16 noise is far above the limit for fp32 (docs/methods.md#fp32-structure).
-    assert of(engine, Route(chunks=LATE), "llama", dtype="bf16")[0].kl.mean() > 1e-5
+    assert of(engine, CachePath(chunks=LATE), "llama", dtype="bf16")[0].kl.mean() > 1e-5
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama", "qwen2"])

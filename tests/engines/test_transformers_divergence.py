@@ -17,8 +17,9 @@ from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.generation import Scores
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
+from tests.support.paths import FAULTS as FOLDER
 
-FAULTS = Path(__file__).with_name("divergence_faults.py")
+FAULTS = FOLDER / "prefill.py"
 BASELINES = Path(__file__).resolve().parents[2] / "baselines" / "any" / "reference"
 
 

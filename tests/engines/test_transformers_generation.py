@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +12,11 @@ from pytest_llminfer.errors import BadInputError, EngineError, OutOfMemoryError,
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.simulated.backend import SimulatedBackend
+from tests.support.engines import transformers_workers
+from tests.support.engines.transformers_workers import tokens
+from tests.support.paths import REFERENCE
 
-WORKERS = runpy.run_path(str(Path(__file__).with_name("transformers_workers.py")))
-REFERENCE, tokens, prompts, start = (WORKERS[name] for name in ("REFERENCE", "tokens", "prompts", "start"))
+prompts, start = transformers_workers.prompts, transformers_workers.start
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import signal
 import threading
 import time
@@ -22,9 +21,8 @@ from pytest_llminfer.families.layout.ranks import check_rank_layouts
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
+from tests.support.engines.processes import left, members
 
-PROCESSES = runpy.run_path(str(Path(__file__).with_name("processes.py")))
-members, left = PROCESSES["members"], PROCESSES["left"]
 MODEL = Model("reference")
 PROBES = """\
 import os

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
 import struct
 from pathlib import Path
@@ -10,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pytest_llminfer.errors import BadInputError, EngineStartError, UnsupportedError
+from tests.support.engines import transformers_workers
+from tests.support.paths import REFERENCE
 
-WORKERS = runpy.run_path(str(Path(__file__).with_name("transformers_workers.py")))
-REFERENCE, start = WORKERS["REFERENCE"], WORKERS["start"]
+start = transformers_workers.start
 
 
 @pytest.mark.parametrize(

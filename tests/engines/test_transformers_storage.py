@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +10,11 @@ import pytest
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations.layout import Parameter
 from pytest_llminfer.predict.layout import expected_layout
+from tests.support.engines import processes, transformers_workers
+from tests.support.engines.transformers_workers import QUANTIZATIONS
+from tests.support.paths import REFERENCE
 
-PROCESSES = runpy.run_path(str(Path(__file__).with_name("processes.py")))
-WORKERS = runpy.run_path(str(Path(__file__).with_name("transformers_workers.py")))
-REFERENCE, QUANTIZATIONS, prompts, start = (WORKERS[name] for name in ("REFERENCE", "QUANTIZATIONS", "prompts", "start"))
+prompts, start = transformers_workers.prompts, transformers_workers.start
 
 # What the framework holds beside the weights: small buffers on a CPU, the workspace of cuBLAS on a GPU.
 BESIDE_WEIGHTS = {"cpu": 1 << 16, "cuda": 1 << 26}
@@ -112,7 +111,7 @@ def test_dummy_weights_are_the_same_every_time_and_on_two_ranks(start, configura
     np.testing.assert_allclose(*scores[1:], atol=1e-4)
     # Nine norms of 256 values are whole on both ranks, and nothing that a shard was cut from is kept.
     assert held[2][0] == held[2][1] == (held[1][0] + 4 * 9 * 256) // 2
-    ranks = PROCESSES["group"](worker.process.process.pid)
+    ranks = processes.group(worker.process.process.pid)
     assert len(ranks) == 2
     worker.process.close()
-    assert not PROCESSES["left"](ranks)
+    assert not processes.left(ranks)

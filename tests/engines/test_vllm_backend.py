@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +23,13 @@ from pytest_llminfer.families.memory.profile import check_profile, pinned_capaci
 from pytest_llminfer.families.tokens.observe import Greedy
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.verdict import Outcome
+from suites.test_execution_modes import VARIANTS
+from tests.support.engines import vllm_engines
+from tests.support.engines.vllm_engines import MODEL, NORM, POOL, SHAPE, outcome, start, tokens, whole
+from tests.support.paths import PROBES as FOLDER
 
-WORKERS = runpy.run_path(str(Path(__file__).with_name("vllm_workers.py")))
-MODEL, SHAPE, POOL, NORM, start, folder, prompts, reference, whole, tokens, outcome = (
-    WORKERS[name]
-    for name in ("MODEL", "SHAPE", "POOL", "NORM", "start", "folder", "prompts", "reference", "whole", "tokens", "outcome")
-)
-SUITE = Path(__file__).resolve().parents[2] / "suites" / "test_execution_modes.py"
-PROBES = Path(__file__).with_name("vllm_probes.py")
+folder, prompts, reference = vllm_engines.folder, vllm_engines.prompts, vllm_engines.reference
+PROBES = FOLDER / "vllm_model.py"
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +174,9 @@ def test_the_pool_is_what_was_asked_for(engine):
     assert pool.max_concurrency == maximum_concurrency(num_blocks=blocks, block_size=pool.block_size, max_model_len=2048)
     # A pool a tenth smaller than the one that was pinned is a line outside its gate.
     of = {"report": engine.memory(), "weights": 7_344_640, "buffers": 0, "pool": pool, "bytes_per_token": a_token}
-    for asked, outcome in ((POOL, Outcome.PASS), (POOL * 10 // 9, Outcome.FAIL)):
+    for asked, expected in ((POOL, Outcome.PASS), (POOL * 10 // 9, Outcome.FAIL)):
         capacity = pinned_capacity(resolved={"kv_cache_memory_bytes": asked}, pool=pool, rank_bytes_per_token=a_token)
-        assert check_profile(lines=profile_lines(**of, capacity=capacity)).outcome is outcome
+        assert check_profile(lines=profile_lines(**of, capacity=capacity)).outcome is expected
 
 
 def test_what_was_loaded_is_told(engine):
@@ -269,7 +267,7 @@ def test_a_tiny_pool_preempts_and_gives_the_same_answers(engine, folder, vllm_py
         pool = {"kv_cache_memory_bytes": None, **engine_args}
         return start(folder, vllm_python, engine_args=pool, kv_dtype=spec.kv_dtype)
 
-    (tiny,) = [variant for variant in runpy.run_path(str(SUITE))["VARIANTS"] if variant.preempts]
+    (tiny,) = [variant for variant in VARIANTS if variant.preempts]
     found = KVVariants(engine, greedy, launch, asked_for=True).ask(tiny)
     assert check_preempted(counters=found.counters, requests=8).outcome is Outcome.PASS
     assert found.counters.prefix_queries > found.counters.prefix_hits

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import runpy
 import time
-from pathlib import Path
 
 import pytest
 
 from pytest_llminfer.errors import BadInputError, EngineDiedError, OutOfMemoryError
-
-WORKERS = runpy.run_path(str(Path(__file__).with_name("vllm_workers.py")))
-MODEL, start = WORKERS["MODEL"], WORKERS["start"]
-PROCESSES = runpy.run_path(str(Path(__file__).with_name("processes.py")))
-members, left = PROCESSES["members"], PROCESSES["left"]
+from tests.support.engines.processes import left, members
+from tests.support.engines.vllm_engines import MODEL, start
 
 
 def test_a_killed_engine_core_is_a_death_and_no_endless_wait(vllm_python, tmp_path):

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-import runpy
 import signal
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from pytest_llminfer.errors import EngineDiedError, EngineHungError
 from pytest_llminfer.verdict import Outcome
+from tests.support.engines import vllm_engines
+from tests.support.engines.processes import left, members
+from tests.support.engines.vllm_engines import NORM, POOL, SHAPE, outcome, start, tokens
+from tests.support.faults import ranks
+from tests.support.paths import PROBES as FOLDER
 
-PROBES = Path(__file__).with_name("vllm_probes.py")
-RANK_FAULTS = runpy.run_path(str(Path(__file__).with_name("rank_faults.py")))
-PROCESSES = runpy.run_path(str(Path(__file__).with_name("processes.py")))
-members, left = PROCESSES["members"], PROCESSES["left"]
-WORKERS = runpy.run_path(str(Path(__file__).with_name("vllm_workers.py")))
-SHAPE, POOL, NORM, start, folder, prompts, reference, tokens, outcome = (
-    WORKERS[name] for name in ("SHAPE", "POOL", "NORM", "start", "folder", "prompts", "reference", "tokens", "outcome")
-)
+PROBES = FOLDER / "vllm_model.py"
+folder, prompts, reference = vllm_engines.folder, vllm_engines.prompts, vllm_engines.reference
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +55,9 @@ def test_two_ranks_answer_as_one_and_hold_half_each(engine, answers, reference):
 def test_what_is_wrong_in_a_rank_is_seen(engine, answers, prompts):
     engine.run(f"{PROBES}::scale", name=NORM, factor=-1.0)
     assert outcome(engine.generate(prompts, max_tokens=120, logprobs=8), answers) is Outcome.FAIL
-    assert RANK_FAULTS["check"](engine).outcome is Outcome.PASS
-    engine.run(f"{RANK_FAULTS['__file__']}::store_otherwise")
-    assert RANK_FAULTS["check"](engine).details == RANK_FAULTS["SAID"]
+    assert ranks.check(engine).outcome is Outcome.PASS
+    engine.run(f"{ranks.__file__}::store_otherwise")
+    assert ranks.check(engine).details == ranks.SAID
 
 
 def test_a_killed_rank_is_named_the_next_request_starts_anew_and_a_stopped_one_is_a_hang(engine, answers, prompts):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
-SUITES = Path(__file__).resolve().parents[2] / "suites"
+from tests.support.paths import SUITES
+
 RECORD = ("--update-baselines", "--gsm8k-runs=2", "--accuracy-margin=40")
 WORSE = '--engine-args={"fault": "swap_answers", "fault_rate": 0.9}'
 DROPPED = ("-k", "dropped")
@@ -155,9 +155,9 @@ def test_a_record_with_nothing_right_is_refused(gsm8k, pytester: pytest.Pytester
 
 def test_nights_are_added_to_the_ledger_and_judged_together(gsm8k, pytester: pytest.Pytester) -> None:
     gsm8k(*RECORD)
-    gsm8k("--run-history").stdout.fnmatch_lines(["run_history: 1 past run added to *run history.jsonl"])
+    gsm8k("--run-history").stdout.fnmatch_lines(["run history: 1 past run added to *run_history.jsonl"])
     alone = gsm8k("--run-history", "-k", "past_runs")
-    alone.stdout.fnmatch_lines(["simulated *record *", "run_history: 1 past run added to *run history.jsonl"])
+    alone.stdout.fnmatch_lines(["simulated *record *", "run history: 1 past run added to *run_history.jsonl"])
     (file,) = pytester.path.glob("baselines/any/reference/run_history.jsonl")
     past_run, same = map(json.loads, file.read_text().splitlines())
     assert past_run["outcomes"] == same["outcomes"]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
 from pytest_llminfer.models.files import HERE
+from tests.support.paths import SUITES
 
 TEST = "def test_it(engine): engine.generate([[5, 6]], max_tokens=1)"
 REFERENCE = HERE / "reference"
-SUITES = Path(__file__).resolve().parents[2] / "suites"
 
 
 def refused(result: pytest.RunResult, message: str) -> None:

@@ -12,7 +12,7 @@ TEST = """
 
     def test_answer(engine, baseline, judge):
         conditions = {{"prompt": "{prompt}"}}
-        expected = baseline.expected("answer", observed=lambda previous: {{"value": {value}}}, conditions=conditions, n=1)
+        expected = baseline.expected("answer", observe=lambda engine, previous: {{"value": {value}}}, conditions=conditions, n=1)
         outcome = Outcome.PASS if {value} >= expected["value"] else Outcome.FAIL
         judge(Verdict(outcome, "the answer is kept", "{value}", (), "no less than recorded", "the record", "exact", "look"))
 """
@@ -85,9 +85,9 @@ def test_another_condition_is_invalid_and_named(pytester: pytest.Pytester, run, 
 def test_the_previous_record_is_given_only_if_comparable(pytester: pytest.Pytester, run) -> None:
     test = """
         def test_sessions(engine, baseline):
-            def observed(previous):
+            def observe(engine, previous):
                 return {{"sessions": [*(previous["sessions"] if previous else []), {value}]}}
-            baseline.expected("sessions", observed=observed, conditions={{"batch": {batch}}}, n=1)
+            baseline.expected("sessions", observe=observe, conditions={{"batch": {batch}}}, n=1)
     """
     path = pytester.path / "baselines/any/reference/sessions.json"
     for value, batch, expected in ((1, 8, [1]), (2, 8, [1, 2]), (3, 16, [3])):
@@ -146,7 +146,7 @@ def test_what_was_recorded_outlives_a_session_that_is_killed(pytester: pytest.Py
         import os
 
         def test_first(engine, baseline):
-            baseline.expected("kept", observed=lambda _: {"value": 1}, conditions={}, n=1)
+            baseline.expected("kept", observe=lambda engine, _: {"value": 1}, conditions={}, n=1)
 
         def test_second(engine):
             os.kill(os.getpid(), 9)

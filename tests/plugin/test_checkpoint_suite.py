@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FAULTS = runpy.run_path(str(REPOSITORY / "tests" / "engines" / "checkpoint_faults.py"))
-ASSETS = FAULTS["ASSETS"]
+from tests.support.faults import checkpoints
+from tests.support.paths import ASSETS, SUITES
+
 NO_ENGINE = """
     import pytest
 
@@ -26,7 +25,7 @@ def judged(pytester: pytest.Pytester):
     """Judge checkpoints in a session that names no engine, and could not start one."""
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
     pytester.makeconftest(NO_ENGINE)
-    shutil.copy(REPOSITORY / "suites" / "test_checkpoint.py", pytester.path)
+    shutil.copy(SUITES / "test_checkpoint.py", pytester.path)
 
     def run(*paths: Path, arguments: tuple[str, ...] = ()) -> pytest.RunResult:
         return pytester.runpytest_subprocess("-rs", *(f"--checkpoint={path}" for path in paths), *arguments)
@@ -50,7 +49,7 @@ def test_without_the_option_there_is_a_visible_skip(judged) -> None:
 
 
 def test_a_layer_left_in_16_bits_is_red_beside_a_clean_checkpoint(judged, tmp_path: Path) -> None:
-    faulty = FAULTS["leave_a_layer_alone"](ASSETS / "gptq", tmp_path / "gptq")
+    faulty = checkpoints.leave_a_layer_alone(ASSETS / "gptq", tmp_path / "gptq")
     result = judged(ASSETS / "gptq", faulty)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*model.layers.2.mlp.down_proj.weight: left in bfloat16 instead of gptq (*"])
@@ -59,8 +58,8 @@ def test_a_layer_left_in_16_bits_is_red_beside_a_clean_checkpoint(judged, tmp_pa
 
 
 def test_a_tensor_that_the_index_does_not_name_is_red(judged, tmp_path: Path) -> None:
-    clean = FAULTS["split"](ASSETS / "w8a8", tmp_path / "clean")
-    faulty = FAULTS["split"](ASSETS / "w8a8", tmp_path / "faulty")
+    clean = checkpoints.split(ASSETS / "w8a8", tmp_path / "clean")
+    faulty = checkpoints.split(ASSETS / "w8a8", tmp_path / "faulty")
     file = faulty / "model.safetensors.index.json"
     index = json.loads(file.read_text())
     lost = "model.layers.3.mlp.up_proj.weight_scale"
@@ -81,7 +80,7 @@ def test_what_is_no_checkpoint_is_red_in_one_line(judged, path: str, says: str) 
 
 
 def test_a_format_that_is_not_declared_is_a_visible_skip(judged, tmp_path: Path) -> None:
-    other = FAULTS["declare"](ASSETS / "w8a8", tmp_path / "hqq", quant_method="hqq")
+    other = checkpoints.declare(ASSETS / "w8a8", tmp_path / "hqq", quant_method="hqq")
     result = judged(other)
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["checkpoint:hqq *skip", "SKIPPED*how checkpoint stores quantization 'hqq'*"])

@@ -62,10 +62,10 @@ def test_a_record_that_json_cannot_hold_fails_its_own_test_and_no_other(pytester
     pytester.makepyfile(
         """
         def test_bad(engine, baseline):
-            baseline.expected("bad", observed=lambda _: {"value": float("nan")}, conditions={}, n=1)
+            baseline.expected("bad", observe=lambda engine, _: {"value": float("nan")}, conditions={}, n=1)
 
         def test_good(engine, baseline):
-            baseline.expected("good", observed=lambda _: {"value": 1.0}, conditions={}, n=1)
+            baseline.expected("good", observe=lambda engine, _: {"value": 1.0}, conditions={}, n=1)
         """
     )
     result = run("--update-baselines", *mode)

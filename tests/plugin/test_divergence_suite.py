@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.paths import SUITES
+
 RECORDED, REFERENCE = "test_predictions_are_as_recorded", "test_divergence_from_unquantized_weights"
 
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, run):
-    shutil.copy(REPOSITORY / "suites" / "test_divergence.py", pytester.path)
+    shutil.copy(SUITES / "test_divergence.py", pytester.path)
     return run
 
 

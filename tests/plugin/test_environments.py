@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-TINY = runpy.run_path(str(Path(__file__).parents[1] / "unit" / "tiny_wheels.py"))
+from tests.support import tiny_wheels
+
 pytestmark = pytest.mark.usefixtures("no_installer_configuration")
 TESTS = "def test_one(engine): pass\ndef test_two(engine): pass"
 
@@ -17,7 +17,7 @@ TESTS = "def test_one(engine): pass\ndef test_two(engine): pass"
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[list[str]]]:
     """What a fake uv was asked so far; it installs from an index that holds a transformers without its dependencies."""
-    calls = TINY["fake_uv"](tmp_path / "bin")
+    calls = tiny_wheels.fake_uv(tmp_path / "bin")
     for name, version in {
         "transformers": "1.0",
         "torch": "2.9",
@@ -25,7 +25,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
         "bitsandbytes": "1.0",
         "safetensors": "1.0",
     }.items():
-        TINY["wheel"](tmp_path / "index", name, version)
+        tiny_wheels.wheel(tmp_path / "index", name, version)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")

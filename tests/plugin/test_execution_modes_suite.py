@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.paths import SUITES
 
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, run):
-    shutil.copy(REPOSITORY / "suites" / "test_execution_modes.py", pytester.path)
+    shutil.copy(SUITES / "test_execution_modes.py", pytester.path)
     return run
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.paths import SUITES
+
 KEEPER = """
     import pathlib, subprocess, sys
 
@@ -65,7 +65,7 @@ def suite(pytester: pytest.Pytester):
     """Copy one suite into the project."""
 
     def copy(name: str) -> None:
-        (pytester.path / f"test_{name}.py").write_text((REPOSITORY / "suites" / f"test_{name}.py").read_text())
+        (pytester.path / f"test_{name}.py").write_text((SUITES / f"test_{name}.py").read_text())
 
     return copy
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-SUITES = Path(__file__).resolve().parents[2] / "suites"
+from tests.support.paths import SUITES
+
 TESTS = 8
 
 pytest.importorskip("openai")

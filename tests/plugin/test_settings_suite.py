@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
-from pathlib import Path
 
 import pytest
 
-SUITES = Path(__file__).resolve().parents[2] / "suites"
-SERVER = Path(__file__).resolve().parents[1] / "unit" / "openai_server.py"
+from tests.support.openai_server import Fake
+from tests.support.paths import SUITES
+
 MOVED = '--engine-args={"fault": "move_default"}'
 
 
@@ -38,7 +37,7 @@ def test_a_default_that_moved_is_red_and_says_between_which_versions(settings, p
 
 def test_a_server_of_somebody_else_has_no_empty_record(settings, pytester: pytest.Pytester) -> None:
     pytest.importorskip("openai")
-    fake = runpy.run_path(str(SERVER))["Fake"]()
+    fake = Fake()
     try:
         engine = f"openai@{fake.address}"
         settings("--update-baselines", engine=engine).assert_outcomes(skipped=2)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-SUITES = Path(__file__).resolve().parents[2] / "suites"
+from tests.support.paths import SUITES
+
 UNSTEADY = """
 from itertools import chain, cycle, islice, repeat
 

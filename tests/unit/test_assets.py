@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import shared_tensors
 
 from pytest_llminfer.checkpoints.safetensors import read_checkpoint
+from tests.support.faults import checkpoints
+from tests.support.paths import ASSETS, REFERENCE, REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FAULTS = runpy.run_path(str(REPOSITORY / "tests" / "engines" / "checkpoint_faults.py"))
-ASSETS, REFERENCE = FAULTS["ASSETS"], FAULTS["REFERENCE"]
 SHARING = ("awq", "fp8", "gptq", "w4a16", "w8a8")
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-
-
-@pytest.fixture
-def shared_tensors():
-    """What tools/quantize.py does with --shared."""
-    return runpy.run_path(str(REPOSITORY / "tools" / "shared_tensors.py"))
 
 
 def test_together_they_stay_under_30_megabytes():
@@ -40,38 +32,38 @@ def test_each_links_to_what_the_reference_model_has_too(name):
     assert {
         tensor: where.file.name for tensor, where in read_checkpoint(ASSETS / name).items() if ".layers." not in tensor
     } == dict.fromkeys(("lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"), SHARDS[0])
-    held, original = FAULTS["_contents"](ASSETS / name), FAULTS["_contents"](REFERENCE)
+    held, original = checkpoints.contents(ASSETS / name), checkpoints.contents(REFERENCE)
     assert held["lm_head.weight"] == original["lm_head.weight"]
 
 
 @pytest.mark.parametrize("name", SHARING)
-def test_made_again_they_are_the_same_bytes(shared_tensors, tmp_path, name):
-    made, shared = FAULTS["_copy"](ASSETS / name, tmp_path / name), tmp_path / "shared.safetensors"
-    shared_tensors["split"](made, REFERENCE)
-    shared_tensors["link"](made, shared)
+def test_made_again_they_are_the_same_bytes(tmp_path, name):
+    made, shared = checkpoints.copy(ASSETS / name, tmp_path / name), tmp_path / "shared.safetensors"
+    shared_tensors.split(made, REFERENCE)
+    shared_tensors.link(made, shared)
     for file in (*SHARDS, "model.safetensors.index.json"):
         assert (made / file).read_bytes() == (ASSETS / name / file).read_bytes()
     assert str((made / SHARDS[0]).readlink()) == "../shared.safetensors"
     assert not (made / "model.safetensors").exists()
 
 
-def test_a_shared_file_with_other_tensors_is_not_written_over(shared_tensors, tmp_path):
-    made, shared = FAULTS["_copy"](ASSETS / "w8a8", tmp_path / "w8a8"), tmp_path / "shared.safetensors"
-    shared_tensors["split"](made, REFERENCE)
+def test_a_shared_file_with_other_tensors_is_not_written_over(tmp_path):
+    made, shared = checkpoints.copy(ASSETS / "w8a8", tmp_path / "w8a8"), tmp_path / "shared.safetensors"
+    shared_tensors.split(made, REFERENCE)
     shared.write_bytes(b"another model's")
     with pytest.raises(SystemExit, match=r"shared\.safetensors holds other tensors than .*: remove it, or name another file"):
-        shared_tensors["link"](made, shared)
+        shared_tensors.link(made, shared)
     assert shared.read_bytes() == b"another model's"
     assert not (made / SHARDS[0]).is_symlink()
 
 
-def test_a_checkpoint_that_shares_nothing_is_left_alone(shared_tensors, tmp_path):
+def test_a_checkpoint_that_shares_nothing_is_left_alone(tmp_path):
     made, other = tmp_path / "made", tmp_path / "other"
-    FAULTS["_copy"](ASSETS / "w8a8", made)
+    checkpoints.copy(ASSETS / "w8a8", made)
     shutil.copytree(REFERENCE, other)
-    FAULTS["_write"](other / "model.safetensors", {"model.embed_tokens.weight": ("BF16", (1,), b"\0\0")})
+    checkpoints.write(other / "model.safetensors", {"model.embed_tokens.weight": ("BF16", (1,), b"\0\0")})
     with pytest.raises(SystemExit, match=r"shares no tensor with .*: leave --shared out"):
-        shared_tensors["split"](made, other)
+        shared_tensors.split(made, other)
     assert (made / "model.safetensors").is_file()
 
 

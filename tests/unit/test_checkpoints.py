@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 
@@ -15,9 +13,9 @@ from pytest_llminfer.families.layout.checkpoint import check_checkpoint, check_i
 from pytest_llminfer.families.memory.check import predict_weights
 from pytest_llminfer.models.stored import read_stored
 from pytest_llminfer.verdict import Outcome
+from tests.support.faults import checkpoints
+from tests.support.paths import ASSETS, REFERENCE
 
-FAULTS = runpy.run_path(str(Path(__file__).parents[1] / "engines" / "checkpoint_faults.py"))
-ASSETS, REFERENCE = FAULTS["ASSETS"], FAULTS["REFERENCE"]
 SAFETENSORS = ("awq", "fp8", "gptq", "w4a16", "w8a8")
 MIXTURES = {"F16": "none", "Q8_0": "q8_0", "Q4_K_M": "q4_k_m"}
 NORM = "model.layers.1.input_layernorm.weight"
@@ -71,7 +69,7 @@ def test_the_unquantized_model_is_stored_as_it_declares():
 
 @pytest.mark.parametrize("name", SAFETENSORS)
 def test_a_layer_that_was_silently_left_in_16_bits_is_named(name, tmp_path):
-    verdict = check(read_stored(FAULTS["leave_a_layer_alone"](ASSETS / name, tmp_path / name)))
+    verdict = check(read_stored(checkpoints.leave_a_layer_alone(ASSETS / name, tmp_path / name)))
     assert verdict.outcome is Outcome.FAIL
     assert len(verdict.details) == 1
     assert verdict.details[0].startswith(f"model.layers.2.mlp.down_proj.weight: left in bfloat16 instead of {name} (")
@@ -80,14 +78,14 @@ def test_a_layer_that_was_silently_left_in_16_bits_is_named(name, tmp_path):
 @pytest.mark.parametrize("name", [NORM, "model.embed_tokens.weight"])
 @pytest.mark.parametrize("quantization", ["w8a8", "gptq"])
 def test_a_tensor_that_was_widened_is_named(quantization, name, tmp_path):
-    verdict = check(read_stored(FAULTS["widen"](ASSETS / quantization, tmp_path / "wide", name)))
+    verdict = check(read_stored(checkpoints.widen(ASSETS / quantization, tmp_path / "wide", name)))
     assert verdict.outcome is Outcome.FAIL
     assert len(verdict.details) == 1
     assert verdict.details[0].startswith(f"{name}: dtype float32 instead of bfloat16")
 
 
 def test_groups_of_another_size_than_declared_fail(tmp_path):
-    verdict = check(read_stored(FAULTS["declare"](ASSETS / "gptq", tmp_path / "gptq", group_size=64)))
+    verdict = check(read_stored(checkpoints.declare(ASSETS / "gptq", tmp_path / "gptq", group_size=64)))
     assert verdict.outcome is Outcome.FAIL
     assert "self_attn.q_proj.qzeros (and the same in 3 other layers): shape [2, 32] instead of [4, 32]" in str(verdict)
 
@@ -96,7 +94,7 @@ def test_groups_of_another_size_than_declared_fail(tmp_path):
 @pytest.mark.parametrize("name", ["gptq", "awq", "w4a16"])
 def test_predicted_weights_are_the_bytes_on_disk_whatever_the_group_size(name, size, tmp_path):
     """128 is that of the files as they are."""
-    stored = read_stored(FAULTS["regroup"](ASSETS / name, tmp_path / name, size) if size < 128 else ASSETS / name)
+    stored = read_stored(checkpoints.regroup(ASSETS / name, tmp_path / name, size) if size < 128 else ASSETS / name)
     predicted = predict_weights(shape=stored.shape, dtype="bf16", quantization=name, group_size=size)
     held = sum(parameter.stored_bytes for parameter in stored.layout.parameters)
     assert (stored.group_size, predicted, check(stored).outcome) == (size, held, Outcome.PASS)
@@ -107,7 +105,7 @@ def test_predicted_weights_are_the_bytes_on_disk_whatever_the_group_size(name, s
 
 @pytest.mark.parametrize(("held", "named"), [("Q8_0", 15), ("F16", 15), ("F16", 7)])
 def test_a_gguf_file_of_other_types_than_it_names_fails(held, named, tmp_path):
-    file = FAULTS["relabel"](ASSETS / "gguf" / f"reference-{held}.gguf", tmp_path / "other.gguf", named)
+    file = checkpoints.relabel(ASSETS / "gguf" / f"reference-{held}.gguf", tmp_path / "other.gguf", named)
     verdict = check(read_stored(file))
     assert verdict.outcome is Outcome.FAIL
     found, meant = {"Q8_0": "q8_0", "F16": "float16"}[held], {15: "q4_k", 7: "q8_0"}[named]
@@ -134,7 +132,7 @@ def test_a_gguf_file_of_other_types_than_it_names_fails(held, named, tmp_path):
 )  # fmt: skip
 def test_a_variant_that_is_not_declared_here_is_no_pass(name, changed, says, tmp_path):
     with pytest.raises(UnsupportedError, match=says):
-        check(read_stored(FAULTS["declare"](ASSETS / name, tmp_path / name, **changed)))
+        check(read_stored(checkpoints.declare(ASSETS / name, tmp_path / name, **changed)))
 
 
 def test_a_configuration_without_quantization_declares_none():
@@ -144,7 +142,7 @@ def test_a_configuration_without_quantization_declares_none():
 def test_the_command_names_what_is_wrong_and_says_so_by_its_status(capsys, tmp_path):
     assert main(["checkpoint", *(str(ASSETS / name) for name in SAFETENSORS)]) == 0
     assert capsys.readouterr().out.count("PASS: every parameter is stored") == 5
-    faulty = FAULTS["leave_a_layer_alone"](ASSETS / "w8a8", tmp_path / "w8a8")
+    faulty = checkpoints.leave_a_layer_alone(ASSETS / "w8a8", tmp_path / "w8a8")
     assert main(["checkpoint", str(ASSETS / "w8a8"), str(faulty), "--json"]) == 1
     assert [entry["outcome"] for entry in json.loads(capsys.readouterr().out)] == ["pass", "pass", "fail"]
     assert main(["checkpoint", str(ASSETS / "w8a8"), "--quantization", "w4a16"]) == 1
@@ -154,7 +152,7 @@ def test_the_command_names_what_is_wrong_and_says_so_by_its_status(capsys, tmp_p
 
 
 def test_an_index_is_judged_by_the_files_that_it_names(tmp_path):
-    stored = read_stored(FAULTS["split"](ASSETS / "w8a8", tmp_path / "shards"))
+    stored = read_stored(checkpoints.split(ASSETS / "w8a8", tmp_path / "shards"))
     layout, index = check_checkpoint(stored)
     assert (layout.outcome, index.outcome, index.key) == (Outcome.PASS, Outcome.PASS, "67 indexed")
     moved, made_up = "model.norm.weight", "model.layers.4.input_layernorm.weight"

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,8 @@ import pytest
 from pytest_llminfer import __version__, cli
 from pytest_llminfer.cli import probe
 from pytest_llminfer.spec import ENGINES
+from tests.support.tiny_wheels import fake_uv, wheel
 
-TINY = runpy.run_path(str(Path(__file__).with_name("tiny_wheels.py")))
-wheel, fake_uv = TINY["wheel"], TINY["fake_uv"]
 TORCH = """
 class version:
     cuda = None

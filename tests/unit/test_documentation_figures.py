@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
-from pathlib import Path
 
+import power_in_methods
 import pytest
 
 from pytest_llminfer.stats import codebooks, sequential
+from tests.support.paths import REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "methods.md").read_text()
-TABLES = runpy.run_path(str(ROOT / "benchmarks" / "power_in_methods.py"))
+PAGE = (REPOSITORY / "docs" / "methods.md").read_text()
 
 
 def text(cells: tuple[str, ...]) -> str:
@@ -22,19 +20,19 @@ def text(cells: tuple[str, ...]) -> str:
 
 @pytest.mark.parametrize("runs", [1, 4])
 def test_power_at_the_end_is_that_which_the_benchmark_is_held_to(runs: int) -> None:
-    row = [text(cells) for (of, _), cells in TABLES["AT_THE_END"].items() if of == runs]
+    row = [text(cells) for (of, _), cells in power_in_methods.AT_THE_END.items() if of == runs]
     assert f"| **exact, K = {runs}, α = .01** | {' | '.join(row)} |" in PAGE
 
 
-@pytest.mark.parametrize("setting", TABLES["WITH_LOOKS"], ids=str)
+@pytest.mark.parametrize("setting", power_in_methods.WITH_LOOKS, ids=str)
 def test_power_with_looks_is_that_which_the_benchmark_is_held_to(setting: tuple[int, float, float]) -> None:
     runs, discordance, margin = setting
-    row = [" / ".join(cell for cell in cells if cell) for cells in TABLES["WITH_LOOKS"][setting]]
+    row = [" / ".join(cell for cell in cells if cell) for cells in power_in_methods.WITH_LOOKS[setting]]
     assert f"| {runs} | {100 * discordance:g} % | {100 * margin:g} | {' | '.join(row)} |" in PAGE
 
 
 def test_power_by_the_rules_in_use_is_that_which_the_benchmark_last_measured() -> None:
-    measured = json.loads((ROOT / "benchmarks" / "power_of_shipped.json").read_text())
+    measured = json.loads((REPOSITORY / "benchmarks" / "power_of_shipped.json").read_text())
     rows = re.findall(r"^\| (\d) \| (\d) % \| (\d) \| ([\d., ]+) \| ([\d., ]+) \| ([\d., ]+) \| ([\d., ]+) \|$", PAGE, re.MULTILINE)
     assert len(rows) == len(measured) / 4
     for runs, discordance, margin, *columns in rows:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import REPOSITORY
+
 FOLDER = "docs"
 SUFFIXES = {"", ".cfg", ".ini", ".j2", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml"}
 """Of files that people write. Records and assets point nowhere."""
@@ -30,13 +31,13 @@ def written_files() -> dict[Path, str]:
     """Path from the root → text of every file of the repository that people write, new ones included."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],  # noqa: S607
-        cwd=ROOT,
+        cwd=REPOSITORY,
         check=True,
         capture_output=True,
         text=True,
     )
     paths = [Path(line) for line in listed.stdout.splitlines()]
-    return {path: (ROOT / path).read_text() for path in paths if path.suffix in SUFFIXES and (ROOT / path).is_file()}
+    return {path: (REPOSITORY / path).read_text() for path in paths if path.suffix in SUFFIXES and (REPOSITORY / path).is_file()}
 
 
 def anchors(page: str) -> set[str]:
@@ -75,7 +76,7 @@ def dangling(files: Mapping[Path, str]) -> list[str]:
     for path, text in files.items():
         for target in sorted(set(targets(path, text))):
             name, _, anchor = target.partition("#")
-            if name not in headings and not (ROOT / name).exists():
+            if name not in headings and not (REPOSITORY / name).exists():
                 lines.append(f"{path}: {target}: there is no {name}")
             elif anchor and name in headings and anchor not in headings[name]:
                 lines.append(f"{path}: {target}: {name} has no such heading")

@@ -77,13 +77,22 @@ def test_a_drift_that_lasts_stays_proven_until_a_line_says_that_it_is_mended(pas
 def test_the_verdict_names_the_way_out(past_runs) -> None:
     verdict = check_drift(recorded=past_runs.recorded, past_runs=["0" * N])
     assert 'the line {"mended": "<what was done>"}, appended to the run history' in verdict.advice
-    assert (
-        "a drift of 1 point within 90 past runs in 70 % of run history, at past run 8 in the median" in verdict.smallest_detectable
-    )
+    assert "a drift of 1 point within 90 runs in 70 % of histories, at run 8 in the median" in verdict.smallest_detectable
 
 
 def test_a_line_that_is_neither_is_refused(tmp_path) -> None:
     path = tmp_path / "run_history.jsonl"
     path.write_text('{"mend": "x"}\n')
-    with pytest.raises(BaselineError, match="line 1 is no record of a past run"):
+    with pytest.raises(BaselineError, match="line 1 is no past run"):
         run_history.read(path, entry="e", record="r")
+
+
+@pytest.mark.parametrize("before", ['{"mended": "x"}', '{"mended": "x"}\n'])
+def test_a_last_line_without_an_end_takes_no_past_run_into_it(tmp_path: Path, before: str) -> None:
+    path = tmp_path / "run_history.jsonl"
+    path.write_text(before)
+    run = run_history.PastRun(entry="e", record="r", date="2026-01-01T00:00:00Z", outcomes="1", p_value=1.0, log_e=0.0)
+    for _ in range(2):
+        run_history.append(path, run)
+    assert run_history.read(path, entry="e", record="r") == [run, run]
+    assert len(path.read_text().splitlines()) == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import sys
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import pytest
 from pytest_llminfer.engines.environments import cache, interpreter, making
 from pytest_llminfer.engines.environments.making import write_alias
 from pytest_llminfer.errors import BadInputError, EngineStartError
+from tests.support import tiny_environments
+from tests.support.tiny_environments import Phases, evaluate, makes, wheel
 
-TINY = runpy.run_path(str(Path(__file__).with_name("tiny_environments.py")))
-index, uv, wheel, makes, Phases, evaluate = (TINY[name] for name in ("index", "uv", "wheel", "makes", "Phases", "evaluate"))
+index, uv = tiny_environments.index, tiny_environments.uv
 
 
 def test_no_environment_is_this_interpreter():

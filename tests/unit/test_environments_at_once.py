@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import runpy
 import signal
 import threading
 import time
-from pathlib import Path
 
 from pytest_llminfer.engines.environments import interpreter
+from tests.support import tiny_environments
+from tests.support.tiny_environments import Phases, evaluate, left_behind, makes, start_making
 
-TINY = runpy.run_path(str(Path(__file__).with_name("tiny_environments.py")))
-index, uv, makes, Phases, evaluate, left_behind, start_making = (
-    TINY[name] for name in ("index", "uv", "makes", "Phases", "evaluate", "left_behind", "start_making")
-)
+index, uv = tiny_environments.index, tiny_environments.uv
 
 
 def test_of_two_sessions_one_makes_and_the_other_waits(uv, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import os
-import runpy
 import subprocess
 import sys
 import threading
@@ -16,9 +15,10 @@ import pytest
 from pytest_llminfer.engines.environments import cache, interpreter
 from pytest_llminfer.engines.environments.installer import Installer
 from pytest_llminfer.errors import EngineStartError
+from tests.support import tiny_environments
+from tests.support.tiny_environments import wheel
 
-TINY = runpy.run_path(str(Path(__file__).with_name("tiny_environments.py")))
-index, wheel = TINY["index"], TINY["wheel"]
+index = tiny_environments.index
 SECRET = "hunter2"  # noqa: S105 - nobody's
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,10 @@ import pytest
 
 from pytest_llminfer.engines.environments import EnvironmentInUseError, cache, interpreter, list_environments, remove
 from pytest_llminfer.errors import InvalidSpecError
+from tests.support import tiny_environments
+from tests.support.tiny_environments import left_behind, wheel
 
-TINY = runpy.run_path(str(Path(__file__).with_name("tiny_environments.py")))
-index, uv, wheel, left_behind = (TINY[name] for name in ("index", "uv", "wheel", "left_behind"))
+index, uv = tiny_environments.index, tiny_environments.uv
 
 
 @pytest.mark.usefixtures("uv")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
 from pytest_llminfer.errors import EngineStartError
+from tests.support.engines import environments
 
-HELPER = Path(__file__).parents[1] / "engines" / "environments.py"
 VARIABLES = {"vllm": "LLMINFER_TEST_VLLM", "llamacpp": "LLMINFER_TEST_LLAMACPP", "sglang": "LLMINFER_TEST_SGLANG"}
 
 
@@ -19,10 +17,7 @@ def helper(monkeypatch, tmp_path):
     for name in VARIABLES.values():
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    spec = importlib.util.spec_from_file_location("environments_of_engines", HELPER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return environments
 
 
 @pytest.mark.parametrize("engine", VARIABLES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +16,10 @@ from pytest_llminfer.models.stored import declared_groups, read_stored
 from pytest_llminfer.observations.memory import MemoryReport
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-FAULTS = runpy.run_path(str(REPOSITORY / "tests" / "engines" / "checkpoint_faults.py"))
-SUITE = runpy.run_path(str(REPOSITORY / "suites" / "test_memory.py"))
-LAYOUTS = runpy.run_path(str(REPOSITORY / "suites" / "test_layout.py"))
+from suites import test_layout as layout_suite
+from suites import test_memory as memory_suite
+from tests.support.faults import checkpoints
+from tests.support.paths import ASSETS
 
 
 class HoldsFiles:
@@ -51,7 +49,7 @@ def name(request):
 def weighed(path, quantization):
     """The verdict of the suite on weights, and the line of the profile."""
     engine, verdicts = HoldsFiles(path, quantization), []
-    SUITE["test_weights_take_the_bytes_that_the_configuration_implies"](engine, verdicts.append)
+    memory_suite.test_weights_take_the_bytes_that_the_configuration_implies(engine, verdicts.append)
     baseline, item = SimpleNamespace(keep=lambda *_, **__: None), SimpleNamespace(user_properties=[])
     (line, *_) = MemoryProfile(item, engine, baseline).take()
     return verdicts[0], line
@@ -59,7 +57,7 @@ def weighed(path, quantization):
 
 @pytest.mark.parametrize("size", [32, 128])
 def test_the_suite_and_the_ledger_predict_with_the_groups_that_are_declared(name, size, tmp_path):
-    path = FAULTS["regroup"](FAULTS["ASSETS"] / name, tmp_path / name, size)
+    path = checkpoints.regroup(ASSETS / name, tmp_path / name, size)
     verdict, line = weighed(path, name)
     assert verdict.outcome is Outcome.PASS
     assert (line.line, line.difference, line.within) == ("weights", 0, True)
@@ -68,17 +66,17 @@ def test_the_suite_and_the_ledger_predict_with_the_groups_that_are_declared(name
 @pytest.mark.parametrize("left", [False, True])
 def test_a_variant_of_a_format_is_a_visible_skip_in_every_suite_that_predicts(name, tmp_path, left):
     """Of 8 bits, with zero points, or with a matrix left in 16 bits: the tensors that it has are not those declared here."""
-    engine = HoldsFiles(FAULTS["ASSETS"] / name, name)
+    engine = HoldsFiles(ASSETS / name, name)
     weights = {"num_bits": 4, "strategy": "group", "group_size": 128, "symmetric": False}
     changed = {"config_groups": {"a": {"weights": weights}}} if name == "w4a16" else {"bits": 8}
     if left:
         changed = {"modules_to_not_convert": ["lm_head", "o_proj"]}
-    engine.model = Model(str(FAULTS["declare"](FAULTS["ASSETS"] / name, tmp_path / name, **changed)))
+    engine.model = Model(str(checkpoints.declare(ASSETS / name, tmp_path / name, **changed)))
     profile = MemoryProfile(SimpleNamespace(user_properties=[]), engine, SimpleNamespace())
     verdicts = []
     for judged in (
-        lambda: SUITE["test_weights_take_the_bytes_that_the_configuration_implies"](engine, verdicts.append),
-        lambda: LAYOUTS["test_every_parameter_is_stored_as_declared"](engine, verdicts.append),
+        lambda: memory_suite.test_weights_take_the_bytes_that_the_configuration_implies(engine, verdicts.append),
+        lambda: layout_suite.test_every_parameter_is_stored_as_declared(engine, verdicts.append),
         profile.take,
     ):
         said = "leaves o_proj in 16 bits" if left else f"stored as {name} (of 8 bits|with zero points), of which no layout"
@@ -88,8 +86,8 @@ def test_a_variant_of_a_format_is_a_visible_skip_in_every_suite_that_predicts(na
 
 
 def test_groups_that_are_not_those_declared_are_found(name, tmp_path):
-    held = FAULTS["regroup"](FAULTS["ASSETS"] / name, tmp_path / name, 32)
-    path = FAULTS["declare_groups"](held, tmp_path / "declared", 128)
+    held = checkpoints.regroup(ASSETS / name, tmp_path / name, 32)
+    path = checkpoints.declare_groups(held, tmp_path / "declared", 128)
     verdict, line = weighed(path, name)
     assert verdict.outcome is Outcome.FAIL
     assert "larger than predicted" in str(verdict)
@@ -103,7 +101,7 @@ def test_the_command_says_the_bytes_on_disk_and_those_of_other_groups(name, tmp_
         # By role without the allocator's rounding, which the total has.
         return sum(json.loads(capsys.readouterr().out)["weights_by_role_bytes"].values())
 
-    paths = {size: FAULTS["regroup"](FAULTS["ASSETS"] / name, tmp_path / str(size), size) for size in (32, 64, 128)}
+    paths = {size: checkpoints.regroup(ASSETS / name, tmp_path / str(size), size) for size in (32, 64, 128)}
     held = {size: sum(each.stored_bytes for each in read_stored(path).layout.parameters) for size, path in paths.items()}
     assert {size: said(path) for size, path in paths.items()} == held
     assert {size: said(paths[128], "--group-size", str(size)) for size in paths} == held

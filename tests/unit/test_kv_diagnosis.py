@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +10,7 @@ import pytest
 from pytest_llminfer.families.kv_equivalence.check import Compared, check_cache_paths
 from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
 from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparisons
-
-SHARED = runpy.run_path(str(Path(__file__).with_name("kv_comparisons.py")))
-Bug, verdict, assert_told, LAYERS, HEADS, TOKENS, WINDOW, NOISE, FULL, SLIDING, DECODE = (
-    SHARED[name]
-    for name in ("Bug", "verdict", "assert_told", "LAYERS", "HEADS", "TOKENS", "WINDOW", "NOISE", "FULL", "SLIDING", "DECODE")
-)
+from tests.support.kv_comparisons import DECODE, FULL, HEADS, NOISE, SLIDING, TOKENS, WINDOW, Bug, assert_told, verdict
 
 
 def test_keys_alone_in_layer_0_are_positions():

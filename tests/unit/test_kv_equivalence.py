@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +13,7 @@ from pytest_llminfer.families.kv_equivalence.receptive_field import check_reach
 from pytest_llminfer.families.kv_equivalence.stored import check_cached_tensors, check_quantized_cache
 from pytest_llminfer.observations.cache_paths import CachePathComparisons
 from pytest_llminfer.verdict import Outcome
-
-SHARED = runpy.run_path(str(Path(__file__).with_name("kv_comparisons.py")))
-Bug, verdict, assert_told, LAYERS, HEADS, TOKENS, FULL, DECODE = (
-    SHARED[name] for name in ("Bug", "verdict", "assert_told", "LAYERS", "HEADS", "TOKENS", "FULL", "DECODE")
-)
+from tests.support.kv_comparisons import DECODE, FULL, HEADS, LAYERS, TOKENS, Bug, assert_told, verdict
 
 
 def test_what_agrees_passes_and_says_how_well():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +12,7 @@ from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
 from pytest_llminfer.families.kv_equivalence.stored import check_cached_tensors, check_quantized_cache, format_error, normal_range
 from pytest_llminfer.observations.cache_paths import CachedTensors, CachePath
 from pytest_llminfer.verdict import Outcome
-
-SHARED = runpy.run_path(str(Path(__file__).with_name("kv_comparisons.py")))
-Bug, LAYERS, HEADS, TOKENS, DIM, WINDOW, FULL, SLIDING, DECODE = (
-    SHARED[name] for name in ("Bug", "LAYERS", "HEADS", "TOKENS", "DIM", "WINDOW", "FULL", "SLIDING", "DECODE")
-)
+from tests.support.kv_comparisons import DECODE, DIM, FULL, HEADS, LAYERS, SLIDING, TOKENS, WINDOW, Bug
 
 
 def test_the_range_of_normal_numbers_is_that_of_the_tables():

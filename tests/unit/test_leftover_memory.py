@@ -11,7 +11,7 @@ from multiprocessing import shared_memory
 import pytest
 
 from pytest_llminfer.engines.worker_process import WorkerProcess
-from pytest_llminfer.worker.shared_memory import FOLDER, ownerless
+from pytest_llminfer.worker.protocol.shared_memory import FOLDER, ownerless
 
 DYING = """
 import os

@@ -24,8 +24,8 @@ from pytest_llminfer.worker.backends.llamacpp.arguments import Arguments, defaul
 from pytest_llminfer.worker.backends.llamacpp.convert import permute
 from pytest_llminfer.worker.backends.llamacpp.source import CheckpointSource, DummySource, to_bf16
 from pytest_llminfer.worker.backends.llamacpp.tokenizer import CONTROL, UNUSED, pre_tokenizer, read_vocabulary
+from tests.support.paths import REFERENCE
 
-REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
 CONFIG = json.loads((REFERENCE / "config.json").read_text())
 TINY = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q1sIQIQ", 1, b"x", 1, 1, 0, 0)
 WHOLE = TINY.ljust(64, b"\0") + b"\0" * 4

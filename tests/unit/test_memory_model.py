@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 
@@ -13,10 +11,9 @@ from pytest_llminfer.families.memory.check import weights_tolerance
 from pytest_llminfer.predict.buffers import rope_bytes
 from pytest_llminfer.predict.formats import FormatOptions, linear_tensors
 from pytest_llminfer.predict.weights import FORMATS, allocated_bytes, bits_per_weight, bytes_by_role, stored_bytes
+from tests.support.bundled_shapes import GIB, MIB, bundled, held
+from tests.support.paths import BASELINES
 
-SHARED = runpy.run_path(str(Path(__file__).with_name("bundled_shapes.py")))
-GIB, MIB, bundled, held = (SHARED[name] for name in ("GIB", "MIB", "bundled", "held"))
-BASELINES = Path(__file__).resolve().parents[2] / "baselines"
 INSTRUCT = {"max_position_embeddings": 32768}
 """Qwen2.5-7B-Instruct, whose logs are published, allows a quarter of the base model's positions."""
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,9 +13,7 @@ from pytest_llminfer.predict.budget import DeviceBudget
 from pytest_llminfer.predict.buffers import rope_bytes
 from pytest_llminfer.predict.kv import BITS, KVGroup, bytes_per_token, concurrency, kv_groups, pool_blocks
 from pytest_llminfer.predict.weights import stored_bytes
-
-SHARED = runpy.run_path(str(Path(__file__).with_name("bundled_shapes.py")))
-GIB, bundled, held = SHARED["GIB"], SHARED["bundled"], SHARED["held"]
+from tests.support.bundled_shapes import GIB, bundled, held
 
 
 @pytest.mark.parametrize(("name", "per_token"), [("llama-3-8b", 131_072), ("qwen2.5-7b", 57_344), ("gpt2", 36_864)])

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
+import memory_table
 import pytest
 
-from pytest_llminfer.families.memory.observe import render
 from pytest_llminfer.families.memory.profile import ProfileLine, check_profile, pinned_capacity, profile_lines
+from pytest_llminfer.families.memory.section import rows, table
 from pytest_llminfer.families.shutdown import observe as idling
 from pytest_llminfer.families.shutdown.check import Leftover, Stop, check_idle
 from pytest_llminfer.observations.kv_cache import KVPool
@@ -128,13 +127,14 @@ def test_nothing_predicted_is_a_failure():
 
 
 def test_the_table_marks_what_is_outside():
-    rows = [line.to_dict() for line in (ProfileLine("weights", 100, 120, 10), ProfileLine("KV capacity", 7, 7, 0, "tokens"))]
-    rows.append(ProfileLine("load peak", None, 1234).to_dict())
-    assert [line.split() for line in render([{"cell": "vllm", "lines": rows}])] == [
-        ["cell", "memory", "predicted", "measured", "difference", "gate"],
-        ["vllm", "weights", "100", "120", "+20", "±10", "OUTSIDE"],
-        ["KV", "capacity", "7", "tokens", "7", "tokens", "+0", "tokens", "exact"],
-        ["load", "peak", "-", "1,234", "-", "shown"],
+    lines = [line.to_dict() for line in (ProfileLine("weights", 100, 120, 10), ProfileLine("KV capacity", 7, 7, 0, "tokens"))]
+    lines.append(ProfileLine("load peak", None, 1234).to_dict())
+    assert table(rows([{"cell": "vllm", "lines": lines}, {"cell": "vllm-tp2", "lines": lines[2:]}])) == [
+        ("cell", "memory", "predicted", "measured", "difference", "gate"),
+        ("vllm", "weights", "100", "120", "+20", "±10 OUTSIDE"),
+        ("", "KV capacity", "7 tokens", "7 tokens", "+0 tokens", "exact"),
+        ("", "load peak", "-", "1,234", "-", "shown"),
+        ("vllm-tp2", "load peak", "-", "1,234", "-", "shown"),
     ]
 
 
@@ -151,7 +151,6 @@ def test_a_device_is_read_until_two_readings_agree(monkeypatch):
 
 
 def test_kept_ledgers_are_one_markdown_table(tmp_path, monkeypatch, capsys):
-    tool = Path(__file__).parents[2] / "tools" / "memory_table.py"
     found = [
         ProfileLine("weights", 1000, 1200, 10),
         ProfileLine("KV capacity", 7, 7, 0, "tokens"),
@@ -161,16 +160,16 @@ def test_kept_ledgers_are_one_markdown_table(tmp_path, monkeypatch, capsys):
     file = tmp_path / "nvidia-h200-x1" / "llama-3-8b-dummy" / "memory_profile.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"entries": {"vllm-none-bf16-kv_bf16": entry}}))
-    monkeypatch.setattr(sys, "argv", [str(tool), str(tmp_path), "nvidia"])
-    runpy.run_path(str(tool), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["memory_table.py", str(tmp_path), "nvidia"])
+    memory_table.main()
     assert capsys.readouterr().out.splitlines()[2:] == [
         "| nvidia-h200-x1 | llama-3-8b-dummy | vllm-none-bf16-kv_bf16 | weights | 1,000 | 1,200 | +200 | **±10: outside** |",
         "|  |  |  | KV capacity | 7 tokens | 7 tokens | +0 tokens | exact |",
         "|  |  |  | run peak |  | 5 |  | shown |",
     ]
-    monkeypatch.setattr(sys, "argv", [str(tool), str(tmp_path), "amd"])
+    monkeypatch.setattr(sys, "argv", ["memory_table.py", str(tmp_path), "amd"])
     with pytest.raises(SystemExit, match=r"no memory_profile\.json"):
-        runpy.run_path(str(tool), run_name="__main__")
+        memory_table.main()
 
 
 CLEAN = Stop(held_bytes=500 * MIB, seconds=0.2)
@@ -240,15 +239,3 @@ def test_a_process_that_was_given_the_same_id_is_another():
     (mine,) = [entry for entry in idling.process_tree([os.getpgid(0)]) if entry[0] == os.getpid()]
     assert idling.still_alive([mine]) == [mine]
     assert idling.still_alive([(mine[0], mine[1] - 1)]) == []
-
-
-def test_a_device_is_read_by_its_id(tmp_path, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    program.write_text('#!/bin/sh\necho "$*" >' + str(tmp_path / "asked") + "\necho 512\necho 3\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert idling.device_bytes(["GPU-1", "GPU-2"]) == 515 * MIB
-    assert "--id=GPU-1,GPU-2" in (tmp_path / "asked").read_text()
-    assert idling.device_bytes(["cuda:0"]) is None
-    program.write_text("#!/bin/sh\nexit 9\n")
-    assert idling.device_bytes(["GPU-1"]) is None

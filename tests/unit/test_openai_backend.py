@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import runpy
 import time
-from pathlib import Path
 
 import pytest
 
-import pytest_llminfer
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
+from tests.support.engines import openai_backends
+from tests.support.engines.openai_backends import generate
+from tests.support.paths import REFERENCE
 
 pytest.importorskip("openai")
 
-SHARED = runpy.run_path(str(Path(__file__).with_name("openai_backends.py")))
-fake, load, generate = (SHARED[name] for name in ("fake", "load", "generate"))
-REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
+fake, load = openai_backends.fake, openai_backends.load
 
 
 def test_answers_come_in_order_with_as_many_requests_at_once_as_allowed(fake, load) -> None:

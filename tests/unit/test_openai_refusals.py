@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import runpy
-from pathlib import Path
 
 import pytest
 
@@ -13,11 +11,12 @@ from pytest_llminfer.errors import BadInputError, EngineError, EngineStartError,
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.openai.arguments import Arguments
 from pytest_llminfer.worker.backends.openai.backend import OpenaiBackend
+from tests.support.engines import openai_backends
+from tests.support.engines.openai_backends import generate
 
 pytest.importorskip("openai")
 
-SHARED = runpy.run_path(str(Path(__file__).with_name("openai_backends.py")))
-fake, load, generate = (SHARED[name] for name in ("fake", "load", "generate"))
+fake, load = openai_backends.fake, openai_backends.load
 KEY = "sk-llminfer-secret-0123456789"
 
 

@@ -9,14 +9,10 @@ import pytest
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.accuracy.grading import Answer
 from pytest_llminfer.families.memory.check import predict_weights
-from pytest_llminfer.families.parallelism.check import (
-    check_rank_weights,
-    check_ranks,
-    check_reference_answers,
-    expected_rank_weights,
-)
+from pytest_llminfer.families.parallelism.check import check_rank_weights, check_ranks, check_reference_answers
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations.engine import Rank
+from pytest_llminfer.predict.ranks import expected_rank_weights
 from pytest_llminfer.verdict import Outcome
 
 LLAMA = ModelShape("llama", layers=4, hidden=256, heads=4, kv_heads=2, head_dim=64, intermediate=768, vocab=1000, tied=False)

@@ -15,8 +15,8 @@ from pytest_llminfer.datasets.gsm8k import Problem
 from pytest_llminfer.datasets.load import load
 from pytest_llminfer.datasets.prompts import FORMS, ZERO_SHOT, PromptForm
 from pytest_llminfer.errors import DatasetError
+from tests.support.paths import REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[2]
 FIVE = FORMS["5-shot"]
 
 
@@ -105,7 +105,7 @@ def test_forms_are_plain_values():
 
 
 def test_the_bundled_examples_are_of_the_validation_side(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(REPOSITORY / "tools"), *sys.path])
     tools = importlib.import_module("synthetic_problems")
     drawn = tools.held_out_set("validation", 5, seed="shots", difficulty=tools.DIFFICULTIES[tools.BUNDLED_DIFFICULTY])
     bundled = load_examples("synthetic", shots=5, asked=load("synthetic").problems)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_st
 
-from pytest_llminfer.worker.protocol import MAGIC, ProtocolError, read_message, write_message
+from pytest_llminfer.worker.protocol.frames import MAGIC, ProtocolError, read_message, write_message
 
 scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
 arrays = numpy_st.arrays(

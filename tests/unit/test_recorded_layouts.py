@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +11,9 @@ from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.layout import Parameter
 from pytest_llminfer.verdict import Outcome
+from tests.support.paths import REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[2]
-BASELINES = ROOT / "baselines"
+BASELINES = REPOSITORY / "baselines"
 ASKED = {"fp8": "fp8"}
 
 
@@ -60,7 +59,7 @@ def test_what_an_engine_made_of_a_checkpoint_on_a_gpu_is_what_is_declared(quanti
     parameters = recorded(quantization, quantization, engine=engine)
 
     def outcome(found: list[Parameter], quantization: str = quantization) -> Outcome:
-        shape = Model(str(ROOT / "assets" / quantization)).shape
+        shape = Model(str(REPOSITORY / "assets" / quantization)).shape
         asked = "compressed-tensors" if quantization in ("w4a16", "w8a8", "fp8") and engine == "vllm" else ""
         facts = {"shape": shape, "dtype": "bf16", "quantization": quantization, "tied": (), "engine": engine, "asked": asked}
         return check_layout(parameters=found, **facts).outcome

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,10 +9,10 @@ from pytest_llminfer.errors import BadInputError, EngineError
 from pytest_llminfer.worker.backends.openai import dialects, scoring
 from pytest_llminfer.worker.backends.openai.discovery import Asking, Offer, Served, capabilities
 from pytest_llminfer.worker.backends.sglang import generation
+from tests.support.engines import simulated_backends
+from tests.support.engines.simulated_backends import load
 
-SIMULATED = runpy.run_path(str(Path(__file__).with_name("simulated_backends.py")))
-load = SIMULATED["load"]
-backend, prompts, problems = (SIMULATED[name] for name in ("backend", "prompts", "problems"))
+backend, prompts, problems = simulated_backends.backend, simulated_backends.prompts, simulated_backends.problems
 
 
 def test_the_simulated_engine_predicts_over_its_cache_what_it_predicts_in_one_pass(backend, prompts):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ from pytest_llminfer.families.accuracy.grading import Answer
 from pytest_llminfer.families.accuracy.recorded import Recorded, recorded_runs
 from pytest_llminfer.stats import exchangeable, sequential
 from pytest_llminfer.verdict import Outcome
+from tests.support.paths import BASELINES
 
-BASELINES = Path(__file__).resolve().parents[2] / "baselines"
 RIGHT, WRONG = Answer(strict=True, flexible=True, tokens=100), Answer(strict=False, flexible=False, tokens=100)
 
 

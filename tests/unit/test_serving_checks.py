@@ -16,7 +16,7 @@ from pytest_llminfer.families.serving.check import (
     check_stop,
 )
 from pytest_llminfer.families.serving.latency import REQUESTS, check_latency, record
-from pytest_llminfer.families.serving.observe import Reply
+from pytest_llminfer.observations.serving import Reply
 from pytest_llminfer.verdict import Outcome
 
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import pytest_llminfer
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.serving import llamacpp, sglang, vllm
 from pytest_llminfer.worker.backends.serving.command import Order
+from tests.support.paths import REFERENCE
 
-REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
 ENGINES = {"llamacpp": llamacpp, "sglang": sglang, "vllm": vllm}
 GPU = "NVIDIA H100 80GB HBM3"
 

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 
-import pytest_llminfer
 from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineStartError, OutOfMemoryError, UnsupportedError
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.serving.backend import ServedBackend
 from pytest_llminfer.worker.backends.serving.command import Command, flags, private_file
 from pytest_llminfer.worker.backends.serving.process import ServerProcess, free_port, is_running
+from tests.support.paths import REFERENCE
 
-REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
 KEY = "secret-key-of-the-server"
 ANSWERS = """
     import http.server, os, signal, sys, threading

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_llminfer.errors import EngineDiedError, EngineStartError, OutOfMemoryError
 from pytest_llminfer.worker.backends.sglang import deaths, processes, scheduler, schedulers
-from pytest_llminfer.worker.protocol import read_message, write_message
+from pytest_llminfer.worker.protocol.frames import read_message, write_message
 
 
 def test_a_process_is_watched_by_its_start_and_named():

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from pytest_llminfer.errors import UnsupportedError
-from pytest_llminfer.families.parallelism.check import expected_rank_weights
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.predict.layout import expected_rank_layouts
+from pytest_llminfer.predict.ranks import expected_rank_weights
 from pytest_llminfer.predict.shards import DEALT
 
 SHAPE = ModelShape("llama", layers=4, hidden=256, heads=8, kv_heads=2, head_dim=64, intermediate=768, vocab=1000, tied=False)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
+from tests.support.engines import simulated_backends
+from tests.support.engines.simulated_backends import generate, load, tokens
+from tests.support.paths import REFERENCE
 
-SIMULATED = runpy.run_path(str(Path(__file__).with_name("simulated_backends.py")))
-REFERENCE, load, generate, tokens = (SIMULATED[name] for name in ("REFERENCE", "load", "generate", "tokens"))
-backend, problems, tokenizer, prompts = (SIMULATED[name] for name in ("backend", "problems", "tokenizer", "prompts"))
+backend, problems, tokenizer, prompts = (
+    simulated_backends.backend,
+    simulated_backends.problems,
+    simulated_backends.tokenizer,
+    simulated_backends.prompts,
+)
 
 
 def test_it_solves_real_problems_in_time(backend, problems, prompts, tokenizer):

@@ -6,10 +6,8 @@ Each is compared with the sound engine on every answer, so that nothing but its 
 from __future__ import annotations
 
 import multiprocessing
-import runpy
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +15,10 @@ import pytest
 from pytest_llminfer.errors import OutOfMemoryError
 from pytest_llminfer.worker.backends.simulated.backend import SimulatedBackend
 from pytest_llminfer.worker.backends.simulated.faults import FAULTS
+from tests.support.engines import simulated_backends
+from tests.support.engines.simulated_backends import generate, load, tokens
 
-SIMULATED = runpy.run_path(str(Path(__file__).with_name("simulated_backends.py")))
-load, generate, tokens = (SIMULATED[name] for name in ("load", "generate", "tokens"))
-backend, prompts, problems = (SIMULATED[name] for name in ("backend", "prompts", "problems"))
+backend, prompts, problems = simulated_backends.backend, simulated_backends.prompts, simulated_backends.problems
 PROCESS_FAULTS = {"crash", "exit", "hang", "hang_in_load", "out_of_memory", "drop_answer"}
 
 

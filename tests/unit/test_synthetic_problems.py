@@ -8,24 +8,24 @@ import json
 import re
 import sys
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.support.paths import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-ROOT = Path(__file__).resolve().parents[2]
-BUNDLED = ROOT / "pytest_llminfer" / "datasets" / "synthetic.jsonl"
+BUNDLED = REPOSITORY / "pytest_llminfer" / "datasets" / "synthetic.jsonl"
 STATEMENT = re.compile(r"(\d+) ([-+*/]) (\d+)(?: \+ (\d+))? = (\d+)")
 
 
 @pytest.fixture(scope="module")
 def synthetic() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
+        patch.setattr(sys, "path", [str(REPOSITORY / "tools"), *sys.path])
         yield importlib.import_module("synthetic_problems")
 
 

@@ -24,7 +24,7 @@ from pytest_llminfer.spec import EngineSpec
 
 ANSWERING = """
 import sys
-from pytest_llminfer.worker.protocol import read_message, write_message
+from pytest_llminfer.worker.protocol.frames import read_message, write_message
 while (message := read_message(sys.stdin.buffer)) is not None:
     write_message(sys.stdout.buffer, {"id": message["id"], "result": message["params"]})
 """

@@ -73,7 +73,7 @@ def check_drift(*, recorded: Recorded, past_runs: Sequence[str], alpha: float = 
             Measurement("evidence of a drop", found.log_e, "nats", None, "logarithm of the pooled e-value"),
             Measurement("evidence needed", found.needed, "nats", None, "of the pairs too" * bool(pairs)),
         ),
-        threshold=f"FAIL if the pooled e-value reaches {math.exp(found.needed):,.0f} at a judged night ({alpha:g} over all nights)",
+        threshold=f"FAIL if the pooled e-value reaches {math.exp(found.needed):,.0f} at a judged run ({alpha:g} in all)",
         threshold_source="e-values of exchangeability with the recorded runs (docs/methods.md#run-history)",
         smallest_detectable=_SEEN,
         advice=_ADVICE,

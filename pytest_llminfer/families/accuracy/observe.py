@@ -111,7 +111,8 @@ class QuestionSet:
 
     ``limit``: how many are asked; None means all on an accelerator and 300 on a CPU. ``runs``: how often each is asked for a
     record. ``form``: of ``datasets.prompts.FORMS``; ``source``: the dataset's name or path, where solved examples are looked for.
-    ``concurrency``: how many are put to the engine at once; None for as many as are wanted.
+    ``concurrency``: how many are put to the engine at once; None for as many as are wanted. ``whole``: whether all are asked as
+    soon as one is, so that times can be compared between cells.
     """
 
     def __init__(
@@ -124,12 +125,14 @@ class QuestionSet:
         runs: int = RUNS,
         form: str = "zero-shot",
         concurrency: int | None = None,
+        whole: bool = False,
     ) -> None:
         if form not in FORMS:
             raise InvalidSpecError("form of a question", form, FORMS)
         self.dataset, self._model, self._limit, self.runs, self.concurrency = dataset, model, limit, runs, concurrency
         self._form: PromptForm = FORMS[form]
         self._source = source
+        self._whole = whole
         self._asking: dict[Engine, Asking] = {}
         self.sampling = Sampling(max_tokens=MAX_TOKENS.get(dataset.name, DEFAULT_MAX_TOKENS))
 
@@ -191,9 +194,9 @@ class QuestionSet:
         """Whether somebody said how many questions are asked."""
         return self._limit is not None
 
-    def asking(self, engine: Engine, *, whole: bool = False) -> Asking:
+    def asking(self, engine: Engine) -> Asking:
         """What this engine has answered so far, and may be asked further."""
-        return self._asking.setdefault(engine, Asking(self, engine, whole=whole))
+        return self._asking.setdefault(engine, Asking(self, engine, whole=self._whole))
 
     def prompts(self, engine: Engine, ids: Sequence[str]) -> list[Any]:
         """The prompts of these questions: token ids, or conversations for a server that applies a chat template of its own."""

@@ -16,20 +16,19 @@ from pytest_llminfer.families.accuracy.drift import check_drift
 from pytest_llminfer.families.accuracy.record import unpack
 from pytest_llminfer.families.accuracy.sampler import check_sampler
 from pytest_llminfer.families.accuracy.section import EVIDENCE
-from pytest_llminfer.plugin import matrix, options
 from pytest_llminfer.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    import pytest
-
+    from pytest_llminfer.baselines.expectations import Baseline
+    from pytest_llminfer.baselines.notes import Note
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.families.accuracy.grading import Answer
     from pytest_llminfer.families.accuracy.observe import QuestionSet
     from pytest_llminfer.families.accuracy.recorded import Recorded
-    from pytest_llminfer.plugin.judging import Judge
-    from pytest_llminfer.plugin.recording import Baseline
+    from pytest_llminfer.families.accuracy.settings import AccuracySettings
+    from pytest_llminfer.spec import EngineSpec
 
 T = TypeVar("T")
 
@@ -39,33 +38,43 @@ FOUR_BITS = ("awq", "fp4", "gptq", "nf4", "q4_0", "q4_k_m", "q4_k_s", "w4a16")
 """Formats of about four bits a weight; the others keep eight or more."""
 
 
+def tests_of(cells: Iterable[EngineSpec]) -> int:
+    """How many tests of accuracy the session's cells make together, which share its level.
+
+    A quantized cell is tested twice: against its own record, and against that of unquantized weights.
+    """
+    return sum(1 + (cell.quantization != "none") for cell in cells)
+
+
 class AccuracyRun:
     """The verdicts on one cell's accuracy. Questions are asked when one of them is asked for.
 
-    unquantized: whether the record is that of the same engine with weights that are not quantized, and a drop within the margin is
-    what quantization costs.
+    tests: of accuracy that the session's cells make together (:func:`tests_of`). unquantized: whether the record is that of the
+    same engine with weights that are not quantized, and a drop within the margin is what quantization costs.
     """
 
     def __init__(
         self,
-        item: pytest.Item,
         engine: Engine,
         questions: QuestionSet,
         baseline: Baseline,
-        judge: Judge,
         *,
+        judge: Callable[[Verdict], None],
+        note: Note,
+        settings: AccuracySettings,
+        tests: int,
         unquantized: bool = False,
     ) -> None:
-        self._item, self._engine, self._questions = item, engine, questions
-        self._baseline, self._judge, self._unquantized = baseline, judge, unquantized
-        self._settings = item.config.stash[options.STASH].accuracy
+        self._engine, self._questions, self._baseline = engine, questions, baseline
+        self._judge, self._note, self._settings = judge, note, settings
+        self._tests, self._unquantized = tests, unquantized
 
     @cached_property
     def expected(self) -> Mapping[str, Any]:
         """What is recorded; ends the test as a skip where nothing is, or where this run recorded it."""
         return self._baseline.expected(
             FAMILY,
-            observed=self._record,
+            observe=self._observe,
             conditions=self._questions.conditions(self._engine),
             n=lambda record: record["questions"],
             unquantized=self._unquantized,
@@ -93,8 +102,7 @@ class AccuracyRun:
             count = len(recorded.order)
         test = AccuracyTest(
             recorded,
-            # A quantized cell is tested twice: against its own record, and against that of unquantized weights.
-            cells=sum(1 + (cell.quantization != "none") for cell in self._item.config.stash[matrix.CELLS]),
+            cells=self._tests,
             margin=self.margin,
             tolerated=self.margin if self._unquantized else 0.0,
             questions=count,
@@ -124,15 +132,14 @@ class AccuracyRun:
         """The answers that the verdict stands on, by question id."""
         return self._judged[2]
 
-    @property
-    def verdict(self) -> Verdict:
-        """On accuracy; the evidence is noted for the session's correction over cells, and for the run history."""
-        self._note()
+    def conclude(self) -> Verdict:
+        """The verdict on accuracy; its evidence is noted for the session's correction over cells, and for the run history."""
+        self._note_evidence()
         return self._judged[1]
 
-    def _note(self) -> None:
+    def _note_evidence(self) -> None:
         test, verdict, _ = self._judged
-        self._item.user_properties.append((EVIDENCE, json.dumps(self._evidence(test, verdict))))
+        self._note(EVIDENCE, self._evidence(test, verdict))
 
     def objections(self) -> list[Verdict]:
         """What speaks against comparing accuracy at all: verdicts that are no PASS."""
@@ -151,17 +158,17 @@ class AccuracyRun:
     def drift(self) -> Verdict:
         """What all past runs in the run history and this one show together; with ``--run-history`` this one is added to it."""
         if self._settings.run_history:
-            self._note()
+            self._note_evidence()
         path = self._baseline.run_history_path
         past_runs = [past_run.outcomes for past_run in run_history.read(path, entry=self._entry, record=self._fingerprint)]
         return check_drift(recorded=self.recorded, past_runs=[*past_runs, self._outcomes()])
 
-    def _record(self, previous: Mapping[str, Any] | None) -> dict[str, Any]:
-        record = self._answered(partial(self._questions.record, self._engine, previous), self._questions.count(self._engine))
-        for verdict in self._sampler(self._questions.asking(self._engine).some().answers):
+    def _observe(self, engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:
+        record = self._answered(partial(self._questions.record, engine, previous), self._questions.count(engine))
+        for verdict in self._sampler(self._questions.asking(engine).some().answers):
             if verdict.outcome is not Outcome.PASS:
                 self._judge(verdict)
-        plan_margin(unpack(record, self._questions.ids(self._engine, record["questions"])), self.margin)
+        plan_margin(unpack(record, self._questions.ids(engine, record["questions"])), self.margin)
         return record
 
     @property

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 
-from pytest_llminfer.baselines import side_files
-from pytest_llminfer.baselines.record import BaselineKey
 from pytest_llminfer.datasets.fingerprint import prompts_sha256
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.divergence.check import LIMITS, SAME_WEIGHTS, Limits, compare, kind_of
 from pytest_llminfer.observations.generation import Scores
-from pytest_llminfer.plugin import options
-from pytest_llminfer.plugin.collector import SIDE_FILE
-from pytest_llminfer.plugin.recording import ANY, BUNDLED, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
+    from pytest_llminfer.baselines.expectations import Baseline
     from pytest_llminfer.datasets.gsm8k import Problem
     from pytest_llminfer.datasets.load import Dataset
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.models.model import Model
-    from pytest_llminfer.plugin.recording import Baseline
 
 FAMILY = "divergence"
 PROMPTS, POSITIONS, TOP = 32, 128, 20
@@ -37,9 +28,6 @@ ORDER_SEED = 20260101
 DRAWN_PROMPT = 64
 SMALL = 1_000_000_000
 """Parameters. The limits of quantized weights were measured on larger models; smaller ones lose more by the same format."""
-
-_KEPT = pytest.StashKey["dict[str, bytes]"]()
-"""Side files that this process has recorded: the controller may not have written them yet."""
 
 
 def teacher_forced_sequences(model: Model, dataset: Dataset) -> list[list[int]]:
@@ -78,6 +66,7 @@ class TeacherForced:
     """The sequences, and what the engine predicts at their positions, all of them asked for at once."""
 
     engine: Engine
+    dataset: Dataset
     sequences: list[list[int]]
     scores: list[Scores]
 
@@ -91,7 +80,7 @@ class TeacherForced:
         if not engine.supports("score_top"):
             raise UnsupportedError(f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')")
         sequences = teacher_forced_sequences(engine.model, dataset)
-        return cls(engine, sequences, engine.score_top(sequences, top=TOP, last=POSITIONS))
+        return cls(engine, dataset, sequences, engine.score_top(sequences, top=TOP, last=POSITIONS))
 
     def noise(self) -> float:
         """The mean KL, in nats, between all sequences at once and one by one: what another execution mode changes."""
@@ -116,8 +105,8 @@ class Recorded:
 class Divergence:
     """What one cell predicts, its own record, and the record of the reference: unquantized weights."""
 
-    def __init__(self, item: pytest.Item, teacher_forced: TeacherForced, baseline: Baseline) -> None:
-        self._item, self._teacher_forced, self._baseline = item, teacher_forced, baseline
+    def __init__(self, teacher_forced: TeacherForced, baseline: Baseline, limits: Mapping[str, tuple[float, float]]) -> None:
+        self._teacher_forced, self._baseline, self._limits = teacher_forced, baseline, limits
         self._engine, self.scores = teacher_forced.engine, teacher_forced.scores
         self.dtype = self._engine.info.dtype
 
@@ -137,9 +126,8 @@ class Divergence:
     @property
     def limit(self) -> Limits | None:
         """The limits of this kind of cell; None where none hold for a model of this size."""
-        given = self._item.config.stash[options.STASH].divergence.limits
-        if self.kind in given:
-            return Limits(*given[self.kind], source="--divergence-limits")
+        if self.kind in self._limits:
+            return Limits(*self._limits[self.kind], source="--divergence-limits")
         if self.quantized and _parameters(self._engine.model) < SMALL:
             return None
         return LIMITS[self.kind]
@@ -176,40 +164,27 @@ class Divergence:
         spec = self._engine.spec
         expected = self._baseline.expected(
             FAMILY,
-            observed=lambda _: self._observe(),
+            observe=self._observe,
             conditions=self._teacher_forced.conditions,
             n=PROMPTS * POSITIONS,
             per_hardware=spec.draws_on_device,
             per_parallelism=spec.draws_per_rank,
             **which,
         )
-        arrays = side_files.unpack(self._content(expected[side_files.FIELD]))
+        arrays = self._baseline.attached(FAMILY, expected)
         columns = zip(*(arrays[name] for name in ("logprobs", "top_ids", "top_logprobs")), strict=True)
         return Recorded([Scores(*column) for column in columns], expected["noise_kl"], expected["device"])
 
-    def _observe(self) -> dict[str, Any]:
-        """What a record holds; the distributions themselves go to the controller on their own."""
+    def _observe(self, engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:  # noqa: ARG002 - a record stands alone
+        """What a record holds; the distributions themselves go beside it."""
+        found = engine.once(TeacherForced.ask, self._teacher_forced.dataset)
         names = ("logprobs", "top_ids", "top_logprobs")
-        content = side_files.pack({name: np.stack([getattr(scores, name) for scores in self.scores]) for name in names})
-        reference = side_files.refer(FAMILY, content)
-        self._item.config.stash.setdefault(_KEPT, {})[reference["name"]] = content
-        note = {"name": reference["name"], "content": base64.b64encode(content).decode()}
-        self._item.user_properties.append((SIDE_FILE, json.dumps(note)))
         return {
-            "device": self._engine.info.device_name,
-            "mean_logprob": float(np.mean([scores.logprobs.mean() for scores in self.scores])),
-            "noise_kl": self._teacher_forced.noise(),
-            side_files.FIELD: reference,
+            "device": engine.info.device_name,
+            "mean_logprob": float(np.mean([scores.logprobs.mean() for scores in found.scores])),
+            "noise_kl": found.noise(),
+            **self._baseline.attach(FAMILY, {name: np.stack([getattr(scores, name) for scores in found.scores]) for name in names}),
         }
-
-    def _content(self, reference: Mapping[str, Any]) -> bytes:
-        kept = self._item.config.stash.get(_KEPT, {}).get(str(reference["name"]))
-        return kept if kept is not None else side_files.load(reference, self._folders())
-
-    def _folders(self) -> Iterator[Path]:
-        file = BaselineKey(ANY, self._engine.model.id, FAMILY, "").path
-        for directory in (open_store(self._item.config).directory, BUNDLED):
-            yield from sorted(directory.glob(f"*/{file.parent.name}"))
 
 
 def _parameters(model: Model) -> float:

@@ -1,6 +1,6 @@
 """Two execution modes of one engine over the same tokens: decode and prefill, alone and in a batch, cached and computed anew.
 
-They differ by rounding. How much rounding makes is measured in the same engine, between two schedules that are known to be
+They differ by rounding. How much rounding makes is measured in the same engine, between two execution modes that are known to be
 benign, and a candidate may be four times as far off (docs/methods.md#served-dtype). A cache of fewer bits is judged from both
 sides: one that is no farther off than rounding was not quantized.
 """
@@ -29,8 +29,8 @@ FLOOR = {"float32": 1e-8, "float16": 1e-4, "bfloat16": 5e-4}
 FP8_FLOOR = 5e-3
 """Nats. What SGLang's own tests allow a cache of fp8 (docs/methods.md#quantized-caches)."""
 MOST_NOISE = {"float32": 1.6e-10, "float16": 1.4e-4, "bfloat16": 7.1e-3}
-"""Nats. The most that a benign schedule made on a network of random weights, which is the noisiest (docs/methods.md#served-dtype):
-a fault in both of the schedules that measure the noise must not widen its own limit."""
+"""Nats. The most that a benign execution mode made on a network of random weights, which is the noisiest
+(docs/methods.md#served-dtype): a fault in both of the execution modes that measure the noise must not widen its own limit."""
 GROSS_FACTOR = 100.0
 """How many times the limit one prompt alone may be off. Benign ones were off by 2 times in bfloat16, 4 with a cache of fp8, at the
 most (reference model); a fault that strikes few prompts is otherwise lost in draws that leave it out."""

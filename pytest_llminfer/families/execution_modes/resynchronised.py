@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.observations.generation import Scores
 
 USUAL_RATE = 0.02
-"""The share of tokens that benign schedules turn at near ties: 1 to 2 % (docs/methods.md#near-ties)."""
+"""The share of tokens that benign execution modes turn at near ties: 1 to 2 % (docs/methods.md#near-ties)."""
 RATE_FACTOR = 3.0
 LEVEL = 0.01
 
@@ -50,8 +50,8 @@ def check_resynchronised_tokens(
 ) -> Verdict:
     """Whether two greedy runs choose the same tokens in the same contexts, near ties aside.
 
-    candidate, reference: in the same order, with top-k log-probabilities. teacher-forced: by the number of a prompt, what the
-    candidate predicts for each token of the reference's answer; of a prompt that parts at a tie and is not there, nothing is
+    candidate, reference: in the same order, with top-k log-probabilities. teacher-teacher-forced: by the number of a prompt, what
+    the candidate predicts for each token of the reference's answer; of a prompt that parts at a tie and is not there, nothing is
     compared after it. noise: in nats, as in ``check_same_greedy_tokens``. usual_rate: the share of near ties that turn between
     benign execution modes: three times as many, beyond doubt (a binomial tail of 1 %), fail although each is a tie.
     """

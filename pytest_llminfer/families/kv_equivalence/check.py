@@ -22,7 +22,7 @@ UNIT_ROUNDOFF = 6.0e-8
 GROWTH = 40
 """Relative errors of keys and values in layer l are at most GROWTH u sqrt(l + 1) in fp32 (docs/methods.md#rounding-limits)."""
 ULPS = 1
-"""Of keys and values of the first layer, by any benign route (docs/methods.md#first-layer)."""
+"""Of keys and values of the first layer, by any benign cache path (docs/methods.md#first-layer)."""
 LIMIT = "of its limit"
 _ADVICE = "read what the first line tells of where it parts; the shortest way that shows it is in the second"
 
@@ -92,8 +92,8 @@ def check_cache_paths(*, compared: Sequence[Compared], sizes: CacheSizes | None,
     tokens.
 
     Keys and values differ by at most 40 u sqrt(l + 1) of their size in layer l (docs/methods.md#rounding-limits), at each position
-    that both routes keep. Of what fails, the first line tells the kind of bug (``kv_diagnosis``). sizes: of the model, None where
-    not known.
+    that both cache paths keep. Of what fails, the first line tells the kind of bug (``kv_diagnosis``). sizes: of the model, None
+    where not known.
     """
     sequences = [(one, number, entry) for entry in compared for number, one in enumerate(entry.found.sequences)]
     wrong = {one.dtype for one, _, _ in sequences} - {"fp32", ""}
@@ -160,7 +160,7 @@ def check_first_layer(*, compared: Sequence[Compared], claim: str) -> Verdict:
             Measurement("cache_paths", len(compared), "cache_paths"),
         ),
         threshold=f"{ULPS} ulp of {', '.join(dtypes)}, at the size of the largest component of a key",
-        threshold_source="docs/methods.md#first-layer: bit-equal in bf16 and fp16 for every benign route measured",
+        threshold_source="docs/methods.md#first-layer: bit-equal in bf16 and fp16 for every benign cache path measured",
         smallest_detectable="one component off by two ulp; of later layers, nothing",
         advice=ADVICE[kinds[0].kind] if kinds else "give prompts, and cache paths with a cache",
         details=first_offenders(lines),

@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.families.memory.check import predict_weights
 from pytest_llminfer.families.memory.profile import ProfileLine, pinned_capacity, profile_lines
-from pytest_llminfer.families.parallelism.check import expected_rank_weights
+from pytest_llminfer.families.memory.section import MEMORY
 from pytest_llminfer.models.stored import declared_groups
-from pytest_llminfer.plugin.collector import MEMORY
 from pytest_llminfer.predict.allocator import cuda_allocation
 from pytest_llminfer.predict.buffers import rope_bytes
 from pytest_llminfer.predict.kv import bytes_per_token, kv_groups
+from pytest_llminfer.predict.ranks import expected_rank_weights
 from pytest_llminfer.predict.weights import allocated_bytes, held_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    import pytest
-
+    from pytest_llminfer.baselines.expectations import Baseline
+    from pytest_llminfer.baselines.notes import Note
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.plugin.recording import Baseline
+    from pytest_llminfer.observations.memory import MemoryReport
 
 FAMILY = "memory_profile"
+
+
+def read_peak(engine: Engine, peak: str) -> MemoryReport:
+    """The memory after loading (``load``), or after a batch of generation whose peak alone counts (``run``)."""
+    if peak == "run":
+        if engine.info.device == "cpu":
+            # Code that is paged in at its first use is no need of a request.
+            engine.generate(engine.model.prompts(8), max_tokens=32)
+        engine.memory(reset_peak=True)
+        engine.generate(engine.model.prompts(8), max_tokens=32)
+    return engine.memory()
+
+
+def peak_bytes(report: MemoryReport, peak: str) -> int:
+    """The highest use that a report tells, ``load`` or ``run``."""
+    return report.load_peak_bytes if peak == "load" else report.run_peak_bytes
+
+
+def observe_peak(engine: Engine, previous: Mapping[str, Any] | None, *, peak: str) -> dict[str, Any]:  # noqa: ARG001 - a record stands alone
+    """What a record holds of a peak: ``{"peak_bytes"}``."""
+    return {"peak_bytes": peak_bytes(engine.once(read_peak, peak), peak)}
 
 
 class MemoryProfile:
     """The profile of one cell."""
 
-    def __init__(self, item: pytest.Item, engine: Engine, baseline: Baseline) -> None:
-        self._item, self._engine, self._baseline = item, engine, baseline
+    def __init__(self, engine: Engine, baseline: Baseline, note: Note) -> None:
+        self._engine, self._baseline, self._note = engine, baseline, note
 
     def take(self) -> tuple[ProfileLine, ...]:
         """Predict and measure every line now; note them for the report, and for a baseline that is being recorded.
@@ -72,32 +92,6 @@ class MemoryProfile:
             known["allocated"] = max(map(allocated_bytes, held.values())) + cuda_allocation(buffers)
         lines = profile_lines(report=report, weights=max(weights.values()), buffers=buffers, **known)
         rows = [line.to_dict() for line in lines]
-        self._item.user_properties.append((MEMORY, json.dumps({"cell": str(spec), "lines": rows})))
+        self._note(MEMORY, {"cell": str(spec), "lines": rows})
         self._baseline.keep(FAMILY, observed={"lines": rows}, n=len(rows))
         return lines
-
-
-def render(notes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The table of all cells: a row a line, and a mark on what is outside its gate."""
-    rows = [("cell", "memory", "predicted", "measured", "difference", "gate")]
-    for note in notes:
-        for number, line in enumerate(note["lines"]):
-            unit = "" if line["unit"] == "bytes" else f" {line['unit']}"
-            rows.append(
-                (
-                    note["cell"] if not number else "",
-                    line["line"],
-                    _number(line["predicted"], unit),
-                    _number(line["measured"], unit),
-                    _number(line["difference"], unit, signed=True),
-                    line["gate"] + " OUTSIDE" * (not line["within"]),
-                )
-            )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _number(value: int | None, unit: str, *, signed: bool = False) -> str:
-    if value is None:
-        return "-"
-    return (f"{value:+,}" if signed else f"{value:,}") + unit

@@ -104,9 +104,9 @@ def profile_lines(
     """
     tolerance = weights_tolerance(weights)
     lines = [
-        LedgerLine("weights", weights, report.weights_bytes, tolerance),
+        ProfileLine("weights", weights, report.weights_bytes, tolerance),
         # What an engine registers beside its weights has 8 MiB, whatever the model's size (docs/methods.md#memory-gates).
-        LedgerLine("buffers", buffers, report.buffers_bytes, max(tolerance, ABSOLUTE_BYTES)),
+        ProfileLine("buffers", buffers, report.buffers_bytes, max(tolerance, ABSOLUTE_BYTES)),
     ]
     if pool is not None:
         tokens = pool.capacity_tokens if capacity is None else capacity

@@ -5,53 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.predict.formats import GROUP, FormatOptions
 from pytest_llminfer.predict.shards import SHARDED
-from pytest_llminfer.predict.weights import held_weights, stored_bytes
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict, first_offenders
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytest_llminfer.families.accuracy.grading import Answer
-    from pytest_llminfer.models.shape import ModelShape
     from pytest_llminfer.observations.engine import Rank
 
 TOLERANCE = 0.003
 _LEAST_ACCURACY = 0.1
-
-
-def expected_rank_weights(
-    *,
-    shape: ModelShape,
-    dtype: str,
-    quantization: str,
-    engine: str,
-    tp: int,
-    pp: int,
-    plan: Collection[str] = (),
-    group_size: int | None = None,
-) -> dict[int, int]:
-    """Bytes of weights that one rank holds, by its pipeline rank; all tensor ranks of a stage hold as much.
-
-    plan: the modules that the engine says it shards (``shards.sharded_roles``). Layers are dealt to pipeline stages evenly; the
-    embedding is on the first stage, final norm and output matrix on the last. group_size: inputs that share a scale, -1 for all of
-    a row, None for the usual.
-
-    Raises:
-        UnsupportedError: an engine, a quantization or a split whose shares are not known here: a visible skip.
-    """
-    held = held_weights(
-        shape,
-        dtype=dtype,
-        quantization=quantization,
-        engine=engine,
-        tp=tp,
-        pp=pp,
-        plan=plan,
-        options=FormatOptions(group_size=group_size or GROUP),
-    )
-    return {stage: stored_bytes(weights) for stage, weights in held.items()}
 
 
 def check_ranks(*, ranks: Sequence[Rank], tp: int, pp: int, dp: int) -> Verdict:

@@ -1,66 +1,77 @@
-"""What cells on one GPU answered, kept for those that are split over more; and the table of both, side by side."""
+"""What cells on one GPU answered, kept for those that are split over more; and the line of each in the table of both."""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
-
-import pytest
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.families.accuracy.record import ORDER_SEED
+from pytest_llminfer.families.accuracy.recorded import recorded_runs
+from pytest_llminfer.families.parallelism.section import PARALLELISM
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_llminfer.baselines.expectations import Baseline
+    from pytest_llminfer.baselines.notes import Note
+    from pytest_llminfer.families.accuracy.grading import Answer
     from pytest_llminfer.families.accuracy.observe import Answered
     from pytest_llminfer.families.accuracy.recorded import Recorded
     from pytest_llminfer.families.tokens.observe import Greedy
-    from pytest_llminfer.plugin.recording import Baseline
     from pytest_llminfer.spec import EngineSpec
 
-PARALLELISM = "llminfer_parallelism"
-GREEDY = pytest.StashKey["dict[EngineSpec, Greedy]"]()
-ANSWERS = pytest.StashKey["dict[EngineSpec, dict[str, Any]]"]()
+T = TypeVar("T")
 
 
-def remember_greedy(config: pytest.Config, spec: EngineSpec, greedy: Greedy) -> Greedy:
-    """Keep the greedy answers of a cell on one GPU for the rest of the session."""
-    if not spec.parallel:
-        config.stash.setdefault(GREEDY, {})[spec] = greedy
-    return greedy
+@dataclass(slots=True)
+class SingleAnswers:
+    """What the session's cells on one GPU answered: their greedy answers, and the graded ones by question id."""
 
+    greedy: dict[EngineSpec, Greedy] = field(default_factory=dict)
+    graded: dict[EngineSpec, dict[str, Answer]] = field(default_factory=dict)
 
-def remember_answers(config: pytest.Config, spec: EngineSpec, answered: Answered) -> Answered:
-    """Keep the graded answers of a cell on one GPU for the rest of the session."""
-    if not spec.parallel:
-        config.stash.setdefault(ANSWERS, {})[spec] = answered.answers
-    return answered
+    def keep_greedy(self, spec: EngineSpec, greedy: Greedy) -> None:
+        """Keep the greedy answers of a cell on one GPU for the rest of the session."""
+        if not spec.parallel:
+            self.greedy[spec] = greedy
+
+    def keep_graded(self, spec: EngineSpec, answered: Answered) -> None:
+        """Keep the graded answers of a cell on one GPU for the rest of the session."""
+        if not spec.parallel:
+            self.graded[spec] = answered.answers
 
 
 class OneGpu:
     """What the same cell answered on one GPU, earlier in this session."""
 
-    def __init__(self, config: pytest.Config, spec: EngineSpec) -> None:
-        self._config, self._spec = config, spec
+    def __init__(self, answers: SingleAnswers, spec: EngineSpec) -> None:
+        self._answers, self._spec = answers, spec
 
     @property
     def greedy(self) -> Greedy:
-        """Its greedy answers."""
-        return self._find(GREEDY)  # type: ignore[no-any-return]
+        """Its greedy answers.
+
+        Raises:
+            UnsupportedError: that cell was not asked, or holds other weights.
+        """
+        return self._find(self._answers.greedy)
 
     @property
     def recorded(self) -> Recorded:
-        """Its graded answers, as a record of one run."""
-        from pytest_llminfer.families.accuracy.record import ORDER_SEED
-        from pytest_llminfer.families.accuracy.recorded import recorded_runs
+        """Its graded answers, as a record of one run.
 
-        return recorded_runs([self._find(ANSWERS)], ORDER_SEED)
+        Raises:
+            UnsupportedError: that cell was not asked, or holds other weights.
+        """
+        return recorded_runs([self._find(self._answers.graded)], ORDER_SEED)
 
-    def _find(self, key: pytest.StashKey[Any]) -> Any:
+    def _find(self, kept: Mapping[EngineSpec, T]) -> T:
         if self._spec.draws_per_rank:
             raise UnsupportedError(
                 f"{self._spec}: {self._spec.engine} draws dummy weights on each rank anew, so this is another model than on one "
                 "GPU; use real weights to compare outputs"
             )
-        kept: dict[EngineSpec, Any] = self._config.stash.get(key, {})
         if self._spec.single not in kept:
             raise UnsupportedError(
                 f"the cell {self._spec.single} has not been asked in this session, so there is nothing to compare {self._spec} "
@@ -72,40 +83,17 @@ class OneGpu:
 class ParallelismTable:
     """The table ``engine x {single, dp, tp}`` of this session: each cell adds its line."""
 
-    def __init__(self, item: pytest.Item, spec: EngineSpec, baseline: Baseline) -> None:
-        self._item, self._spec, self._baseline = item, spec, baseline
+    def __init__(self, spec: EngineSpec, baseline: Baseline, note: Note) -> None:
+        self._spec, self._baseline, self._note = spec, baseline, note
 
     def add(self, answered: Answered) -> None:
         """Note the cell's time and accuracy, to be printed; and stored where baselines are being recorded."""
-        line = {
+        line: dict[str, Any] = {
             "questions": len(answered.answers),
             "seconds": round(answered.seconds, 3),
             "tokens_per_second": round(answered.tokens_per_second, 1),
             "accuracy": round(answered.accuracy, 4),
         }
         parallelism = " ".join(self._spec.parallelism_words) or "single"
-        shown = {"cell": str(self._spec.single), "parallelism": parallelism, **line}
-        self._item.user_properties.append((PARALLELISM, json.dumps(shown)))
+        self._note(PARALLELISM, {"cell": str(self._spec.single), "parallelism": parallelism, **line})
         self._baseline.keep("parallelism", observed=line, n=len(answered.answers))
-
-
-def render(lines: list[dict[str, Any]]) -> list[str]:
-    """The table of time and accuracy: a line a cell and parallelism, each time as a ratio to that of one GPU."""
-    single = {line["cell"]: line["seconds"] for line in lines if line["parallelism"] == "single"}
-    rows = [("cell", "parallelism", "questions", "seconds", "of single", "tokens/s", "accuracy")]
-    for line in lines:
-        base = single.get(line["cell"])
-        ratio = f"{line['seconds'] / base:.2f}" if base else "-"
-        rows.append(
-            (
-                line["cell"],
-                line["parallelism"],
-                str(line["questions"]),
-                f"{line['seconds']:.1f}",
-                ratio,
-                f"{line['tokens_per_second']:,.0f}",
-                f"{line['accuracy']:.1%}",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.families.serving.observe import OK, UNAUTHORIZED, Reply
+from pytest_llminfer.families.serving.observe import OK, UNAUTHORIZED
 from pytest_llminfer.models.shape import TORCH_DTYPES, torch_dtype
 from pytest_llminfer.numerics.near_ties import STEPS, first_divergence, measured_noise
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict, first_offenders
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_llminfer.numerics.near_ties import Divergence
+    from pytest_llminfer.observations.serving import Reply
 
 COMPARED = 0.9
 """The share of answers that must have been compared to their end for PASS: a near tie ends the comparison of one."""

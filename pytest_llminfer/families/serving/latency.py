@@ -13,7 +13,7 @@ from pytest_llminfer.verdict import Measurement, Outcome, Verdict, first_offende
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_llminfer.families.serving.observe import Reply
+    from pytest_llminfer.observations.serving import Reply
 
 REQUESTS = 20
 """The fewest requests whose median is judged."""

@@ -25,7 +25,7 @@ from pytest_llminfer.families.throughput.check import (
 from pytest_llminfer.observations.engine import Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.families.throughput.check import Yardstick
@@ -98,11 +98,15 @@ def sessions(expected: Mapping[str, Any]) -> list[Session]:
 
 
 class Throughput:
-    """Called with a workload; ``benchmark`` is the fixture of pytest-benchmark, whose own JSON and comparisons keep working."""
+    """Called with a workload, which is measured once.
+
+    ``benchmark``: the fixture of pytest-benchmark, whose own JSON and comparisons keep working; None measures without it.
+    """
 
     def __init__(self, engine: Engine, benchmark: Any) -> None:
         self._engine, self._benchmark = engine, benchmark
         self._unused: Iterator[list[list[int]]] = iter(())
+        self._measured: dict[Workload, Speed] = {}
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -116,12 +120,20 @@ class Throughput:
         Raises:
             UnsupportedError: pytest-benchmark is switched off, as it is under pytest-xdist.
         """
-        if self._benchmark.disabled:
+        if workload not in self._measured:
+            self._measured[workload] = self._measure(workload)
+        return self._measured[workload]
+
+    def _measure(self, workload: Workload) -> Speed:
+        if self._benchmark is not None and self._benchmark.disabled:
             raise UnsupportedError(
                 "pytest-benchmark is switched off (as it is under pytest-xdist): run the throughput tests with -n0"
             )
         before = self._engine.calibrate()
         self._unused = iter(_batches(self._engine, workload, attempts=ATTEMPTS))
+        if self._benchmark is None:
+            _, *seconds = [self._one_round(workload, prompts) for prompts in islice(self._unused, WARM_UP_ROUNDS + ROUNDS)]
+            return self._speed(workload, seconds, before, self._engine.calibrate())
 
         def fresh() -> tuple[tuple[list[list[int]]], dict[str, Any]]:
             return (next(self._unused),), {}
@@ -130,6 +142,19 @@ class Throughput:
         one_round = partial(self._one_round, workload)
         self._benchmark.pedantic(one_round, setup=fresh, rounds=ROUNDS, warmup_rounds=WARM_UP_ROUNDS)
         return self._speed(workload, self._benchmark.stats.stats.data, before, self._engine.calibrate())
+
+    def observe(
+        self, engine: Engine, previous: Mapping[str, Any] | None, *, workload: Workload, refuse: Callable[[Speed], None]
+    ) -> dict[str, Any]:
+        """This session's speed, appended to those recorded so far.
+
+        refuse: called with a speed during which the device's own rate moved: it would spoil the record.
+        """
+        other = self if engine is self._engine else Throughput(engine, None)
+        steady = other.fair(other(workload))
+        if not steady.is_fair():
+            refuse(steady)
+        return steady.record(previous)
 
     def fair(self, speed: Speed, recorded: Sequence[Session] = ()) -> Speed:
         """``speed`` if the device held still for it, or else what is measured again until it does; three times at most.

@@ -26,8 +26,9 @@ def check_same_greedy_tokens(
     candidate, reference: in the same order, both greedy, both with top-k log-probabilities and the largest logit of each
     step; without them any difference fails. dtype: of the logits (fp32, fp16, bf16). At the first difference in a prompt both
     sides' margins must be at most two rounding steps at the largest logit (docs/methods.md#near-ties): in fp32 that is as good as
-    exact. noise: in nats, between two benign schedules of the engine (``near_ties.measured_noise``): a margin up to twice that is a
-    tie. The positions after a near tie have another context and are not compared: PASS needs 90 % of all positions compared.
+    exact. noise: in nats, between two benign execution modes of the engine (``near_ties.measured_noise``): a margin up to twice
+    that is a tie. The positions after a near tie have another context and are not compared: PASS needs 90 % of all positions
+    compared.
     """
     failures: list[str] = []
     unresolved: list[str] = []

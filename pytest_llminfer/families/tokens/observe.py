@@ -57,6 +57,11 @@ class Greedy:
         return {"prompts_sha256": hashlib.sha256(text.encode()).hexdigest(), "sampling": Sampling(MAX_TOKENS).to_dict()}
 
 
+def observe(engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:  # noqa: ARG001 - a record stands alone
+    """What a record holds of an engine's greedy answers, given all at once."""
+    return pack(engine.once(Greedy.ask).batched)
+
+
 def pack(answers: Sequence[Generation]) -> dict[str, Any]:
     """Answers as a record holds them, one short line each: tokens, reasons to end, and of each step the likeliest three."""
     return {"answers": [_pack(answer) for answer in answers]}

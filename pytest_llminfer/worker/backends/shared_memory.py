@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.worker.shared_memory import FOLDER, mapped
+from pytest_llminfer.worker.protocol.shared_memory import FOLDER, mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -19,8 +19,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from pytest_llminfer.worker.loop import describe
-from pytest_llminfer.worker.protocol import read_message, write_message
+from pytest_llminfer.worker.protocol.failures import describe
+from pytest_llminfer.worker.protocol.frames import read_message, write_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import pytest_llminfer
 from pytest_llminfer.errors import WORKER_ERRORS, EngineError, EngineStartError
 from pytest_llminfer.worker.backends.sglang import scheduler
-from pytest_llminfer.worker.protocol import ProtocolError, read_message, write_message
+from pytest_llminfer.worker.protocol.frames import ProtocolError, read_message, write_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable

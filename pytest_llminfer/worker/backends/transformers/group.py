@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from pytest_llminfer.errors import WORKER_ERRORS, EngineDiedError, EngineError
 from pytest_llminfer.worker.backends.host import available_cores
-from pytest_llminfer.worker.protocol import ProtocolError, read_message, write_message
+from pytest_llminfer.worker.protocol.frames import ProtocolError, read_message, write_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

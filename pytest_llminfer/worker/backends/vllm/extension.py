@@ -15,7 +15,7 @@ from pytest_llminfer.worker.backends.transformers.device import device_id, drive
 from pytest_llminfer.worker.backends.transformers.storage import StorageCount
 from pytest_llminfer.worker.backends.vllm import rank_layout, rank_memory
 from pytest_llminfer.worker.backends.vllm.frames import pack, unpack
-from pytest_llminfer.worker.loop import describe
+from pytest_llminfer.worker.protocol.failures import describe
 
 # This module is imported right before vLLM makes its worker: what is in use now is the zero of the peaks.
 _BOOKS = rank_memory.Books()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from pytest_llminfer.worker.protocol import read_message, write_message
+from pytest_llminfer.worker.protocol.frames import read_message, write_message
 
 
 def pack(message: dict[str, Any]) -> bytes:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
+from tests.support.paths import FAULTS
 
-FAULTS = Path(__file__).with_name("kv_faults.py")
+KV_FAULTS = FAULTS / "kv_cache.py"
 
 
 @pytest.fixture(scope="module")
@@ -25,5 +24,5 @@ def engine(tmp_path_factory):
 @pytest.fixture
 def faulty(engine):
     """Inject a fault into the worker, which is sound again afterwards."""
-    yield lambda fault, **arguments: engine.run(f"{FAULTS}::{fault}", **arguments)
-    engine.run(f"{FAULTS}::undo")
+    yield lambda fault, **arguments: engine.run(f"{KV_FAULTS}::{fault}", **arguments)
+    engine.run(f"{KV_FAULTS}::undo")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import pytest
 
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.openai.backend import OpenaiBackend
-
-Fake = runpy.run_path(str(Path(__file__).with_name("openai_server.py")))["Fake"]
+from tests.support.openai_server import Fake
 
 
 @pytest.fixture

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import pytest_llminfer
 from pytest_llminfer.engines.launchers import local
 from pytest_llminfer.engines.worker_process import WorkerProcess
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
+from tests.support.paths import REFERENCE
 
-REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
 
 

@@ -23,7 +23,7 @@ os.environ["VLLM_CPU_INT4_W4A8"] = "0"
 
 def load_package() -> None:
     """This repository's package, and nothing that lies beside it."""
-    package = Path(__file__).resolve().parents[2] / "pytest_llminfer"
+    package = Path(__file__).resolve().parents[3] / "pytest_llminfer"
     spec = importlib.util.spec_from_file_location(
         "pytest_llminfer", package / "__init__.py", submodule_search_locations=[str(package)]
     )

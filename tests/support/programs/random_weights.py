@@ -1,7 +1,7 @@
 """What random checkpoints predict, by several execution modes and with faults: a program that prints it, for tests that import no
 torch.
 
-    python tests/engines/random_weights.py
+    python tests/support/programs/random_weights.py
 
 The depth of qwen2.5-7b, less wide, in bf16. Weights: as tools/random_checkpoint.py draws them; ``dense``: the same sizes, but every
 branch writes to every channel; ``plain``: all matrices from N(0, 0.02). Per weights and execution mode the KL in nats, (prompts,
@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import json
 import math
-import runpy
 import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-TOOL = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "random_checkpoint.py"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
+import random_checkpoint
+
 NARROW = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 512, "vocab_size": 8192}
 PROMPTS, TOKENS, ANSWER, BLOCK = 5, 64, 6, 16
 
@@ -34,14 +35,14 @@ class Fp8Cache(DynamicCache):
 
 
 def _make(weights):
-    config = AutoConfig.from_pretrained(TOOL["SHAPES"] / "qwen2.5-7b", **NARROW)
+    config = AutoConfig.from_pretrained(random_checkpoint.SHAPES / "qwen2.5-7b", **NARROW)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    TOOL["draw"](model)
+    random_checkpoint.draw(model)
     branches = 2 * config.num_hidden_layers
     for name, parameter in model.named_parameters():
         if weights == "dense" and name.endswith(("o_proj.weight", "down_proj.weight")):
-            parameter.normal_(0, TOOL["spread"](name, parameter.shape[-1]) / math.sqrt(branches))
+            parameter.normal_(0, random_checkpoint.spread(name, parameter.shape[-1]) / math.sqrt(branches))
         if weights == "plain":
             parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(float("norm" in name))
     return model

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-import pytest_llminfer
 from pytest_llminfer.checkpoints.safetensors import read_checkpoint
 from pytest_llminfer.worker.backends.llamacpp.source import read_tensor
+from tests.support.paths import REFERENCE
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
-REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
 LEFT = "model.layers.2.mlp.down_proj"
 
 
@@ -28,36 +26,36 @@ def leave_a_layer_alone(source: Path, target: Path) -> Path:
     def ignore(config: dict) -> None:
         config["quantization_config"].get("ignore", []).append(LEFT)
 
-    return _copy(source, target, drop=f"{LEFT}.", put=put, change=ignore)
+    return copy(source, target, drop=f"{LEFT}.", put=put, change=ignore)
 
 
 def widen(source: Path, target: Path, name: str) -> Path:
     """One tensor is stored in float32."""
     values = read_tensor(read_checkpoint(source)[name]).astype(np.float32)
-    return _copy(source, target, drop=name, put={name: ("F32", values.shape, values.tobytes())})
+    return copy(source, target, drop=name, put={name: ("F32", values.shape, values.tobytes())})
 
 
 def take_a_layer_from(other: Path, source: Path, target: Path) -> Path:
     """The down projection of layer 2 is that of another checkpoint."""
-    return _copy(source, target, drop=f"{LEFT}.", put={n: t for n, t in _contents(other).items() if n.startswith(f"{LEFT}.")})
+    return copy(source, target, drop=f"{LEFT}.", put={n: t for n, t in contents(other).items() if n.startswith(f"{LEFT}.")})
 
 
 def regroup(source: Path, target: Path, size: int) -> Path:
     """No fault: the same weights in smaller groups, each scale and zero repeated, as a tool with that group size stores them."""
     tensors = {}
-    for name, (dtype, shape, content) in _contents(source).items():
+    for name, (dtype, shape, content) in contents(source).items():
         kind, values = name.rpartition(".")[2], np.frombuffer(content, np.uint8).reshape(*shape, -1)
         if kind in {"qzeros", "scales", "weight_scale"}:
             values = values.repeat(128 // size, axis=1 if kind == "weight_scale" else 0)
         elif kind == "g_idx":
             values = (np.arange(*shape, dtype="<i4") // size).view(np.uint8).reshape(*shape, 4)
         tensors[name] = (dtype, values.shape[:-1], values.tobytes())
-    return _copy(source, target, put=tensors, change=lambda config: _declare_groups(config, size))
+    return copy(source, target, put=tensors, change=lambda config: _declare_groups(config, size))
 
 
 def declare_groups(source: Path, target: Path, size: int) -> Path:
     """The configuration declares groups of another size than those that are stored."""
-    return _copy(source, target, change=lambda config: _declare_groups(config, size))
+    return copy(source, target, change=lambda config: _declare_groups(config, size))
 
 
 def _declare_groups(config: dict, size: int) -> None:
@@ -68,7 +66,7 @@ def _declare_groups(config: dict, size: int) -> None:
 
 def declare(source: Path, target: Path, **changed: object) -> Path:
     """The configuration declares something else of the quantization than what is stored."""
-    return _copy(source, target, change=lambda config: config["quantization_config"].update(changed))
+    return copy(source, target, change=lambda config: config["quantization_config"].update(changed))
 
 
 def relabel(source: Path, target: Path, file_type: int) -> Path:
@@ -80,38 +78,28 @@ def relabel(source: Path, target: Path, file_type: int) -> Path:
     return target
 
 
-def never_quantized(model) -> None:
-    """The same layer of a live transformers model is a plain linear, as a module that a loader skipped is."""
-    import torch
-
-    mlp = model.model.layers[2].mlp
-    plain = torch.nn.Linear(mlp.down_proj.in_features, mlp.down_proj.out_features, bias=False, dtype=torch.bfloat16)
-    plain.weight.data = mlp.down_proj.weight.data
-    mlp.down_proj = plain
-
-
 def split(source: Path, target: Path) -> Path:
     """No fault: the same tensors in two shards with an index, every other one in the first."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
-    tensors = _contents(source)
+    tensors = contents(source)
     names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     weight_map = {name: names[number % 2] for number, name in enumerate(tensors)}
     for file in names:
-        _write(target / file, {name: tensors[name] for name in tensors if weight_map[name] == file})
+        write(target / file, {name: tensors[name] for name in tensors if weight_map[name] == file})
     (target / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return target
 
 
-def _copy(source: Path, target: Path, *, drop: str = "\0", put: dict | None = None, change=lambda _: None) -> Path:
+def copy(source: Path, target: Path, *, drop: str = "\0", put: dict | None = None, change=lambda _: None) -> Path:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors*"))
     config = json.loads((target / "config.json").read_text())
     change(config)
     (target / "config.json").write_text(json.dumps(config))
-    _write(target / "model.safetensors", {n: t for n, t in _contents(source).items() if not n.startswith(drop)} | (put or {}))
+    write(target / "model.safetensors", {n: t for n, t in contents(source).items() if not n.startswith(drop)} | (put or {}))
     return target
 
 
-def _contents(source: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+def contents(source: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Dtype, shape and bytes of every tensor."""
     tensors = {}
     for name, stored in read_checkpoint(source).items():
@@ -121,7 +109,7 @@ def _contents(source: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return tensors
 
 
-def _write(file: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
+def write(file: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, (dtype, shape, content) in tensors.items():
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(content)]}

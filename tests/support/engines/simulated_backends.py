@@ -12,8 +12,8 @@ from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.simulated.backend import SimulatedBackend
+from tests.support.paths import REFERENCE
 
-REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
 PROBLEMS = Path(pytest_llminfer.__file__).parent / "datasets" / "synthetic.jsonl"
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import pytest_llminfer
 from pytest_llminfer.checkpoints.gguf_model import read_gguf
 from pytest_llminfer.checkpoints.gguf_names import permuted_heads
 from pytest_llminfer.engines.engine import Engine, Launch
@@ -16,7 +14,6 @@ from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
 
-REFERENCE = Path(pytest_llminfer.__file__).parent / "models" / "reference"
 HEADS, KV_HEADS = 4, 2
 
 

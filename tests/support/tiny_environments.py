@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import signal
 import subprocess
 import sys
@@ -12,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llminfer.engines.environments import cache
+from tests.support.tiny_wheels import fake_uv, wheel
 
-TINY = runpy.run_path(str(Path(__file__).with_name("tiny_wheels.py")))
-wheel, fake_uv = TINY["wheel"], TINY["fake_uv"]
 MAKE = """
 import sys
 from pytest_llminfer.engines.environments import interpreter

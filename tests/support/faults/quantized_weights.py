@@ -14,6 +14,16 @@ def leave_a_layer_alone(model) -> None:
     mlp.up_proj = plain
 
 
+def never_quantized(model) -> None:
+    """The down projection of layer 2 is a plain linear, as a module that a loader skipped is."""
+    import torch
+
+    mlp = model.model.layers[2].mlp
+    plain = torch.nn.Linear(mlp.down_proj.in_features, mlp.down_proj.out_features, bias=False, dtype=torch.bfloat16)
+    plain.weight.data = mlp.down_proj.weight.data
+    mlp.down_proj = plain
+
+
 def scale_a_layer(model) -> None:
     """The scales of layer 1's value projection are doubled."""
     state = model.model.layers[1].self_attn.v_proj.weight.quant_state

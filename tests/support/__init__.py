@@ -1,0 +1,1 @@
+"""What tests share: engines and servers to ask, faults to inject, and data to compare."""
