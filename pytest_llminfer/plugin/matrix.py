@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llminfer.plugin.command_line import DEFAULT_ENGINE
+from pytest_llminfer.plugin.session import cells_of
+from pytest_llminfer.report.notes import CELL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,9 +17,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.options import MatrixSettings
     from pytest_llminfer.spec import EngineSpec
 
-CELLS = pytest.StashKey["tuple[EngineSpec, ...]"]()
-FIXTURE = "engine_spec"
-DIVERGENCE = "divergence"
+FIXTURE = "llminfer_engine_spec"
+DIVERGENCE = "llminfer_divergence"
 
 
 def expand(options: MatrixSettings) -> tuple[EngineSpec, ...]:
@@ -98,7 +99,7 @@ def _sizes(options: MatrixSettings) -> list[tuple[int, int, int]]:
 def parametrize(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for an engine, directly or through its fixtures, once a cell; ``collection`` then drops some."""
     if FIXTURE in metafunc.fixturenames:
-        cells = metafunc.config.stash[CELLS]
+        cells = cells_of(metafunc.config)
         metafunc.parametrize(FIXTURE, cells, ids=str, scope="session", indirect=True)
 
 
@@ -106,6 +107,13 @@ def cell_of(item: pytest.Item) -> EngineSpec | None:
     """The cell that a collected test belongs to."""
     callspec = getattr(item, "callspec", None)
     return None if callspec is None else callspec.params.get(FIXTURE)
+
+
+def name_cells(items: list[pytest.Item]) -> None:
+    """Write the cell of each test into its report."""
+    for item in items:
+        if cell := cell_of(item):
+            item.user_properties.append((CELL, str(cell)))
 
 
 def group_by_cell(items: list[pytest.Item], cells: tuple[EngineSpec, ...]) -> None:
