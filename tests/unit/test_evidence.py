@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from pytest_llminfer.families.accuracy import section as evidence
 
@@ -34,7 +35,7 @@ def test_a_line_a_cell() -> None:
     assert second.split() == ["b", "record", "38", "of", "300", "0.5", "0.5", "2", "pass"]
 
 
-def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path) -> None:
+def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "any" / "reference" / "run_history.jsonl"
     past_run = {
         "path": str(path),

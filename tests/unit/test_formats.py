@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -129,24 +130,24 @@ EXPECTED = {
 """Dtype, stored shape and bytes with attached state of each tensor, read from the checkpoints under assets/ and loaded models."""
 
 
-def linear(quantization, holder, shape=SHAPE, **options):
+def linear(quantization: str, holder: str, shape: ModelShape = SHAPE, **options: Any) -> dict[Any, Any]:
     engine, _, device = holder.partition("-")
     layout = expected_layout(shape=shape, dtype="bf16", quantization=quantization, engine=engine, device=device or "cpu", **options)
     found = [weight.parameter for weight in layout if weight.parameter.name.startswith(DOWN)]
     return {each.name.removeprefix(DOWN): (each.dtype, each.stored_shape, each.stored_bytes) for each in found}
 
 
-def test_every_declared_format_is_tested_here():
+def test_every_declared_format_is_tested_here() -> None:
     assert set(EXPECTED) == set(formats())
 
 
 @pytest.mark.parametrize(("quantization", "holder"), EXPECTED)
-def test_a_linear_is_stored_as_declared(quantization, holder):
+def test_a_linear_is_stored_as_declared(quantization: str, holder: str) -> None:
     assert linear(quantization, holder) == EXPECTED[quantization, holder]
 
 
 @pytest.mark.parametrize(("quantization", "holder"), EXPECTED)
-def test_everything_but_the_linears_keeps_the_models_dtype(quantization, holder):
+def test_everything_but_the_linears_keeps_the_models_dtype(quantization: str, holder: str) -> None:
     engine, _, device = holder.partition("-")
     layout = expected_layout(
         shape=replace(SHAPE, tied=False), dtype="bf16", quantization=quantization, engine=engine, device=device or "cpu"
@@ -162,7 +163,7 @@ def test_everything_but_the_linears_keeps_the_models_dtype(quantization, holder)
     assert {each.dtype for each in kept} == {"bfloat16"}
 
 
-def test_a_fused_linear_has_a_codebook_for_each_of_its_parts():
+def test_a_fused_linear_has_a_codebook_for_each_of_its_parts() -> None:
     layout = expected_layout(shape=SHAPE, dtype="bf16", quantization="nf4", engine="vllm", device="cuda-bitsandbytes")
     states = {weight.parameter.name.split(".")[-2]: weight.parameter.state for weight in layout if weight.parameter.state}
     assert states == {
@@ -173,7 +174,7 @@ def test_a_fused_linear_has_a_codebook_for_each_of_its_parts():
     }
 
 
-def test_what_a_checkpoint_brought_along_is_not_judged_by_what_the_engine_makes():
+def test_what_a_checkpoint_brought_along_is_not_judged_by_what_the_engine_makes() -> None:
     of = {"shape": SHAPE, "dtype": "bf16", "quantization": "fp8", "engine": "vllm"}
     assert expected_layout(**of, device="cuda-fp8")
     assert expected_layout(**of, device="cuda-compressed-tensors") == expected_layout(**of, device="cuda")
@@ -182,7 +183,7 @@ def test_what_a_checkpoint_brought_along_is_not_judged_by_what_the_engine_makes(
         expected_layout(**{**of, "engine": "transformers"}, device="cuda")
 
 
-def test_groups_are_those_that_a_checkpoint_declares():
+def test_groups_are_those_that_a_checkpoint_declares() -> None:
     assert linear("gptq", CHECKPOINT, group_size=64)["scales"] == ("float16", (12, 256), 6144)
     assert linear("w4a16", CHECKPOINT, group_size=-1)["weight_scale"] == ("bfloat16", (256, 1), 512)
     assert linear("w8a8", CHECKPOINT, group_size=64) == linear("w8a8", CHECKPOINT)
