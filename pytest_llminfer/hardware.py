@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-QUERY = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total,driver_version", "--format=csv,noheader")
+QUERY = ("--query-gpu=index,uuid,name,memory.total,driver_version", "--format=csv,noheader")
+_USED = ("--query-gpu=memory.used", "--format=csv,noheader,nounits")
 _FIELDS_AROUND_NAME = 4
 
 
@@ -82,13 +83,27 @@ def detect(environ: Mapping[str, str] | None = None, *, timeout_seconds: float =
     Takes as long as nvidia-smi does. Where that is missing, fails or says nothing within ``timeout_seconds``, there is no
     accelerator. Never raises.
     """
-    return describe_machine(visible_gpus(environ, timeout_seconds=timeout_seconds), cpu=_cpu_name(), cores=usable_cores())
+    return describe_machine(visible_gpus(environ, timeout_seconds=timeout_seconds), cpu=processor_name(), cores=usable_cores())
 
 
 def visible_gpus(environ: Mapping[str, str] | None = None, *, timeout_seconds: float = 10.0) -> list[Gpu]:
     """The GPUs that ``environ`` (of this process, unless given) leaves visible; none where nvidia-smi does not answer."""
     environ = os.environ if environ is None else environ
-    return visible(parse_nvidia_smi(_ask_nvidia_smi(environ, timeout_seconds)), environ.get("CUDA_VISIBLE_DEVICES"))
+    listed = _ask_nvidia_smi(*QUERY, environ=environ, timeout_seconds=timeout_seconds)
+    return visible(parse_nvidia_smi(listed), environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def device_bytes(ids: Iterable[str], *, timeout_seconds: float = 30.0) -> int | None:
+    """What is in use on these GPUs together, by all processes, as nvidia-smi reads it; None where it does not answer.
+
+    ids: UUIDs, ``GPU-…``; others name nothing that nvidia-smi knows.
+    """
+    names = list(ids)
+    if not names or not all(name.startswith("GPU-") for name in names):
+        return None
+    answer = _ask_nvidia_smi(*_USED, f"--id={','.join(names)}", environ=os.environ, timeout_seconds=timeout_seconds)
+    readings = answer.split()
+    return sum(map(int, readings)) * 2**20 if readings and all(map(str.isdecimal, readings)) else None
 
 
 def describe_machine(gpus: Sequence[Gpu], *, cpu: str, cores: int) -> Hardware:
@@ -143,10 +158,11 @@ def parse_cpuinfo(text: str) -> str:
     return " ".join(found.group(1).split()) if found else ""
 
 
-def _ask_nvidia_smi(environ: Mapping[str, str], timeout_seconds: float) -> str:
+def _ask_nvidia_smi(*words: str, environ: Mapping[str, str], timeout_seconds: float) -> str:
+    """What it prints; empty where it is missing, fails, or is silent for too long."""
     try:
         process = subprocess.Popen(  # noqa: S603 - a fixed command
-            QUERY,
+            ["nvidia-smi", *words],  # noqa: S607 - the driver's own, wherever the system keeps it
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -169,7 +185,8 @@ def _ask_nvidia_smi(environ: Mapping[str, str], timeout_seconds: float) -> str:
     return output if process.returncode == 0 else ""
 
 
-def _cpu_name() -> str:
+def processor_name() -> str:
+    """The processor's model name, as the kernel or else the platform gives it."""
     try:
         name = parse_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     except OSError:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 SHOWN = 8
 """Lines of a long list of differences that a verdict shows; the rest are counted."""
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""Numbers that JSON has no word for, as the words that they cross as (those of ProtoJSON)."""
 
 
 class Outcome(StrEnum):
@@ -26,7 +29,10 @@ class Outcome(StrEnum):
 class Measurement:
     """One number with what is needed to read it: its unit, how many values it stands for, and how far they spread.
 
-    ``spread`` is in words with its own unit ("95 % interval 0.81 to 0.87", "MAD 1.2 ms"); empty where the number is exact.
+    name: what was measured. value: in ``unit``. n: how many values it stands for; None where that has no meaning.
+    spread: in words with its own unit ("95 % interval 0.81 to 0.87", "MAD 1.2 ms"); empty where the number is exact.
+    baseline: what it is compared with, recorded or predicted, in ``unit``. limit: the value at which the outcome changes, in
+    ``unit``. Both are None where the check has no such number; they are data for reports, and no part of the text.
     """
 
     name: str
@@ -34,6 +40,8 @@ class Measurement:
     unit: str = ""
     n: int | None = None
     spread: str = ""
+    baseline: float | int | None = None
+    limit: float | int | None = None
 
     def __str__(self) -> str:
         value = (
@@ -46,6 +54,35 @@ class Measurement:
         text = f"{self.name}: {value}{' ' + self.unit if self.unit else ''}"
         extras = [f"n={self.n}"] * (self.n is not None) + [self.spread] * bool(self.spread)
         return f"{text} ({', '.join(extras)})" if extras else text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON can hold; a number that is not finite is "NaN", "Infinity" or "-Infinity"."""
+        return {
+            "name": self.name,
+            "value": to_json(self.value),
+            "unit": self.unit,
+            "n": None if self.n is None else int(self.n),
+            "spread": self.spread,
+            "baseline": to_json(self.baseline),
+            "limit": to_json(self.limit),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
+        """The measurement whose :meth:`to_dict` is ``data``.
+
+        Raises:
+            KeyError: a field is missing.
+        """
+        return cls(
+            name=data["name"],
+            value=from_json(data["value"]),
+            unit=data["unit"],
+            n=data["n"],
+            spread=data["spread"],
+            baseline=from_json(data["baseline"]),
+            limit=from_json(data["limit"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +118,59 @@ class Verdict:
             lines.append(f"  what to do: {self.advice}")
         return "\n".join(lines)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON can hold: what crosses processes, and stands in reports."""
+        return {
+            "outcome": self.outcome.value,
+            "claim": self.claim,
+            "key": self.key,
+            "measurements": [measurement.to_dict() for measurement in self.measurements],
+            "threshold": self.threshold,
+            "threshold_source": self.threshold_source,
+            "smallest_detectable": self.smallest_detectable,
+            "advice": self.advice,
+            "details": list(self.details),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Verdict:
+        """The verdict whose :meth:`to_dict` is ``data``.
+
+        Raises:
+            KeyError: a field is missing. ValueError: an outcome that is none.
+        """
+        return cls(
+            outcome=Outcome(data["outcome"]),
+            claim=data["claim"],
+            key=data["key"],
+            measurements=tuple(map(Measurement.from_dict, data["measurements"])),
+            threshold=data["threshold"],
+            threshold_source=data["threshold_source"],
+            smallest_detectable=data["smallest_detectable"],
+            advice=data["advice"],
+            details=tuple(data["details"]),
+        )
+
 
 def first_offenders(lines: Sequence[str], *, shown: int = SHOWN) -> tuple[str, ...]:
     """The first ``shown`` lines, and one that counts the rest."""
     rest = len(lines) - shown
     return (*lines[:shown], *((f"and {rest:,} more",) if rest > 0 else ()))
+
+
+def to_json(value: Any) -> Any:
+    """A number as one of Python's own, whatever subclass or NumPy scalar it was, or as its word where it is not finite.
+
+    Text, None and booleans stay as they are.
+    """
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return int(value)
+
+
+def from_json(value: Any) -> Any:
+    """What :func:`to_json` was given."""
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""The KV-cache and memory suites on a host with two GPUs and no network: what they print, JUnit files, and baselines to commit.
+"""The KV-cache and memory suites on a host with two GPUs and no network: what they print and find, and baselines to commit.
 
     python tools/gpu_kv_memory.py OUT PHASE...     phases are listed in PHASES; kv:sglang is a part of one
 
@@ -63,12 +63,12 @@ class Session:
         arguments = {**(TRITON if self.engine == "sglang" else {}), **self.engine_args}
         return [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--import-mode=importlib"),
-            *(() if entry_points(group="pytest11", name="llminfer") else ("-p", "pytest_llminfer.plugin")),
+            *(() if entry_points(group="pytest11", name="llminfer") else ("-p", "pytest_llminfer.plugin.hooks")),
             *(f"suites/test_{suite}.py" for suite in self.suites),
             *("-v", "-rs", f"--engine={self.engine}@{python}" if python else f"--engine={self.engine}", f"--model={self.model}"),
             *(["--weights=dummy"] if self.model in (LLAMA, QWEN) else []),
             *([f"--engine-args={json.dumps(arguments)}"] if arguments else []),
-            *("--update-baselines=new", f"--junitxml={out}/{self.label}.xml"),
+            *("--update-baselines=new", f"--llminfer-report={out}/{self.label}"),
             *self.options,
         ]
 

@@ -1,6 +1,6 @@
 """What sessions said, as Markdown: a line a test, a column a cell, with each verdict's number.
 
-    python tools/verdict_table.py RESULT.xml...     files that `pytest --junitxml=RESULT.xml` wrote; put them in the columns' order
+    python tools/verdict_table.py results.json...     files of `pytest --llminfer-report=DIR`; put them in the columns' order
 
 A test that was judged more than once shows its worst verdict, and of equals the last. Skips are shown where some cell was judged.
 """
@@ -10,28 +10,29 @@ from __future__ import annotations
 import json
 import re
 import sys
-import xml.etree.ElementTree as ET
+from pathlib import Path
 
-_WORST = ("fail", "invalid", "inconclusive", "pass", "error", "skip")
+from pytest_llminfer.report.result import SessionResult, TestResult
+
+_WORST = ("fail", "invalid", "inconclusive", "pass")
 
 
 def read(path: str) -> dict[tuple[str, str], tuple[str, str]]:
     """(test, cell) to (outcome, key) of one file."""
-    found: dict[tuple[str, str], tuple[str, str]] = {}
-    for case in ET.parse(path).iter("testcase"):  # noqa: S314 - written by pytest
-        facts = [(item.get("name"), item.get("value") or "") for item in case.iter("property")]
-        cell = next((value for name, value in facts if name == "llminfer_cell"), "")
-        name, _, inner = (case.get("name") or "").rstrip("]").partition("[")
-        test = f"{name.removeprefix('test_').replace('_', ' ')} {inner.removeprefix(cell).lstrip('-')}".strip()
-        verdicts = [json.loads(value) for name, value in facts if name == "llminfer_verdict"]
-        if verdicts:
-            worst = min(reversed(verdicts), key=lambda verdict: _WORST.index(verdict["outcome"]))
-            found[test, cell] = worst["outcome"], worst["key"]
-        elif case.find("skipped") is not None:
-            found[test, cell] = "skip", ""
-        elif (broken := next((case.find(kind) for kind in ("failure", "error") if case.find(kind) is not None), None)) is not None:
-            found[test, cell] = "error", (broken.get("message") or "").splitlines()[0][:80]
-    return found
+    result = SessionResult.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    return {(_name(test), test.cell): _said(test) for test in result.tests}
+
+
+def _name(test: TestResult) -> str:
+    name, _, inner = test.node_id.rpartition("::")[2].rstrip("]").partition("[")
+    return f"{name.removeprefix('test_').replace('_', ' ')} {inner.removeprefix(test.cell).lstrip('-')}".strip()
+
+
+def _said(test: TestResult) -> tuple[str, str]:
+    if test.verdicts:
+        worst = min(reversed(test.verdicts), key=lambda verdict: _WORST.index(verdict.outcome.value))
+        return worst.outcome.value, worst.key
+    return ("error", test.reason.partition("\n")[0][:80]) if test.failed else (test.outcome, "")
 
 
 def main() -> None:

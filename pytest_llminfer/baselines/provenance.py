@@ -19,6 +19,7 @@ _URL = r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s/@]*@)?(?P<address>\S*)"
 # A slash that starts a path: not inside a relative path or a word, except glued to a short option (-c/etc/pytest.ini).
 _PATH = r"(?:(?<![\w.~/-])|(?<=^-[A-Za-z]))(?P<path>/[^\s,:;'\"=|()\[\]]*)"
 _SECRET = re.compile(r"^(--?[\w-]*(?:key|token|secret|password))(=.*)?$", re.IGNORECASE)
+_SECRET_IN_JSON = re.compile(r'("[\w-]*(?:key|token|secret|password)"\s*:\s*)"(?:[^"\\]|\\.)*"', re.IGNORECASE)
 
 
 def provenance(
@@ -86,7 +87,7 @@ def command_line(argv: Sequence[str], *, directory: Path, home: Path) -> str:
 
     The program is its bare name (``pytest`` for ``python -m pytest`` too), a path under ``directory`` is relative to it, one
     under ``home`` starts with ``~``, of any other absolute path the last component is left. The value of an option that
-    ends in key, token, secret or password, and the user in a URL, are left out.
+    ends in key, token, secret or password, alone or in JSON, and the user in a URL, are left out.
     """
     if not argv:
         return ""
@@ -100,9 +101,15 @@ def command_line(argv: Sequence[str], *, directory: Path, home: Path) -> str:
         elif secret and secret.group(2):
             words.append(f"{secret.group(1)}=***")
         else:
-            words.append(_without_places(argument, directory, home))
+            words.append(_without_places(without_secrets(argument), directory, home))
         hide_next = bool(secret) and not (secret and secret.group(2)) and not hide_next
     return shlex.join(words)
+
+
+def without_secrets(text: str) -> str:
+    """``text`` without the values of JSON fields whose name ends in key, token, secret or password, and the user in a URL."""
+    text = _SECRET_IN_JSON.sub(r'\1"***"', text)
+    return re.sub(r"([A-Za-z][\w+.-]*://)[^\s/@]*@", r"\1***@", text)
 
 
 def _without_places(argument: str, directory: Path, home: Path) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_llminfer import __version__
 from pytest_llminfer.cli.console import tell
 from pytest_llminfer.errors import BadInputError, InvalidSpecError, LlminferError
+from pytest_llminfer.report.align import align
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +26,7 @@ SUBCOMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Status 0: done; 1: it failed; 2: bad input, told in one line on standard error."""
-    width = max(map(len, SUBCOMMANDS))
-    listed = "\n".join(f"  {name.ljust(width)}  {purpose}" for name, (_, purpose) in SUBCOMMANDS.items())
+    listed = "\n".join(align([(f"  {name}", purpose) for name, (_, purpose) in SUBCOMMANDS.items()]))
     parser = argparse.ArgumentParser(
         prog="llminfer",
         description="Beside pytest: the environments of engines, what can run here, and what will fit.",

@@ -38,10 +38,3 @@ def gigabytes(size: float) -> str:
     if mega >= 1000:  # noqa: PLR2004 - a thousand megabytes are a gigabyte
         return f"{mega / 1000:.1f} GB"
     return f"{mega:.0f} MB" if mega >= 1 or not size else f"{size / 1e3:.0f} kB"
-
-
-def table(rows: list[list[str]]) -> list[str]:
-    """The rows, the first of them the heading, with their columns aligned and a rule below the heading."""
-    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(field.ljust(size) for field, size in zip(row, sizes, strict=True)).rstrip() for row in rows]
-    return [lines[0], "  ".join("-" * size for size in sizes), *lines[1:]]

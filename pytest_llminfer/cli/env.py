@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.cli.console import Parser, gigabytes, say, table, tell
+from pytest_llminfer.cli.console import Parser, gigabytes, say, tell
 from pytest_llminfer.engines import environments
 from pytest_llminfer.engines.environments.cache import environments_folder
 from pytest_llminfer.engines.environments.recipes import Requirement
 from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.report.align import align
 
 if TYPE_CHECKING:
     import argparse
@@ -40,7 +41,7 @@ def _list(_given: argparse.Namespace) -> int:
     rows = [["name", "python", "size", "made", "state"]]
     rows += [[each.folder, each.python, gigabytes(each.size_bytes), each.created[:10] or "-", _state(each)] for each in found]
     total = f"{len(found)} environment{'s' * (len(found) != 1)}, {gigabytes(sum(each.size_bytes for each in found))}"
-    say([*table(rows), total])
+    say([*align(rows, rule="-"), total])
     return 0
 
 

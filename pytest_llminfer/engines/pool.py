@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pytest_llminfer.errors import EngineStartError
-from pytest_llminfer.families.shutdown.observe import device_bytes
+from pytest_llminfer.hardware import device_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

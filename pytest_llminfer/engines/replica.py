@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.engines.launchers import local
+from pytest_llminfer.engines.profiles import backend
 from pytest_llminfer.engines.worker_process import WorkerProcess
 from pytest_llminfer.errors import EngineDiedError, EngineError, EngineStartError
+from pytest_llminfer.hardware import visible_gpus
 from pytest_llminfer.observations.engine import EngineInfo
+from pytest_llminfer.worker.protocol.frames import ACCELERATOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,11 +67,15 @@ class Launch:
         Raises:
             EngineStartError: they were not free within the time limit.
         """
-        if self.lease is None:
-            return dict(self.variables)
-        share = self.spec.num_gpus // self.spec.workers
-        ids = self.lease.ids()[self.index * share : (self.index + 1) * share]
-        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(ids), **self.variables}
+        found = dict(self.variables)
+        if self.lease is not None:
+            share = self.spec.num_gpus // self.spec.workers
+            ids = self.lease.ids()[self.index * share : (self.index + 1) * share]
+            found = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(ids), **found}
+        # The worker of a server is a client without a framework that could tell it.
+        if self.spec.serve and (gpus := visible_gpus({**os.environ, **found})):
+            found[ACCELERATOR] = gpus[0].name
+        return found
 
     def params(self, environment: str) -> dict[str, Any]:
         """What the worker is told to load."""
@@ -75,6 +83,7 @@ class Launch:
             "spec": {**self.spec.replica.to_dict(), "environment": environment},
             "model_path": self.model.path,
             "engine_args": dict(self.engine_args),
+            **backend(self.spec.engine),
         }
 
     def start_worker(self) -> tuple[WorkerProcess, dict[str, Any]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
+from pytest_llminfer.plugin import options
+from pytest_llminfer.report import notes
 
-from pytest_llminfer.plugin import judging, options
+if TYPE_CHECKING:
+    import pytest
 
 FIXTURE = "checkpoint"
 
@@ -31,4 +34,4 @@ def name_cells(items: list[pytest.Item]) -> None:
     """Give each such test its row in the table: ``checkpoint:`` and the last part of the path, the whole path after an @."""
     for item in items:
         if path := _path(item):
-            item.user_properties.append((judging.CELL, f"{FIXTURE}:{Path(path).expanduser().resolve().name}@{path}"))
+            item.user_properties.append((notes.CELL, f"{FIXTURE}:{Path(path).expanduser().resolve().name}@{path}"))

@@ -84,14 +84,16 @@ def _is_given(option: str, config: pytest.Config) -> bool:
 
 
 def _capabilities(marker: pytest.Mark, cell: EngineSpec) -> Iterator[str]:
-    from pytest_llminfer.engines.capabilities import OF_ENGINES, OF_SERVERS, possible_capabilities
+    from pytest_llminfer.engines.capabilities import OF_SERVERS, engines_that_answer, possible_capabilities
 
     possible = possible_capabilities(cell)
     for name in marker.args:
-        engines = [engine for engine, known in OF_ENGINES.items() if name in known]
+        if possible is not None and name in possible:
+            continue
+        engines = engines_that_answer(name)
         if not engines and name not in OF_SERVERS | {"serving:stop"}:
             raise ValueError(f"llminfer_needs: no engine answers {name!r}")
-        if possible is not None and name not in possible:
+        if possible is not None:
             yield f"an engine that answers {name!r}" + (f" ({', '.join(engines)})" if engines else "")
 
 
@@ -103,7 +105,18 @@ def _value(name: str, cell: EngineSpec, item: pytest.Item) -> Any:
         raise ValueError(
             f"llminfer_only: unknown field {name!r}; valid: {', '.join([*cell.__dataclass_fields__, *DERIVED, *OF_MODELS])}"
         )
-    return getattr(cell, name)
+    return _draws_per_rank(cell) if name == "draws_per_rank" else getattr(cell, name)
+
+
+def _draws_per_rank(cell: EngineSpec) -> bool | None:
+    from pytest_llminfer.engines.profiles import profile
+    from pytest_llminfer.errors import UnsupportedError
+
+    try:
+        return profile(cell.engine).draws_per_rank(cell)
+    except UnsupportedError:
+        # The test that compares says so.
+        return None
 
 
 def _fact(name: str, cell: EngineSpec, item: pytest.Item) -> bool | None:

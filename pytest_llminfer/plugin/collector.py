@@ -1,4 +1,4 @@
-"""What the whole session found, gathered by the process that the user started: the table, and the one write of baselines.
+"""What the whole session found, gathered by the process that the user started, and shown: tables, JUnit properties, files.
 
 Reads the properties that tests, here or in workers of pytest-xdist, put on their reports. Modules of the package are imported
 when there is something to report: every pytest session of every project pays for what stands at the top.
@@ -6,24 +6,22 @@ when there is something to report: every pytest session of every project pays fo
 
 from __future__ import annotations
 
-import json
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llminfer.baselines.notes import MISSING, RECORD, SIDE_FILE, USED
-from pytest_llminfer.baselines.side_files import SideFiles
-from pytest_llminfer.families.accuracy import section as evidence
-from pytest_llminfer.families.memory.section import MEMORY
-from pytest_llminfer.families.parallelism import section as parallelism
-from pytest_llminfer.plugin import judging, matrix, options
+from pytest_llminfer.plugin import matrix, options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from pytest_llminfer.report.table import TableEntry
+    from pytest_llminfer.plugin.records import Records
+    from pytest_llminfer.report.gathering import Gathering, Phase
+    from pytest_llminfer.report.result import SessionResult
+
+OURS = "llminfer_"
+"""How the names of all notes begin."""
 
 
 class SessionReport:
@@ -31,159 +29,131 @@ class SessionReport:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._rows: dict[str, dict[str, list[TableEntry]]] = {}
-        self._families: dict[str, None] = {}
-        self._loads: list[dict[str, Any]] = []
-        self._records: list[dict[str, Any]] = []
-        self._used: list[dict[str, Any]] = []
-        self._missing: list[dict[str, Any]] = []
-        self._parallelisms: list[dict[str, Any]] = []
-        self._evidence: list[dict[str, Any]] = []
-        self._memory_profiles: list[dict[str, Any]] = []
-        self._written: dict[Path, None] = {}
-        self._side_files = SideFiles()
-        self._problem = ""
+        self._started = time.time()
+        self._gathered: tuple[Gathering, Records] | None = None
+        self._result: SessionResult | None = None
         self._lines: list[str] = []
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note the outcome of a test's call, or of whatever kept it from being called."""
-        cell = next((str(value) for name, value in report.user_properties if name == judging.CELL), "")
-        if not cell or (report.when != "call" and report.passed):
+        """Take what a test noted; when it is over, its properties become what people read in a JUnit file."""
+        if not any(name.startswith(OURS) for name, _ in report.user_properties):
             return
-        family = PurePath(report.nodeid.partition("::")[0]).stem.removeprefix("test_")
-        self._families.setdefault(family)
-        self._rows.setdefault(cell, {}).setdefault(family, []).extend(_entries(report))
-        takers = {judging.LOADED: self._loads, RECORD: self._records, USED: self._used, MISSING: self._missing}
-        takers |= {parallelism.PARALLELISM: self._parallelisms, evidence.EVIDENCE: self._evidence, MEMORY: self._memory_profiles}
-        for name, value in report.user_properties:
-            if name == SIDE_FILE:
-                self._side_files.take(json.loads(str(value)))
-            if name in takers and report.when != "teardown":
-                note = json.loads(str(value))
-                # Several tests of a cell may stand on the same evidence: it counts once.
-                if name != evidence.EVIDENCE or note not in self._evidence:
-                    takers[name].append(note)
-                if name == RECORD:
-                    self._write(note)
+        gathering, records = self._gathering()
+        phase = _phase(report)
+        for name, note in gathering.take(phase):
+            records.take(name, note)
+        if report.when == "teardown":
+            from pytest_llminfer.report.junit import properties
 
-    def _write(self, note: dict[str, Any]) -> None:
-        """Write what was recorded at once: a session that is killed later loses nothing."""
-        from pytest_llminfer.baselines.record import BaselineKey, Record
-        from pytest_llminfer.errors import BaselineError
-        from pytest_llminfer.plugin.baselines import open_store
+            others = [(name, value) for name, value in report.user_properties if not name.startswith(OURS)]
+            report.user_properties = [*others, *properties(gathering.result(phase))]
 
-        store = open_store(self._config)
-        record = Record(note["expected"], note["conditions"], note["provenance"])
-        only_missing = self._config.stash[options.STASH].baselines.update == "new"
-        key = BaselineKey(**note["key"])
-        store.stage(key, record, only_missing=only_missing)
-        try:
-            self._side_files.write(store.path(key), record.expected)
-            self._written.update(dict.fromkeys(store.write()))
-        except BaselineError as error:
-            self._problem = str(error)
-        else:
-            self._problem = ""
+    def _gathering(self) -> tuple[Gathering, Records]:
+        if self._gathered is None:
+            from pytest_llminfer.plugin.baselines import open_store
+            from pytest_llminfer.plugin.records import Records
+            from pytest_llminfer.report.gathering import Gathering
+
+            only_missing = self._config.stash[options.STASH].baselines.update == "new"
+            self._gathered = Gathering(), Records(open_store(self._config), only_missing=only_missing)
+        return self._gathered
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Say what was recorded; what could not be written fails the session."""
-        for cell in self._cells_without_verdict() if self._config.stash[options.STASH].session.strict else ():
-            self._lines.append(f"ERROR: nothing was compared in the cell {cell}")
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if self._missing:
-            same = all(note["same_command"] for note in self._missing)
-            how = "record them with the same command and --update-baselines=new" if same else "-rs shows how each is recorded"
-            self._lines.append(f"baselines: {len(self._missing)} missing; {how}")
-        if self._evidence:
-            self._lines += evidence.settle(self._evidence)
-            if any(line.startswith("ERROR") for line in self._lines):
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        self._problem = self._problem or self._side_files.settle()
-        if not self._records and not self._used:
+        """Make the result, and write it where that was asked for; what could not be written fails the session."""
+        from pytest_llminfer.plugin.session_facts import facts, report_folder
+
+        folder = None if self._config.option.collectonly else report_folder(self._config)
+        if self._gathered is None and folder is None:
             return
-        from pytest_llminfer.baselines.record import BaselineKey
-        from pytest_llminfer.plugin.baselines import open_store
+        gathering, records = self._gathering()
+        self._lines = [*self._cells_without_verdict(gathering), *records.missing(), *self._settle(gathering)]
+        self._lines += records.settle(verbose=self._config.get_verbosity() > 0)
+        self._fail_if_told(session, self._lines)
+        from pytest_llminfer.report.result import SessionResult
 
-        store = open_store(self._config)
-        store.used.update(BaselineKey(**key) for key in self._used)
-        if self._written:
-            files = (
-                str(next(iter(self._written))) if len(self._written) == 1 else f"{len(self._written)} files under {store.directory}"
-            )
-            self._lines.append(f"baselines: {len(self._records)} recorded in {files}")
-        if self._problem:
-            self._lines.append(f"ERROR: {self._problem}")
+        self._result = SessionResult(
+            **facts(self._config, started=self._started, exit_status=int(session.exitstatus)),
+            cells=gathering.cells(),
+            tests=gathering.tests(),
+            sections=gathering.sections(),
+            messages=tuple(self._lines),
+        )
+        if folder is not None:
+            from pytest_llminfer.errors import BadInputError
+            from pytest_llminfer.report.files import write
+
+            try:
+                write(folder, self._result)
+            except BadInputError as error:
+                self._lines.append(f"ERROR: {error}")
+                self._fail_if_told(session, self._lines)
+
+    def _fail_if_told(self, session: pytest.Session, lines: Sequence[str]) -> None:
+        if any(line.startswith("ERROR") for line in lines):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if unused := store.unused():
-            self._lines.append(f"baselines: {len(unused)} recorded entries had no test in this session (-v names them)")
-            if self._config.get_verbosity() > 0:
-                self._lines += [f"    {key}" for key in unused]
 
-    def _cells_without_verdict(self) -> list[str]:
+    def _settle(self, gathering: Gathering) -> list[str]:
+        from pytest_llminfer.families.accuracy import section
+
+        evidence = gathering.notes(section.EVIDENCE)
+        return section.settle(evidence) if evidence else []
+
+    def _cells_without_verdict(self, gathering: Gathering) -> list[str]:
+        """With ``--llminfer-strict`` a cell whose tests were all skipped is an error."""
+        if not self._config.stash[options.STASH].session.strict:
+            return []
+        tests = gathering.tests()
+        compared = {test.cell for test in tests if test.verdicts or test.outcome != "skip"}
         return [
-            cell for cell, row in self._rows.items() if all(entry.status == "skip" for found in row.values() for entry in found)
+            f"ERROR: nothing was compared in the cell {cell}"
+            for cell in dict.fromkeys(test.cell for test in tests)
+            if cell and cell not in compared
         ]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """The table of cells and families, then what became of baselines."""
-        if self._rows:
-            from pytest_llminfer.report.names import short_names
-            from pytest_llminfer.report.table import merge, render_table
+        """The tables of cells and families, then what became of baselines."""
+        if self._result is not None and any(test.cell for test in self._result.tests):
+            from pytest_llminfer.report.terminal import summary
 
             terminalreporter.section("llminfer")
             if self._config.getoption("numprocesses", None):
                 # Under pytest-xdist this process does not see what is collected, so the line could not come first.
                 terminalreporter.write_line(header(self._config))
-            names = short_names(
-                [*self._rows, *(line["cell"] for line in self._parallelisms), *(load["cell"] for load in self._loads)]
-            )
-            rows = {names[cell]: {family: merge(found) for family, found in row.items()} for cell, row in self._rows.items()}
             writer = self._config.get_terminal_writer()
             encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001 - pytest has no public way
-            for line in render_table(rows, list(self._families), writer.fullwidth, encoding=encoding):
-                terminalreporter.write_line(line)
-            for line in self._other_tables(names):
+            for line in summary(self._result, writer.fullwidth, encoding=encoding):
                 terminalreporter.write_line(line)
         for line in self._lines:
             terminalreporter.write_line(line, red=line.startswith("ERROR"))
 
-    def _other_tables(self, names: dict[str, str]) -> Iterator[str]:
-        """Cells split over several GPUs, the evidence on accuracy, the memory, and the loads; each where there is any."""
-        if any(line["parallelism"] != "single" for line in self._parallelisms):
-            yield ""
-            yield from parallelism.render([line | {"cell": names[line["cell"]]} for line in self._parallelisms])
-        if self._evidence:
-            yield ""
-            yield from evidence.render([note | {"cell": names[note["cell"]]} for note in self._evidence])
-        if self._memory_profiles:
-            from pytest_llminfer.families.memory import section as memory_profile
-
-            yield ""
-            yield from memory_profile.render([note | {"cell": names[note["cell"]]} for note in self._memory_profiles])
-        if self._loads:
-            yield f"engine loads: {len(self._loads)}"
-            for load in self._loads:
-                phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in load["phases"].items())
-                afresh = ", started afresh" * load["afresh"]
-                yield f"    {names[load['cell']]}{afresh}: {sum(load['phases'].values()):.1f} s ({phases})"
-
 
 def header(config: pytest.Config) -> str:
     """What is tested, on what, against which baselines, and where each setting came from."""
-    from pytest_llminfer.report.header import header as render
+    from pytest_llminfer.plugin.header import header as render
+    from pytest_llminfer.plugin.session_facts import hardware
 
-    return render(config.stash[options.STASH], len(config.stash[matrix.CELLS]))
+    return render(config.stash[options.STASH], len(config.stash[matrix.CELLS]), hardware(config))
 
 
-def _entries(report: pytest.TestReport) -> list[TableEntry]:
-    from pytest_llminfer.report.table import TableEntry
+def _phase(report: pytest.TestReport) -> Phase:
+    from pytest_llminfer.report.gathering import Phase
 
-    notes = judging.verdicts(report.user_properties)
-    entries = [TableEntry(note["outcome"], note["key"]) for note in notes]
+    return Phase(
+        node_id=report.nodeid,
+        process=getattr(report, "worker_id", ""),
+        when=str(report.when),
+        outcome=report.outcome,
+        seconds=report.duration,
+        reason="" if report.passed else _reason(report),
+        properties=tuple(report.user_properties),
+    )
+
+
+def _reason(report: pytest.TestReport) -> str:
     if report.skipped:
-        recorded = any(name == RECORD for name, _ in report.user_properties)
-        entries.append(TableEntry("skip", "recorded" if recorded else ""))
-    elif report.failed and not any(note["fatal"] for note in notes):
-        entries.append(TableEntry("fail" if report.when == "call" else "error"))
-    return entries or [TableEntry("pass")]
+        told = report.longrepr[2] if isinstance(report.longrepr, tuple) else getattr(report, "wasxfail", "")
+        return str(told).removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(crash.message) if crash is not None else report.longreprtext

@@ -26,11 +26,12 @@ class Flag(NamedTuple):
     help: str
 
 
+DEFAULT_ENGINE = "transformers"
 MATRIX = (
     Option(
         "--engine",
         "llminfer_engine",
-        "transformers",
+        DEFAULT_ENGINE,
         "engines under test: NAME here, NAME@/path/to/python there, NAME==VERSION in an environment made for it, openai@URL",
         "NAME,…",
     ),
@@ -95,6 +96,7 @@ OTHER = (
         "JSON",
     ),
     Option("--baselines", "llminfer_baselines", "baselines", "folder of recorded expectations, relative to the root", "DIR"),
+    Option("--llminfer-report", "llminfer_report", "", "folder for results.json: all that the session found, as data", "DIR"),
     Option("--llminfer-timeout", "llminfer_timeout", "900", "seconds of silence after which an engine counts as hung", "SECONDS"),
 )
 FLAGS = (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llminfer.plugin import checkpoints, collection, collector, command_line, judging, matrix, options, prestart
+from pytest_llminfer.report import notes
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -65,7 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[prestart.ORDER] = tuple(dict.fromkeys(cell for cell in cells if cell is not None))
     for item in items:
         if cell := matrix.cell_of(item):
-            item.user_properties.append((judging.CELL, str(cell)))
+            item.user_properties.append((notes.CELL, str(cell)))
     checkpoints.name_cells(items)
 
 
@@ -81,7 +82,7 @@ def pytest_runtest_makereport(
     """Our own errors without a traceback; what engines cannot do as skips; the loads that this phase caused."""
     pending = item.config.stash[judging.LOADS]
     while pending:
-        item.user_properties.append((judging.LOADED, json.dumps(pending.pop())))
+        item.user_properties.append((notes.LOADED, json.dumps(pending.pop())))
     judging.without_traceback(call, strict=item.config.stash[options.STASH].session.strict)
     return (yield)
 

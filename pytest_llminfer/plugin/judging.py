@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llminfer.report.notes import VERDICT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -14,11 +16,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.options import Options
     from pytest_llminfer.verdict import Verdict
 
-CELL = "llminfer_cell"
-VERDICT = "llminfer_verdict"
-LOADED = "llminfer_loaded"
 LOADS = pytest.StashKey[list[dict[str, Any]]]()
-"""Engine loads that no report has carried to the controller yet: ``{"cell": id, "phases": {name: seconds}}``."""
+"""Engine loads that no report has carried to the controller yet: the notes ``LOADED``."""
 
 WORDS = {
     "inconclusive": ("inconclusive", "i", ("INCONCLUSIVE", {"yellow": True})),
@@ -36,8 +35,7 @@ class Judge:
         """Note the verdict for the report, and fail the test if it is not good enough."""
         outcome = verdict.outcome.value
         fatal = outcome in ("fail", "invalid") or (self._strict and outcome == "inconclusive")
-        note = {"outcome": outcome, "key": verdict.key, "fatal": fatal, "claim": verdict.claim, "text": str(verdict)}
-        self._item.user_properties.append((VERDICT, json.dumps(note)))
+        self._item.user_properties.append((VERDICT, json.dumps({**verdict.to_dict(), "fatal": fatal})))
         if fatal:
             pytest.fail(str(verdict), pytrace=False)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llminfer.plugin.command_line import DEFAULT_ENGINE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -24,8 +26,9 @@ def expand(options: MatrixSettings) -> tuple[EngineSpec, ...]:
     Raises:
         pytest.UsageError: a name that does not exist, or parallel sizes that do not fit the GPUs.
     """
-    from pytest_llminfer.errors import InvalidSpecError
-    from pytest_llminfer.spec import EngineSpec, read_engine
+    from pytest_llminfer.engines.profiles import read_engine
+    from pytest_llminfer.errors import BadInputError, InvalidSpecError
+    from pytest_llminfer.spec import EngineSpec
 
     cells = []
     parallelisms = _parallelisms(options)
@@ -40,19 +43,33 @@ def expand(options: MatrixSettings) -> tuple[EngineSpec, ...]:
             except InvalidSpecError as error:
                 flag = "--" + error.name.replace("distribution", "engine").replace("_", "-")
                 raise pytest.UsageError(f"{flag}: {error}") from None
-    _check_addresses(cells)
+    try:
+        _check_addresses(cells)
+    except BadInputError as error:
+        raise pytest.UsageError(f"--engine: {error}") from None
     if not cells:
         raise pytest.UsageError("no cell to test: --engine, --model, --dtype and --quantization each need a value")
     return tuple(dict.fromkeys(cells))
 
 
 def _check_addresses(cells: Iterable[EngineSpec]) -> None:
+    """Refuse an engine that is a server and has no address, or the other way round.
+
+    Raises:
+        BadInputError: the profile of another distribution's engine that cannot be loaded.
+    """
+    from pytest_llminfer.engines.profiles import profile
+
     for cell in cells:
-        if cell.engine == "openai" and not cell.is_remote:
-            raise pytest.UsageError("--engine=openai needs an address: openai@http://host:port/v1")
+        if cell.engine == DEFAULT_ENGINE and not cell.is_remote:
+            # A session that may not use any engine loads no profile.
+            continue
+        remote = profile(cell.engine).remote
+        if remote and not cell.is_remote:
+            raise pytest.UsageError(f"--engine={cell.engine} needs an address: {cell.engine}@http://host:port/v1")
         if cell.is_remote and cell.serve:
             raise pytest.UsageError(f"--serve: {cell.environment} is a server already; it starts those of engines that run here")
-        if cell.is_remote and cell.engine != "openai":
+        if cell.is_remote and not remote:
             raise pytest.UsageError(f"--engine: a server at an address is the engine openai: openai@{cell.environment}")
 
 
@@ -81,7 +98,8 @@ def _sizes(options: MatrixSettings) -> list[tuple[int, int, int]]:
 def parametrize(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for an engine, directly or through its fixtures, once a cell; ``collection`` then drops some."""
     if FIXTURE in metafunc.fixturenames:
-        metafunc.parametrize(FIXTURE, metafunc.config.stash[CELLS], ids=str, scope="session", indirect=True)
+        cells = metafunc.config.stash[CELLS]
+        metafunc.parametrize(FIXTURE, cells, ids=str, scope="session", indirect=True)
 
 
 def cell_of(item: pytest.Item) -> EngineSpec | None:

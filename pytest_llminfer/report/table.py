@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.errors import InvalidSpecError
+from pytest_llminfer.report.align import GAP, align, width, writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +18,7 @@ STATUSES = ("skip", "pass", "inconclusive", "invalid", "error", "fail")
 
 _LOUD = {"invalid", "error", "fail"}
 _EMPTY = "-"
-_GAP = "  "
 _LONGEST_KEY = 28
-_ASCII = dict(zip("×µμ−–—…±≤≥─", ("x", "u", "u", "-", "-", "-", "...", "+-", "<=", ">=", "-"), strict=True))  # noqa: RUF001
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +61,22 @@ def merge(entries: Iterable[TableEntry]) -> TableEntry:
     return replace(worst, skipped=sum(entry.skipped + (entry.status == "skip") for entry in found))
 
 
-def render_table(rows: Rows, families: Sequence[str], width: int, *, encoding: str = "utf-8") -> list[str]:
+def render_table(rows: Rows, families: Sequence[str], columns: int, *, encoding: str = "utf-8") -> list[str]:
     """The lines of the table, columns aligned, in the order of ``rows`` and ``families``.
 
-    A table wider than ``width`` continues below, with the cells' names again; only a single column that is wider by
-    itself makes longer lines, since a shortened test id is of no use. Characters that ``encoding`` (the terminal's) does
-    not have are replaced.
+    columns, encoding: of the terminal. A wider table continues below, with the cells' names again; only a single column that is
+    wider by itself makes longer lines, since a shortened test id is of no use. Characters that ``encoding`` does not have are
+    replaced.
     """
     if not rows or not families:
         return []
     names = ["cell", *rows]
-    columns = [[family, *(_field(rows[cell], family) for cell in rows)] for family in families]
-    names, *columns = ([_writable(text, encoding) for text in column] for column in (names, *columns))
+    fields = [[family, *(_field(rows[cell], family) for cell in rows)] for family in families]
+    names, *fields = ([writable(text, encoding) for text in column] for column in (names, *fields))
     lines: list[str] = []
-    for block in _blocks(names, columns, width):
+    for block in _blocks(names, fields, columns):
         lines += [""] * bool(lines)
-        lines += _aligned([names, *block], encoding)
+        lines += align(list(zip(names, *block, strict=True)), rule=writable("─", encoding))
     return lines
 
 
@@ -85,33 +84,14 @@ def _field(found: Mapping[str, TableEntry], family: str) -> str:
     return str(found[family]) if family in found else _EMPTY
 
 
-def _blocks(names: list[str], columns: list[list[str]], width: int) -> list[list[list[str]]]:
+def _blocks(names: list[str], fields: list[list[str]], columns: int) -> list[list[list[str]]]:
     blocks: list[list[list[str]]] = [[]]
-    used = start = max(map(len, names))
-    for column in columns:
-        size = len(_GAP) + max(map(len, column))
-        if blocks[-1] and used + size > width:
+    used = start = max(map(width, names))
+    for column in fields:
+        size = len(GAP) + max(map(width, column))
+        if blocks[-1] and used + size > columns:
             blocks.append([])
             used = start
         blocks[-1].append(column)
         used += size
     return blocks
-
-
-def _aligned(columns: list[list[str]], encoding: str) -> list[str]:
-    sizes = [max(map(len, column)) for column in columns]
-    padded = [[text.ljust(size) for text in column] for column, size in zip(columns, sizes, strict=True)]
-    heading, *lines = [_GAP.join(line).rstrip() for line in zip(*padded, strict=True)]
-    rule = _writable("─", encoding)
-    return [heading, _GAP.join(rule * size for size in sizes), *lines]
-
-
-def _writable(text: str, encoding: str) -> str:
-    def letter(character: str) -> str:
-        try:
-            character.encode(encoding)
-        except (UnicodeEncodeError, LookupError):
-            return character if character.isascii() else _ASCII.get(character, "?")
-        return character
-
-    return text if text.isascii() else "".join(map(letter, text))

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.engines.environments.cache import cache_folder
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.families.memory.check import check_weights, predict_weights
@@ -70,13 +71,18 @@ def judged(engine: Engine) -> Verdict:
         dtype=engine.info.dtype,
         quantization=spec.quantization,
         tied=layout.tied,
-        engine=spec.engine,
+        engine=profile(spec.engine),
         group_size=declared_groups(engine.model.config),
     )
 
 
 def weighed(engine: Engine) -> Verdict:
-    of = {"dtype": engine.info.dtype, "quantization": engine.spec.quantization, "engine": engine.spec.engine, "device": "cpu"}
+    of = {
+        "dtype": engine.info.dtype,
+        "quantization": engine.spec.quantization,
+        "engine": profile(engine.spec.engine),
+        "device": "cpu",
+    }
     size = declared_groups(engine.model.config)
     return check_weights(report=engine.memory(), predicted=predict_weights(shape=engine.model.shape, **of, group_size=size))
 
@@ -188,7 +194,7 @@ def in_vllm(found: Any, quantization: str, **declared: Any) -> Verdict:
         dtype=found["dtype"],
         quantization=quantization,
         tied=layout.tied,
-        engine="vllm",
+        engine=profile("vllm"),
         asked=found["resolved"]["quantization"] or "",
         **declared,
     )
@@ -199,7 +205,7 @@ def test_vllm_holds_a_checkpoint_as_declared(vllm: Any, name: str) -> None:
     verdict = in_vllm(vllm[name], name)
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
     stored = sum(parameter["stored_bytes"] for parameter in vllm[name]["layout"]["parameters"])
-    assert stored == predict_weights(shape=REFERENCE.shape, dtype="bf16", quantization=name, engine="vllm", device="cpu")
+    assert stored == predict_weights(shape=REFERENCE.shape, dtype="bf16", quantization=name, engine=profile("vllm"), device="cpu")
     # The damage of a format changes an answer now and then, not its first words.
     assert [tokens[:4] for tokens in vllm[name]["tokens"]] == [tokens[:4] for tokens in vllm["ignored"]["tokens"]]
 
@@ -209,7 +215,7 @@ def test_groups_of_another_size_are_held_and_predicted_as_declared(vllm: Any) ->
     verdict = in_vllm(vllm["grouped"], "gptq", group_size=GROUP)
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
     stored = sum(parameter["stored_bytes"] for parameter in vllm["grouped"]["layout"]["parameters"])
-    of = {"shape": REFERENCE.shape, "dtype": "bf16", "quantization": "gptq", "engine": "vllm", "device": "cpu"}
+    of = {"shape": REFERENCE.shape, "dtype": "bf16", "quantization": "gptq", "engine": profile("vllm"), "device": "cpu"}
     assert stored == predict_weights(**of, group_size=GROUP) == predict_weights(**of) + 3 * 49_152
     # Every scale four times: the same weights, and so the same words as in groups of 128.
     assert vllm["grouped"]["tokens"] == vllm["gptq"]["tokens"]
@@ -230,15 +236,15 @@ def test_a_layer_that_vllm_left_in_16_bits_is_named(vllm: Any) -> None:
     assert verdict.details[0].startswith(f"{LEFT}.weight: left in bfloat16 instead of w8a8 (")
 
 
-def profile(found: Any) -> tuple[ProfileLine, ...]:
+def memory_lines(found: Any) -> tuple[ProfileLine, ...]:
     """The lines of memory of a vLLM whose pool was pinned."""
     pool, shape = KVPool.from_message(found["kv_pool"]), REFERENCE.shape
     a_token = shape.kv_bytes_per_token("bf16")
     return profile_lines(
         report=MemoryReport.from_message(found["memory"]),
-        weights=predict_weights(shape=shape, dtype="bf16", quantization="none", engine="vllm"),
+        weights=predict_weights(shape=shape, dtype="bf16", quantization="none", engine=profile("vllm")),
         # Of all positions of the model, however few the engine was told to serve.
-        buffers=rope_bytes(REFERENCE.config, shape, engine="vllm", dtype="bf16"),
+        buffers=rope_bytes(REFERENCE.config, shape, engine=profile("vllm"), dtype="bf16"),
         pool=pool,
         bytes_per_token=a_token,
         capacity=pinned_capacity(resolved=found["resolved"], pool=pool, rank_bytes_per_token=a_token),
@@ -246,13 +252,13 @@ def profile(found: Any) -> tuple[ProfileLine, ...]:
 
 
 def test_a_pinned_pool_in_vllm_is_predicted_to_the_token(vllm: Any) -> None:
-    verdict = check_profile(lines=profile(vllm["ignored"]))
+    verdict = check_profile(lines=memory_lines(vllm["ignored"]))
     assert (verdict.outcome, verdict.key) == (Outcome.PASS, "5/5 lines")
 
 
 @pytest.mark.parametrize(("fault", "outside"), SMALL_POOLS.items())
 def test_a_pool_in_vllm_that_is_a_tenth_too_small_is_named(vllm: Any, fault: Any, outside: Any) -> None:
-    whole, lines = profile(vllm["ignored"]), profile(vllm[fault])
+    whole, lines = memory_lines(vllm["ignored"]), memory_lines(vllm[fault])
     assert [line.line for line in lines if not line.within] == list(outside)
     verdict = check_profile(lines=lines)
     assert verdict.outcome is Outcome.FAIL

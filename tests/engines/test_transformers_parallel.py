@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import EngineDiedError, EngineHungError, UnsupportedError
 from pytest_llminfer.families.layout.ranks import check_rank_layouts
 from pytest_llminfer.models.model import Model
@@ -172,7 +173,7 @@ def test_each_rank_holds_what_the_plan_gives_it(single: Any, two: Engine) -> Non
 def judged(engine: Engine) -> Verdict:
     layouts, plan = engine.rank_layouts(), engine.settings()["resolved"]["tp_plan"]
     return check_rank_layouts(
-        ranks=layouts, shape=MODEL.shape, dtype="fp32", quantization="none", engine="transformers", tp=2, plan=plan
+        ranks=layouts, shape=MODEL.shape, dtype="fp32", quantization="none", engine=profile("transformers"), tp=2, plan=plan
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations.layout import Parameter
 from pytest_llminfer.predict.layout import expected_layout
@@ -32,7 +33,7 @@ def quantized(request: pytest.FixtureRequest, start: Callable[..., Worker]) -> W
 
 def test_every_parameter_is_stored_as_its_format_says(quantized: Worker) -> None:
     shape = ModelShape.from_config(json.loads((REFERENCE / "config.json").read_text()))
-    weights = expected_layout(shape=shape, dtype="bf16", quantization=quantized.quantization)
+    weights = expected_layout(shape=shape, dtype="bf16", quantization=quantized.quantization, engine=profile("transformers"))
     expected = {weight.parameter.name: weight.parameter for weight in weights}
     answer = quantized.ask("layout")
     found = {entry["name"]: Parameter.from_message({**entry, "device": "cpu"}) for entry in answer["parameters"]}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.engines.engine import Engine
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
 from pytest_llminfer.families.execution_modes.check import check_execution_modes
 from pytest_llminfer.families.execution_modes.observe import ExecutionModes, PrefixAnswers
@@ -144,7 +145,7 @@ def test_scores_by_both_routes_are_those_of_transformers(engine: Engine, prompts
 def test_every_parameter_is_stored_as_the_model_implies(engine: Engine) -> None:
     layout = engine.layout()
     verdict = check_layout(
-        parameters=layout.parameters, shape=SHAPE, dtype="bf16", quantization="none", tied=layout.tied, engine="vllm"
+        parameters=layout.parameters, shape=SHAPE, dtype="bf16", quantization="none", tied=layout.tied, engine=profile("vllm")
     )
     assert verdict.outcome is Outcome.PASS, verdict.details
     packings = {parameter.name.split(".")[-2]: parameter.packing for parameter in layout.parameters}
@@ -154,7 +155,7 @@ def test_every_parameter_is_stored_as_the_model_implies(engine: Engine) -> None:
 
 
 def test_memory_is_that_of_weights_and_pool_and_does_not_grow(engine: Engine, prompts: list[list[int]]) -> None:
-    stored = predict_weights(shape=SHAPE, dtype="bf16", quantization="none", engine="vllm")
+    stored = predict_weights(shape=SHAPE, dtype="bf16", quantization="none", engine=profile("vllm"))
     report = engine.memory(reset_peak=True)
     assert check_weights(report=report, predicted=stored).outcome is Outcome.PASS
     assert report.weights_bytes == sum(parameter.stored_bytes for parameter in engine.layout().parameters) == stored
@@ -264,7 +265,7 @@ def test_a_damaged_prefix_is_caught_though_it_is_found(engine: Engine) -> None:
     assert distributions.outcome is Outcome.FAIL, str(distributions)
 
 
-def test_a_tiny_pool_preempts_and_gives_the_same_answers(engine: Engine, folder: Path, vllm_python: str) -> Engine:
+def test_a_tiny_pool_preempts_and_gives_the_same_answers(engine: Engine, folder: Path, vllm_python: str) -> None:
     """Its counters are those of an engine that counts; the one that does not says so."""
     with pytest.raises(UnsupportedError, match="cache_counters"):
         engine.cache_counters()

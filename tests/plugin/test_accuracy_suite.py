@@ -170,9 +170,9 @@ def test_nights_are_added_to_the_ledger_and_judged_together(
     gsm8k: Callable[..., pytest.RunResult], pytester: pytest.Pytester
 ) -> None:
     gsm8k(*RECORD)
-    gsm8k("--run-history").stdout.fnmatch_lines(["run_history: 1 past run added to *run history.jsonl"])
+    gsm8k("--run-history").stdout.fnmatch_lines(["run history: 1 past run added to *run_history.jsonl"])
     alone = gsm8k("--run-history", "-k", "past_runs")
-    alone.stdout.fnmatch_lines(["simulated *record *", "run_history: 1 past run added to *run history.jsonl"])
+    alone.stdout.fnmatch_lines(["simulated *record *", "run history: 1 past run added to *run_history.jsonl"])
     (file,) = pytester.path.glob("baselines/any/reference/run_history.jsonl")
     past_run, same = map(json.loads, file.read_text().splitlines())
     assert past_run["outcomes"] == same["outcomes"]

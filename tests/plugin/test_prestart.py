@@ -10,10 +10,13 @@ import pytest
 
 NVIDIA_SMI = '#!/bin/sh\nfor i in 0 1 2; do echo "$i, GPU-$i, NVIDIA H100 80GB HBM3, 81559 MiB, 580.1"; done\n'
 CONFTEST = """
+    import dataclasses
     import pytest
-    from pytest_llminfer import ahead, launching
+    from pytest_llminfer.engines import profiles
+    from pytest_llminfer.plugin import launching, prestart as ahead
 
-    launching.WITHOUT_DEVICES = ()          # the simulated engine stands for one that takes GPUs
+    # The simulated engine stands for one that takes GPUs.
+    launching.profile = lambda name: dataclasses.replace(profiles.profile(name), takes_gpus=True)
     launching.Launcher._refuse_fallback = lambda *_: None
 
     def waiting(config):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest_llminfer
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.predict.weights import HeldWeight, held_weights
 
@@ -19,5 +20,5 @@ def bundled(name: str, **changes: Any) -> Any:
     return config, ModelShape.from_config(config)
 
 
-def held(name: str, **cell: Any) -> tuple[HeldWeight, ...]:
-    return held_weights(bundled(name)[1], **{"dtype": "bf16", **cell})[0]
+def held(name: str, engine: str = "transformers", **cell: Any) -> tuple[HeldWeight, ...]:
+    return held_weights(bundled(name)[1], **{"dtype": "bf16", **cell, "engine": profile(engine)})[0]

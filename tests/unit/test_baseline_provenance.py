@@ -32,6 +32,11 @@ PROJECT = HOME / "project"
         (["pytest", "http://host:8000/v1", "../x", "a/b", "./c"], "pytest http://host:8000/v1 ../x a/b ./c"),
         (["pytest", "--url=https://me:pass@host/v1"], "pytest '--url=https://***@host/v1'"),
         (["pytest", "--api-key=sk-1", "--token", "abc", "x"], "pytest '--api-key=***' --token '***' x"),
+        (
+            ["pytest", '--engine-args={"hf_token": "hf \\"x", "seed": 3}'],
+            """pytest '--engine-args={"hf_token": "***", "seed": 3}'""",
+        ),
+        (["pytest", '--engine-args={"max_num_batched_tokens": 3}'], """pytest '--engine-args={"max_num_batched_tokens": 3}'"""),
         (["pytest", "--max-tokens=5", "-k", "key and token"], "pytest --max-tokens=5 -k 'key and token'"),
     ],
 )

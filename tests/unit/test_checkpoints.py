@@ -10,6 +10,7 @@ import pytest
 
 from pytest_llminfer.checkpoints.quantization_config import group_size, stored_format, variant
 from pytest_llminfer.cli import main
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.layout.checkpoint import check_checkpoint, check_index
 from pytest_llminfer.families.memory.check import predict_weights
@@ -97,7 +98,9 @@ def test_groups_of_another_size_than_declared_fail(tmp_path: Path) -> None:
 def test_predicted_weights_are_the_bytes_on_disk_whatever_the_group_size(name: str, size: int, tmp_path: Path) -> None:
     """128 is that of the files as they are."""
     stored = read_stored(checkpoints.regroup(ASSETS / name, tmp_path / name, size) if size < 128 else ASSETS / name)
-    predicted = predict_weights(shape=stored.shape, dtype="bf16", quantization=name, group_size=size)
+    predicted = predict_weights(
+        engine=profile("transformers"), shape=stored.shape, dtype="bf16", quantization=name, group_size=size
+    )
     held = sum(parameter.stored_bytes for parameter in stored.layout.parameters)
     assert (stored.group_size, predicted, check(stored).outcome) == (size, held, Outcome.PASS)
     # An int32 for each of the 9,216 inputs of 28 linears: GPTQ's alone.

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llminfer import __version__, cli
 from pytest_llminfer.cli import probe
-from pytest_llminfer.spec import ENGINES
+from pytest_llminfer.engines.profiles import BUILT_IN, profile
 from tests.support.tiny_wheels import fake_uv, wheel
 
 TORCH = """
@@ -231,8 +231,11 @@ def test_the_head_of_doctor_names_the_machine_the_cache_and_the_plugins(
     assert "pytest-xdist" in text
 
 
-def test_every_engine_can_be_examined() -> None:
-    assert tuple(probe.ENGINES) == ENGINES
+@pytest.mark.parametrize("engine", BUILT_IN)
+def test_every_engine_can_be_examined(engine: str) -> None:
+    known = profile(engine).installed_as()
+    found = probe.examine(distributions=known.distributions, packages=("json",), attribute="json:dumps")
+    assert (found["error"], known.modules[0]) == ("", known.attribute.partition(":")[0].partition(".")[0])
 
 
 def test_every_subcommand_is_there() -> None:

@@ -86,3 +86,14 @@ def test_a_line_that_is_neither_is_refused(tmp_path: Path) -> None:
     path.write_text('{"mend": "x"}\n')
     with pytest.raises(BaselineError, match="line 1 is no past run"):
         run_history.read(path, entry="e", record="r")
+
+
+@pytest.mark.parametrize("before", ['{"mended": "x"}', '{"mended": "x"}\n'])
+def test_a_last_line_without_an_end_takes_no_past_run_into_it(tmp_path: Path, before: str) -> None:
+    path = tmp_path / "run_history.jsonl"
+    path.write_text(before)
+    run = run_history.PastRun(entry="e", record="r", date="2026-01-01T00:00:00Z", outcomes="1", p_value=1.0, log_e=0.0)
+    for _ in range(2):
+        run_history.append(path, run)
+    assert run_history.read(path, entry="e", record="r") == [run, run]
+    assert len(path.read_text().splitlines()) == 3

@@ -29,10 +29,13 @@ def test_what_is_invalid_is_not_failed_as_well() -> None:
 
 
 def test_a_line_a_cell() -> None:
-    header, first, second = evidence.render([note("a", 0.004), note("b", 0.5)])
-    assert header.split() == ["cell", "against", "asked", "p-value", "over", "tests", "e-value", "verdict"]
-    assert first.split() == ["a", "record", "38", "of", "300", "0.004", "0.008", "2", "pass"]
-    assert second.split() == ["b", "record", "38", "of", "300", "0.5", "0.5", "2", "pass"]
+    rows = evidence.rows([note("a", 0.004), note("b", 0.5)])
+    assert [row["p_value_over_tests"] for row in rows] == [0.008, 0.5]
+    assert evidence.table(rows) == [
+        ("cell", "against", "asked", "p-value", "over tests", "e-value", "verdict"),
+        ("a", "record", "38 of 300", "0.004", "0.008", "2", "pass"),
+        ("b", "record", "38 of 300", "0.5", "0.5", "2", "pass"),
+    ]
 
 
 def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path: Path) -> None:
@@ -47,7 +50,7 @@ def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path: Pa
         "versions": {"engine": "1"},
     }
     for count in (1, 2):
-        assert evidence.settle([note("a", 0.5, past_run=past_run)]) == [f"run_history: 1 past run added to {path}"]
+        assert evidence.settle([note("a", 0.5, past_run=past_run)]) == [f"run history: 1 past run added to {path}"]
         assert len(path.read_text().splitlines()) == count
     written = json.loads(path.read_text().splitlines()[0])
     assert written.pop("date").endswith("Z")
@@ -59,5 +62,5 @@ def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path: Pa
         [note("a", 0.5, past_run={**past_run, "path": str(blocked / "run_history.jsonl")}), note("b", 0.5, past_run=past_run)]
     )
     assert lines[0].startswith("ERROR: run history ")
-    assert lines[1:] == [f"run_history: 1 past run added to {path}"]
+    assert lines[1:] == [f"run history: 1 past run added to {path}"]
     assert len(path.read_text().splitlines()) == 3

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.hardware import Gpu, Hardware, describe_machine, detect, parse_cpuinfo, parse_nvidia_smi, slug, visible
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pytest_llminfer.engines.engine import Launch
+from pytest_llminfer.engines.launchers import local
+from pytest_llminfer.hardware import (
+    Gpu,
+    Hardware,
+    describe_machine,
+    detect,
+    device_bytes,
+    parse_cpuinfo,
+    parse_nvidia_smi,
+    processor_name,
+    slug,
+    visible,
+)
+from pytest_llminfer.models.model import Model
+from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.worker.protocol.frames import ACCELERATOR, PROCESSOR
 
 H100 = "NVIDIA H100 80GB HBM3"
 OUTPUT = """\
@@ -151,3 +164,42 @@ def test_a_hanging_nvidia_smi_is_given_up(tmp_path: Path, script: str) -> None:
     start = time.monotonic()
     assert detect(stand_in(tmp_path, script), timeout_seconds=0.2).accelerator == ""
     assert time.monotonic() - start < 4
+
+
+def test_memory_in_use_is_summed_over_the_gpus_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = tmp_path / "asked"
+    monkeypatch.setenv("PATH", stand_in(tmp_path, f'echo "$*" >{asked}\necho 512\necho 3')["PATH"])
+    assert device_bytes(["GPU-1", "GPU-2"]) == 515 * 2**20
+    assert "--id=GPU-1,GPU-2" in asked.read_text()
+    assert device_bytes(["cuda:0"]) is None
+    assert device_bytes([]) is None
+
+
+@pytest.mark.parametrize("script", ["exit 9", "echo '[N/A]'", "echo 512; exit 9", "true"])
+def test_memory_in_use_is_unknown_where_nvidia_smi_does_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    monkeypatch.setenv("PATH", stand_in(tmp_path, script)["PATH"])
+    assert device_bytes(["GPU-1"]) is None
+
+
+def launch(tmp_path: Path, spec: str, **variables: str) -> Launch:
+    return Launch(EngineSpec.parse(spec), Model("reference"), {}, variables, 10.0, tmp_path / "log")
+
+
+def test_the_worker_of_a_server_is_told_its_first_visible_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", stand_in(tmp_path, f"cat <<'END'\n{OUTPUT}END")["PATH"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert launch(tmp_path, "vllm-serve").acquire_devices() == {ACCELERATOR: H100}
+    assert launch(tmp_path, "vllm-serve", CUDA_VISIBLE_DEVICES="2").acquire_devices()[ACCELERATOR] == "Tesla T4"
+    assert ACCELERATOR not in launch(tmp_path, "vllm-serve", CUDA_VISIBLE_DEVICES="").acquire_devices()
+    assert ACCELERATOR not in launch(tmp_path, "vllm").acquire_devices()
+
+
+def test_a_worker_is_told_its_processor(tmp_path: Path) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.write_text("#!/bin/sh\nexec env\n")
+    interpreter.chmod(0o755)
+    with local.start(str(interpreter), {}, tmp_path / "log") as process:
+        output, _ = process.communicate(timeout=30)
+    assert f"{PROCESSOR}={processor_name()}" in output.decode().splitlines()

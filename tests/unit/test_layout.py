@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.layout.check import check_layout, check_layout_unchanged, summarise_layout
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations.layout import Parameter
 from pytest_llminfer.predict.layout import expected_layout
+from pytest_llminfer.predict.rules import FILES, EngineRules
 from pytest_llminfer.verdict import Outcome, Verdict, first_offenders
 
 SHAPE = ModelShape("llama", layers=12, hidden=64, heads=2, kv_heads=1, head_dim=32, intermediate=96, vocab=50, tied=True)
@@ -18,12 +20,25 @@ TIED = [["model.embed_tokens.weight", "lm_head.weight"]]
 UP = "model.layers.3.mlp.up_proj.weight"
 
 
-def loaded(quantization: Any = "nf4", shape: ModelShape = SHAPE, **options: Any) -> list[Any]:
-    return [weight.parameter for weight in expected_layout(shape=shape, dtype="bf16", quantization=quantization, **options)]
+def held_by(name: Any) -> EngineRules:
+    return FILES[name] if name in FILES else profile(name)
 
 
-def check(parameters: Any, quantization: Any = "nf4", shape: ModelShape = SHAPE, tied: list[Any] = TIED, **options: Any) -> Verdict:
-    return check_layout(parameters=parameters, shape=shape, dtype="bfloat16", quantization=quantization, tied=tied, **options)
+def loaded(quantization: Any = "nf4", shape: ModelShape = SHAPE, engine: Any = "transformers", **options: Any) -> list[Any]:
+    of = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": held_by(engine)}
+    return [weight.parameter for weight in expected_layout(**of, **options)]
+
+
+def check(
+    parameters: Any,
+    quantization: Any = "nf4",
+    shape: ModelShape = SHAPE,
+    tied: list[Any] = TIED,
+    engine: Any = "transformers",
+    **options: Any,
+) -> Verdict:
+    of = {"shape": shape, "dtype": "bfloat16", "quantization": quantization, "tied": tied, "engine": held_by(engine)}
+    return check_layout(parameters=parameters, **of, **options)
 
 
 def changed(parameters: Any, name: str, **fields: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged, summarise_ranks
 from pytest_llminfer.models.shape import ModelShape
@@ -33,7 +34,7 @@ def loaded(
     plan: tuple[str, str] = ENDS,
 ) -> list[Any]:
     """Ranks as they should be: parts with contents of their own, copies alike."""
-    of = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": engine}
+    of = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": profile(engine)}
     expected = expected_rank_layouts(**of, tp=tp, pp=pp, plan=plan)
     whole = {weight.parameter.name: weight.parameter for weight in expected_rank_layouts(**of, tp=1, pp=1)[0, 0]}
     return [
@@ -60,7 +61,7 @@ def check(
     plan: tuple[str, str] = ENDS,
     **options: Any,
 ) -> Verdict:
-    of = {"ranks": ranks, "shape": shape, "dtype": "bfloat16", "quantization": quantization, "engine": engine}
+    of = {"ranks": ranks, "shape": shape, "dtype": "bfloat16", "quantization": quantization, "engine": profile(engine)}
     return check_rank_layouts(**of, tp=tp, pp=pp, plan=plan, **options)
 
 
@@ -88,7 +89,7 @@ def test_the_stages_of_a_pipeline_pass(tp: int, pp: int, tied: bool) -> None:
 
 
 def cell(shape: ModelShape, engine: str) -> dict[Any, Any]:
-    return {"shape": shape, "dtype": "bf16", "quantization": "none", "engine": engine}
+    return {"shape": shape, "dtype": "bf16", "quantization": "none", "engine": profile(engine)}
 
 
 def test_the_histogram_of_every_rank_is_shown() -> None:
@@ -233,7 +234,7 @@ def test_a_quantization_that_is_taken_and_ignored_is_named_once_for_all_ranks() 
 def test_what_is_not_declared_is_a_visible_skip() -> None:
     with pytest.raises(UnsupportedError, match="how vllm stores quantization 'nf4' on cpu is not known here"):
         check(loaded(), quantization="nf4")
-    with pytest.raises(UnsupportedError, match="how llamacpp splits weights is not known here"):
+    with pytest.raises(UnsupportedError, match="llamacpp does not split a model over tensor-parallel ranks"):
         check(loaded(), engine="llamacpp")
     with pytest.raises(UnsupportedError, match="4 layers do not divide by pp=3"):
         check(loaded(), pp=3)

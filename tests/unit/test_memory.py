@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pytest_llminfer
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.memory.check import (
     check_kv_bytes_per_token,
     check_no_growth,
@@ -25,6 +26,8 @@ from pytest_llminfer.observations.kv_cache import CacheLayer, CacheReport
 from pytest_llminfer.observations.memory import MemoryReport
 from pytest_llminfer.predict.allocator import cuda_allocation
 from pytest_llminfer.verdict import Outcome, Verdict
+
+TRANSFORMERS = profile("transformers")
 
 GIB, MIB = 2**30, 2**20
 SHAPES = Path(pytest_llminfer.__file__).parent / "models" / "shapes"
@@ -44,15 +47,17 @@ def bundled(name: str) -> ModelShape:
     ],
 )
 def test_weights_are_predicted_to_four_decimals(name: str, quantization: str, gib: float) -> None:
-    assert predict_weights(shape=bundled(name), dtype="bf16", quantization=quantization) / GIB == pytest.approx(gib, abs=5e-5)
+    assert predict_weights(
+        engine=TRANSFORMERS, shape=bundled(name), dtype="bf16", quantization=quantization
+    ) / GIB == pytest.approx(gib, abs=5e-5)
 
 
 def test_double_quantization_has_the_published_bits() -> None:
     shape = bundled("llama-3-8b")
     linears = 6_979_321_856
     kept = 2 * (shape.parameter_count - linears)
-    double = predict_weights(shape=shape, dtype="bf16", quantization="nf4") - kept
-    plain = predict_weights(shape=shape, dtype="bf16", quantization="nf4", double_quantized=False) - kept
+    double = predict_weights(engine=TRANSFORMERS, shape=shape, dtype="bf16", quantization="nf4") - kept
+    plain = predict_weights(engine=TRANSFORMERS, shape=shape, dtype="bf16", quantization="nf4", double_quantized=False) - kept
     assert 8 * double / linears == pytest.approx(4.126953, abs=5e-4)
     assert 8 * plain / linears == pytest.approx(4.5, abs=5e-5)
 
@@ -94,7 +99,7 @@ def memory(weights: int) -> MemoryReport:
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4", "fp4"])
 def test_predicted_weights_pass(quantization: str) -> None:
-    predicted = predict_weights(shape=REFERENCE, dtype="bf16", quantization=quantization)
+    predicted = predict_weights(engine=TRANSFORMERS, shape=REFERENCE, dtype="bf16", quantization=quantization)
     assert check_weights(report=memory(predicted), predicted=predicted).outcome is Outcome.PASS
 
 
@@ -107,15 +112,15 @@ def test_weights_at_the_tolerance_pass_and_one_byte_beyond_fails() -> None:
 
 @pytest.mark.parametrize(("asked", "loaded"), [("nf4", "fp4"), ("nf4", "int8"), ("int8", "none"), ("none", "int8"), ("fp4", "nf4")])
 def test_another_quantization_than_asked_for_fails_on_the_smallest_model(asked: str, loaded: str) -> None:
-    measured = predict_weights(shape=REFERENCE, dtype="bf16", quantization=loaded)
-    predicted = predict_weights(shape=REFERENCE, dtype="bf16", quantization=asked)
+    measured = predict_weights(engine=TRANSFORMERS, shape=REFERENCE, dtype="bf16", quantization=loaded)
+    predicted = predict_weights(engine=TRANSFORMERS, shape=REFERENCE, dtype="bf16", quantization=asked)
     verdict = check_weights(report=memory(measured), predicted=predicted)
     assert verdict.outcome is Outcome.FAIL
     assert ("larger" if measured > predicted else "smaller") in verdict.details[0]
 
 
 def test_a_second_copy_of_the_output_matrix_fails_on_the_smallest_model() -> None:
-    predicted = predict_weights(shape=REFERENCE, dtype="bf16", quantization="none")
+    predicted = predict_weights(engine=TRANSFORMERS, shape=REFERENCE, dtype="bf16", quantization="none")
     assert check_weights(report=memory(predicted + 2 * 1024 * 192), predicted=predicted).outcome is Outcome.FAIL
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.families.memory.check import weights_tolerance
 from pytest_llminfer.predict.buffers import rope_bytes
@@ -55,7 +56,7 @@ def test_stored_weights_are_the_published_ones(name: str, cell: Any, gib: float)
 def test_allocated_weights_are_what_engines_log(name: str, engine: str, changes: Any, gib: float) -> None:
     cell = {"quantization": changes.get("quantization", "none"), "engine": engine}
     config, shape = bundled(name, **{key: value for key, value in changes.items() if key != "quantization"})
-    allocated = allocated_bytes(held(name, **cell)) + rope_bytes(config, shape, engine=engine, dtype="bf16")
+    allocated = allocated_bytes(held(name, **cell)) + rope_bytes(config, shape, engine=profile(engine), dtype="bf16")
     assert allocated / GIB == pytest.approx(gib, abs=5e-5)
 
 
@@ -189,7 +190,7 @@ def test_the_load_peak_measured_on_a_gpu_is_weights_and_rotary_tables(
 ) -> None:
     config, shape = bundled(name)
     record = recorded(f"{folder}/{name}-dummy/memory_load_peak.json")[f"transformers-none-bf16-kv_bf16{entry}"]
-    predicted = stored_bytes(held(name, **cell)) + rope_bytes(config, shape, engine="transformers", dtype="bf16")
+    predicted = stored_bytes(held(name, **cell)) + rope_bytes(config, shape, engine=profile("transformers"), dtype="bf16")
     assert record["expected"]["peak_bytes"] - predicted == residual
 
 
@@ -208,7 +209,7 @@ def test_rotary_tables_are_those_that_were_measured_on_a_gpu(folder: str, name: 
     lines = recorded(f"{folder}/{name}-dummy/memory_profile.json")[cell]["expected"]["lines"]
     (measured,) = [line["measured"] for line in lines if line["line"] == "buffers"]
     more = {"transformers": 0, "vllm": 16 * shape.layers, "sglang": 256 * 4 * shape.head_dim}[engine]
-    assert rope_bytes(config, shape, engine=engine, dtype="bf16") + more == measured
+    assert rope_bytes(config, shape, engine=profile(engine), dtype="bf16") + more == measured
 
 
 @pytest.mark.parametrize(("quantization", "working_mib"), [("nf4", 103.05), ("int8", 183.95)])

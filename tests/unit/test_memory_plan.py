@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.models.files import SHAPES
 from pytest_llminfer.predict.gpus import find_gpu
@@ -21,14 +22,14 @@ def configuration(name: str) -> Any:
     return json.loads((SHAPES / name / "config.json").read_text())
 
 
-def test_the_pool_of_a_gpu_is_the_measured_one_to_the_block() -> MemoryPlan:
+def test_the_pool_of_a_gpu_is_the_measured_one_to_the_block() -> None:
     """Llama-3-8B in vLLM on an H200 of its own (docs/memory.md): what its log says of the rest leaves the blocks that it made."""
     lines = json.loads(PROFILE.read_text())["entries"]["vllm-none-bf16-kv_bf16"]["expected"]["lines"]
     measured = {line["line"]: line["measured"] for line in lines}
     known = Known(activation_peak=measured["activation peak"], non_torch=measured["non-torch"])
 
     def of(total: int) -> MemoryPlan:
-        return plan_memory(configuration("llama-3-8b"), Deployment(), total=total, known=known)
+        return plan_memory(configuration("llama-3-8b"), Deployment(profile("vllm")), total=total, known=known)
 
     gpu = find_gpu("H200")
     # One block is vLLM's own.
@@ -45,7 +46,7 @@ def test_a_window_that_vllm_would_refuse_does_not_fit() -> None:
 
     def fits(engine: str, blocks: int) -> bool:
         total = tables[engine] + blocks * 16 * 131_072
-        return plan_memory(configuration("mistral-7b"), Deployment(engine), total=total, utilization=1.0, known=known).fits
+        return plan_memory(configuration("mistral-7b"), Deployment(profile(engine)), total=total, utilization=1.0, known=known).fits
 
     assert [fits("vllm", blocks) for blocks in (1071, 1281, 1282)] == [False, False, True]
     # SGLang keeps what lies behind the window of this architecture: 2,048 blocks' worth of tokens.
@@ -55,13 +56,13 @@ def test_a_window_that_vllm_would_refuse_does_not_fit() -> None:
 def test_a_plan_takes_what_is_known_instead_of_predicting_it() -> None:
     config = configuration("gpt2")
     known = Known(weights=1000, activation_peak=100, non_torch=10)
-    plan = plan_memory(config, Deployment(), total=GIB, utilization=1.0, known=known)
+    plan = plan_memory(config, Deployment(profile("vllm")), total=GIB, utilization=1.0, known=known)
     assert plan.budget.kv_pool == GIB - 1110
     assert plan.context == 1024
     assert not plan.estimated
-    sglang = plan_memory(config, Deployment(engine="sglang"), total=GIB, known=Known(weights=1000, non_torch=0))
+    sglang = plan_memory(config, Deployment(profile("sglang")), total=GIB, known=Known(weights=1000, non_torch=0))
     assert (sglang.budget.utilization, sglang.budget.activation_peak) == (0.88, 0)
     with pytest.raises(UnsupportedError, match="how simulated shares out a device"):
-        plan_memory(config, Deployment(engine="simulated"), total=GIB)
+        plan_memory(config, Deployment(profile("simulated")), total=GIB)
     with pytest.raises(BadInputError, match="context must be positive"):
-        plan_memory(config, Deployment(), total=GIB, context=0)
+        plan_memory(config, Deployment(profile("vllm")), total=GIB, context=0)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import BadInputError, InvalidSpecError, UnsupportedError
 from pytest_llminfer.predict.budget import DeviceBudget
 from pytest_llminfer.predict.buffers import rope_bytes
@@ -45,7 +46,7 @@ def test_24_gb_times_090_in_its_parts() -> None:
     """Llama-3.1-8B on a card of 23.65 GiB: 21.28 usable, 14.99 weights, 5.01 for keys and values, the rest 1.285
     (docs/methods.md#published-log-lines)."""
     config, shape = bundled("llama-3.1-8b")
-    weights = stored_bytes(held("llama-3.1-8b", engine="vllm")) + rope_bytes(config, shape, engine="vllm", dtype="bf16")
+    weights = stored_bytes(held("llama-3.1-8b", engine="vllm")) + rope_bytes(config, shape, engine=profile("vllm"), dtype="bf16")
     rest = round(1.285 * GIB)
     budget = DeviceBudget(total=round(23.65 * GIB), utilization=0.9, weights=weights, activation_peak=rest)
     assert int(budget.usable / GIB * 100) / 100 == 21.28

@@ -15,8 +15,8 @@ from typing import Any
 import memory_table
 import pytest
 
-from pytest_llminfer.families.memory.observe import render
 from pytest_llminfer.families.memory.profile import ProfileLine, check_profile, pinned_capacity, profile_lines
+from pytest_llminfer.families.memory.section import rows, table
 from pytest_llminfer.families.shutdown import observe as idling
 from pytest_llminfer.families.shutdown.check import Leftover, Stop, check_idle
 from pytest_llminfer.observations.kv_cache import KVPool
@@ -129,13 +129,14 @@ def test_nothing_predicted_is_a_failure() -> None:
 
 
 def test_the_table_marks_what_is_outside() -> None:
-    rows = [line.to_dict() for line in (ProfileLine("weights", 100, 120, 10), ProfileLine("KV capacity", 7, 7, 0, "tokens"))]
-    rows.append(ProfileLine("load peak", None, 1234).to_dict())
-    assert [line.split() for line in render([{"cell": "vllm", "lines": rows}])] == [
-        ["cell", "memory", "predicted", "measured", "difference", "gate"],
-        ["vllm", "weights", "100", "120", "+20", "±10", "OUTSIDE"],
-        ["KV", "capacity", "7", "tokens", "7", "tokens", "+0", "tokens", "exact"],
-        ["load", "peak", "-", "1,234", "-", "shown"],
+    lines = [line.to_dict() for line in (ProfileLine("weights", 100, 120, 10), ProfileLine("KV capacity", 7, 7, 0, "tokens"))]
+    lines.append(ProfileLine("load peak", None, 1234).to_dict())
+    assert table(rows([{"cell": "vllm", "lines": lines}, {"cell": "vllm-tp2", "lines": lines[2:]}])) == [
+        ("cell", "memory", "predicted", "measured", "difference", "gate"),
+        ("vllm", "weights", "100", "120", "+20", "±10 OUTSIDE"),
+        ("", "KV capacity", "7 tokens", "7 tokens", "+0 tokens", "exact"),
+        ("", "load peak", "-", "1,234", "-", "shown"),
+        ("vllm-tp2", "load peak", "-", "1,234", "-", "shown"),
     ]
 
 
@@ -242,15 +243,3 @@ def test_a_process_that_was_given_the_same_id_is_another() -> None:
     (mine,) = [entry for entry in idling.process_tree([os.getpgid(0)]) if entry[0] == os.getpid()]
     assert idling.still_alive([mine]) == [mine]
     assert idling.still_alive([(mine[0], mine[1] - 1)]) == []
-
-
-def test_a_device_is_read_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text('#!/bin/sh\necho "$*" >' + str(tmp_path / "asked") + "\necho 512\necho 3\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert idling.device_bytes(["GPU-1", "GPU-2"]) == 515 * MIB
-    assert "--id=GPU-1,GPU-2" in (tmp_path / "asked").read_text()
-    assert idling.device_bytes(["cuda:0"]) is None
-    program.write_text("#!/bin/sh\nexit 9\n")
-    assert idling.device_bytes(["GPU-1"]) is None

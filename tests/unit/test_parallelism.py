@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.accuracy.grading import Answer
 from pytest_llminfer.families.memory.check import predict_weights
@@ -60,8 +61,8 @@ def test_ranks_on_a_processor_share_it() -> None:
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang"])
 def test_one_rank_holds_what_the_model_weighs(engine: str) -> None:
-    share = expected_rank_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=engine, tp=1, pp=1)
-    assert share == {0: predict_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=engine)}
+    share = expected_rank_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=profile(engine), tp=1, pp=1)
+    assert share == {0: predict_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=profile(engine))}
 
 
 def test_a_share_by_hand() -> None:
@@ -71,12 +72,12 @@ def test_a_share_by_hand() -> None:
     padded_ends = 2 * 1024 * hidden // 2 + hidden
     expected = {"transformers": 4 * layer + whole_ends, "vllm": 4 * layer + padded_ends}
     for engine, elements in expected.items():
-        share = expected_rank_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=engine, tp=2, pp=1)
+        share = expected_rank_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=profile(engine), tp=2, pp=1)
         assert share == {0: 2 * elements}
 
 
 def test_the_engine_says_whether_the_ends_are_shared_out() -> None:
-    cell = {"shape": LLAMA, "dtype": "fp32", "quantization": "none", "engine": "transformers", "tp": 2, "pp": 1}
+    cell = {"shape": LLAMA, "dtype": "fp32", "quantization": "none", "engine": profile("transformers"), "tp": 2, "pp": 1}
     whole, ends, nothing = (
         expected_rank_weights(**cell, plan=plan)[0] for plan in ((), ("model.embed_tokens", "lm_head"), ("model.norm",))
     )
@@ -85,20 +86,21 @@ def test_the_engine_says_whether_the_ends_are_shared_out() -> None:
 
 
 def test_stages_hold_the_whole_model_together() -> None:
-    stages = expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine="vllm", tp=1, pp=2)
-    assert sum(stages.values()) == predict_weights(shape=LLAMA, dtype="fp32", quantization="none", engine="vllm")
+    stages = expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine=profile("vllm"), tp=1, pp=2)
+    assert sum(stages.values()) == predict_weights(shape=LLAMA, dtype="fp32", quantization="none", engine=profile("vllm"))
     assert stages[1] - stages[0] == 4 * 256  # the final norm
 
 
 def test_a_tied_embedding_is_on_the_first_and_the_last_stage() -> None:
     tied = replace(LLAMA, tied=True)
-    stages = expected_rank_weights(shape=tied, dtype="fp32", quantization="none", engine="vllm", tp=1, pp=4)
+    stages = expected_rank_weights(shape=tied, dtype="fp32", quantization="none", engine=profile("vllm"), tp=1, pp=4)
     assert stages[0] - stages[1] == stages[3] - 4 * 256 - stages[2] == 4 * 1024 * 256
 
 
 def test_more_ranks_than_kv_heads_hold_each_several_times() -> None:
     two, four = (
-        expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine="vllm", tp=tp, pp=1)[0] for tp in (2, 4)
+        expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine=profile("vllm"), tp=tp, pp=1)[0]
+        for tp in (2, 4)
     )
     kv_of_one_head = 4 * 4 * 2 * 64 * 256
     replicated = 4 * (2 * 4 + 1) * 256
@@ -107,7 +109,8 @@ def test_more_ranks_than_kv_heads_hold_each_several_times() -> None:
 
 @pytest.mark.parametrize("fields", [{"pp": 3}, {"quantization": "exl2"}, {"engine": "llamacpp", "tp": 2}])
 def test_what_is_not_known_is_said(fields: dict[str, Any]) -> None:
-    cell = {"dtype": "bf16", "quantization": "none", "engine": "vllm", "tp": 1, "pp": 1, **fields}
+    cell = {"dtype": "bf16", "quantization": "none", "tp": 1, "pp": 1, **fields}
+    cell["engine"] = profile(cell.get("engine", "vllm"))
     with pytest.raises(UnsupportedError):
         expected_rank_weights(shape=LLAMA, **cell)
 
@@ -117,12 +120,12 @@ def test_what_is_not_known_is_said(fields: dict[str, Any]) -> None:
 )
 def test_shares_are_two_sided(weights: int, outcome: str) -> None:
     found = [*ranks(weights=1000), replace(ranks(tp=2)[1], weights_bytes=weights)]
-    verdict = check_rank_weights(ranks=found, expected={0: 1000}, engine="vllm")
+    verdict = check_rank_weights(ranks=found, expected={0: 1000}, engine=profile("vllm"))
     assert verdict.outcome.value == outcome
 
 
 def test_no_ranks_are_no_pass() -> None:
-    assert check_rank_weights(ranks=[], expected={0: 1000}, engine="vllm").outcome is Outcome.FAIL
+    assert check_rank_weights(ranks=[], expected={0: 1000}, engine=profile("vllm")).outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize(("right", "asked", "outcome"), [(9, 10, "pass"), (0, 10, "inconclusive"), (0, 0, "fail")])

@@ -1,4 +1,4 @@
-"""Which part of each weight a rank holds, as ``shards.toml`` declares it."""
+"""Which part of each weight a rank holds, as ``shards.toml`` and the profiles declare it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.predict.layout import expected_rank_layouts
@@ -22,7 +23,7 @@ every_engine = pytest.mark.parametrize("engine", ["transformers", "vllm", "sglan
 
 
 def cell(shape: ModelShape, engine: Any, quantization: str = "none") -> dict[Any, Any]:
-    return {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": engine}
+    return {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": profile(engine)}
 
 
 def loaded(

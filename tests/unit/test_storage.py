@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import loaded, profile
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.models.shape import ROLES, ModelShape
 from pytest_llminfer.predict.declared_formats import find, formats, size
 from pytest_llminfer.predict.layout import expected_layout
+from pytest_llminfer.predict.rules import SAFETENSORS
 from pytest_llminfer.spec import QUANTIZATIONS
 
 LLAMA = ModelShape("llama", layers=2, hidden=128, heads=2, kv_heads=1, head_dim=64, intermediate=192, vocab=320, tied=True)
@@ -19,15 +21,16 @@ GPT2 = ModelShape.from_config({"model_type": "gpt2", "n_embd": 64, "n_layer": 1,
 
 
 def stored(quantization: Any, shape: ModelShape = LLAMA, **options: Any) -> dict[Any, Any]:
-    layout = expected_layout(shape=shape, dtype="bf16", quantization=quantization, **options)
+    layout = expected_layout(shape=shape, dtype="bf16", quantization=quantization, engine=profile("transformers"), **options)
     return {weight.parameter.name: weight for weight in layout}
 
 
 def test_every_quantization_that_is_declared_is_one_of_a_cell_and_names_roles_and_sizes_that_exist() -> None:
-    assert {name for name, _ in formats()} == set(QUANTIZATIONS) - {"none", "q4_0", "q4_k_m", "q8_0"}
+    declared_by = {holder: formats(holder) for holder in (SAFETENSORS, *loaded()) if holder.storage is not None}
+    assert {name for each in declared_by.values() for name, _ in each} == set(QUANTIZATIONS) - {"none", "q4_0", "q4_k_m", "q8_0"}
     sizes = {"out": 640, "in": 768, "group": 128, "parts": 3}
-    for (name, holder), declared in formats().items():
-        assert declared == find(name, *holder.rsplit("-", 1))
+    for holder, (name, device), declared in [(holder, *item) for holder, each in declared_by.items() for item in each.items()]:
+        assert declared == find(name, holder, device)
         assert set(declared.roles) <= set(ROLES)
         rules = [part for rule in (*declared.tensors, *declared.double) for part in rule.shape]
         # SGLang keeps some tensors of nothing: those say so outright.

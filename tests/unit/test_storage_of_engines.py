@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.models.shape import ModelShape
@@ -29,7 +30,8 @@ fusing = pytest.mark.parametrize("engine", ["vllm", "sglang"])
 
 
 def loaded(engine: Any, quantization: str = "none", shape: ModelShape = LLAMA, dtype: str = "bf16") -> list[Any]:
-    return [weight.parameter for weight in expected_layout(shape=shape, dtype=dtype, quantization=quantization, engine=engine)]
+    weights = expected_layout(shape=shape, dtype=dtype, quantization=quantization, engine=profile(engine))
+    return [weight.parameter for weight in weights]
 
 
 def by_name(engine: Any, *arguments: Any, **options: Any) -> dict[Any, Any]:
@@ -38,7 +40,7 @@ def by_name(engine: Any, *arguments: Any, **options: Any) -> dict[Any, Any]:
 
 def outcome(parameters: Any, engine: str, quantization: str = "none", shape: ModelShape = LLAMA, dtype: str = "bf16") -> Outcome:
     verdict = check_layout(
-        parameters=parameters, shape=shape, dtype=dtype, quantization=quantization, tied=shape.tied_pairs, engine=engine
+        parameters=parameters, shape=shape, dtype=dtype, quantization=quantization, tied=shape.tied_pairs, engine=profile(engine)
     )
     return verdict.outcome
 
@@ -75,7 +77,7 @@ def test_the_vocabulary_is_filled_up_to_whole_blocks(engine: Any, vocab: int, ro
 
 @pytest.mark.parametrize(("engine", "shape"), [("transformers", LLAMA), ("llamacpp", LLAMA), ("vllm", GPT2), ("sglang", GPT2)])
 def test_all_others_hold_the_weights_of_the_model_one_by_one(engine: str, shape: ModelShape) -> None:
-    assert held_weights(shape, engine) == shape.parameters()
+    assert held_weights(shape, profile(engine)) == shape.parameters()
 
 
 @fusing

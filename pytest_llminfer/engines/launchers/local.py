@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.errors import EngineStartError
-from pytest_llminfer.hardware import usable_cores
-from pytest_llminfer.worker.protocol.frames import SCRATCH
+from pytest_llminfer.hardware import processor_name, usable_cores
+from pytest_llminfer.worker.protocol.frames import PROCESSOR, SCRATCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,8 @@ def start(environment: str, variables: Mapping[str, str], log: Path, folder: Pat
     interpreter = environment or sys.executable
     dropped = {"PYTHONHOME"} if _is_own(interpreter) else {"PYTHONHOME", "PYTHONPATH"}
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
-    settings = {**inherited, "OMP_NUM_THREADS": default_threads(), "PYTHONUNBUFFERED": "1", **variables}
+    own = {"OMP_NUM_THREADS": default_threads(), "PYTHONUNBUFFERED": "1", PROCESSOR: processor_name()}
+    settings = {**inherited, **own, **variables}
     if folder:
         settings.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}")
         settings["TMPDIR"] = settings[SCRATCH] = str(folder)

@@ -5,6 +5,7 @@ Runs in the process that the user started. Nothing heavy at the top: every pytes
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 EVIDENCE = "llminfer_evidence"
 ALPHA = 0.01
-_HEADER = ("cell", "against", "asked", "p-value", "over tests", "e-value", "verdict")
+_HEADER: tuple[str, ...] = ("cell", "against", "asked", "p-value", "over tests", "e-value", "verdict")
 
 
 def settle(notes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -40,17 +41,25 @@ def settle(notes: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def render(notes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line a cell: questions asked, its p-value, that over all tests of the session by Holm, and the e-value of a drop."""
-    import math
+def rows(notes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row a test of accuracy, as plain data.
 
-    rows = [_HEADER]
-    for note, adjusted in zip(notes, _adjusted(notes), strict=True):
-        asked = f"{note['asked']:,} of {note['of']:,}"
-        value = f"{math.exp(min(note['log_e'], 700.0)):.2g}"
-        rows.append((note["cell"], note["against"], asked, f"{note['p_value']:.2g}", f"{adjusted:.2g}", value, note["outcome"]))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    cell, against ("record" or "unquantized"), asked and of (questions), p_value, p_value_over_tests (over all tests of the session,
+    by Holm), log_e (of the e-value of a drop, in nats), outcome.
+    """
+    kept = ("cell", "against", "asked", "of", "p_value", "log_e", "outcome")
+    found = zip(notes, _adjusted(notes) if notes else (), strict=True)
+    return [{**{name: note[name] for name in kept}, "p_value_over_tests": adjusted} for note, adjusted in found]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The rows in words, under a heading."""
+    lines = [_HEADER]
+    for row in rows:
+        numbers = (row["p_value"], row["p_value_over_tests"], math.exp(min(row["log_e"], 700.0)))
+        asked = f"{row['asked']:,} of {row['of']:,}"
+        lines.append((row["cell"], row["against"], asked, *(f"{number:.2g}" for number in numbers), row["outcome"]))
+    return lines
 
 
 def _adjusted(notes: Sequence[Mapping[str, Any]]) -> list[float]:

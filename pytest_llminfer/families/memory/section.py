@@ -11,24 +11,29 @@ MEMORY = "llminfer_memory"
 """The note of a cell's memory profile: ``{"cell", "lines"}``, a mapping a line."""
 
 
-def render(notes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The table of all cells: a row a line, and a mark on what is outside its gate."""
-    rows = [("cell", "memory", "predicted", "measured", "difference", "gate")]
-    for note in notes:
-        for number, line in enumerate(note["lines"]):
-            unit = "" if line["unit"] == "bytes" else f" {line['unit']}"
-            rows.append(
-                (
-                    note["cell"] if not number else "",
-                    line["line"],
-                    _number(line["predicted"], unit),
-                    _number(line["measured"], unit),
-                    _number(line["difference"], unit, signed=True),
-                    line["gate"] + " OUTSIDE" * (not line["within"]),
-                )
+def rows(notes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row a cell and line of its profile, as plain data: ``cell`` and the fields of ``ProfileLine.to_dict``."""
+    return [{"cell": note["cell"], **line} for note in notes for line in note["lines"]]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The rows in words, under a heading; a cell is named once, and what is outside its gate is marked."""
+    lines: list[tuple[str, ...]] = [("cell", "memory", "predicted", "measured", "difference", "gate")]
+    above = None
+    for row in rows:
+        unit = "" if row["unit"] == "bytes" else f" {row['unit']}"
+        lines.append(
+            (
+                row["cell"] if row["cell"] != above else "",
+                row["line"],
+                _number(row["predicted"], unit),
+                _number(row["measured"], unit),
+                _number(row["difference"], unit, signed=True),
+                row["gate"] + " OUTSIDE" * (not row["within"]),
             )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        )
+        above = row["cell"]
+    return lines
 
 
 def _number(value: int | None, unit: str, *, signed: bool = False) -> str:

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 PARALLELISM = "llminfer_parallelism"
 """The note of a cell's line: ``{"cell", "parallelism", "questions", "seconds", "tokens_per_second", "accuracy"}``."""
 
 
-def render(lines: list[dict[str, Any]]) -> list[str]:
-    """The table of time and accuracy: a line a cell and parallelism, each time as a ratio to that of one GPU."""
-    single = {line["cell"]: line["seconds"] for line in lines if line["parallelism"] == "single"}
-    rows = [("cell", "parallelism", "questions", "seconds", "of single", "tokens/s", "accuracy")]
-    for line in lines:
-        base = single.get(line["cell"])
-        ratio = f"{line['seconds'] / base:.2f}" if base else "-"
-        rows.append(
+def rows(notes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row a cell and parallelism, as plain data: the note, and ``of_single``, its seconds as a share of those on one GPU (None:
+    not asked). Empty where no cell is split.
+    """
+    if all(note["parallelism"] == "single" for note in notes):
+        return []
+    single = {note["cell"]: note["seconds"] for note in notes if note["parallelism"] == "single"}
+    return [{**note, "of_single": note["seconds"] / base if (base := single.get(note["cell"])) else None} for note in notes]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The rows in words, under a heading."""
+    heading = ("cell", "parallelism", "questions", "seconds", "of single", "tokens/s", "accuracy")
+    return [
+        heading,
+        *(
             (
-                line["cell"],
-                line["parallelism"],
-                str(line["questions"]),
-                f"{line['seconds']:.1f}",
-                ratio,
-                f"{line['tokens_per_second']:,.0f}",
-                f"{line['accuracy']:.1%}",
+                row["cell"],
+                row["parallelism"],
+                str(row["questions"]),
+                f"{row['seconds']:.1f}",
+                "-" if row["of_single"] is None else f"{row['of_single']:.2f}",
+                f"{row['tokens_per_second']:,.0f}",
+                f"{row['accuracy']:.1%}",
             )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+            for row in rows
+        ),
+    ]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.families.shutdown.check import LIMIT_SECONDS, Leftover, Stop
+from pytest_llminfer.hardware import device_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +19,6 @@ _PROC = Path("/proc")
 _LOOK_SECONDS = 0.05
 _SETTLE_SECONDS = 0.5
 _UNIQUE = ("Private_Clean:", "Private_Dirty:", "Private_Hugetlb:")
-_QUERY = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 _STATE, _PARENT, _GROUP, _STARTED = 0, 1, 2, 19  # of proc(5)'s stat, counted behind the name
 
 
@@ -75,22 +74,6 @@ def unique_bytes(pid: int) -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(_UNIQUE))
-
-
-def device_bytes(ids: Iterable[str]) -> int | None:
-    """What is in use on these GPUs together, by all processes, as nvidia-smi reads it; None where it does not answer.
-
-    ids: UUIDs, ``GPU-…``; others name nothing that nvidia-smi knows.
-    """
-    names = list(ids)
-    if not names or not all(name.startswith("GPU-") for name in names):
-        return None
-    command = [*_QUERY, f"--id={','.join(names)}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)  # noqa: S603 - a fixed command
-        return sum(int(line) for line in done.stdout.split()) * 2**20
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
 
 
 def _settled(devices: list[str], deadline: float) -> int | None:

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llminfer.worker.protocol.frames import ACCELERATOR, PROCESSOR
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,13 +19,13 @@ _LEAST_TIMES = 3
 
 
 def processor_name() -> str:
-    """The processor's exact name, as the kernel gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model name"))]
-    return names[0] if names and names[0] else platform.processor() or platform.machine()
+    """The processor's exact name, as the process that started this worker has read it."""
+    return os.environ.get(PROCESSOR) or platform.processor() or platform.machine()
+
+
+def accelerator_name() -> str:
+    """The exact name of this worker's first accelerator; empty where it has none."""
+    return os.environ.get(ACCELERATOR, "")
 
 
 def available_cores() -> int:

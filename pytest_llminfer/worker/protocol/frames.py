@@ -15,6 +15,10 @@ from typing import IO, Any
 MAGIC = b"LLM1"
 SCRATCH = "LLMINFER_SCRATCH"
 """The variable that names the folder of a worker's temporary files: whoever of the two ends last takes it away."""
+PROCESSOR = "LLMINFER_PROCESSOR"
+"""The variable with the name of the worker's processor, read by whoever started it."""
+ACCELERATOR = "LLMINFER_ACCELERATOR"
+"""The variable with the name of the worker's first accelerator, as nvidia-smi has it; not set without one."""
 _LENGTH = struct.Struct("<I")
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 

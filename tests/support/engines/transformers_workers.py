@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_llminfer.engines.launchers import local
+from pytest_llminfer.engines.profiles import backend
 from pytest_llminfer.engines.worker_process import WorkerProcess
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.generation import Sampling
@@ -27,7 +28,7 @@ class Worker:
 
     def load(self, model_path: Path = REFERENCE, engine_args: dict | None = None, **cell: object) -> Any:
         spec = EngineSpec("transformers", **cell).to_dict()
-        return self.ask("load", spec=spec, model_path=str(model_path), engine_args=engine_args or {})
+        return self.ask("load", spec=spec, model_path=str(model_path), engine_args=engine_args or {}, **backend("transformers"))
 
     def ask(self, method: str, **params: object) -> Any:
         return self.process.request(method, params, timeout=300, progress=lambda *step: self.progress.append(step))

@@ -27,6 +27,7 @@ SAID = (
 
 def check(engine: Engine) -> Verdict:
     """The layout of every rank, judged."""
+    from pytest_llminfer.engines.profiles import profile
     from pytest_llminfer.families.layout.ranks import check_rank_layouts
 
     spec = engine.spec
@@ -35,7 +36,7 @@ def check(engine: Engine) -> Verdict:
         shape=engine.model.shape,
         dtype=engine.info.dtype,
         quantization=spec.quantization,
-        engine=spec.engine,
+        engine=profile(spec.engine),
         tp=spec.tp,
         pp=spec.pp,
     )

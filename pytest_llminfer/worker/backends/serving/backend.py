@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
-from pytest_llminfer.worker.backends.host import processor_name
+from pytest_llminfer.worker.backends.host import accelerator_name, processor_name
 from pytest_llminfer.worker.backends.openai.arguments import NAMES
 from pytest_llminfer.worker.backends.openai.backend import OpenaiBackend
 from pytest_llminfer.worker.backends.packages import require
-from pytest_llminfer.worker.backends.serving.command import Order, visible_gpu
+from pytest_llminfer.worker.backends.serving.command import Order
 from pytest_llminfer.worker.backends.serving.process import ServerProcess, free_port
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class ServedBackend(OpenaiBackend):
 
     def _open_server(self) -> Message:
         started = time.perf_counter()
-        gpu, key = visible_gpu(), secrets.token_urlsafe(24)
+        gpu, key = accelerator_name(), secrets.token_urlsafe(24)
         command, address = self._start(gpu, key)
         ready = time.perf_counter()
         answer = self._connect(f"{address}/v1", key, ready, given=self._name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from pytest_llminfer.worker.backends.base import Progress
 
 WORKER = Path(__file__).resolve().parents[2]
-_NVIDIA_SECONDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +137,3 @@ def clean_environment(interpreter: str) -> dict[str, str]:
     own = os.path.abspath(interpreter) == os.path.abspath(sys.executable)
     dropped = {"PYTHONHOME"} if own else {"PYTHONHOME", "PYTHONPATH"}
     return {name: value for name, value in os.environ.items() if name not in dropped}
-
-
-def visible_gpu() -> str:
-    """The exact name of the first accelerator that a child process would see; empty where there is none."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-        return ""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ""
-    query = [program, "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=False)  # noqa: S603 - fixed
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip().splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else ""

@@ -6,13 +6,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.hardware import detect
-
 if TYPE_CHECKING:
+    from pytest_llminfer.hardware import Hardware
     from pytest_llminfer.plugin.options import Options
 
 
-def header(options: Options, cells: int) -> str:
+def header(options: Options, cells: int, hardware: Hardware) -> str:
     """Settings with their source in brackets, except for defaults."""
     cell = options.matrix
     shown = {"engine": cell.engine, "model": cell.model, "quantization": cell.quantization, "dtype": cell.dtype, "gpus": cell.gpus}
@@ -24,5 +23,5 @@ def header(options: Options, cells: int) -> str:
             words.append(f"{name}={text}" + (f" [{source}]" if source != "default" else ""))
     baselines = os.path.relpath(options.baselines.directory, Path.cwd())
     return (
-        f"llminfer: {', '.join(words)}; {cells} cell{'s' * (cells != 1)}; baselines: {baselines}; hardware: {detect().describe()}"
+        f"llminfer: {', '.join(words)}; {cells} cell{'s' * (cells != 1)}; baselines: {baselines}; hardware: {hardware.describe()}"
     )

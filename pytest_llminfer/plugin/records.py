@@ -1,0 +1,73 @@
+"""The one write of baselines: the process that the user started takes what tests recorded, here or in workers of pytest-xdist."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer.baselines.notes import MISSING, RECORD, SIDE_FILE, USED
+from pytest_llminfer.baselines.record import BaselineKey, Record
+from pytest_llminfer.baselines.side_files import SideFiles
+from pytest_llminfer.errors import BaselineError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pytest_llminfer.baselines.store import Store
+
+
+class Records:
+    """What the session recorded, used and missed. only_missing: whether a record that is there stays."""
+
+    def __init__(self, store: Store, *, only_missing: bool) -> None:
+        self._store, self._only_missing = store, only_missing
+        self._side_files = SideFiles()
+        self._recorded = 0
+        self._missing: list[Mapping[str, Any]] = []
+        self._written: dict[Path, None] = {}
+        self._problem = ""
+
+    def take(self, name: str, note: Mapping[str, Any]) -> None:
+        """A note of a test; what is recorded is written at once, so that a session that is killed later loses nothing."""
+        if name == SIDE_FILE:
+            self._side_files.take(note)
+        elif name == RECORD:
+            self._recorded += 1
+            self._write(note)
+        elif name == USED:
+            self._store.used.add(BaselineKey(**note))
+        elif name == MISSING:
+            self._missing.append(note)
+
+    def _write(self, note: Mapping[str, Any]) -> None:
+        key, record = BaselineKey(**note["key"]), Record(note["expected"], note["conditions"], note["provenance"])
+        self._store.stage(key, record, only_missing=self._only_missing)
+        try:
+            self._side_files.write(self._store.path(key), record.expected)
+            self._written.update(dict.fromkeys(self._store.write()))
+        except BaselineError as error:
+            self._problem = str(error)
+        else:
+            self._problem = ""
+
+    def missing(self) -> list[str]:
+        """A line on what has no baseline yet."""
+        if not self._missing:
+            return []
+        same = all(note["same_command"] for note in self._missing)
+        how = "record them with the same command and --update-baselines=new" if same else "-rs shows how each is recorded"
+        return [f"baselines: {len(self._missing)} missing; {how}"]
+
+    def settle(self, *, verbose: bool) -> list[str]:
+        """Lines on what was recorded, an ERROR where it could not be written, and on what no test asked for."""
+        problem, lines = self._problem or self._side_files.settle(), []
+        if self._written:
+            files = list(self._written)
+            where = str(files[0]) if len(files) == 1 else f"{len(files)} files under {self._store.directory}"
+            lines.append(f"baselines: {self._recorded} recorded in {where}")
+        if problem:
+            lines.append(f"ERROR: {problem}")
+        if unused := self._store.unused():
+            lines.append(f"baselines: {len(unused)} recorded entries had no test in this session (-v names them)")
+            lines += [f"    {key}" for key in unused if verbose]
+        return lines

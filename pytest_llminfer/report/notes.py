@@ -1,0 +1,8 @@
+"""The notes of a test that every report is made of; ``baselines/notes.py`` and the families' sections name the others."""
+
+CELL = "llminfer_cell"
+"""The id of the cell that a test belongs to: text, not JSON."""
+VERDICT = "llminfer_verdict"
+"""A verdict: ``Verdict.to_dict``, and ``fatal``: whether it ended the test."""
+LOADED = "llminfer_loaded"
+"""An engine was loaded: ``{"cell", "phases", "afresh"}`` and, of ``EngineInfo``, what ``report.result.CellResult`` holds."""
