@@ -43,7 +43,12 @@ def check_stored(engine: Engine, model: Model, quantization: str, dtype: str) ->
     found = {parameter.name: parameter for parameter in layout.parameters}
     assert set(found) == {weight.name for weight in shape.parameters()}
     for weight in shape.parameters():
-        asked = {"quantization": quantization, "dtype": GGML_WORDS[dtype], "layers": shape.layers, "tied": shape.tied}
+        asked: dict[str, Any] = {
+            "quantization": quantization,
+            "dtype": GGML_WORDS[dtype],
+            "layers": shape.layers,
+            "tied": shape.tied,
+        }
         kind = stored_type(weight.name, weight.shape, **asked)
         word = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}.get(kind, kind)
         parameter = found[weight.name]
@@ -171,7 +176,7 @@ def test_the_cache_grows_and_keeps_its_prefix(
     ],
 )
 def test_a_cell_that_cannot_be_is_refused_in_words(
-    start: Callable[..., Engine], cell: Any, engine_args: Any, error: Callable[..., Any], words: str
+    start: Callable[..., Engine], cell: Any, engine_args: Any, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         start(engine_args=engine_args, **cell)

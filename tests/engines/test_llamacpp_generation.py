@@ -131,7 +131,7 @@ def test_sampling_follows_its_seed_and_its_fields(fp16: Engine, prompts: list[li
     def drawn(count: int = 3, **fields: Any) -> list[Any]:
         return [answer.token_ids for answer in fp16.generate(prompts[:count], Sampling(max_tokens=40, **fields))]
 
-    hot = {"temperature": 4.0, "top_p": 0.999}
+    hot: dict[str, Any] = {"temperature": 4.0, "top_p": 0.999}
     assert drawn(seed=1, **hot) == drawn(seed=1, **hot) != drawn(seed=2, **hot)
     assert len({answer.token_ids for answer in fp16.generate([prompts[0]] * 3, Sampling(max_tokens=40, **hot))}) == 3
     greedy = [answer.token_ids[:40] for answer in answers[:3]]

@@ -25,6 +25,7 @@ from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.generation import Generation, Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome, Verdict
+from tests.support.faults import ranks as rank_faults
 from tests.support.paths import PROBES as FOLDER
 
 MODEL = Model("reference")
@@ -225,14 +226,14 @@ def test_two_tensor_parallel_ranks_answer_as_one(
         verdict = same_tokens(engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP), reference["answers"])
         pool = engine.kv_pool()
         anew = engine.generate(prompts[:1], max_tokens=4, cache_path="no_cache")
-        stored = ranks.check(engine)
-        engine.run(f"{ranks.__file__}::store_otherwise")
-        faulty = ranks.check(engine)
+        stored = rank_faults.check(engine)
+        engine.run(f"{rank_faults.__file__}::store_otherwise")
+        faulty = rank_faults.check(engine)
     finally:
         engine.close()
     assert verdict.outcome is Outcome.PASS, str(verdict)
     assert (stored.outcome, stored.details) == (Outcome.PASS, ())
-    assert faulty.details == ranks.SAID
+    assert faulty.details == rank_faults.SAID
     assert [(rank.name, rank.tp_rank) for rank in ranks] == [("sglang::scheduler_TP0", 0), ("sglang::scheduler_TP1", 1)]
     assert all(WEIGHTS_BYTES / 2 <= rank.weights_bytes < 0.6 * WEIGHTS_BYTES for rank in ranks)
     assert pool.bytes_per_token == BYTES_PER_TOKEN

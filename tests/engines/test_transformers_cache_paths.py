@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from pytest_llminfer.engines.engine import Engine
-from pytest_llminfer.errors import BadInputError, LlminferError, UnsupportedError
+from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.observations.cache_paths import CachePath
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.transformers.backend import TransformersBackend
@@ -163,7 +162,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("cache_path", "shape", "error", "words"), REFUSED)
 def test_what_cannot_be_is_refused_in_words(
-    engine: Engine, cache_path: CachePath, shape: str, error: Callable[..., LlminferError], words: str
+    engine: Engine, cache_path: CachePath, shape: str, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         of(engine, cache_path, shape)

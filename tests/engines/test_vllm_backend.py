@@ -179,7 +179,7 @@ def test_the_pool_is_what_was_asked_for(engine: Engine) -> None:
     # vLLM counts the block that it keeps to itself.
     assert pool.max_concurrency == maximum_concurrency(num_blocks=blocks, block_size=pool.block_size, max_model_len=2048)
     # A pool a tenth smaller than the one that was pinned is a line outside its gate.
-    of = {"report": engine.memory(), "weights": 7_344_640, "buffers": 0, "pool": pool, "bytes_per_token": a_token}
+    of: dict[str, Any] = {"report": engine.memory(), "weights": 7_344_640, "buffers": 0, "pool": pool, "bytes_per_token": a_token}
     for asked, expected in ((POOL, Outcome.PASS), (POOL * 10 // 9, Outcome.FAIL)):
         capacity = pinned_capacity(resolved={"kv_cache_memory_bytes": asked}, pool=pool, rank_bytes_per_token=a_token)
         assert check_profile(lines=profile_lines(**of, capacity=capacity)).outcome is expected

@@ -97,7 +97,7 @@ def test_a_packed_linear_that_was_left_in_the_models_dtype_is_one_line_that_name
 
 def test_a_quantization_that_an_engine_takes_and_ignores_fails_and_names_every_linear() -> None:
     parameters = loaded("none", engine="vllm")
-    of = {"quantization": "none", "engine": "vllm"}
+    of: dict[str, Any] = {"quantization": "none", "engine": "vllm"}
     assert check(parameters, **of).outcome is Outcome.PASS
     verdict = check(parameters, **of, asked="int8_per_channel_weight_only")
     assert verdict.outcome is Outcome.FAIL

@@ -7,7 +7,6 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,7 @@ def test_the_tensors_are_those_of_the_shape_and_their_names_go_both_ways(changes
         ({"num_hidden_layers": None}, BadInputError, "num_hidden_layers"),
     ],
 )
-def test_a_model_without_a_place_in_gguf_is_refused(changes: dict[str, Any], error: Callable[..., Any], words: str) -> None:
+def test_a_model_without_a_place_in_gguf_is_refused(changes: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         Architecture.from_config({**CONFIG, **changes})
 
@@ -212,7 +211,7 @@ def test_arguments_resolve_to_what_the_class_takes(monkeypatch: pytest.MonkeyPat
         ({}, {"kv_dtype": "fp8"}, UnsupportedError, "no KV cache of dtype fp8"),
     ],
 )
-def test_arguments_that_nothing_would_read_are_refused(engine_args: Any, cell: Any, error: Callable[..., Any], words: str) -> None:
+def test_arguments_that_nothing_would_read_are_refused(engine_args: Any, cell: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         read(engine_args, **cell)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_a_busy_server_is_asked_again_and_waited_for(fake: Fake, load: Callable[
     backend = load()
     times: list[float] = []
 
-    def busy_twice(path: str, body: dict) -> tuple[int, dict]:
+    def busy_twice(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         times.append(time.monotonic())
         return (429, {"error": {"message": "slow down"}}) if len(times) < 3 else fake.continue_numbers(path, body)
 
@@ -104,7 +105,7 @@ def test_a_connection_that_breaks_is_counted_too(fake: Fake, load: Callable[...,
     backend = load(max_retries=1)
     fake.server.handle_error = lambda *_: None
 
-    def broken(_path: str, _body: dict) -> tuple[int, dict]:
+    def broken(_path: str, _body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         raise ConnectionAbortedError
 
     fake.answer = broken
@@ -129,7 +130,7 @@ def test_an_answer_that_was_broken_off_is_an_error(fake: Fake, load: Callable[..
 
 
 def test_chat_is_used_where_token_ids_are_refused(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
-    def chat_only(path: str, body: dict) -> tuple[int, dict]:
+    def chat_only(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         refused = (404, {"detail": "Not Found"}) if not path.endswith("/chat/completions") else None
         return refused or fake.continue_numbers(path, body)
 
@@ -145,7 +146,7 @@ def test_chat_is_used_where_token_ids_are_refused(fake: Fake, load: Callable[...
 
 
 def test_a_server_that_reads_token_ids_as_text_is_not_believed(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
-    def as_text(path: str, body: dict) -> tuple[int, dict]:
+    def as_text(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         status, message = fake.continue_numbers(path, body)
         return status, {**message, "usage": {"prompt_tokens": 4, "completion_tokens": 1}}
 
@@ -157,7 +158,7 @@ def test_token_ids_come_from_the_text_where_the_server_gives_none(fake: Fake, lo
     pytest.importorskip("tokenizers")
     said = "There are 12 apples."
 
-    def text_only(_path: str, _body: dict) -> tuple[int, dict]:
+    def text_only(_path: str, _body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         return 200, {"choices": [{"text": said, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}}
 
     fake.answer = text_only
@@ -176,7 +177,7 @@ def test_token_ids_come_from_the_text_where_the_server_gives_none(fake: Fake, lo
 def test_text_is_sent_where_it_is_asked_for_and_means_the_same_tokens(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     tokenizers = pytest.importorskip("tokenizers")
 
-    def text_only(_path: str, body: dict) -> tuple[int, dict]:
+    def text_only(_path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if isinstance(body["prompt"], list):
             return 422, {"detail": "prompt must be a string"}
         return 200, {"choices": [{"text": " 2", "finish_reason": "length"}], "usage": {}}

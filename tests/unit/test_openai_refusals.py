@@ -53,7 +53,7 @@ def test_wrong_arguments_and_addresses_are_refused(fake: Fake) -> None:
 
 @pytest.mark.parametrize("key", ["", KEY])
 @pytest.mark.parametrize("engine_args", [{}, {"model": "served"}])
-def test_an_address_without_its_v1_is_told_so(fake: Fake, key: str, engine_args: dict) -> None:
+def test_an_address_without_its_v1_is_told_so(fake: Fake, key: str, engine_args: dict[str, Any]) -> None:
     fake.key = key
     root = fake.address.removesuffix("/v1")
     with pytest.raises(BadInputError, match=rf"answers under /v1 alone: --engine=openai@{fake.address}$"):
@@ -103,7 +103,7 @@ def test_an_address_holds_nothing_but_the_place(address: str, message: str) -> N
 
 
 def test_sglang_would_ignore_stop_tokens_beside_ignore_eos(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
-    both = {"ignore_eos": True, "stop_token_ids": [7]}
+    both: dict[str, Any] = {"ignore_eos": True, "stop_token_ids": [7]}
     generate(load(), [[1]], **both)
     assert (fake.bodies[0]["ignore_eos"], fake.bodies[0]["stop_token_ids"]) == (True, [7])
     fake.models[0]["owned_by"] = "sglang"

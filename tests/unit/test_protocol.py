@@ -32,7 +32,7 @@ def equal(sent: Any, received: dict[str, Any] | None) -> bool:
 
 
 @given(st.lists(st.dictionaries(st.text(min_size=1).filter(lambda key: key != "__array__"), values, max_size=4), max_size=3))
-def test_what_is_written_is_read_in_order(messages: list[dict]) -> None:
+def test_what_is_written_is_read_in_order(messages: list[dict[str, Any]]) -> None:
     stream = io.BytesIO()
     for message in messages:
         write_message(stream, message)

@@ -149,7 +149,7 @@ def test_other_questions_are_invalid() -> None:
 
 
 @pytest.mark.parametrize("options", [{"questions": 0}, {"looks": 0}, {"cells": 0}])
-def test_nothing_to_judge(options: dict[str, int]) -> None:
+def test_nothing_to_judge(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="nothing to judge"):
         AccuracyTest(record(), **options)
 

@@ -28,7 +28,7 @@ def reply(text: str = "ab", tokens: tuple[int, ...] | None = (1, 2), reason: str
     return Reply(**{"status": 200, "text": text, "token_ids": tokens, "finish_reason": reason, **count, **fields})
 
 
-def tops(*rows: dict[int, float]) -> dict:
+def tops(*rows: dict[int, float]) -> dict[str, Any]:
     ids = np.array([list(row) for row in rows], np.int32)
     return {"top_ids": ids, "top_logprobs": np.array([list(row.values()) for row in rows], np.float32)}
 
@@ -143,7 +143,7 @@ def test_key() -> None:
 
 
 def test_stop() -> None:
-    good = {"seconds": 1.0, "left": (), "again": Reply(200)}
+    good: dict[str, Any] = {"seconds": 1.0, "left": (), "again": Reply(200)}
     assert check_stop(status=0, **good).outcome is PASS
     assert check_stop(status=-15, **good).outcome is PASS
     assert check_stop(status=1, **good).outcome is FAIL
@@ -165,8 +165,8 @@ def test_the_time_between_tokens_counts_tokens_and_not_chunks() -> None:
     assert Reply(200, token_seconds=np.array([1.0])).inter_token_seconds is None
 
 
-def sessions(first: list[float], between: list[float]) -> list[dict]:
-    found: dict | None = None
+def sessions(first: list[float], between: list[float]) -> list[dict[str, Any]]:
+    found: dict[str, Any] | None = None
     for one, other in zip(first, between, strict=True):
         found = record([streamed(one, other)] * REQUESTS, found)
     return found["sessions"] if found else []

@@ -23,7 +23,7 @@ backend, prompts, problems = simulated_backends.backend, simulated_backends.prom
 PROCESS_FAULTS = {"crash", "exit", "hang", "hang_in_load", "out_of_memory", "drop_answer"}
 
 
-def observe(backend: SimulatedBackend, prompts: list[list[int]]) -> dict:
+def observe(backend: SimulatedBackend, prompts: list[list[int]]) -> dict[str, Any]:
     """Every kind of answer, by name."""
     engine = generate(backend, prompts[:6], logprobs=1)
     cache_paths = {

@@ -200,7 +200,7 @@ class EngineArgs:
     max_model_len: int | None = None
     mode: Mode = Mode.FULL
     skipped: object = dataclasses.field(default_factory=object)
-    layers: set = dataclasses.field(default_factory=lambda: {"b", "a"})
+    layers: set[Any] = dataclasses.field(default_factory=lambda: {"b", "a"})
     _api_process_rank: int = 0
 
 

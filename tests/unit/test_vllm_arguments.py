@@ -161,7 +161,9 @@ def test_a_model_that_is_fetched_is_left_to_vllm() -> None:
 
 def test_variables_are_set_only_where_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variables, "usable_cores", lambda: [0, 1, 2, 3, 8])
-    one, two, given, many = {}, {"OMP_NUM_THREADS": "7"}, {"VLLM_CPU_OMP_THREADS_BIND": "3"}, {}
+    one: dict[str, str] = {}
+    many: dict[str, str] = {}
+    two, given = {"OMP_NUM_THREADS": "7"}, {"VLLM_CPU_OMP_THREADS_BIND": "3"}
     variables.set_for_cpu(one, ranks=1)
     variables.set_for_cpu(two, ranks=2, eager=True)
     variables.set_for_cpu(given, ranks=2)

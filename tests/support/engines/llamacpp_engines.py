@@ -49,8 +49,8 @@ def start(
         path: Path | None = None,
         *,
         engine: str = "llamacpp",
-        engine_args: Any = None,
-        variables: dict[Any, Any] = None,
+        engine_args: dict[str, Any] | None = None,
+        variables: dict[str, Any] | None = None,
         **cell: Any,
     ) -> Engine:
         served = copy.copy(model)

@@ -27,9 +27,9 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fake]:
 
 @pytest.fixture
 def load(fake: Fake) -> Iterator[Callable[..., OpenaiBackend]]:
-    backends = []
+    backends: list[Any] = []
 
-    def load(model_path: str = "nowhere", cell: dict | None = None, **engine_args: Any) -> OpenaiBackend:
+    def load(model_path: str = "nowhere", cell: dict[str, Any] | None = None, **engine_args: Any) -> OpenaiBackend:
         spec = EngineSpec("openai", environment=fake.address, **(cell or {}))
         backend = OpenaiBackend(spec, model_path, engine_args, lambda *step: backend.progress.append(step))
         backend.progress = []

@@ -20,7 +20,10 @@ PROBLEMS = Path(pytest_llminfer.__file__).parent / "datasets" / "synthetic.jsonl
 
 
 def load(
-    model_path: Path = REFERENCE, progress: Callable[..., None] = lambda *_: None, cell: dict | None = None, **engine_args: Any
+    model_path: Path = REFERENCE,
+    progress: Callable[..., None] = lambda *_: None,
+    cell: dict[str, Any] | None = None,
+    **engine_args: Any,
 ) -> SimulatedBackend:
     backend = SimulatedBackend(EngineSpec("simulated", **(cell or {})), str(model_path), engine_args, progress)
     backend.info = backend.load()

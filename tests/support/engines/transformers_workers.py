@@ -26,7 +26,7 @@ class Worker:
         self.process = WorkerProcess(local.start("", {"OMP_NUM_THREADS": "2", **variables}, log), log)
         self.progress: list[tuple[str, int, int]] = []
 
-    def load(self, model_path: Path = REFERENCE, engine_args: dict | None = None, **cell: object) -> Any:
+    def load(self, model_path: Path = REFERENCE, engine_args: dict[str, Any] | None = None, **cell: Any) -> Any:
         spec = EngineSpec("transformers", **cell).to_dict()
         return self.ask("load", spec=spec, model_path=str(model_path), engine_args=engine_args or {}, **backend("transformers"))
 
