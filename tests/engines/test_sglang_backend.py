@@ -27,6 +27,7 @@ from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome, Verdict
 from tests.support.faults import ranks as rank_faults
 from tests.support.paths import PROBES as FOLDER
+from tests.support.present import present
 
 MODEL = Model("reference")
 MAX_TOKENS, TOP = 48, 20
@@ -87,9 +88,9 @@ def test_tokens_are_those_of_transformers(single: Engine, prompts: list[list[int
     verdict = same_tokens(answers, reference["answers"])
     assert verdict.outcome is Outcome.PASS, str(verdict)
     for answer in answers:
-        assert answer.top_ids.shape == answer.top_logprobs.shape == (len(answer.token_ids), TOP)
-        assert (answer.top_ids.dtype, answer.top_logprobs.dtype) == (np.int32, np.float32)
-        np.testing.assert_array_equal(answer.top_ids[:, 0], answer.token_ids)
+        assert present(answer.top_ids).shape == present(answer.top_logprobs).shape == (len(answer.token_ids), TOP)
+        assert (present(answer.top_ids).dtype, present(answer.top_logprobs).dtype) == (np.dtype(np.int32), np.dtype(np.float32))
+        np.testing.assert_array_equal(present(answer.top_ids)[:, 0], answer.token_ids)
 
 
 def test_a_wrong_weight_is_seen_in_the_tokens(single: Engine, prompts: list[list[int]], reference: Any) -> None:
@@ -167,7 +168,7 @@ def test_without_a_cache_the_tokens_are_the_same(single: Engine, prompts: list[l
 
 def test_scores_are_those_of_transformers(single: Engine, reference: Any) -> None:
     for ours, theirs in zip(single.score(reference["sequences"]), reference["scores"], strict=True):
-        assert (ours.dtype, ours.shape) == (np.float32, theirs.shape)
+        assert (ours.dtype, ours.shape) == (np.dtype(np.float32), theirs.shape)
         assert np.abs(ours - theirs).max() < 1.5
         assert np.abs(ours - theirs).mean() < 0.1
         # One position off is the mistake that this would hide otherwise.

@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 import time
+from collections.abc import Callable
 from email.message import Message
 from typing import Any
 
@@ -15,7 +16,7 @@ class Fake:
 
     def __init__(self) -> None:
         self.models = [{"id": "served", "object": "model", "owned_by": "vllm", "max_model_len": 64}]
-        self.answer = self.continue_numbers
+        self.answer: Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]] = self.continue_numbers
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.key = ""

@@ -90,7 +90,7 @@ def test_the_forms_as_their_makers_show_them() -> None:
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_no_template_in_use_departs(name: str | tuple[str, str, str]) -> None:
+def test_no_template_in_use_departs(name: str) -> None:
     source, end, expected = STOCK[name]
     form = form_of(source, TOKENS | {"eos_token": end})
     assert (form.name if form else "") == expected

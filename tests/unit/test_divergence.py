@@ -179,7 +179,7 @@ def test_a_top1_below_its_limit_fails_although_the_divergence_is_small() -> None
     asked: dict[str, Any] = {"kind": "4-bit", "of": "the reference", "limit": Limits(0.06, 0.9)}
     verdict = check_divergence(candidate=[scores(turned)] * 4, reference=[scores(rows)] * 4, dtype="fp32", **asked)
     assert verdict.outcome is Outcome.FAIL
-    assert verdict.measurements[0].value < 0.001
+    assert float(verdict.measurements[0].value) < 0.001
     # The same is a tie within rounding in bf16, whose steps are 0.125 at logits of 16.
     verdict = check_divergence(candidate=[scores(turned)] * 4, reference=[scores(rows)] * 4, dtype="bf16", **asked)
     assert verdict.outcome is Outcome.PASS
@@ -268,5 +268,5 @@ def test_sequences_are_chats_with_128_positions_after_the_first_prompt_or_drawn(
         question = next(question for question in problems if question in prompt)
         assert prompt.rstrip().endswith("assistant")
         assert teacher_forced.startswith(problems[question][:40])
-    drawn = SimpleNamespace(weights="dummy", has_tokenizer=True, sample_prompts=model.sample_prompts)
+    drawn: Any = SimpleNamespace(weights="dummy", has_tokenizer=True, sample_prompts=model.sample_prompts)
     assert {len(ids) for ids in teacher_forced_sequences(drawn, dataset)} == {64 + POSITIONS}

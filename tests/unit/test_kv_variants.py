@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ class Fake:
         device: str = "cpu",
         args: dict[Any, Any] | None = None,
         spec: Any = None,
-        ignores: tuple[()] = (),
+        ignores: tuple[str, ...] = (),
         model: Model = MODEL,
     ) -> None:
         self.log, self.name, self.model = log, name, model
@@ -75,7 +75,7 @@ def variants(
         log.append(f"variant starts with {args} {variables} {spec.kv_dtype}")
         return Fake(log, "variant", device, args, spec, ignores, model)
 
-    return KVVariants(engine, greedy, launch, asked_for=asked_for)
+    return KVVariants(cast("Any", engine), greedy, cast("Any", launch), asked_for=asked_for)
 
 
 CHUNKS = Variant("chunks", {"vllm": {"max_num_batched_tokens": 64}})
@@ -152,7 +152,8 @@ def test_a_long_context_needs_a_gpu_and_a_model_that_has_it() -> None:
         variants([]).long(FP8)
     with pytest.raises(UnsupportedError, match="no room for 16,384 tokens"):
         variants([], "cuda").long(FP8)
-    log, model = [], Model("qwen2.5-7b", weights="dummy")
+    log: list[Any] = []
+    model = Model("qwen2.5-7b", weights="dummy")
     found = variants(log, "cuda", model=model).long(FP8)
     assert len(found.long) == len(found.long_reference) == 8
     assert log.count("cell answers 8") == log.count("variant answers 8") == 1

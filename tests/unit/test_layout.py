@@ -69,7 +69,7 @@ def test_the_histogram_adds_up() -> None:
         "stored in int8": 12 * (64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 96 * 64),
     }
     assert [entry.spread for entry in stored.values()] == [f"expected {entry.value:,}" for entry in stored.values()]
-    assert sum(entry.value for entry in stored.values()) == sum(parameter.stored_bytes for parameter in parameters)
+    assert sum(int(entry.value) for entry in stored.values()) == sum(parameter.stored_bytes for parameter in parameters)
 
 
 def test_state_in_another_dtype_of_the_same_size_fails() -> None:

@@ -23,7 +23,7 @@ from pytest_llminfer.verdict import Outcome
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 
 
-def reply(text: str = "ab", tokens: tuple[int, ...] | None = (1, 2), reason: str = "length", **fields: Any) -> Reply:
+def reply(text: str = "ab", tokens: tuple[int, ...] | None = (1, 2), reason: str | None = "length", **fields: Any) -> Reply:
     count = {"completion_tokens": len(tokens)} if tokens is not None else {}
     return Reply(**{"status": 200, "text": text, "token_ids": tokens, "finish_reason": reason, **count, **fields})
 
@@ -41,11 +41,12 @@ def test_model_list() -> None:
 
 def test_answers() -> None:
     assert check_answered(replies={"chat": [reply()], "completion": [reply(text="")]}).outcome is PASS
+    broken: dict[str, Any]
     for broken in ({}, {"chat": []}, {"chat": [reply(), reply(text="", tokens=())]}, {"chat": [reply(status=503, error="busy")]}):
         assert check_answered(replies=broken).outcome is FAIL
 
 
-def finish(short: tuple[int, str], full: tuple[int, str]) -> Outcome:
+def finish(short: tuple[int, str | None], full: tuple[int, str | None]) -> Outcome:
     """Verdict on one prompt whose answers have that many tokens and those reasons; a second prompt is as it should be."""
     replies = [[reply(completion_tokens=count, reason=reason), reply(completion_tokens=good, reason=said)]
                for (count, reason), (good, said) in ((short, (4, "length")), (full, (30, "stop")))]  # fmt: skip

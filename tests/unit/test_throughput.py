@@ -21,7 +21,7 @@ from pytest_llminfer.families.throughput.check import (
 from pytest_llminfer.observations.engine import Calibration
 from pytest_llminfer.verdict import Outcome, Verdict
 
-COPY = "copy_bytes_per_second"
+COPY: Any = "copy_bytes_per_second"
 
 
 def device(speed: float = 1.0) -> Calibration:

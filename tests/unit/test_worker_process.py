@@ -82,9 +82,14 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
 
 def test_a_worker_is_killed_once(start: Callable[..., WorkerProcess], monkeypatch: pytest.MonkeyPatch) -> None:
     worker = start(ANSWERING)
-    killed = []
+    killed: list[tuple[int, ...]] = []
     real = os.killpg
-    monkeypatch.setattr(os, "killpg", lambda *call: (killed.append(call), real(*call)))
+
+    def kill(*call: int) -> None:
+        killed.append(call)
+        real(*call)
+
+    monkeypatch.setattr(os, "killpg", kill)
     worker.kill()
     worker.kill()
     worker.close()

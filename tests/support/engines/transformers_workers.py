@@ -23,6 +23,8 @@ class Worker:
     """A worker that hosts the backend, and its requests by name."""
 
     def __init__(self, log: Path, **variables: str) -> None:
+        self.info: dict[str, Any] = {}
+        self.quantization = ""
         self.process = WorkerProcess(local.start("", {"OMP_NUM_THREADS": "2", **variables}, log), log)
         self.progress: list[tuple[str, int, int]] = []
 

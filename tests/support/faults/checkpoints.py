@@ -114,7 +114,8 @@ def contents(source: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 
 def write(file: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, (dtype, shape, content) in tensors.items():
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(content)]}
         offset += len(content)
