@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_every_option_is_in_the_readme() -> None:
     from pytest_llminfer.plugin.command_line import add_options
 
     registered = Options()
-    add_options(registered)
+    add_options(cast("pytest.Parser", registered))
     assert len(registered.flags) > 20
     assert [flag for flag in registered.flags if f"`{flag}" not in README] == []
 

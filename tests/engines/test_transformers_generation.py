@@ -207,7 +207,7 @@ def test_a_probe_is_called_with_the_live_model(fp32: Worker, tmp_path: Path) -> 
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_in_words(
-    fp32: Worker, prompt: Any, fields: Any, cache_path: str, error: Callable[..., Any], words: str
+    fp32: Worker, prompt: Any, fields: Any, cache_path: str, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         fp32.generate([prompt], cache_path=cache_path, **fields)
