@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ ABSENT = {"distribution": "", "version": "", "missing": ["vllm", "torch"]}
 
 
 @pytest.mark.parametrize("place", [OWN, OTHER, MADE])
-def test_a_good_engine_needs_nothing(place):
+def test_a_good_engine_needs_nothing(place: Place) -> None:
     found = diagnose(profile("vllm"), place, GOOD, GPUS)
     assert (found.state, found.reason, found.mend, found.gpus) == ("ok", "", (), 2)
 
@@ -42,19 +43,19 @@ def test_a_good_engine_needs_nothing(place):
         ("vllm", MADE, CPU, ("llminfer env remove vllm==0.32.0 && llminfer env create vllm==0.32.0",)),
     ],
 )
-def test_a_missing_engine_is_told_with_what_brings_it(engine, place, hardware, mend):
+def test_a_missing_engine_is_told_with_what_brings_it(engine: str, place: Place, hardware: Hardware, mend: tuple[str, ...]) -> None:
     found = diagnose(profile(engine), place, ABSENT, hardware)
     assert (found.state, found.mend, found.runs) == ("missing", mend, False)
 
 
-def test_a_missing_companion_is_named():
+def test_a_missing_companion_is_named() -> None:
     answer = {"distribution": "transformers", "version": "5.23.0", "missing": ["torch", "accelerate"]}
     found = diagnose(profile("transformers"), OWN, answer, CPU)
     assert (found.state, found.reason) == ("broken", "torch and accelerate not installed")
     assert found.mend == ("pip install 'pytest-llminfer[transformers]'",)
 
 
-def test_a_module_that_an_import_lacks_is_what_gets_installed():
+def test_a_module_that_an_import_lacks_is_what_gets_installed() -> None:
     broken = GOOD | {"error": "ModuleNotFoundError: No module named 'torch_c.x'\nmore"}
     found = diagnose(profile("vllm"), OTHER, broken, CPU)
     assert found.reason == "ModuleNotFoundError: No module named 'torch_c.x'"
@@ -76,7 +77,7 @@ def test_a_module_that_an_import_lacks_is_what_gets_installed():
         ("llamacpp", {"gpus": 0, "offload": False}, "a CPU-only build on a machine with 2 GPUs", "CMAKE_ARGS=-DGGML_CUDA=on"),
     ],
 )
-def test_gpus_that_are_not_seen_are_told_with_the_reason(engine, change, reason, mend):
+def test_gpus_that_are_not_seen_are_told_with_the_reason(engine: str, change: dict[str, Any], reason: str, mend: str) -> None:
     found = diagnose(profile(engine), OWN, GOOD | change, GPUS)
     assert (found.state, found.reason) == ("no GPU", reason)
     assert mend in found.mend[0]
@@ -86,5 +87,5 @@ def test_gpus_that_are_not_seen_are_told_with_the_reason(engine, change, reason,
     )
 
 
-def test_a_server_needs_no_gpu():
+def test_a_server_needs_no_gpu() -> None:
     assert diagnose(profile("openai"), OWN, {"version": "2.0", "missing": []}, GPUS).state == "ok"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -131,19 +132,19 @@ EXPECTED = {
 """Dtype, stored shape and bytes with attached state of each tensor, read from the checkpoints under assets/ and loaded models."""
 
 
-def held_by(holder):
+def held_by(holder: str) -> dict[Any, Any]:
     """The engine or kind of files, and the device, of a word such as ``vllm-cuda``."""
     name, _, device = holder.partition("-")
     return {"engine": FILES[name] if name in FILES else profile(name), "device": device or "cpu"}
 
 
-def linear(quantization, holder, shape=SHAPE, **options):
+def linear(quantization: str, holder: str, shape: ModelShape = SHAPE, **options: Any) -> dict[Any, Any]:
     layout = expected_layout(shape=shape, dtype="bf16", quantization=quantization, **held_by(holder), **options)
     found = [weight.parameter for weight in layout if weight.parameter.name.startswith(DOWN)]
     return {each.name.removeprefix(DOWN): (each.dtype, each.stored_shape, each.stored_bytes) for each in found}
 
 
-def test_every_declared_format_is_tested_here():
+def test_every_declared_format_is_tested_here() -> None:
     holders = (*FILES.values(), *loaded())
     declared = {(name, each.name, device) for each in holders if each.storage is not None for name, device in formats(each)}
     assert {(name, holder.removesuffix("-any")) for name, engine, device in declared for holder in (f"{engine}-{device}",)} == set(
@@ -152,12 +153,12 @@ def test_every_declared_format_is_tested_here():
 
 
 @pytest.mark.parametrize(("quantization", "holder"), EXPECTED)
-def test_a_linear_is_stored_as_declared(quantization, holder):
+def test_a_linear_is_stored_as_declared(quantization: str, holder: str) -> None:
     assert linear(quantization, holder) == EXPECTED[quantization, holder]
 
 
 @pytest.mark.parametrize(("quantization", "holder"), EXPECTED)
-def test_everything_but_the_linears_keeps_the_models_dtype(quantization, holder):
+def test_everything_but_the_linears_keeps_the_models_dtype(quantization: str, holder: str) -> None:
     layout = expected_layout(shape=replace(SHAPE, tied=False), dtype="bf16", quantization=quantization, **held_by(holder))
     kept = [weight.parameter for weight in layout if "_proj." not in weight.parameter.name]
     assert [each.name.rpartition(".")[0].rpartition(".")[2] for each in kept] == [
@@ -170,7 +171,7 @@ def test_everything_but_the_linears_keeps_the_models_dtype(quantization, holder)
     assert {each.dtype for each in kept} == {"bfloat16"}
 
 
-def test_a_fused_linear_has_a_codebook_for_each_of_its_parts():
+def test_a_fused_linear_has_a_codebook_for_each_of_its_parts() -> None:
     layout = expected_layout(shape=SHAPE, dtype="bf16", quantization="nf4", engine=profile("vllm"), device="cuda-bitsandbytes")
     states = {weight.parameter.name.split(".")[-2]: weight.parameter.state for weight in layout if weight.parameter.state}
     assert states == {
@@ -181,7 +182,7 @@ def test_a_fused_linear_has_a_codebook_for_each_of_its_parts():
     }
 
 
-def test_what_a_checkpoint_brought_along_is_not_judged_by_what_the_engine_makes():
+def test_what_a_checkpoint_brought_along_is_not_judged_by_what_the_engine_makes() -> None:
     of = {"shape": SHAPE, "dtype": "bf16", "quantization": "fp8", "engine": profile("vllm")}
     assert expected_layout(**of, device="cuda-fp8")
     assert expected_layout(**of, device="cuda-compressed-tensors") == expected_layout(**of, device="cuda")
@@ -190,7 +191,7 @@ def test_what_a_checkpoint_brought_along_is_not_judged_by_what_the_engine_makes(
         expected_layout(**{**of, "engine": profile("transformers")}, device="cuda")
 
 
-def test_groups_are_those_that_a_checkpoint_declares():
+def test_groups_are_those_that_a_checkpoint_declares() -> None:
     assert linear("gptq", "checkpoint", group_size=64)["scales"] == ("float16", (12, 256), 6144)
     assert linear("w4a16", "checkpoint", group_size=-1)["weight_scale"] == ("bfloat16", (256, 1), 512)
     assert linear("w8a8", "checkpoint", group_size=64) == linear("w8a8", "checkpoint")
