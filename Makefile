@@ -1,25 +1,30 @@
-# `make suites`: the suites on the bundled reference model. `make test`: the tests of the harness. Both set up .venv first.
+# `make suites`: the suites on the bundled reference model. `make test`: the tests of the harness; `make test-engines`: those with real
+# engines, which are slow. Each sets up what it needs first.
 PYTHON ?= python3
 comma := ,
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CORES := $(shell nproc 2>/dev/null || echo 2)
 # Half the cores: engine workers bring threads of their own.
-PROCESSES ?= $(shell expr \( $$(nproc 2>/dev/null || echo 2) + 1 \) / 2)
+PROCESSES ?= $(shell expr \( $(CORES) + 1 \) / 2)
 # What `make suites` tests unless ARGS says otherwise.
 ARGS_OF_SUITES := $(or $(ARGS),--quantization=none$(comma)int8$(comma)nf4)
 # NumPy's matrices are small here: threads of its own wait for each other, on a busy machine for most of the time.
 export OPENBLAS_NUM_THREADS ?= 1
 DEFAULT_ENGINE := suites,transformers,bitsandbytes
 
-.PHONY: suites test test-oldest lint benchmarks clean
+.PHONY: suites test test-engines test-oldest lint benchmarks clean
 
 suites: $(VENV)/.suites
 	$(BIN)/python -m pytest suites/ $(ARGS_OF_SUITES)
 
-# A file's engines are started once: its tests stay in one process. In their order: those with real engines, which take longest, come first.
+# A file's engines are started once: its tests stay in one process.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest tests/ -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/plugin -n $(CORES) --dist=loadfile $(ARGS)
+
+test-engines: $(VENV)/.test
+	$(BIN)/python -m pytest tests/engines -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -8,8 +8,9 @@ count. With ``"entry": "<entry>"`` beside it, those of that entry alone. Standar
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pytest_llminfer.baselines.document import locked
 from pytest_llminfer.errors import BaselineError
@@ -69,17 +70,26 @@ def read(path: Path, *, entry: str, record: str) -> list[PastRun]:
 
 
 def append(path: Path, past_run: PastRun) -> None:
-    """Add one line; two sessions that end at once do not mix theirs.
+    """Add one line; two sessions that end at once do not mix theirs, and a last line without an end is ended first.
 
     Raises:
         BaselineError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(past_run.to_dict(), sort_keys=True, ensure_ascii=False) + "\n")
+        with locked(path), path.open("a+b") as file:
+            line = json.dumps(past_run.to_dict(), sort_keys=True, ensure_ascii=False) + "\n"
+            file.write(b"\n" * _is_unended(file) + line.encode())
     except OSError as error:
         raise BaselineError(f"run history {path} cannot be written: {error.strerror or error}") from None
+
+
+def _is_unended(file: IO[bytes]) -> bool:
+    """Whether the last line lacks its end: written by hand, or cut by a kill or a full disk."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def _past_run(line: str, path: Path, number: int) -> PastRun | str:

@@ -1,6 +1,7 @@
 """Arrays that belong to a record and are too large for JSON: compressed files beside it, named by their own hash.
 
-A record refers to one as ``{"name": "divergence-<12 digits>.npz", "sha256": …}`` under ``side_file`` of what it expects.
+A record refers to one as ``{"name": "divergence-<12 digits>.npz", "sha256": …}`` under ``side_file`` of what it expects. Baselines
+are data that others may have written, in a pull request for example: no name in them leads out of the folder of their file.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import secrets
 import zipfile
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 FIELD = "side_file"
 _DIGITS = 12
+_NAME = re.compile(r"[a-z0-9_]+-[0-9a-f]{12}\.npz")
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
 """The same arrays are the same bytes, whenever they are stored: NumPy itself would write the time of day."""
 
@@ -58,15 +61,30 @@ def refer(family: str, content: bytes) -> dict[str, str]:
     return {"name": f"{family}-{digest[:_DIGITS]}.npz", "sha256": digest}
 
 
+def inside(folder: Path, reference: Mapping[str, Any]) -> Path:
+    """Where the side file that a record refers to lies in a folder: a plain file of its own, whatever the record says.
+
+    Raises:
+        BaselineError: the record names something else, such as a path, or the file is a link.
+    """
+    name = reference.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BaselineError(f"{name!r} is no name of a side file (<family>-<12 hexadecimal digits>.npz): the baseline was altered")
+    path = folder / name
+    if path.is_symlink():
+        raise BaselineError(f"side file {path} is a link, which is not followed; put the file itself there")
+    return path
+
+
 def load(reference: Mapping[str, Any], folders: Iterable[Path]) -> bytes:
     """The content of a side file, from the first of the folders that has it.
 
     Raises:
         BaselineError: none has it, it cannot be read, or its content is not what was recorded.
     """
-    name, way_out = str(reference["name"]), "restore it from version control, or record anew with --update-baselines"
+    name, way_out = reference.get("name"), "restore it from version control, or record anew with --update-baselines"
     for folder in folders:
-        path = folder / name
+        path = inside(folder, reference)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -100,24 +118,26 @@ def write(path: Path, content: bytes) -> None:
             temporary.unlink()
 
 
-def named(document: Path) -> set[str]:
-    """The names of the side files that the records in a baseline file refer to; none where there is no file.
+def named(document: Path) -> set[Path]:
+    """The side files that the records in a baseline file refer to; none where there is no file.
 
     Raises:
-        BaselineError: the file cannot be used.
+        BaselineError: the file cannot be used, or names something else.
     """
     entries = (read(document) or {"entries": {}})["entries"].values()
-    return {str(entry["expected"][FIELD]["name"]) for entry in entries if isinstance(entry["expected"].get(FIELD), dict)}
+    return {
+        inside(document.parent, entry["expected"][FIELD]) for entry in entries if isinstance(entry["expected"].get(FIELD), dict)
+    }
 
 
-def remove_unnamed(document: Path, names: Iterable[str]) -> None:
-    """Delete those of ``names``, beside ``document``, that no record in it refers to any more.
+def remove_unnamed(document: Path, files: Iterable[Path]) -> None:
+    """Delete those of ``files`` that no record in ``document`` refers to any more.
 
     Raises:
         BaselineError: the file cannot be used.
     """
-    for name in set(names) - named(document):
-        (document.parent / name).unlink(missing_ok=True)
+    for path in set(files) - named(document):
+        path.unlink(missing_ok=True)
 
 
 class SideFiles:
@@ -125,7 +145,7 @@ class SideFiles:
 
     def __init__(self) -> None:
         self._waiting: dict[str, str] = {}
-        self._names: dict[Path, set[str]] = {}
+        self._files: dict[Path, set[Path]] = {}
 
     def take(self, note: Mapping[str, str]) -> None:
         """Keep the content of a side file, ``{"name", "content"}`` in base64, until its record comes."""
@@ -138,16 +158,16 @@ class SideFiles:
             BaselineError: it cannot be written.
         """
         reference = expected.get(FIELD)
-        name = str(reference["name"]) if isinstance(reference, dict) else ""
-        if name in self._waiting:
-            self._names.setdefault(document, set()).update({name, *named(document)})
-            write(document.parent / name, base64.b64decode(self._waiting[name]))
+        if isinstance(reference, dict) and reference.get("name") in self._waiting:
+            path = inside(document.parent, reference)
+            self._files.setdefault(document, set()).update({path, *named(document)})
+            write(path, base64.b64decode(self._waiting[path.name]))
 
     def settle(self) -> str:
         """Delete what records named before they were replaced: at the end, since a worker may still read it. What went wrong."""
-        for document, names in self._names.items():
+        for document, files in self._files.items():
             try:
-                remove_unnamed(document, names)
+                remove_unnamed(document, files)
             except (BaselineError, OSError) as error:
                 return f"side files beside {document} cannot be removed: {error}"
         return ""

@@ -84,7 +84,9 @@ PASSED = ("setup passed", "call passed", "teardown passed")
         (("call skipped: enough",), (judged(Outcome.PASS),), "skip", False, ["pass 12 tok/s", "skip"]),
     ],
 )  # fmt: skip
-def test_what_a_test_says_is_what_pytest_and_its_verdicts_say(phases, notes, outcome, failed, shown) -> None:
+def test_what_a_test_says_is_what_pytest_and_its_verdicts_say(
+    phases: tuple[str, ...], notes: tuple[tuple[str, str], ...], outcome: str, failed: bool, shown: list[str]
+) -> None:
     test = shown_by(*phases, notes=notes)
     assert (test.outcome, test.failed) == (outcome, failed)
     assert [str(entry) for entry in entries(test)] == shown

@@ -93,3 +93,45 @@ def test_a_side_file_that_two_records_name_stays(tmp_path: Path) -> None:
     record(store, files, 0.75)
     files.settle()
     assert (store.path(KEY).parent / shared).is_file()
+
+
+ODD_NAMES = (
+    "../../../victim.txt",
+    "/etc/victim.txt",
+    "folder/divergence-0123456789ab.npz",
+    "..",
+    "",
+    "divergence-0123456789ab.npz\n",
+    "divergence-0123456789AB.npz",
+    "divergence-0123456789ab.npz/../../victim.txt",
+    ".hidden-0123456789ab.npz",
+    None,
+    5,
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_no_name_in_a_record_leads_out_of_its_folder(tmp_path: Path, name: object) -> None:
+    store, files = Store(tmp_path / "baselines"), side_files.SideFiles()
+    folder = store.path(KEY).parent
+    victims = [tmp_path / "victim.txt", folder / "victim.txt"]
+    record(store, files, 0.5)
+    for victim in victims:
+        victim.write_text("mine")
+    store.stage(KEY, Record({"side_file": {"name": name, "sha256": "0" * 64}}, {}, {}))
+    store.write()
+    with pytest.raises(BaselineError, match="is no name of a side file"):
+        side_files.load({"name": name, "sha256": "0" * 64}, [folder])
+    with pytest.raises(BaselineError, match="is no name of a side file"):
+        record(Store(tmp_path / "baselines"), files, 0.75)
+    files.settle()
+    assert [victim.read_text() for victim in victims] == ["mine", "mine"]
+
+
+def test_a_link_in_the_place_of_a_side_file_is_not_followed(tmp_path: Path) -> None:
+    content = side_files.pack(arrays())
+    reference = side_files.refer("divergence", content)
+    (tmp_path / "elsewhere").write_bytes(content)
+    (tmp_path / reference["name"]).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BaselineError, match="is a link, which is not followed"):
+        side_files.load(reference, [tmp_path])

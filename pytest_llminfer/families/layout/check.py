@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pytest_llminfer.models.shape import ModelShape
     from pytest_llminfer.observations.layout import Parameter
+    from pytest_llminfer.predict.rules import EngineRules
 
 
 def check_layout(  # noqa: PLR0913 - what a cell is, and what was found
@@ -35,16 +36,17 @@ def check_layout(  # noqa: PLR0913 - what a cell is, and what was found
     quantization: str,
     tied: Iterable[Sequence[str]],
     double_quantized: bool | None = None,
-    engine: str = "transformers",
+    engine: EngineRules,
     group_size: int | None = None,
     asked: str = "",
 ) -> Verdict:
     """Whether every tensor is there, once, with the dtype, shape, packing and bytes that the cell implies, and no other.
 
     dtype: the model's, resolved (fp32, fp16, bf16 or torch's words). tied: the pairs of names that the engine reports as one
-    tensor; a tied output matrix is not a parameter of its own. engine: whose names are meant, or ``checkpoint`` for files. Bytes
-    are exact, quantization state included (``declared_formats``). group_size: that a checkpoint declares. asked: a quantization
-    that the engine itself says it was asked for, beside the cell's: linears in the model's dtype then show that it does nothing.
+    tensor; a tied output matrix is not a parameter of its own. engine: whose names are meant, or the rules of a kind of files.
+    Bytes are exact, quantization state included (``declared_formats``). group_size: that a checkpoint declares. asked: a
+    quantization that the engine itself says it was asked for, beside the cell's: linears in the model's dtype then show that it
+    does nothing.
 
     Raises:
         UnsupportedError: a quantization whose storage is not known here.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.models.shape import ModelShape
     from pytest_llminfer.observations.layout import Layout, Parameter
     from pytest_llminfer.predict.layout import StoredWeight
+    from pytest_llminfer.predict.rules import EngineRules
 
     Place = tuple[int, int]
     """Pipeline rank, tensor rank."""
@@ -37,7 +38,7 @@ def check_rank_layouts(  # noqa: PLR0913 - what a cell is, and what was found
     shape: ModelShape,
     dtype: str,
     quantization: str,
-    engine: str,
+    engine: EngineRules,
     tp: int = 1,
     pp: int = 1,
     plan: Collection[str] = (),
@@ -47,7 +48,7 @@ def check_rank_layouts(  # noqa: PLR0913 - what a cell is, and what was found
 ) -> Verdict:
     """Whether every rank stores its part of every tensor as the cell implies; with one rank, :func:`check_layout`.
 
-    Which part that is says ``predict/shards.toml``, how it is stored ``declared_formats``. plan: the modules that the engine says
+    Which part that is says the engine's profile, and how it is stored ``declared_formats``. plan: the modules that the engine says
     it shards. random_weights: ranks may then hold equal numbers, and contents are not compared
     (:func:`~pytest_llminfer.families.layout.rank_contents.compare_contents`).
     The other arguments are those of :func:`check_layout`.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.models.shape import ModelShape
     from pytest_llminfer.observations.kv_cache import CacheReport
     from pytest_llminfer.observations.memory import MemoryReport
+    from pytest_llminfer.predict.rules import EngineRules
 
 MIB = 2**20
 RELATIVE = 0.003
@@ -34,7 +35,7 @@ def predict_weights(
     dtype: str,
     quantization: str,
     double_quantized: bool | None = None,
-    engine: str = "transformers",
+    engine: EngineRules,
     device: str = "",
     group_size: int | None = None,
 ) -> int:
@@ -48,7 +49,7 @@ def predict_weights(
         UnsupportedError: a quantization whose storage is not known here.
         BadInputError: groups that do not divide the inputs of a linear.
     """
-    if (quantization, f"{engine}-{device}") in formats():
+    if device and (quantization, device) in formats(engine):
         layout = expected_layout(
             shape=shape, dtype=dtype, quantization=quantization, engine=engine, device=device, group_size=group_size
         )
