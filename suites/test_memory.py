@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.memory.check import (
     check_kv_bytes_per_token,
     check_no_growth,
@@ -43,9 +44,9 @@ def test_weights_take_the_bytes_that_the_configuration_implies(engine: Engine, j
     }
     if spec.tp * spec.pp > 1:
         plan = engine.settings()["resolved"].get("tp_plan") or ()
-        predicted = max(expected_rank_weights(**of, engine=spec.engine, tp=spec.tp, pp=spec.pp, plan=plan).values())
+        predicted = max(expected_rank_weights(**of, engine=profile(spec.engine), tp=spec.tp, pp=spec.pp, plan=plan).values())
     else:
-        predicted = predict_weights(**of, engine=spec.engine, device=engine.info.device)
+        predicted = predict_weights(**of, engine=profile(spec.engine), device=engine.info.device)
     judge(check_weights(report=engine.memory(), predicted=predicted))
 
 

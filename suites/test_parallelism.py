@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.accuracy.check import check_accuracy_at_once
 from pytest_llminfer.families.parallelism.check import check_rank_weights, check_ranks, check_reference_answers
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
@@ -73,9 +74,9 @@ def test_every_rank_holds_its_share_of_the_weights(engine: Engine, judge: Judge)
         shape=engine.model.shape,
         dtype=engine.info.dtype,
         quantization=spec.quantization,
-        engine=spec.engine,
+        engine=profile(spec.engine),
         tp=spec.tp,
         pp=spec.pp,
         plan=engine.settings()["resolved"].get("tp_plan") or (),
     )
-    judge(check_rank_weights(ranks=engine.ranks(), expected=expected, engine=spec.engine))
+    judge(check_rank_weights(ranks=engine.ranks(), expected=expected, engine=profile(spec.engine)))

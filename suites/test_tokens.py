@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.families.tokens.observe import observe, unpack
 from pytest_llminfer.families.tokens.penalties import check_no_penalty, shifts_of_seen_tokens
@@ -51,8 +52,8 @@ def _recorded(engine: Engine, greedy: Greedy, baseline: Baseline) -> Sequence[Ge
         observe=observe,
         conditions=greedy.conditions,
         n=len(greedy.prompts),
-        per_hardware=engine.spec.draws_on_device,
-        per_parallelism=engine.spec.draws_per_rank,
+        per_hardware=profile(engine.spec.engine).draws_on_device(engine.spec),
+        per_parallelism=profile(engine.spec.engine).draws_per_rank(engine.spec),
         by="transformers" if engine.has_plain_weights else "",
     )
     return unpack(expected)

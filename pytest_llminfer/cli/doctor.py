@@ -19,14 +19,15 @@ from pytest_llminfer.cli.console import Parser, say, tell
 from pytest_llminfer.cli.diagnosis import MISSING, Finding, Place, diagnose
 from pytest_llminfer.engines.environments import list_environments
 from pytest_llminfer.engines.launchers.local import default_threads
-from pytest_llminfer.errors import BadInputError, InvalidSpecError
+from pytest_llminfer.engines.profiles import engine_of, names, profile
+from pytest_llminfer.errors import BadInputError, LlminferError
 from pytest_llminfer.hardware import detect
 from pytest_llminfer.report.align import align
-from pytest_llminfer.spec import DISTRIBUTIONS, ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_llminfer.engines.profiles.base import Profile
     from pytest_llminfer.hardware import Hardware
 
 PROBE = Path(__file__).with_name("probe.py")
@@ -43,35 +44,53 @@ def run(argv: Sequence[str]) -> int:
         description="Import every engine for real, in this interpreter and in every environment, and say what is missing. "
         "Status 0: at least one engine can run (the simulated one counts only if it is named); 1: none can.",
     )
-    parser.add_argument("engines", nargs="*", metavar="ENGINE", help=f"of {', '.join(ENGINES)}; all of them unless given")
+    parser.add_argument("engines", nargs="*", metavar="ENGINE", help=f"of {', '.join(names())}; all of them unless given")
     parser.add_argument("--environment", action="append", default=[], metavar="PYTHON", help="look into this interpreter too")
     parser.add_argument("--json", action="store_true", help="plain data instead of a table")
     parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for one import (default: %(default)s)")
     given = parser.parse_args(argv)
-    for engine in given.engines:
-        if engine not in ENGINES:
-            raise InvalidSpecError("engine", engine, ENGINES)
-    engines = tuple(dict.fromkeys(given.engines)) or ENGINES
+    profiles = _profiles(given.engines)
+    engines = tuple(profiles)
     hardware = detect()
     pairs = _pairs(engines, [_given_place(path) for path in given.environment])
     if not given.json:
         tell(f"importing engines in {len({place.interpreter for _, place in pairs})} interpreters ...")
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        answers = list(threads.map(lambda pair: ask(*pair, timeout_seconds=given.timeout), pairs))
-    found = [diagnose(engine, place, answer, hardware) for (engine, place), answer in zip(pairs, answers, strict=True)]
+        answers = list(threads.map(lambda pair: ask(profiles[pair[0]], pair[1], timeout_seconds=given.timeout), pairs))
+    found = [diagnose(profiles[engine], place, answer, hardware) for (engine, place), answer in zip(pairs, answers, strict=True)]
     found = _worth_telling(found)
     able = any(each.runs for each in found if each.engine != "simulated" or "simulated" in given.engines)
     _print(found, hardware, able=able, as_json=given.json)
     return 0 if able else 1
 
 
-def ask(engine: str, place: Place, *, timeout_seconds: float) -> dict[str, Any]:
+def _profiles(named: Sequence[str]) -> dict[str, Profile]:
+    """The engines to look for: those named, or all of which the profile says what to look for.
+
+    Raises:
+        InvalidSpecError: no such engine. UnsupportedError: one that is named, and whose profile does not say.
+    """
+    found = {}
+    for name in dict.fromkeys(named or names()):
+        try:
+            found[name] = profile(name)
+            found[name].installed_as()
+        except LlminferError:
+            if named:
+                raise
+            found.pop(name, None)
+    return found
+
+
+def ask(engine: Profile, place: Place, *, timeout_seconds: float) -> dict[str, Any]:
     """What ``probe.examine`` says about ``engine`` in the interpreter of ``place``; ``error`` if it ends without an answer."""
+    known = engine.installed_as()
+    facts = {"distributions": known.distributions, "packages": known.modules, "attribute": known.attribute}
     dropped = set() if place.is_own else {"PYTHONHOME", "PYTHONPATH"}
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     try:
         process = subprocess.Popen(  # noqa: S603 - an interpreter that the user has
-            [place.interpreter, str(PROBE), engine],
+            [place.interpreter, str(PROBE), json.dumps(facts)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -104,7 +123,7 @@ def _pairs(engines: Sequence[str], given: list[Place]) -> list[tuple[str, Place]
     own = Place(OWN, sys.executable)
     pairs = [(engine, own) for engine in engines]
     for environment in list_environments(sizes=False):
-        engine = DISTRIBUTIONS.get(environment.name, "")
+        engine = engine_of(environment.name)
         if engine in engines and environment.complete:
             pairs.append((engine, Place(environment.requirement, str(environment.interpreter), environment.requirement)))
     pairs += [(engine, place) for place in given for engine in engines if engine != "simulated"]

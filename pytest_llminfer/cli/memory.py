@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from pytest_llminfer.checkpoints.gguf_mixtures import MIXTURES
 from pytest_llminfer.checkpoints.gguf_model import config_from_gguf, read_gguf
 from pytest_llminfer.cli.console import Parser, say
+from pytest_llminfer.engines import profiles
 from pytest_llminfer.errors import BadInputError, InvalidSpecError
 from pytest_llminfer.models.files import SHAPES
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.models.shape import TORCH_DTYPES
 from pytest_llminfer.models.stored import declared_groups, stored_format
-from pytest_llminfer.predict.budget import UTILIZATION
 from pytest_llminfer.predict.formats import GROUP, FormatOptions
 from pytest_llminfer.predict.gpus import GPUS, LISTED_BUT_KEPT, Gpu, find_gpu
 from pytest_llminfer.predict.kv import BITS
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     quantization = found["quantization"]
     engine = given.engine or ("llamacpp" if file_bytes is not None or quantization in MIXTURES else "vllm")
     deployment = Deployment(
-        engine=engine,
+        engine=profiles.profile(engine),
         dtype=found["dtype"],
         quantization=quantization,
         kv_dtype=given.kv_dtype,
@@ -76,7 +76,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("model", metavar="MODEL", help="a bundled shape, a folder with config.json, a .gguf file, or a hub id")
     parser.add_argument("--gpu", default="H100 80GB", metavar="NAME", help=f"of {', '.join(gpu.name for gpu in GPUS)}")
-    parser.add_argument("--engine", choices=sorted(UTILIZATION), help="whose accounting (default: vllm; llamacpp for GGUF)")
+    parser.add_argument("--engine", choices=_planned(), help="whose accounting (default: vllm; llamacpp for GGUF)")
     parser.add_argument("--quantization", metavar="FORMAT", help=f"of {', '.join(FORMATS)} (default: what the model says)")
     parser.add_argument(
         "--group-size", type=_group, metavar="N", help=f"of gptq, awq and w4a16, -1: of a row (default: the model's, or {GROUP})"
@@ -93,6 +93,11 @@ def _parser() -> Parser:
     parser.add_argument("--batched-tokens", type=_positive, metavar="N", help="of a batch (default: vLLM's offline, by GPU)")
     parser.add_argument("--json", action="store_true", help="plain data instead of a table")
     return parser
+
+
+def _planned() -> list[str]:
+    """Engines whose profile says how they share out a device."""
+    return sorted(each.name for each in profiles.loaded() if each.sharing is not None)
 
 
 def _positive(text: str) -> int:

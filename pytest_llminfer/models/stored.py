@@ -48,7 +48,7 @@ _NOTE = ".quant_state.bitsandbytes__"
 class StoredModel:
     """What lies on disk. quantization and dtype: as the checkpoint itself declares them, in this package's and torch's words.
 
-    holder: whose storage is meant, ``checkpoint`` (safetensors) or ``llamacpp`` (GGUF). group_size: that is declared, or None.
+    holder: whose storage is meant, ``checkpoint`` (safetensors) or ``gguf``. group_size: that is declared, or None.
     double_quantized: whether the scales of nf4 or fp4 are declared to be quantized too; None for other formats. files: file by
     the tensor's name. index: the same as the index of a checkpoint in shards says, None without one. notes: what bitsandbytes
     notes of a 4-bit weight in a tensor of bytes (quant_type, blocksize, dtype, shape …), by the weight's name; these tensors
@@ -128,7 +128,7 @@ def _read_gguf(path: Path) -> StoredModel:
     file = read_gguf(path)
     return StoredModel(
         path=path,
-        holder="llamacpp",
+        holder="gguf",
         layout=Layout.from_message(gguf_layout.report(file, "cpu")),
         shape=ModelShape.from_config(config_from_gguf(file)),
         dtype=_PLAIN.get(file.file_type, "float16"),

@@ -75,18 +75,23 @@ def _needs(item: pytest.Item, config: pytest.Config) -> Iterator[str]:
 
 def _is_given(option: str, config: pytest.Config) -> bool:
     name = "llminfer_" + option.removeprefix("--").removeprefix("llminfer-").replace("-", "_")
-    return bool(config.getoption(name, None) or config.getini(name))
+    try:
+        return bool(config.getoption(name, None) or config.getini(name))
+    except ValueError:
+        raise ValueError(f"llminfer_needs: there is no option {option}") from None
 
 
 def _capabilities(marker: pytest.Mark, cell: EngineSpec) -> Iterator[str]:
-    from pytest_llminfer.engines.capabilities import OF_ENGINES, OF_SERVERS, possible_capabilities
+    from pytest_llminfer.engines.capabilities import engines_that_answer, every_capability, possible_capabilities
 
     possible = possible_capabilities(cell)
     for name in marker.args:
-        engines = [engine for engine, known in OF_ENGINES.items() if name in known]
-        if not engines and name not in OF_SERVERS | {"serving:stop"}:
-            raise ValueError(f"llminfer_needs: no engine answers {name!r}")
-        if possible is not None and name not in possible:
+        if possible is not None and name in possible:
+            continue
+        engines = engines_that_answer(name)
+        if name not in (every := every_capability()):
+            raise ValueError(f"llminfer_needs: no engine answers {name!r}; valid: {', '.join(sorted(every))}")
+        if possible is not None:
             yield f"an engine that answers {name!r}" + (f" ({', '.join(engines)})" if engines else "")
 
 
@@ -98,7 +103,18 @@ def _value(name: str, cell: EngineSpec, item: pytest.Item) -> Any:
         raise ValueError(
             f"llminfer_only: unknown field {name!r}; valid: {', '.join([*cell.__dataclass_fields__, *DERIVED, *OF_MODELS])}"
         )
-    return getattr(cell, name)
+    return _draws_per_rank(cell) if name == "draws_per_rank" else getattr(cell, name)
+
+
+def _draws_per_rank(cell: EngineSpec) -> bool | None:
+    from pytest_llminfer.engines.profiles import profile
+    from pytest_llminfer.errors import UnsupportedError
+
+    try:
+        return profile(cell.engine).draws_per_rank(cell)
+    except UnsupportedError:
+        # The test that compares says so.
+        return None
 
 
 def _fact(name: str, cell: EngineSpec, item: pytest.Item) -> bool | None:

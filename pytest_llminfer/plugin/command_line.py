@@ -63,6 +63,7 @@ class Group(NamedTuple):
     options: tuple[Option, ...]
 
 
+DEFAULT_ENGINE = "transformers"
 GROUPS = (
     Group(
         "llminfer: cells, the product of these lists",
@@ -73,7 +74,7 @@ GROUPS = (
                 "engines under test: NAME here, NAME@/path/to/python there, NAME==VERSION in an environment made for it, "
                 "openai@URL",
                 "NAME,…",
-                "transformers",
+                DEFAULT_ENGINE,
             ),
             Option("--model", "what is served: a folder, a hub id, a bundled shape, or 'reference'", "MODEL,…", "reference"),
             Option("--weights", "real, or dummy: random weights of the model's shape", "WEIGHTS,…", "real"),

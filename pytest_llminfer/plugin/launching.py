@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.engines.launchers.local import default_threads
 from pytest_llminfer.engines.pool import WAIT_SECONDS, Pool
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import EngineStartError, LlminferError, UnsupportedError
 from pytest_llminfer.hardware import detect, usable_cores, visible_gpus
 from pytest_llminfer.models.model import Model
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     from pytest_llminfer.observations.engine import EngineInfo
     from pytest_llminfer.spec import EngineSpec
-
-WITHOUT_DEVICES = ("simulated", "openai")
 
 
 class Launcher:
@@ -61,7 +60,7 @@ class Launcher:
             launches = [
                 replace(launch, lease=started.lease, ahead=worker) for launch, worker in zip(launches, started.workers, strict=True)
             ]
-        elif pool.gpus and spec.engine not in WITHOUT_DEVICES:
+        elif pool.gpus and profile(spec.engine).takes_gpus:
             lease = pool.lease(spec.num_gpus, launches[0].progress or self._notice(spec), str(spec))
             launches = [replace(launch, lease=lease) for launch in launches]
         engine = Engine(*launches, on_load=self._count)
@@ -90,7 +89,7 @@ class Launcher:
 
     def _start_next(self, spec: EngineSpec, pool: Pool) -> None:
         after = prestart.following(self._config, spec)
-        if after is None or after.engine in WITHOUT_DEVICES or after.num_gpus > len(pool.gpus):
+        if after is None or not profile(after.engine).takes_gpus or after.num_gpus > len(pool.gpus):
             return
         lease = pool.lease_now(after.num_gpus, str(after))
         if lease is None:
@@ -110,7 +109,7 @@ class Launcher:
 
     def _refuse_fallback(self, engine: Engine) -> None:
         """An engine that fell back to the processor is the classic broken upgrade: a build without CUDA, a driver too old."""
-        if engine.info.device != "cpu" or engine.spec.engine in WITHOUT_DEVICES:
+        if engine.info.device != "cpu" or not profile(engine.spec.engine).takes_gpus:
             return
         found = detect()
         if found.accelerator:
@@ -141,9 +140,9 @@ class Launcher:
 
 def _check_devices(spec: EngineSpec, gpus: int) -> None:
     """A cell that asks for more than there is cannot run here: a visible skip."""
-    if spec.engine == "openai":
+    if profile(spec.engine).remote:
         return
-    if gpus and spec.engine not in WITHOUT_DEVICES:
+    if gpus and profile(spec.engine).takes_gpus:
         if spec.num_gpus > gpus:
             raise UnsupportedError(f"{spec} needs {spec.num_gpus} GPUs; {gpus} {'are' if gpus > 1 else 'is'} visible here")
     elif spec.num_gpus > usable_cores():

@@ -35,7 +35,7 @@ def cells_of(config: pytest.Config) -> tuple[EngineSpec, ...]:
         pytest.UsageError: an option that cannot be read, or a cell that cannot be.
     """
     if _CELLS not in config.stash:
-        from pytest_llminfer.plugin.matrix import expand
+        from pytest_llminfer.plugin.cells import expand
 
         config.stash[_CELLS] = expand(settings_of(config).matrix)
     return config.stash[_CELLS]

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from pytest_llminfer.predict.allocator import MIB
 
-UTILIZATION = {"vllm": 0.92, "sglang": 0.88, "transformers": 1.0, "llamacpp": 1.0}
-"""What an engine takes of a device unless told otherwise. vLLM's was 0.90 before 0.21 (docs/methods.md#share-of-the-device)."""
-
 CONTEXT_BYTES = 512 * MIB
 """A CUDA context and its libraries take 300 to 600 MiB, which engines count as non-torch (docs/methods.md#share-of-the-device)."""
 

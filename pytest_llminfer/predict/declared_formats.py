@@ -1,4 +1,8 @@
-"""The declared storage of every quantization, read from ``declared_formats.toml``, and the sizes that its shape rules give."""
+"""The declared storage of every quantization, read from TOML, and the sizes that its shape rules give.
+
+``declared_formats.toml`` declares that of safetensors files, and tells what the fields mean; an engine's profile names a file of
+its own (``rules.Storage.formats``).
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,19 @@ import math
 import re
 import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.models.shape import ITEM_BYTES
+from pytest_llminfer.predict.rules import storage_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
-DECLARED = Path(__file__).with_name("declared_formats.toml")
-CHECKPOINT = "checkpoint"
-"""What holds the weights of safetensors files, beside the engines."""
+    from pytest_llminfer.predict.rules import EngineRules
+
+ANY_DEVICE = "any"
 
 BYTES = {**ITEM_BYTES, "float8_e4m3fn": 1, "int32": 4, "int64": 8}
 """Of one element of a stored tensor, by dtype in torch's words."""
@@ -58,8 +63,8 @@ class Format:
         return self.double if self.double and double_quantized else self.tensors
 
 
-def find(quantization: str, holder: str, device: str = "cpu") -> Format:
-    """What is declared of a quantization in an engine's memory on a kind of device, or in a ``checkpoint``.
+def find(quantization: str, engine: EngineRules, device: str = "cpu") -> Format:
+    """What is declared of a quantization in an engine's memory on a kind of device, or in a kind of files.
 
     device: ``cpu`` or ``cuda``, and behind a dash what the engine says it was asked for, where it says that.
 
@@ -67,24 +72,28 @@ def find(quantization: str, holder: str, device: str = "cpu") -> Format:
         UnsupportedError: nothing is: a visible skip.
     """
     if quantization == "none":
-        return Format("none", holder)
-    declared = formats()
+        return Format("none", engine.name)
     kind = device.partition("-")[0]
-    holders = (holder, f"{holder}-{kind}", f"{holder}-{device}")
-    if found := [declared[quantization, each] for each in holders if (quantization, each) in declared]:
+    devices, declared = (ANY_DEVICE, kind, device), formats(engine)
+    if found := [declared[quantization, each] for each in devices if (quantization, each) in declared]:
         return found[-1]
-    known = sorted({name for name, other in declared if other in holders})
+    known = sorted({name for name, place in declared if place in devices})
     raise UnsupportedError(
-        f"how {holder} stores quantization {quantization!r} on {kind} is not known here (known: {', '.join(['none', *known])})"
+        f"how {engine.name} stores quantization {quantization!r} on {kind} is not known here (known: {', '.join(['none', *known])})"
     )
 
 
+def formats(engine: EngineRules) -> Mapping[tuple[str, str], Format]:
+    """Everything that is declared of an engine, or of a kind of files: (quantization, device) to its storage."""
+    file = storage_of(engine).formats
+    return {} if file is None else _read(file, engine.name)
+
+
 @functools.cache
-def formats() -> Mapping[tuple[str, str], Format]:
-    """Everything that is declared: (quantization, holder) to its storage."""
-    with DECLARED.open("rb") as stream:
+def _read(file: Path, holder: str) -> Mapping[tuple[str, str], Format]:
+    with file.open("rb") as stream:
         read = tomllib.load(stream)
-    return {(name, holder): _format(name, holder, entry) for name, holders in read.items() for holder, entry in holders.items()}
+    return {(name, device): _format(name, holder, entry) for name, devices in read.items() for device, entry in devices.items()}
 
 
 def size(rule: str, sizes: Mapping[str, int]) -> int:
@@ -95,11 +104,11 @@ def size(rule: str, sizes: Mapping[str, int]) -> int:
     """
     found = _FACTOR.findall(rule)
     if "".join(operator + word for operator, word in found) != rule.replace(" ", "") or not found or found[0][0]:
-        raise BadInputError(f"{rule!r} in {DECLARED.name} is no shape rule; write sizes with * and / between them")
+        raise BadInputError(f"{rule!r} is no shape rule as declared_formats.toml tells them; write sizes with * and / between them")
     value = 1
     for operator, word in found:
         if not word.isdigit() and word not in sizes:
-            raise BadInputError(f"{rule!r} in {DECLARED.name} names {word!r}; there are: {', '.join(sizes)}")
+            raise BadInputError(f"the shape rule {rule!r} names {word!r}; declared_formats.toml tells of: {', '.join(sizes)}")
         factor = int(word) if word.isdigit() else sizes[word]
         value = math.ceil(value / factor) if operator == "/" else value * factor
     return value

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.predict.rules import storage_of
+
+if TYPE_CHECKING:
+    from pytest_llminfer.predict.rules import EngineRules
 
 BLOCK = 64
 """Weights that share one absolute maximum in nf4 and fp4."""
@@ -91,7 +96,7 @@ def four_bit_state(elements: int, *, double_quantized: bool) -> tuple[int, ...]:
     return blocks, _CODEBOOK, _FLOAT, _FLOAT * math.ceil(blocks / NESTED_BLOCK), _NESTED_CODEBOOK
 
 
-def is_double(quantization: str, engine: str, options: FormatOptions = DEFAULTS) -> bool | None:
+def is_double(quantization: str, engine: EngineRules, options: FormatOptions = DEFAULTS) -> bool | None:
     """Whether the absolute maxima of a 4-bit format are quantized too; None where that has no meaning.
 
     transformers cells ask for it with nf4 and not with fp4. vLLM unpacks them at load time (``dequantize_dq`` of its
@@ -101,4 +106,4 @@ def is_double(quantization: str, engine: str, options: FormatOptions = DEFAULTS)
         return None
     if options.double_quantized is not None:
         return options.double_quantized
-    return quantization == "nf4" and engine == "transformers"
+    return quantization in storage_of(engine).nested_scales

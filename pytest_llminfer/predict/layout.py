@@ -15,12 +15,14 @@ from pytest_llminfer.checkpoints.gguf_model import block_elements, stored_type, 
 from pytest_llminfer.models.shape import torch_dtype
 from pytest_llminfer.observations.layout import Parameter
 from pytest_llminfer.predict.declared_formats import BYTES, Format, TensorRule, find, size
-from pytest_llminfer.predict.shards import FUSING, RULES, fused, rank_part, sharded_roles, stages_of
+from pytest_llminfer.predict.rules import storage_of
+from pytest_llminfer.predict.shards import fused, is_fused, rank_part, sharded_roles, stages_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from pytest_llminfer.models.shape import ModelShape, WeightShape
+    from pytest_llminfer.predict.rules import EngineRules
 
 LINEARS = ("attention", "mlp")
 """Roles of the weights that quantizations are for."""
@@ -48,25 +50,25 @@ def expected_layout(
     dtype: str,
     quantization: str,
     double_quantized: bool | None = None,
-    engine: str = "transformers",
+    engine: EngineRules,
     group_size: int | None = None,
     device: str = "cpu",
 ) -> tuple[StoredWeight, ...]:
     """Every tensor of a model as it should be stored, in the order of the model; devices are left open.
 
     dtype: the model's, in the words of a cell or of torch. double_quantized: whether the absolute maxima of nf4 or fp4 are
-    quantized too; None for the usual. engine: whose names and fusing are meant, or ``checkpoint`` for safetensors files.
+    quantized too; None for the usual. engine: whose names and fusing are meant, or the rules of a kind of files.
     group_size: inputs that share a scale, -1 for all; None for the usual. device: its kind, for engines that repack for it.
 
     Raises:
         UnsupportedError: a quantization whose storage is not known here: a visible skip.
     """
     dtype = torch_dtype(dtype)
-    if engine == "llamacpp":
+    if storage_of(engine).gguf:
         return tuple(_in_gguf(weight, shape, dtype, quantization) for weight in shape.parameters())
     declared = _declared(quantization, engine, device, group_size)
     double = declared.double_quantized if double_quantized is None or not declared.double else double_quantized
-    return _stored(held_weights(shape, engine), declared, dtype, double_quantized=double)
+    return _stored(held_weights(shape, engine), declared, dtype, engine=engine, double_quantized=double)
 
 
 def expected_rank_layouts(  # noqa: PLR0913 - what a cell is
@@ -74,7 +76,7 @@ def expected_rank_layouts(  # noqa: PLR0913 - what a cell is
     shape: ModelShape,
     dtype: str,
     quantization: str,
-    engine: str,
+    engine: EngineRules,
     tp: int,
     pp: int,
     plan: Collection[str] = (),
@@ -94,28 +96,27 @@ def expected_rank_layouts(  # noqa: PLR0913 - what a cell is
     for weight in shape.parameters():
         for stage, rank in itertools.product(stages_of(weight, shape, pp, engine), range(tp)):
             held[stage, rank].append(rank_part(weight, shape, engine=engine, tp=tp, sharded=sharded, rank=rank))
-    fuses = engine in FUSING and shape.architecture != "gpt2"
+    if is_fused(shape, engine):
+        held = {place: list(fused(parts, engine)) for place, parts in held.items()}
+    double = declared.double_quantized
     return {
-        place: _stored(
-            fused(parts, engine) if fuses else parts, declared, torch_dtype(dtype), double_quantized=declared.double_quantized
-        )
-        for place, parts in held.items()
+        place: _stored(parts, declared, torch_dtype(dtype), engine=engine, double_quantized=double) for place, parts in held.items()
     }
 
 
-def _declared(quantization: str, engine: str, device: str, group_size: int | None) -> Format:
+def _declared(quantization: str, engine: EngineRules, device: str, group_size: int | None) -> Format:
     declared = find(quantization, engine, device)
     return declared if group_size is None or declared.group is None else replace(declared, group=group_size)
 
 
 def _stored(
-    weights: Iterable[WeightShape], declared: Format, dtype: str, *, double_quantized: bool | None
+    weights: Iterable[WeightShape], declared: Format, dtype: str, *, engine: EngineRules, double_quantized: bool | None
 ) -> tuple[StoredWeight, ...]:
     return tuple(
         stored
         for weight in weights
         for stored in (
-            _packed(weight, declared, dtype, double_quantized=double_quantized)
+            _packed(weight, declared, dtype, engine=engine, double_quantized=double_quantized)
             if weight.role in declared.roles
             else (_plain(weight, dtype),)
         )
@@ -137,9 +138,9 @@ def asked_device(parameters: Sequence[Parameter], asked: str) -> str:
     return f"{kind}-{asked}" if asked else kind
 
 
-def held_weights(shape: ModelShape, engine: str) -> tuple[WeightShape, ...]:
+def held_weights(shape: ModelShape, engine: EngineRules) -> tuple[WeightShape, ...]:
     """The weights of a model as an engine holds them: one by one, or with those that it multiplies together in one matrix."""
-    if engine not in FUSING or shape.architecture == "gpt2":
+    if not is_fused(shape, engine):
         return shape.parameters()
     return fused((rank_part(weight, shape, engine=engine, tp=1, sharded=()) for weight in shape.parameters()), engine)
 
@@ -149,13 +150,14 @@ def _plain(weight: WeightShape, dtype: str) -> StoredWeight:
     return StoredWeight(Parameter(weight.name, dtype, weight.shape, weight.shape, taken), (taken,), weight.role)
 
 
-def _packed(weight: WeightShape, declared: Format, dtype: str, *, double_quantized: bool | None) -> tuple[StoredWeight, ...]:
+def _packed(
+    weight: WeightShape, declared: Format, dtype: str, *, engine: EngineRules, double_quantized: bool | None
+) -> tuple[StoredWeight, ...]:
     """The tensors of one linear: parameters of their own, or one with the others as its state."""
     rows, columns = weight.shape[::-1] if weight.transposed else weight.shape
     group = columns if declared.group == -1 else declared.group
     module = weight.name.removesuffix(".weight")
-    rule = RULES.get(declared.holder.partition("-")[0])
-    parts = rule.fused.get(module.rpartition(".")[2], ("",)) if rule else ("",)
+    parts = storage_of(engine).fused.get(module.rpartition(".")[2], ("",))
     sizes = {"out": rows, "in": columns, "parts": len(parts), **({"group": group} if group else {})}
     first, *others = (
         _tensor(rule, f"{module}.{rule.name}", dtype, sizes, declared) for rule in declared.rules(double_quantized=double_quantized)

@@ -9,38 +9,33 @@ from pytest_llminfer.checkpoints.gguf_mixtures import MIXTURES
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.models.shape import ModelShape, item_bytes
 from pytest_llminfer.predict.allocator import MIB
-from pytest_llminfer.predict.budget import CONTEXT_BYTES, UTILIZATION, DeviceBudget
+from pytest_llminfer.predict.budget import CONTEXT_BYTES, DeviceBudget
 from pytest_llminfer.predict.buffers import positions, rope_bytes
 from pytest_llminfer.predict.formats import DEFAULTS, LINEAR_FORMATS, FormatOptions
-from pytest_llminfer.predict.kv import BLOCK_TOKENS, KVGroup, bytes_per_token, concurrency, kv_groups, pool_blocks
-from pytest_llminfer.predict.shards import SHARDED
+from pytest_llminfer.predict.kv import KVGroup, bytes_per_token, concurrency, kv_groups, pool_blocks
+from pytest_llminfer.predict.rules import storage_of
+from pytest_llminfer.predict.shards import splitting_of
 from pytest_llminfer.predict.weights import HeldWeight, allocated_bytes, bytes_by_role, held_weights, stored_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from fractions import Fraction
 
+    from pytest_llminfer.predict.rules import DeviceSharing, EngineRules
+
 _LARGE_CARD = 70 * 2**30
 _BATCHED_TOKENS = {True: 16_384, False: 8_192}
 """vLLM's max_num_batched_tokens of offline use, on cards of 70 GiB and more, and on others. An A100 counts as one of the others."""
 
-CACHED = {
-    "vllm": ("bf16", "fp16", "fp8", "fp8_e5m2"),
-    "sglang": ("bf16", "fp8", "fp8_e5m2"),
-    "transformers": (),
-    "llamacpp": ("fp32", "bf16", "fp16", "q8_0", "q4_0"),
-}
-"""Engine → what it keeps keys and values in, beside the model's own dtype."""
-
-_WINDOWED = ("vllm", "transformers")
-"""Engines that forget what lies behind a window; SGLang and llama.cpp keep all tokens of the architectures that are known here."""
-
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """How a model is served, in the words of a cell; kv_dtype ``auto`` is the dtype. options: what the quantization leaves open."""
+    """How a model is served, in the words of a cell. engine: its rules. kv_dtype: ``auto`` is the engine's own choice.
 
-    engine: str = "vllm"
+    options: what the quantization leaves open.
+    """
+
+    engine: EngineRules
     dtype: str = "bf16"
     quantization: str = "none"
     kv_dtype: str = "auto"
@@ -103,28 +98,27 @@ def plan_memory(
     """
     shape = ModelShape.from_config(config)
     engine, tp, known = deployment.engine, deployment.tp, known or Known()
-    if engine not in UTILIZATION:
-        raise UnsupportedError(f"how {engine} shares out a device is not known here (known: {', '.join(UTILIZATION)})")
+    sharing = _sharing_of(engine)
     context = positions(config) if context is None else context
-    utilization = UTILIZATION[engine] if utilization is None else utilization
+    utilization = sharing.utilization if utilization is None else utilization
     if context < 1 or not 0 < utilization <= 1:
         raise BadInputError(f"context must be positive, and utilization above 0 and at most 1; got {context} and {utilization:g}")
-    if tp > 1 and engine not in SHARDED:
-        raise UnsupportedError(f"{engine} does not split a model over tensor-parallel ranks")
+    if tp > 1 and not splitting_of(engine).roles:
+        raise UnsupportedError(f"{engine.name} does not split a model over tensor-parallel ranks")
     if shape.heads % tp:
-        raise UnsupportedError(f"{engine} cannot deal the {shape.heads} heads of this model to {tp} ranks")
-    kv_dtype = _kv_dtype(deployment)
+        raise UnsupportedError(f"{engine.name} cannot deal the {shape.heads} heads of this model to {tp} ranks")
+    kv_dtype = _kv_dtype(deployment, sharing)
     _check_format(deployment, known)
     fullest = _fullest(shape, deployment)
     stored = known.weights
     if stored is None:
-        stored = allocated_bytes(fullest) if engine in SHARDED else stored_bytes(fullest)
+        stored = allocated_bytes(fullest) if sharing.allocator else stored_bytes(fullest)
     batched = _BATCHED_TOKENS[total >= _LARGE_CARD] if known.batched_tokens is None else known.batched_tokens
     activation = known.activation_peak
     if activation is None:
         activation = estimated_activation(shape, tokens=batched, dtype=deployment.dtype, tp=tp)
     non_torch = CONTEXT_BYTES if known.non_torch is None else known.non_torch
-    static = engine == "sglang"
+    static = sharing.of_free
     budget = DeviceBudget(
         total=total,
         utilization=utilization,
@@ -137,12 +131,12 @@ def plan_memory(
     )
     groups = tuple(
         KVGroup(-(-group.layers // deployment.pp), group.kv_heads, group.head_dim, group.window)
-        for group in (kv_groups(config, shape) if engine in _WINDOWED else kv_groups({}, shape))
+        for group in (kv_groups(config, shape) if sharing.windows else kv_groups({}, shape))
     )
-    block, own = (BLOCK_TOKENS, 1) if engine == "vllm" else (1, 0)
+    block, own = sharing.block_tokens, sharing.reserved_blocks
     blocks = pool_blocks(budget.kv_pool, groups, kv_dtype, tp=tp, block=block)
     # One batch is scheduled while another is computed, and each further stage of a pipeline has one of its own.
-    held: dict[str, int] = {"block": block, "in_flight": (deployment.pp + 1) * batched if engine == "vllm" else 0}
+    held: dict[str, int] = {"block": block, "in_flight": (deployment.pp + 1) * batched if sharing.in_flight else 0}
     return MemoryPlan(
         budget=budget,
         roles=bytes_by_role(fullest),
@@ -157,27 +151,34 @@ def plan_memory(
     )
 
 
-def _kv_dtype(deployment: Deployment) -> str:
-    """What keys and values are kept in; llama.cpp's own choice is fp16, whatever the weights are.
+def _sharing_of(engine: EngineRules) -> DeviceSharing:
+    if engine.sharing is None:
+        raise engine.unsaid("sharing", f"how {engine.name} shares out a device")
+    return engine.sharing
+
+
+def _kv_dtype(deployment: Deployment, sharing: DeviceSharing) -> str:
+    """What keys and values are kept in: what was asked for, or the engine's own choice.
 
     Raises:
         UnsupportedError: a dtype that the engine has no cache of.
     """
     wanted = deployment.kv_dtype
     if wanted == "auto":
-        return "fp16" if deployment.engine == "llamacpp" else deployment.dtype
-    known = tuple(dict.fromkeys((deployment.dtype, *CACHED[deployment.engine])))
-    if wanted not in (*CACHED[deployment.engine], deployment.dtype):
-        raise UnsupportedError(f"{deployment.engine} has no KV cache of {wanted} here; it has: {', '.join(known)}")
+        return sharing.kv_dtype or deployment.dtype
+    known = tuple(dict.fromkeys((deployment.dtype, *sharing.kv_dtypes)))
+    if wanted not in known:
+        raise UnsupportedError(f"{deployment.engine.name} has no KV cache of {wanted} here; it has: {', '.join(known)}")
     return wanted
 
 
 def _check_format(deployment: Deployment, known: Known) -> None:
     """Refuse formats that the engine does not hold; a GGUF file that is there is taken as it is."""
     name, engine = deployment.quantization, deployment.engine
-    if known.weights is None and name in (LINEAR_FORMATS if engine == "llamacpp" else MIXTURES):
-        whose = "llama.cpp reads GGUF files" if engine == "llamacpp" else "only llama.cpp does (--engine llamacpp)"
-        raise UnsupportedError(f"{engine} does not hold {name} weights: {whose}")
+    in_gguf = storage_of(engine).gguf
+    if known.weights is None and name in (LINEAR_FORMATS if in_gguf else MIXTURES):
+        whose = "llama.cpp reads GGUF files" if in_gguf else "only llama.cpp does (--engine llamacpp)"
+        raise UnsupportedError(f"{engine.name} does not hold {name} weights: {whose}")
 
 
 def _fullest(shape: ModelShape, deployment: Deployment) -> tuple[HeldWeight, ...]:

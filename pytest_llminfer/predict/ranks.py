@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from pytest_llminfer.models.shape import ModelShape
+    from pytest_llminfer.predict.rules import EngineRules
 
 
 def expected_rank_weights(
@@ -18,7 +19,7 @@ def expected_rank_weights(
     shape: ModelShape,
     dtype: str,
     quantization: str,
-    engine: str,
+    engine: EngineRules,
     tp: int,
     pp: int,
     plan: Collection[str] = (),

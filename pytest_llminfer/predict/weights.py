@@ -11,12 +11,14 @@ from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.models.shape import item_bytes, torch_dtype
 from pytest_llminfer.predict.allocator import cuda_allocation
 from pytest_llminfer.predict.formats import DEFAULTS, LINEAR_FORMATS, FormatOptions, is_double, linear_tensors
-from pytest_llminfer.predict.shards import FUSING, fused, rank_part, sharded_roles, stages_of
+from pytest_llminfer.predict.rules import storage_of
+from pytest_llminfer.predict.shards import fused, is_fused, rank_part, sharded_roles, stages_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from pytest_llminfer.models.shape import ModelShape, WeightShape
+    from pytest_llminfer.predict.rules import EngineRules
 
 FORMATS = ("none", *LINEAR_FORMATS, *MIXTURES)
 """Quantizations whose bytes are known."""
@@ -39,7 +41,7 @@ def held_weights(
     *,
     dtype: str,
     quantization: str = "none",
-    engine: str = "transformers",
+    engine: EngineRules,
     tp: int = 1,
     pp: int = 1,
     plan: Collection[str] = (),
@@ -63,12 +65,12 @@ def held_weights(
         part = rank_part(weight, shape, engine=engine, tp=tp, sharded=sharded)
         for stage in stages_of(weight, shape, pp, engine):
             stages[stage].append(part)
-    fuses = engine in FUSING and shape.architecture != "gpt2"
-    in_gguf = engine == "llamacpp" or quantization in MIXTURES
+    in_gguf = storage_of(engine).gguf or quantization in MIXTURES
+    fuses = is_fused(shape, engine) and not in_gguf
     return {
         stage: tuple(
             _in_gguf(part, shape, dtype, quantization) if in_gguf else _held(part, dtype, quantization, options)
-            for part in (fused(parts, engine) if fuses and not in_gguf else parts)
+            for part in (fused(parts, engine) if fuses else parts)
         )
         for stage, parts in stages.items()
     }

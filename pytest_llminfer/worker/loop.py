@@ -14,7 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import EngineStartError
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.worker.backends import BACKENDS, SERVED
+from pytest_llminfer.worker.backends import SERVED
+from pytest_llminfer.worker.foreign import import_package
 from pytest_llminfer.worker.protocol.failures import describe
 from pytest_llminfer.worker.protocol.frames import SCRATCH, read_message, write_message
 
@@ -90,9 +91,14 @@ class Worker:
             raise EngineStartError(f"{method} was asked for before the engine was loaded")
         return getattr(self._backend, method)(**params)
 
-    def _make(self, spec: dict[str, Any], model_path: str, engine_args: dict[str, Any]) -> Backend:
+    def _make(
+        self, spec: dict[str, Any], model_path: str, engine_args: dict[str, Any], backend: str, backend_file: str = ""
+    ) -> Backend:
+        """backend: ``module:Class``. backend_file: of the package that holds it, where it is none of ours."""
         cell = EngineSpec(**spec)
-        module_name, _, class_name = (SERVED if cell.serve else BACKENDS[cell.engine]).partition(":")
+        module_name, _, class_name = (SERVED if cell.serve else backend).partition(":")
+        if backend_file and not cell.serve:
+            import_package(module_name.partition(".")[0], backend_file)
         backend_class = getattr(importlib.import_module(module_name), class_name)
         made: Backend = backend_class(cell, model_path, engine_args, self._progress)
         return made

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import accuracy_faults
 import pytest
 from accuracy_faults import MODEL_FAULTS as FAULTS
+from accuracy_faults import Bench
 
 from pytest_llminfer.baselines.record import differing
+from pytest_llminfer.engines.engine import Engine
 from pytest_llminfer.families.accuracy.answers import check_flips
 from pytest_llminfer.families.accuracy.observe import QuestionSet
 from pytest_llminfer.families.accuracy.sampler import check_sampler
@@ -19,18 +22,18 @@ FEW = 48
 
 
 @pytest.fixture(scope="module")
-def bench():
+def bench() -> Bench:
     return accuracy_faults.Bench(1000)
 
 
 @pytest.fixture(scope="module")
-def engine(bench):
+def engine(bench: Bench) -> Iterator[Engine]:
     """Started once for all tests."""
     with bench.engine(EngineSpec("transformers")) as engine:
         yield engine
 
 
-def test_clean_runs_pass_in_every_order_and_are_asked_no_more_than_it_takes(bench, engine) -> None:
+def test_clean_runs_pass_in_every_order_and_are_asked_no_more_than_it_takes(bench: Bench, engine: Engine) -> None:
     for seed in range(3):
         row = bench.judge(engine, seed=seed)
         assert row.outcomes["accuracy"] is Outcome.PASS
@@ -38,11 +41,11 @@ def test_clean_runs_pass_in_every_order_and_are_asked_no_more_than_it_takes(benc
         assert row.asked <= 500
 
 
-def test_two_percent_of_answers_altered_fail_accuracy(bench, engine) -> None:
+def test_two_percent_of_answers_altered_fail_accuracy(bench: Bench, engine: Engine) -> None:
     assert bench.judge(engine, accuracy_faults.alter(0.02)).outcomes["accuracy"] is Outcome.FAIL
 
 
-def test_another_sampling_field_is_another_condition(bench, engine) -> None:
+def test_another_sampling_field_is_another_condition(bench: Bench, engine: Engine) -> None:
     conditions = bench.questions.conditions(engine)
     changed = QuestionSet(bench.dataset, bench.model, 1000)
     changed.sampling = replace(changed.sampling, repetition_penalty=1.05)
@@ -51,7 +54,7 @@ def test_another_sampling_field_is_another_condition(bench, engine) -> None:
 
 
 @pytest.mark.parametrize("where", ["in the worker", "on the way to it"])
-def test_a_penalty_that_nobody_asked_for_is_invalid(bench, engine, where: str) -> None:
+def test_a_penalty_that_nobody_asked_for_is_invalid(bench: Bench, engine: Engine, where: str) -> None:
     asked = accuracy_faults.Penalised(engine)
     if where == "in the worker":
         engine.run(f"{FAULTS}::penalise")
@@ -66,7 +69,7 @@ def test_a_penalty_that_nobody_asked_for_is_invalid(bench, engine, where: str) -
     assert check_flips(answers=answers, recorded=bench.recorded).outcome is Outcome.PASS
 
 
-def test_a_penalty_that_is_part_of_what_is_reported_is_seen_in_the_distribution_alone(bench, engine) -> None:
+def test_a_penalty_that_is_part_of_what_is_reported_is_seen_in_the_distribution_alone(bench: Bench, engine: Engine) -> None:
     clean = bench.tokens(engine)
     engine.run(f"{FAULTS}::penalise_what_is_reported")
     try:
@@ -79,13 +82,13 @@ def test_a_penalty_that_is_part_of_what_is_reported_is_seen_in_the_distribution_
     assert check_sampler(answers=answers, dtype="bf16").outcome is Outcome.PASS
 
 
-def test_another_template_is_invalid(bench, engine) -> None:
+def test_another_template_is_invalid(bench: Bench, engine: Engine) -> None:
     outcomes = accuracy_faults.with_other_template(bench, engine).outcomes
     assert Outcome.INVALID in (outcomes["format"], outcomes["length"], outcomes["truncated"])
 
 
 @pytest.mark.parametrize("fault", ["shift_positions", "lose_a_block", "round_weights"])
-def test_a_fault_in_the_model_fails_accuracy(bench, engine, fault: str) -> None:
+def test_a_fault_in_the_model_fails_accuracy(bench: Bench, engine: Engine, fault: str) -> None:
     engine.run(f"{FAULTS}::{fault}")
     try:
         row = bench.judge(engine)

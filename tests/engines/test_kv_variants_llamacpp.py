@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
+from pytest_llminfer.engines.engine import Engine
 from pytest_llminfer.families.execution_modes.check import check_execution_modes, kl_of_answers
 from pytest_llminfer.families.execution_modes.variants import KVVariants, Variant
 from pytest_llminfer.families.kv_cache.pool import check_kv_pool
@@ -15,20 +19,20 @@ model, cache, start = llamacpp_engines.model, llamacpp_engines.cache, llamacpp_e
 
 
 @pytest.fixture(scope="module")
-def cell(start):
+def cell(start: Callable[..., Engine]) -> Engine:
     return start(dtype="fp16")
 
 
 @pytest.fixture(scope="module")
-def greedy(cell):
+def greedy(cell: Engine) -> Greedy:
     return Greedy.ask(cell)
 
 
-def test_a_quantized_cache_is_told_from_one_that_is_not(start, cell, greedy):
+def test_a_quantized_cache_is_told_from_one_that_is_not(start: Callable[..., Engine], cell: Engine, greedy: Greedy) -> None:
     shape = cell.model.shape
 
-    def verdicts(arguments, **cache):
-        def launch(spec, _model, engine_args, _variables):
+    def verdicts(arguments: dict[Any, Any], **cache: Any) -> Any:
+        def launch(spec: Any, _model: Any, engine_args: Any, _variables: Any) -> Engine:
             return start(dtype=spec.dtype, engine_args=engine_args, **cache)
 
         variant = Variant("kv-q8_0", {"llamacpp": arguments}, kv_dtype="q8_0")

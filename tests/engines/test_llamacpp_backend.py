@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llminfer.checkpoints.gguf_model import stored_type, type_bytes
+from pytest_llminfer.engines.engine import Engine
 from pytest_llminfer.errors import BadInputError, EngineStartError, OutOfMemoryError, UnsupportedError
+from pytest_llminfer.models.model import Model
+from pytest_llminfer.observations.generation import Generation
 from tests.support.engines import llamacpp_engines
 from tests.support.engines.llamacpp_engines import KV_HEADS
 
@@ -25,14 +30,14 @@ GGML_WORDS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 QUANTIZED = ("q8_0", "q4_0", "q4_k_m")
 
 
-def test_what_was_loaded_is_told(fp16):
+def test_what_was_loaded_is_told(fp16: Engine) -> None:
     info = fp16.info
     assert (info.dtype, info.kv_dtype, info.device, info.end_token_ids) == ("fp16", "fp16", "cpu", (2,))
     assert info.versions["engine"] == info.versions["llama-cpp-python"]
     assert set(info.load_seconds) == {"import", "convert", "load"}
 
 
-def check_stored(engine, model, quantization, dtype):
+def check_stored(engine: Engine, model: Model, quantization: str, dtype: str) -> None:
     """Every tensor is stored in the type that llama.cpp's mixture names, with its exact bytes."""
     layout, shape = engine.layout(), model.shape
     found = {parameter.name: parameter for parameter in layout.parameters}
@@ -47,12 +52,14 @@ def check_stored(engine, model, quantization, dtype):
     assert engine.memory().weights_bytes == sum(parameter.stored_bytes for parameter in layout.parameters)
 
 
-def test_the_plain_layout_is_that_of_the_dtype(fp16, model):
+def test_the_plain_layout_is_that_of_the_dtype(fp16: Engine, model: Model) -> None:
     check_stored(fp16, model, "none", "fp16")
 
 
 @pytest.mark.parametrize("quantization", QUANTIZED)
-def test_quantized_files_are_stored_as_named_and_still_answer(start, model, prompts, answers, quantization):
+def test_quantized_files_are_stored_as_named_and_still_answer(
+    start: Callable[..., Engine], model: Model, prompts: list[list[int]], answers: list[Generation], quantization: str
+) -> None:
     engine = start(quantization=quantization)
     assert engine.settings()["resolved"]["file_type"] == quantization
     check_stored(engine, model, quantization, engine.info.dtype)
@@ -69,7 +76,15 @@ def test_quantized_files_are_stored_as_named_and_still_answer(start, model, prom
     ("kv_dtype", "item_bytes", "dtype"),
     [("auto", 2, "float16"), ("fp32", 4, "float32"), ("bf16", 2, "bfloat16"), ("q8_0", 34 / 32, "q8_0"), ("q4_0", 18 / 32, "q4_0")],
 )
-def test_the_kv_pool_is_of_the_type_that_was_asked_for(start, prompts, answers, tmp_path, kv_dtype, item_bytes, dtype):
+def test_the_kv_pool_is_of_the_type_that_was_asked_for(
+    start: Callable[..., Engine],
+    prompts: list[list[int]],
+    answers: list[Generation],
+    tmp_path: Path,
+    kv_dtype: str,
+    item_bytes: float,
+    dtype: str,
+) -> None:
     engine = start(dtype="fp16", kv_dtype=kv_dtype, engine_args={"n_ctx": 1024})
     pool = engine.kv_pool()
     assert pool.bytes_per_token == 2 * 4 * 2 * 64 * item_bytes
@@ -93,7 +108,7 @@ def test_the_kv_pool_is_of_the_type_that_was_asked_for(start, prompts, answers, 
     assert len(engine.generate(prompts[:2], max_tokens=8)) == 2
 
 
-def test_memory_stays_over_identical_requests_and_a_leak_is_seen(fp16, prompts, tmp_path):
+def test_memory_stays_over_identical_requests_and_a_leak_is_seen(fp16: Engine, prompts: list[list[int]], tmp_path: Path) -> None:
     report = fp16.memory(reset_peak=True)
     assert report.live_bytes >= report.weights_bytes + report.kv_pool_bytes
     assert report.load_peak_bytes >= report.weights_bytes
@@ -109,7 +124,7 @@ def test_memory_stays_over_identical_requests_and_a_leak_is_seen(fp16, prompts, 
     assert fp16.memory().run_peak_bytes > report.weights_bytes
 
 
-def test_settings_hold_numbers_and_no_paths(fp16, cache):
+def test_settings_hold_numbers_and_no_paths(fp16: Engine, cache: Path) -> None:
     settings = fp16.settings()
     context = settings["resolved"]["context"]
     assert (context["n_ctx"], context["n_seq_max"], context["type_k"]) == (4096, 16, 1)
@@ -122,7 +137,7 @@ def test_settings_hold_numbers_and_no_paths(fp16, cache):
     assert again == settings
 
 
-def test_the_rest_is_answered(fp16):
+def test_the_rest_is_answered(fp16: Engine) -> None:
     (rank,) = fp16.ranks()
     assert (rank.device, rank.weights_bytes) == ("cpu", fp16.memory().weights_bytes)
     assert rank.pid != os.getpid()
@@ -131,7 +146,9 @@ def test_the_rest_is_answered(fp16):
 
 
 @pytest.mark.parametrize("kv_dtype", ["fp16", "bf16", "fp32", "q8_0", "q4_0"])
-def test_the_cache_grows_and_keeps_its_prefix(start, fp16, prompts, kv_dtype):
+def test_the_cache_grows_and_keeps_its_prefix(
+    start: Callable[..., Engine], fp16: Engine, prompts: list[list[int]], kv_dtype: str
+) -> None:
     engine = fp16 if kv_dtype == "fp16" else start(dtype="fp16", kv_dtype=kv_dtype, engine_args={"n_ctx": 512})
     report, length = engine.kv_cache(prompts[0], extend=7), len(prompts[0])
     per_token = engine.kv_pool().bytes_per_token
@@ -153,12 +170,14 @@ def test_the_cache_grows_and_keeps_its_prefix(start, fp16, prompts, kv_dtype):
         ({}, {"n_ctx": 1 << 40}, OutOfMemoryError, "takes 2,251,799,813,685,248 bytes"),
     ],
 )
-def test_a_cell_that_cannot_be_is_refused_in_words(start, cell, engine_args, error, words):
+def test_a_cell_that_cannot_be_is_refused_in_words(
+    start: Callable[..., Engine], cell: Any, engine_args: Any, error: Callable[..., Any], words: str
+) -> None:
     with pytest.raises(error, match=words):
         start(engine_args=engine_args, **cell)
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(start, tmp_path):
+def test_a_missing_package_is_named_with_the_command_that_installs_it(start: Callable[..., Engine], tmp_path: Path) -> None:
     for package, command in (("gguf", "-m pip install gguf"), ("llama_cpp", "-m pip install llama-cpp-python")):
         (tmp_path / "sitecustomize.py").write_text(
             "import importlib.util\nfind = importlib.util.find_spec\n"
@@ -168,7 +187,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(start, tmp
             start(variables={"PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")})
 
 
-def test_the_worker_ends_by_itself_when_it_is_closed(start, fp16):
+def test_the_worker_ends_by_itself_when_it_is_closed(start: Callable[..., Engine], fp16: Engine) -> None:
     engine = start(dtype="fp16")
     (rank,) = engine.ranks()
     engine.close()
@@ -176,7 +195,7 @@ def test_the_worker_ends_by_itself_when_it_is_closed(start, fp16):
     assert fp16.ranks()
 
 
-def test_a_cache_whose_prefix_changes_is_seen(fp16, prompts, tmp_path):
+def test_a_cache_whose_prefix_changes_is_seen(fp16: Engine, prompts: list[list[int]], tmp_path: Path) -> None:
     probe = tmp_path / "probe.py"
     probe.write_text(
         "from pytest_llminfer.worker.backends.llamacpp import decoder\n"

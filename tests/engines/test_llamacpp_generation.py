@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +14,10 @@ import pytest
 from pytest_llminfer.checkpoints.gguf_model import read_gguf
 from pytest_llminfer.checkpoints.gguf_names import to_gguf
 from pytest_llminfer.checkpoints.safetensors import read_checkpoint
+from pytest_llminfer.engines.engine import Engine
 from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
-from pytest_llminfer.observations.generation import Sampling
+from pytest_llminfer.observations.generation import Generation, Sampling
 from pytest_llminfer.verdict import Outcome
 from tests.support.engines import llamacpp_engines
 from tests.support.engines.llamacpp_engines import same, tensor
@@ -31,7 +35,7 @@ model, prompts, cache, start, fp16, answers, transformers, converted = (
 )
 
 
-def test_tokens_equal_those_of_transformers(answers, transformers):
+def test_tokens_equal_those_of_transformers(answers: list[Generation], transformers: list[Generation]) -> None:
     verdict = same(answers, transformers)
     assert verdict.outcome is Outcome.PASS, verdict
     for ours, theirs in zip(answers, transformers, strict=True):
@@ -41,7 +45,9 @@ def test_tokens_equal_those_of_transformers(answers, transformers):
             np.testing.assert_allclose(ours.max_logit, theirs.max_logit, rtol=5e-3)
 
 
-def test_rows_that_were_not_permuted_are_seen(start, converted, prompts, transformers, tmp_path):
+def test_rows_that_were_not_permuted_are_seen(
+    start: Callable[..., Engine], converted: Path, prompts: list[list[int]], transformers: list[Generation], tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.gguf"
     shutil.copy(converted, broken)
     entry = read_gguf(broken).tensors["blk.0.attn_q.weight"]
@@ -53,7 +59,9 @@ def test_rows_that_were_not_permuted_are_seen(start, converted, prompts, transfo
     assert verdict.outcome is Outcome.FAIL
 
 
-def test_bf16_is_the_choice_of_auto_and_bit_equal_to_the_checkpoint(start, cache, prompts, transformers):
+def test_bf16_is_the_choice_of_auto_and_bit_equal_to_the_checkpoint(
+    start: Callable[..., Engine], cache: Path, prompts: list[list[int]], transformers: list[Generation]
+) -> None:
     engine = start()
     assert engine.info.dtype == "bf16"
     (file,) = cache.glob("pytest-llminfer/gguf/*/model-bf16.gguf")
@@ -69,7 +77,9 @@ def test_bf16_is_the_choice_of_auto_and_bit_equal_to_the_checkpoint(start, cache
     assert verdict.outcome is Outcome.PASS, verdict
 
 
-def test_a_gguf_file_is_loaded_as_it_is_and_must_be_what_the_cell_says(start, converted, prompts, answers):
+def test_a_gguf_file_is_loaded_as_it_is_and_must_be_what_the_cell_says(
+    start: Callable[..., Engine], converted: Path, prompts: list[list[int]], answers: list[Generation]
+) -> None:
     engine = start(converted)
     assert (engine.info.dtype, engine.info.end_token_ids) == ("fp16", (2,))
     assert engine.generate(prompts[:2], max_tokens=20)[1].token_ids == answers[1].token_ids[:20]
@@ -79,7 +89,7 @@ def test_a_gguf_file_is_loaded_as_it_is_and_must_be_what_the_cell_says(start, co
         start(converted, dtype="fp32")
 
 
-def test_all_routes_give_the_same_tokens(fp16, prompts):
+def test_all_routes_give_the_same_tokens(fp16: Engine, prompts: list[list[int]]) -> None:
     for cache_path in ("loop", "no_cache"):
         found = fp16.generate(prompts[:3], max_tokens=24, logprobs=5, cache_path=cache_path)
         batched = fp16.generate(prompts[:3], max_tokens=24, logprobs=5)
@@ -89,7 +99,9 @@ def test_all_routes_give_the_same_tokens(fp16, prompts):
             np.testing.assert_allclose(one.top_logprobs[:, 0], other.top_logprobs[:, 0], atol=0.02)
 
 
-def test_answers_come_in_order_whatever_shares_the_cache(start, fp16, prompts, answers):
+def test_answers_come_in_order_whatever_shares_the_cache(
+    start: Callable[..., Engine], fp16: Engine, prompts: list[list[int]], answers: list[Generation]
+) -> None:
     """One sequence at a time, few cells, and a batch shorter than a prompt give what sixteen sequences at once gave."""
     narrow = start(dtype="fp16", engine_args={"n_seq_max": 3, "n_ctx": 512, "n_batch": 48})
     assert narrow.settings()["resolved"]["context"]["n_seq_max"] == 3
@@ -101,7 +113,9 @@ def test_answers_come_in_order_whatever_shares_the_cache(start, fp16, prompts, a
     assert len({answer.token_ids for answer in answers}) == len(prompts)
 
 
-def test_an_answer_ends_with_an_end_token_or_at_the_limit(fp16, prompts, answers):
+def test_an_answer_ends_with_an_end_token_or_at_the_limit(
+    fp16: Engine, prompts: list[list[int]], answers: list[Generation]
+) -> None:
     assert Counter(answer.finish_reason for answer in answers)["stop"] >= 10
     assert all(answer.token_ids[-1] == 2 for answer in answers if answer.finish_reason == "stop")
     (short,) = fp16.generate(prompts[:1], max_tokens=5)
@@ -113,8 +127,8 @@ def test_an_answer_ends_with_an_end_token_or_at_the_limit(fp16, prompts, answers
     assert stopped.token_ids == answers[0].token_ids[: answers[0].token_ids.index(stop) + 1]
 
 
-def test_sampling_follows_its_seed_and_its_fields(fp16, prompts, answers):
-    def drawn(count=3, **fields):
+def test_sampling_follows_its_seed_and_its_fields(fp16: Engine, prompts: list[list[int]], answers: list[Generation]) -> None:
+    def drawn(count: int = 3, **fields: Any) -> list[Any]:
         return [answer.token_ids for answer in fp16.generate(prompts[:count], Sampling(max_tokens=40, **fields))]
 
     hot = {"temperature": 4.0, "top_p": 0.999}
@@ -127,7 +141,9 @@ def test_sampling_follows_its_seed_and_its_fields(fp16, prompts, answers):
     assert sum(len(set(tokens)) / len(tokens) for tokens in penalised) > sum(len(set(tokens)) / len(tokens) for tokens in greedy)
 
 
-def test_scores_by_prefill_and_by_decode_agree_with_the_generation(fp16, prompts, answers):
+def test_scores_by_prefill_and_by_decode_agree_with_the_generation(
+    fp16: Engine, prompts: list[list[int]], answers: list[Generation]
+) -> None:
     sequence = [*prompts[0], *answers[0].token_ids]
     (prefill,), (decode,) = (fp16.score([sequence], cache_path=cache_path) for cache_path in ("prefill", "decode"))
     assert prefill.shape == (len(sequence) - 1,)
@@ -148,6 +164,6 @@ def test_scores_by_prefill_and_by_decode_agree_with_the_generation(fp16, prompts
         ([5] * 2040, {}, "the model has 2048 positions"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_refused_in_words(fp16, prompt, fields, words):
+def test_a_request_that_makes_no_sense_is_refused_in_words(fp16: Engine, prompt: Any, fields: Any, words: str) -> None:
     with pytest.raises(BadInputError, match=words):
         fp16.generate([prompt], **fields)

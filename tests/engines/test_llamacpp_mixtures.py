@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -60,7 +61,7 @@ for mixture in mixtures:
 
 
 @pytest.fixture(scope="module")
-def files(llamacpp_python, tmp_path_factory):
+def files(llamacpp_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixtures")
     sizes = json.dumps([str(folder), PARTS, LAYERS, HIDDEN, INNER, VOCAB, MIXTURES])
     subprocess.run([llamacpp_python, "-c", QUANTIZE, sizes], check=True, capture_output=True)
@@ -68,7 +69,7 @@ def files(llamacpp_python, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_every_weight_has_the_type_that_llama_cpp_gave_it(files, mixture):
+def test_every_weight_has_the_type_that_llama_cpp_gave_it(files: Path, mixture: str) -> None:
     of = {"quantization": mixture, "dtype": "f16", "layers": LAYERS, "tied": False, "groups": GROUPS}
     compared = 0
     for name, tensor in read_gguf(files / f"{mixture}.gguf").tensors.items():

@@ -161,12 +161,14 @@ def asked() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def theirs(lm_eval, asked) -> list[dict]:
+def theirs(lm_eval: Callable[..., dict], asked: list[tuple[str, str]]) -> list[dict]:
     return lm_eval(graded=asked)["graded"]
 
 
 @pytest.mark.parametrize(("name", "by_value"), [("strict-match", 111), ("flexible-extract", 244)])
-def test_our_reading_is_that_of_lm_eval_but_by_value(name, by_value, asked, theirs) -> None:
+def test_our_reading_is_that_of_lm_eval_but_by_value(
+    name: str, by_value: int, asked: list[tuple[str, str]], theirs: list[dict]
+) -> None:
     found = compare(name, asked, theirs, READERS[name])
     assert [asked[number] for number in found.wrong] == []
     assert found.same + len(found.by_value) == TEXTS
@@ -178,7 +180,7 @@ def test_our_reading_is_that_of_lm_eval_but_by_value(name, by_value, asked, thei
     assert 0.2 * TEXTS < sum(outcomes) < 0.8 * TEXTS
 
 
-def test_a_grade_is_lm_evals_wherever_the_number_is_written_alike(asked, theirs) -> None:
+def test_a_grade_is_lm_evals_wherever_the_number_is_written_alike(asked: list[tuple[str, str]], theirs: list[dict]) -> None:
     for (gold, text), each in zip(asked, theirs, strict=True):
         graded = grade(Problem("one", "How many?", gold), text)
         assert graded.strict >= each["strict-match"][1]
@@ -198,7 +200,9 @@ def test_a_grade_is_lm_evals_wherever_the_number_is_written_alike(asked, theirs)
     ],
     ids=["last", "no space", "any digit", "other pattern", "first"],
 )
-def test_another_reading_is_seen(name, broken, asked, theirs) -> None:
+def test_another_reading_is_seen(
+    name: str, broken: Callable[..., Decimal | None], asked: list[tuple[str, str]], theirs: list[dict]
+) -> None:
     assert compare(name, asked, theirs, broken).wrong
 
 
@@ -209,7 +213,7 @@ def number_of(found: list[str]) -> Decimal | None:
         return None
 
 
-def test_the_five_shot_form_is_the_tasks(lm_eval) -> None:
+def test_the_five_shot_form_is_the_tasks(lm_eval: Callable[..., dict]) -> None:
     form, examples = FORMS["5-shot"], load_examples("synthetic", shots=5)
     (asked,) = load("synthetic").problems[:1]
     documents = [{"question": each.question, "answer": each.answer} for each in (*examples, asked)]
@@ -219,7 +223,7 @@ def test_the_five_shot_form_is_the_tasks(lm_eval) -> None:
     assert form.word(asked.question, examples) == "\n\n".join([*(f"{text} {target}" for text, target in solved), last])
 
 
-def test_answers_end_where_lm_eval_ends_them(lm_eval, asked) -> None:
+def test_answers_end_where_lm_eval_ends_them(lm_eval: Callable[..., dict], asked: list[tuple[str, str]]) -> None:
     rng = random.Random(3)
     ends = ("", "\n\nQuestion: ", "Question:", "Question", "</s>", "<|im_end|>", "<|im_end|", "question:", "</s>Question:")
     texts = [f"{text}{rng.choice(ends)}{other}{rng.choice(ends)}" for (_, text), (_, other) in pairwise(asked)]

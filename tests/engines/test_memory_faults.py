@@ -20,7 +20,7 @@ def suites(run_suites: Callable[..., pytest.RunResult]) -> Callable[..., pytest.
     return run
 
 
-def test_a_layer_left_in_bf16_and_one_without_double_quantization_are_named(suites) -> None:
+def test_a_layer_left_in_bf16_and_one_without_double_quantization_are_named(suites: Callable[..., pytest.RunResult]) -> None:
     result = suites("--quantization=nf4", *STATIC, fault="leave_a_layer_unquantized")
     result.assert_outcomes(failed=3)
     result.stdout.re_match_lines_random(
@@ -33,7 +33,7 @@ def test_a_layer_left_in_bf16_and_one_without_double_quantization_are_named(suit
     )
 
 
-def test_gpt2_is_what_its_configuration_says(suites) -> None:
+def test_gpt2_is_what_its_configuration_says(suites: Callable[..., pytest.RunResult]) -> None:
     result = suites(*GPT2, STATIC[0], f"{STATIC[1]} or near_normal", others=("quantization",))
     result.assert_outcomes(passed=4)
     # Four a layer; embeddings and the output matrix are no linears of the decoder.
@@ -42,7 +42,7 @@ def test_gpt2_is_what_its_configuration_says(suites) -> None:
     )
 
 
-def test_an_output_matrix_that_is_no_longer_tied_is_named(suites) -> None:
+def test_an_output_matrix_that_is_no_longer_tied_is_named(suites: Callable[..., pytest.RunResult]) -> None:
     result = suites(*GPT2, *STATIC, fault="untie")
     result.assert_outcomes(failed=3)
     result.stdout.re_match_lines_random(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,8 +17,9 @@ from pytest_llminfer.families.quantization.resaved import check_resaved
 from pytest_llminfer.families.quantization.training import check_one_step
 from pytest_llminfer.models.stored import read_stored
 from pytest_llminfer.numerics.float_formats import FORMATS
-from pytest_llminfer.verdict import Outcome
+from pytest_llminfer.verdict import Outcome, Verdict
 from tests.support.engines import transformers_workers
+from tests.support.engines.transformers_workers import Worker
 from tests.support.faults import checkpoints
 from tests.support.paths import FAULTS as FOLDER
 from tests.support.paths import REFERENCE
@@ -28,43 +33,43 @@ SHARD = 1 << 20
 class Cell:
     """A loaded nf4 model, and the suite's claims about it."""
 
-    def __init__(self, worker) -> None:
+    def __init__(self, worker: Worker) -> None:
         self._worker = worker
         worker.load(quantization="nf4")
 
-    def run(self, probe, **arguments):
+    def run(self, probe: str, **arguments: Any) -> Any:
         path, _, function = probe.partition("::")
         return self._worker.ask("run", path=path, function=function, arguments=arguments)["result"]
 
-    def judge(self, claim):
+    def judge(self, claim: str) -> Any:
         return getattr(self, claim)()
 
-    def round_trip(self):
+    def round_trip(self) -> Verdict:
         stored = self.run(bundled_probe("quantization.formats.round_trip"), values=NORMAL)
         return check_round_trip(values=NORMAL, read=stored["values"], name="nf4", block=stored["block_size"], declared=64)
 
-    def best(self):
+    def best(self) -> Verdict:
         stored = self.run(bundled_probe("quantization.formats.round_trip"), values=NORMAL)
         return check_against_best(values=NORMAL, read=stored["values"], name="nf4", block=64)
 
-    def weights(self):
+    def weights(self) -> Verdict:
         found = self.run(bundled_probe("quantization.formats.against_checkpoint"), path=str(REFERENCE))
         assert len(found) == 28
         return check_loss_of_weights(found=found, name="nf4", block=64)
 
-    def codes(self):
+    def codes(self) -> Verdict:
         return check_codebook(found=self.run(bundled_probe("quantization.formats.codebook")), name="nf4")
 
-    def casts(self):
+    def casts(self) -> Verdict:
         numbers = drawn(5_000, 1)
         return check_casts(
             numbers=numbers, found=self.run(bundled_probe("quantization.formats.casts"), numbers=numbers, names=list(FORMATS))
         )
 
-    def step(self):
+    def step(self) -> Verdict:
         return check_one_step(step=self.run(bundled_probe("quantization.training.one_step"), tokens=list(range(5, 60))))
 
-    def resaved(self):
+    def resaved(self) -> Verdict:
         tokens = list(range(5, 40))
         return check_resaved(
             saved=self.run(bundled_probe("quantization.checkpoints.save_and_reload"), tokens=tokens, shard_bytes=SHARD),
@@ -76,12 +81,12 @@ CLAIMS = ("round_trip", "best", "weights", "codes", "casts", "step", "resaved")
 
 
 @pytest.fixture(scope="module")
-def cell(start):
+def cell(start: Callable[..., Worker]) -> Cell:
     """One worker for all tests of this file: each fault comes on top of those before, judged by a claim that they leave alone."""
     return Cell(start())
 
 
-def test_all_claims_are_true_of_a_model_as_it_is_and_leave_it_as_it_was(cell) -> None:
+def test_all_claims_are_true_of_a_model_as_it_is_and_leave_it_as_it_was(cell: Cell) -> None:
     first = {claim: cell.judge(claim) for claim in CLAIMS}
     assert {claim: verdict.outcome for claim, verdict in first.items()} == dict.fromkeys(CLAIMS, Outcome.PASS)
     assert cell.judge("weights") == first["weights"]
@@ -89,7 +94,7 @@ def test_all_claims_are_true_of_a_model_as_it_is_and_leave_it_as_it_was(cell) ->
 
 
 @pytest.fixture(scope="module")
-def saved(cell, tmp_path_factory):
+def saved(cell: Cell, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """The reference model in each format of bitsandbytes, on disk; made before anything is given a fault."""
     folder = tmp_path_factory.mktemp("bitsandbytes")
     names = cell.run(f"{FAULTS}::save_in_every_format", path=str(REFERENCE), folder=str(folder))
@@ -105,7 +110,9 @@ def saved(cell, tmp_path_factory):
         ("fp4", {"uint8": 1_572_864, "float32": 196_608 + 28 * 64}),
     ],
 )
-def test_a_checkpoint_of_bitsandbytes_is_stored_as_it_declares_and_named_where_it_is_not(saved, name, stored, tmp_path) -> None:
+def test_a_checkpoint_of_bitsandbytes_is_stored_as_it_declares_and_named_where_it_is_not(
+    saved: Any, name: str, stored: dict[str, int], tmp_path: Path
+) -> None:
     layout, *notes = check_checkpoint(read_stored(saved[name]))
     assert (layout.outcome, layout.details) == (Outcome.PASS, ())
     held = {each.name.removeprefix("stored in "): each.value for each in layout.measurements}
@@ -120,14 +127,14 @@ def test_a_checkpoint_of_bitsandbytes_is_stored_as_it_declares_and_named_where_i
     assert all(each.details == (f"{checkpoints.LEFT}.weight: no note of how it is unpacked",) for each in left[1:])
 
 
-def test_another_4_bit_format_of_the_same_bytes_is_named_by_its_note(saved, tmp_path) -> None:
+def test_another_4_bit_format_of_the_same_bytes_is_named_by_its_note(saved: Any, tmp_path: Path) -> None:
     mixed = checkpoints.take_a_layer_from(saved["fp4"], saved["nf4"], tmp_path / "mixed")
     layout, notes = check_checkpoint(read_stored(mixed))
     assert layout.outcome is Outcome.PASS
     assert notes.details == (f"{checkpoints.LEFT}.weight: noted with quant_type fp4 instead of nf4",)
 
 
-def test_scales_that_are_not_quantized_although_declared_so_are_named(saved, tmp_path) -> None:
+def test_scales_that_are_not_quantized_although_declared_so_are_named(saved: Any, tmp_path: Path) -> None:
     declared = checkpoints.declare(saved["nf4"], tmp_path / "declared", bnb_4bit_use_double_quant=True)
     layout, notes = check_checkpoint(read_stored(declared))
     assert "self_attn.q_proj.weight.nested_absmax (and the same in 3 other layers): missing" in str(layout)
@@ -150,7 +157,7 @@ def test_scales_that_are_not_quantized_although_declared_so_are_named(saved, tmp
         ("round_towards_zero", "casts", "0.1234000027179718 became 0.123046875 in bfloat16, not 0.12353515625"),
     ],
 )
-def test_a_fault_is_caught_and_named(cell, fault: str, claim: str, says: str) -> None:
+def test_a_fault_is_caught_and_named(cell: Cell, fault: str, claim: str, says: str) -> None:
     cell.run(f"{FAULTS}::{fault}")
     verdict = cell.judge(claim)
     assert verdict.outcome is Outcome.FAIL

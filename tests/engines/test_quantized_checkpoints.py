@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.engines.environments.cache import cache_folder
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.families.memory.check import check_weights, predict_weights
-from pytest_llminfer.families.memory.profile import check_profile, pinned_capacity, profile_lines
+from pytest_llminfer.families.memory.profile import ProfileLine, check_profile, pinned_capacity, profile_lines
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.models.stored import declared_groups
 from pytest_llminfer.observations.kv_cache import KVPool
@@ -22,7 +25,7 @@ from pytest_llminfer.observations.layout import Layout
 from pytest_llminfer.observations.memory import MemoryReport
 from pytest_llminfer.predict.buffers import rope_bytes
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.verdict import Outcome
+from pytest_llminfer.verdict import Outcome, Verdict
 from tests.support.faults import checkpoints
 from tests.support.faults.checkpoints import LEFT
 from tests.support.paths import ASSETS, FAULTS, PROGRAMS
@@ -40,10 +43,10 @@ IGNORED = "int8_per_channel_weight_only"
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
     engines = []
 
-    def start(engine, path, *, python="", **cell) -> Engine:
+    def start(engine: str, path: Path, *, python: str = "", **cell: Any) -> Engine:
         launch = Launch(
             spec=EngineSpec(engine, environment=python, model=str(path), **cell),
             model=Model(str(path)),
@@ -60,7 +63,7 @@ def start(tmp_path_factory):
         engine.close()
 
 
-def judged(engine: Engine):
+def judged(engine: Engine) -> Verdict:
     layout, spec = engine.layout(), engine.spec
     return check_layout(
         parameters=layout.parameters,
@@ -68,13 +71,18 @@ def judged(engine: Engine):
         dtype=engine.info.dtype,
         quantization=spec.quantization,
         tied=layout.tied,
-        engine=spec.engine,
+        engine=profile(spec.engine),
         group_size=declared_groups(engine.model.config),
     )
 
 
-def weighed(engine: Engine):
-    of = {"dtype": engine.info.dtype, "quantization": engine.spec.quantization, "engine": engine.spec.engine, "device": "cpu"}
+def weighed(engine: Engine) -> Verdict:
+    of = {
+        "dtype": engine.info.dtype,
+        "quantization": engine.spec.quantization,
+        "engine": profile(engine.spec.engine),
+        "device": "cpu",
+    }
     size = declared_groups(engine.model.config)
     return check_weights(report=engine.memory(), predicted=predict_weights(shape=engine.model.shape, **of, group_size=size))
 
@@ -84,7 +92,7 @@ def answers(engine: Engine) -> int:
     return sum(answer.finish_reason == "stop" for answer in engine.generate(REFERENCE.prompts(12), max_tokens=100))
 
 
-def test_transformers_computes_with_a_checkpoint_that_came_quantized(start, tmp_path):
+def test_transformers_computes_with_a_checkpoint_that_came_quantized(start: Callable[..., Engine], tmp_path: Path) -> None:
     engine = start("transformers", checkpoints.regroup(ASSETS / "w4a16", tmp_path / "w4a16", GROUP), quantization="w4a16")
     before = engine.layout()
     assert judged(engine).outcome is Outcome.PASS
@@ -102,7 +110,7 @@ def test_transformers_computes_with_a_checkpoint_that_came_quantized(start, tmp_
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq"])
-def test_transformers_computes_with_gptqmodel_where_that_is_installed(start, name):
+def test_transformers_computes_with_gptqmodel_where_that_is_installed(start: Callable[..., Engine], name: str) -> None:
     python = os.environ.get("LLMINFER_TEST_GPTQMODEL", "")
     made = sorted((cache_folder() / "tool-environments").glob("gptqmodel-*/bin/python"))
     if not (python or made):
@@ -124,20 +132,26 @@ def test_transformers_computes_with_gptqmodel_where_that_is_installed(start, nam
         (Path(REFERENCE.path), "awq", "is not quantized, and transformers does not quantize to awq itself"),
     ],
 )
-def test_transformers_refuses_a_checkpoint_that_is_not_what_the_cell_names(start, path, quantization, says):
+def test_transformers_refuses_a_checkpoint_that_is_not_what_the_cell_names(
+    start: Callable[..., Engine], path: Path, quantization: str, says: str
+) -> None:
     with pytest.raises(BadInputError, match=says):
         start("transformers", path, quantization=quantization)
 
 
 @pytest.mark.parametrize(("mixture", "quantization"), [("F16", "none"), ("Q8_0", "q8_0"), ("Q4_K_M", "q4_k_m")])
-def test_llama_cpp_holds_a_file_as_it_is(start, llamacpp_python, mixture, quantization):
+def test_llama_cpp_holds_a_file_as_it_is(
+    start: Callable[..., Engine], llamacpp_python: str, mixture: str, quantization: str
+) -> None:
     engine = start("llamacpp", ASSETS / "gguf" / f"reference-{mixture}.gguf", python=llamacpp_python, quantization=quantization)
     assert judged(engine).outcome is Outcome.PASS
     assert weighed(engine).outcome is Outcome.PASS
     assert answers(engine) >= 10
 
 
-def test_llama_cpp_is_caught_with_other_types_than_the_file_names(start, llamacpp_python, tmp_path):
+def test_llama_cpp_is_caught_with_other_types_than_the_file_names(
+    start: Callable[..., Engine], llamacpp_python: str, tmp_path: Path
+) -> None:
     file = checkpoints.relabel(ASSETS / "gguf" / "reference-Q8_0.gguf", tmp_path / "other.gguf", 15)
     verdict = judged(start("llamacpp", file, python=llamacpp_python, quantization="q4_k_m"))
     assert verdict.outcome is Outcome.FAIL
@@ -145,7 +159,7 @@ def test_llama_cpp_is_caught_with_other_types_than_the_file_names(start, llamacp
 
 
 @pytest.fixture(scope="module")
-def vllm(vllm_python, tmp_path_factory):
+def vllm(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """What vLLM says of every format, of one that it takes and ignores, and of a checkpoint with a fault."""
     folder = tmp_path_factory.mktemp("vllm")
     faulty = checkpoints.leave_a_layer_alone(ASSETS / "w8a8", folder / "w8a8")
@@ -172,7 +186,7 @@ def vllm(vllm_python, tmp_path_factory):
     return dict(zip(cells, json.loads(answer.read_text()), strict=True))
 
 
-def in_vllm(found, quantization, **declared):
+def in_vllm(found: Any, quantization: str, **declared: Any) -> Verdict:
     layout = Layout.from_message(found["layout"])
     return check_layout(
         parameters=layout.parameters,
@@ -180,34 +194,34 @@ def in_vllm(found, quantization, **declared):
         dtype=found["dtype"],
         quantization=quantization,
         tied=layout.tied,
-        engine="vllm",
+        engine=profile("vllm"),
         asked=found["resolved"]["quantization"] or "",
         **declared,
     )
 
 
 @pytest.mark.parametrize("name", VLLM_FORMATS)
-def test_vllm_holds_a_checkpoint_as_declared(vllm, name):
+def test_vllm_holds_a_checkpoint_as_declared(vllm: Any, name: str) -> None:
     verdict = in_vllm(vllm[name], name)
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
     stored = sum(parameter["stored_bytes"] for parameter in vllm[name]["layout"]["parameters"])
-    assert stored == predict_weights(shape=REFERENCE.shape, dtype="bf16", quantization=name, engine="vllm", device="cpu")
+    assert stored == predict_weights(shape=REFERENCE.shape, dtype="bf16", quantization=name, engine=profile("vllm"), device="cpu")
     # The damage of a format changes an answer now and then, not its first words.
     assert [tokens[:4] for tokens in vllm[name]["tokens"]] == [tokens[:4] for tokens in vllm["ignored"]["tokens"]]
 
 
-def test_groups_of_another_size_are_held_and_predicted_as_declared(vllm):
+def test_groups_of_another_size_are_held_and_predicted_as_declared(vllm: Any) -> None:
     assert in_vllm(vllm["grouped"], "gptq").outcome is Outcome.FAIL
     verdict = in_vllm(vllm["grouped"], "gptq", group_size=GROUP)
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
     stored = sum(parameter["stored_bytes"] for parameter in vllm["grouped"]["layout"]["parameters"])
-    of = {"shape": REFERENCE.shape, "dtype": "bf16", "quantization": "gptq", "engine": "vllm", "device": "cpu"}
+    of = {"shape": REFERENCE.shape, "dtype": "bf16", "quantization": "gptq", "engine": profile("vllm"), "device": "cpu"}
     assert stored == predict_weights(**of, group_size=GROUP) == predict_weights(**of) + 3 * 49_152
     # Every scale four times: the same weights, and so the same words as in groups of 128.
     assert vllm["grouped"]["tokens"] == vllm["gptq"]["tokens"]
 
 
-def test_a_quantization_that_vllm_takes_and_ignores_is_caught(vllm):
+def test_a_quantization_that_vllm_takes_and_ignores_is_caught(vllm: Any) -> None:
     assert vllm["ignored"]["resolved"]["quantization"] == IGNORED
     verdict = in_vllm(vllm["ignored"], "none")
     assert verdict.outcome is Outcome.FAIL
@@ -215,36 +229,36 @@ def test_a_quantization_that_vllm_takes_and_ignores_is_caught(vllm):
     assert f"left in bfloat16, although the engine was asked for {IGNORED}" in verdict.details[0]
 
 
-def test_a_layer_that_vllm_left_in_16_bits_is_named(vllm):
+def test_a_layer_that_vllm_left_in_16_bits_is_named(vllm: Any) -> None:
     verdict = in_vllm(vllm["faulty"], "w8a8")
     assert verdict.outcome is Outcome.FAIL
     assert len(verdict.details) == 1
     assert verdict.details[0].startswith(f"{LEFT}.weight: left in bfloat16 instead of w8a8 (")
 
 
-def profile(found):
+def memory_lines(found: Any) -> tuple[ProfileLine, ...]:
     """The lines of memory of a vLLM whose pool was pinned."""
     pool, shape = KVPool.from_message(found["kv_pool"]), REFERENCE.shape
     a_token = shape.kv_bytes_per_token("bf16")
     return profile_lines(
         report=MemoryReport.from_message(found["memory"]),
-        weights=predict_weights(shape=shape, dtype="bf16", quantization="none", engine="vllm"),
+        weights=predict_weights(shape=shape, dtype="bf16", quantization="none", engine=profile("vllm")),
         # Of all positions of the model, however few the engine was told to serve.
-        buffers=rope_bytes(REFERENCE.config, shape, engine="vllm", dtype="bf16"),
+        buffers=rope_bytes(REFERENCE.config, shape, engine=profile("vllm"), dtype="bf16"),
         pool=pool,
         bytes_per_token=a_token,
         capacity=pinned_capacity(resolved=found["resolved"], pool=pool, rank_bytes_per_token=a_token),
     )
 
 
-def test_a_pinned_pool_in_vllm_is_predicted_to_the_token(vllm):
-    verdict = check_profile(lines=profile(vllm["ignored"]))
+def test_a_pinned_pool_in_vllm_is_predicted_to_the_token(vllm: Any) -> None:
+    verdict = check_profile(lines=memory_lines(vllm["ignored"]))
     assert (verdict.outcome, verdict.key) == (Outcome.PASS, "5/5 lines")
 
 
 @pytest.mark.parametrize(("fault", "outside"), SMALL_POOLS.items())
-def test_a_pool_in_vllm_that_is_a_tenth_too_small_is_named(vllm, fault, outside):
-    whole, lines = profile(vllm["ignored"]), profile(vllm[fault])
+def test_a_pool_in_vllm_that_is_a_tenth_too_small_is_named(vllm: Any, fault: Any, outside: Any) -> None:
+    whole, lines = memory_lines(vllm["ignored"]), memory_lines(vllm[fault])
     assert [line.line for line in lines if not line.within] == list(outside)
     verdict = check_profile(lines=lines)
     assert verdict.outcome is Outcome.FAIL

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from pytest_llminfer.families.execution_modes.check import check_execution_modes
 from pytest_llminfer.families.execution_modes.observe import refuse_flat
 from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.verdict import Outcome
+from pytest_llminfer.verdict import Outcome, Verdict
 from tests.support.paths import PROGRAMS
 
 PROGRAM = PROGRAMS / "random_weights.py"
@@ -22,24 +23,24 @@ FAULTS = ("shifted", "wrong block", "permuted keys")
 
 
 @pytest.fixture(scope="module")
-def measured():
+def measured() -> Any:
     """By weights, what the program prints; it takes about ten seconds."""
     done = subprocess.run([sys.executable, PROGRAM], check=True, capture_output=True, text=True, timeout=300)
     return json.loads(done.stdout)
 
 
-def judged(measured, weights, execution_mode, kv_dtype=""):
+def judged(measured: Any, weights: str, execution_mode: str, kv_dtype: str = "") -> Verdict:
     kl = {name: [np.array(values) for values in rows] for name, rows in measured[weights]["kl"].items()}
     return check_execution_modes(
         candidate=kl[execution_mode], noise=kl["alone"], dtype="bf16", kv_dtype=kv_dtype, claim=execution_mode
     )
 
 
-def mean(measured, weights, execution_mode):
+def mean(measured: Any, weights: str, execution_mode: str) -> float:
     return float(np.mean(measured[weights]["kl"][execution_mode]))
 
 
-def test_predictions_are_peaked_and_tell_tokens_apart(measured):
+def test_predictions_are_peaked_and_tell_tokens_apart(measured: Any) -> None:
     drawn = [np.array(rows, np.float32) for rows in measured["drawn"]["top_logprobs"]]
     ids = np.zeros(drawn[0].shape, np.int32)
     engine = SimpleNamespace(spec=EngineSpec("transformers"))
@@ -50,20 +51,20 @@ def test_predictions_are_peaked_and_tell_tokens_apart(measured):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_cache_shows_where_plain_weights_hide_it(measured, fault):
+def test_a_faulty_cache_shows_where_plain_weights_hide_it(measured: Any, fault: str) -> None:
     assert judged(measured, "drawn", fault).outcome is Outcome.FAIL
     assert mean(measured, "drawn", fault) > 0.02
     assert judged(measured, "plain", fault).outcome is Outcome.PASS
 
 
-def test_rounding_is_not_amplified_as_by_branches_that_write_everywhere(measured):
+def test_rounding_is_not_amplified_as_by_branches_that_write_everywhere(measured: Any) -> None:
     assert judged(measured, "drawn", "prefill").outcome is Outcome.PASS
     assert judged(measured, "drawn", "rounding").outcome is Outcome.PASS
     assert judged(measured, "dense", "rounding").outcome is not Outcome.PASS
     assert mean(measured, "dense", "rounding") > 4 * mean(measured, "drawn", "rounding")
 
 
-def test_a_cache_of_fp8_lies_between_rounding_and_its_limit(measured):
+def test_a_cache_of_fp8_lies_between_rounding_and_its_limit(measured: Any) -> None:
     assert judged(measured, "drawn", "fp8", "fp8").outcome is Outcome.PASS
     assert mean(measured, "drawn", "fp8") > 4 * mean(measured, "drawn", "rounding")
     # A cache that stays in bf16 is told: what decoding itself changes is no fp8.

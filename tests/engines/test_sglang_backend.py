@@ -6,7 +6,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,9 +22,9 @@ from pytest_llminfer.families.execution_modes.prefixes import check_prefix_hits
 from pytest_llminfer.families.kv_cache.pool import check_kv_pool
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.observations.generation import Sampling
+from pytest_llminfer.observations.generation import Generation, Sampling
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.verdict import Outcome
+from pytest_llminfer.verdict import Outcome, Verdict
 from tests.support.paths import PROBES as FOLDER
 
 MODEL = Model("reference")
@@ -33,24 +35,24 @@ WEIGHTS_BYTES = 7_344_640
 PROBES = FOLDER / "sglang_model.py"
 
 
-def start(folder: Path, cell: str, interpreter: str = "", **engine_args) -> Engine:
+def start(folder: Path, cell: str, interpreter: str = "", **engine_args: Any) -> Engine:
     spec = EngineSpec.parse(f"{cell}@{interpreter}" if interpreter else cell)
     variables = {"OMP_NUM_THREADS": "1" if spec.parallel else "2"}
     return Engine(Launch(spec, MODEL, engine_args, variables, timeout=240, log=folder / f"{cell}.log"))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sglang")
 
 
 @pytest.fixture(scope="module")
-def prompts():
+def prompts() -> list[list[int]]:
     return MODEL.prompts(6)
 
 
 @pytest.fixture(scope="module")
-def reference(folder, prompts):
+def reference(folder: Path, prompts: list[list[int]]) -> dict[Any, Any]:
     """What transformers answers and scores, in bf16."""
     engine = start(folder, "transformers-bf16")
     answers = engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP)
@@ -61,17 +63,17 @@ def reference(folder, prompts):
 
 
 @pytest.fixture(scope="module")
-def single(folder, sglang_python):
+def single(folder: Path, sglang_python: str) -> Iterator[Engine]:
     engine = start(folder, "sglang-bf16", sglang_python, max_total_tokens=POOL_TOKENS)
     yield engine
     engine.close()
 
 
-def same_tokens(candidate, reference):
+def same_tokens(candidate: list[Generation], reference: Any) -> Verdict:
     return check_same_greedy_tokens(candidate=candidate, reference=reference, dtype="bf16", claim="the tokens are the same")
 
 
-def test_what_was_loaded_is_told(single):
+def test_what_was_loaded_is_told(single: Engine) -> None:
     info = single.info
     assert (info.dtype, info.kv_dtype, info.device, info.device_count, info.end_token_ids) == ("bf16", "bf16", "cpu", 1, (2,))
     assert info.device_name
@@ -79,7 +81,7 @@ def test_what_was_loaded_is_told(single):
     assert set(info.load_seconds) == {"import", "load"}
 
 
-def test_tokens_are_those_of_transformers(single, prompts, reference):
+def test_tokens_are_those_of_transformers(single: Engine, prompts: list[list[int]], reference: Any) -> None:
     answers = single.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP)
     verdict = same_tokens(answers, reference["answers"])
     assert verdict.outcome is Outcome.PASS, str(verdict)
@@ -89,7 +91,7 @@ def test_tokens_are_those_of_transformers(single, prompts, reference):
         np.testing.assert_array_equal(answer.top_ids[:, 0], answer.token_ids)
 
 
-def test_a_wrong_weight_is_seen_in_the_tokens(single, prompts, reference):
+def test_a_wrong_weight_is_seen_in_the_tokens(single: Engine, prompts: list[list[int]], reference: Any) -> None:
     probe = f"{PROBES}::scale"
     right = single.run(probe, factor=1.0)
     assert single.run(probe, factor=4.0) == 4 * right
@@ -103,10 +105,10 @@ def test_a_wrong_weight_is_seen_in_the_tokens(single, prompts, reference):
         single.run(f"{PROBES}::fails")
 
 
-def test_a_stale_prefix_is_caught_by_its_counts_and_by_its_answers(single):
+def test_a_stale_prefix_is_caught_by_its_counts_and_by_its_answers(single: Engine) -> None:
     noise = ExecutionModes.ask(single).noise_of_decode()
 
-    def outcomes():
+    def outcomes() -> Any:
         found = PrefixAnswers.ask(single)
         distributions = check_execution_modes(
             candidate=found.kl_of_changed(), noise=noise, dtype="bf16", claim="the answers are the same"
@@ -124,7 +126,7 @@ def test_a_stale_prefix_is_caught_by_its_counts_and_by_its_answers(single):
     assert distributions.outcome is Outcome.FAIL, str(distributions)
 
 
-def test_answers_come_in_the_order_of_the_prompts(single, prompts):
+def test_answers_come_in_the_order_of_the_prompts(single: Engine, prompts: list[list[int]]) -> None:
     order = [4, 0, 5, 2, 1, 3]
     answers = single.generate(prompts, max_tokens=8)
     shuffled = single.generate([prompts[number] for number in order], max_tokens=8)
@@ -132,7 +134,7 @@ def test_answers_come_in_the_order_of_the_prompts(single, prompts):
     assert [answer.token_ids for answer in shuffled] == [answers[number].token_ids for number in order]
 
 
-def test_answers_end_as_asked(single, prompts):
+def test_answers_end_as_asked(single: Engine, prompts: list[list[int]]) -> None:
     answers = single.generate(prompts, max_tokens=100)
     for answer in answers:
         assert answer.finish_reason == ("stop" if answer.token_ids[-1] == 2 else "length")
@@ -147,14 +149,14 @@ def test_answers_end_as_asked(single, prompts):
     assert (cut.finish_reason, cut.token_ids) == ("stop", stopped.token_ids[: stopped.token_ids.index(third) + 1])
 
 
-def test_the_prefix_cache_serves_a_prompt_the_second_time(single):
+def test_the_prefix_cache_serves_a_prompt_the_second_time(single: Engine) -> None:
     prompt = list(range(300, 400))
     first, second = (single.generate([prompt], max_tokens=4)[0] for _ in range(2))
     assert (first.cached_tokens, second.cached_tokens) == (0, len(prompt) - 1)
     assert first.token_ids == second.token_ids
 
 
-def test_without_a_cache_the_tokens_are_the_same(single, prompts):
+def test_without_a_cache_the_tokens_are_the_same(single: Engine, prompts: list[list[int]]) -> None:
     cached = single.generate(prompts[:3], max_tokens=12, logprobs=TOP)
     anew = single.generate(prompts[:3], max_tokens=12, logprobs=TOP, cache_path="no_cache")
     assert [answer.cached_tokens for answer in anew] == [0, 0, 0]
@@ -162,7 +164,7 @@ def test_without_a_cache_the_tokens_are_the_same(single, prompts):
     assert verdict.outcome is Outcome.PASS, str(verdict)
 
 
-def test_scores_are_those_of_transformers(single, reference):
+def test_scores_are_those_of_transformers(single: Engine, reference: Any) -> None:
     for ours, theirs in zip(single.score(reference["sequences"]), reference["scores"], strict=True):
         assert (ours.dtype, ours.shape) == (np.float32, theirs.shape)
         assert np.abs(ours - theirs).max() < 1.5
@@ -171,7 +173,7 @@ def test_scores_are_those_of_transformers(single, reference):
         assert np.abs(ours[1:] - theirs[:-1]).mean() > 1
 
 
-def test_the_pool_is_what_was_asked_for(single):
+def test_the_pool_is_what_was_asked_for(single: Engine) -> None:
     pool = single.kv_pool()
     assert (pool.capacity_tokens, pool.block_size, pool.dtype) == (POOL_TOKENS, 1, "bfloat16")
     assert (pool.bytes_per_token, pool.stored_bytes) == (BYTES_PER_TOKEN, (POOL_TOKENS + 1) * BYTES_PER_TOKEN)
@@ -179,7 +181,7 @@ def test_the_pool_is_what_was_asked_for(single):
     assert verdict.outcome is Outcome.PASS, str(verdict)
 
 
-def test_weights_are_counted_alike_everywhere(single):
+def test_weights_are_counted_alike_everywhere(single: Engine) -> None:
     layout, memory, (rank,) = single.layout(), single.memory(), single.ranks()
     assert sum(parameter.stored_bytes for parameter in layout.parameters) == WEIGHTS_BYTES
     assert memory.weights_bytes == rank.weights_bytes == WEIGHTS_BYTES
@@ -189,7 +191,7 @@ def test_weights_are_counted_alike_everywhere(single):
     assert (rank.name, rank.device, rank.tp_rank) == ("sglang::scheduler", "cpu", 0)
 
 
-def test_settings_are_plain_and_name_no_place(single):
+def test_settings_are_plain_and_name_no_place(single: Engine) -> None:
     settings = single.settings()
     resolved, defaults = settings["resolved"], settings["defaults"]
     assert (resolved["max_total_tokens"], resolved["tp_size"], resolved["attention_backend"]) == (POOL_TOKENS, 1, "torch_native")
@@ -200,12 +202,12 @@ def test_settings_are_plain_and_name_no_place(single):
     assert MODEL.path not in str(settings)
 
 
-def test_the_device_is_measured(single):
+def test_the_device_is_measured(single: Engine) -> None:
     rates = single.calibrate()
     assert min(rates.matmul_flops_per_second, rates.copy_bytes_per_second, rates.python_loops_per_second) > 1e6
 
 
-def test_what_it_cannot_do_is_refused_in_words(single, prompts):
+def test_what_it_cannot_do_is_refused_in_words(single: Engine, prompts: list[list[int]]) -> None:
     with pytest.raises(UnsupportedError, match="cannot answer 'generate:loop'"):
         single.generate(prompts[:1], cache_path="loop")
     with pytest.raises(BadInputError, match="token id 1024; the vocabulary has the ids 0 to 1023"):
@@ -214,7 +216,9 @@ def test_what_it_cannot_do_is_refused_in_words(single, prompts):
         single.generate([[5] * 2045])
 
 
-def test_two_tensor_parallel_ranks_answer_as_one(folder, sglang_python, prompts, reference):
+def test_two_tensor_parallel_ranks_answer_as_one(
+    folder: Path, sglang_python: str, prompts: list[list[int]], reference: Any
+) -> None:
     engine = start(folder, "sglang-bf16-tp2", sglang_python)
     try:
         ranks = engine.ranks()
@@ -235,7 +239,7 @@ def test_two_tensor_parallel_ranks_answer_as_one(folder, sglang_python, prompts,
     assert anew[0].token_ids == reference["answers"][0].token_ids[:4]
 
 
-def test_two_native_replicas_answer_in_order(folder, sglang_python, prompts, reference):
+def test_two_native_replicas_answer_in_order(folder: Path, sglang_python: str, prompts: list[list[int]], reference: Any) -> None:
     engine = start(folder, "sglang-bf16-dp2-native", sglang_python)
     try:
         ranks = engine.ranks()
@@ -247,7 +251,7 @@ def test_two_native_replicas_answer_in_order(folder, sglang_python, prompts, ref
     assert [rank.weights_bytes for rank in ranks] == [WEIGHTS_BYTES] * 2
 
 
-def test_a_killed_scheduler_is_told_and_the_next_request_starts_anew(single, prompts):
+def test_a_killed_scheduler_is_told_and_the_next_request_starts_anew(single: Engine, prompts: list[list[int]]) -> None:
     (rank,) = single.ranks()
     family = psutil.Process(psutil.Process(rank.pid).ppid()).children(recursive=True)
     threading.Timer(1, os.kill, (rank.pid, signal.SIGKILL)).start()
@@ -261,7 +265,7 @@ def test_a_killed_scheduler_is_told_and_the_next_request_starts_anew(single, pro
     assert single.loads == 2
 
 
-def test_a_scheduler_that_fails_says_why(single, prompts):
+def test_a_scheduler_that_fails_says_why(single: Engine, prompts: list[list[int]]) -> None:
     single.run(f"{PROBES}::run_out_of_memory")
     begun = time.monotonic()
     with pytest.raises(OutOfMemoryError, match=r"while generating for 1 prompts: .*tried to allocate 20.00 GiB"):

@@ -29,7 +29,7 @@ def outcomes(result: pytest.RunResult) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_kv_cache_is_red_for_a_lost_block(suite, dtype: str) -> None:
+def test_kv_cache_is_red_for_a_lost_block(suite: Callable[..., pytest.RunResult], dtype: str) -> None:
     result = suite("kv_cache", f"--dtype={dtype}", fault="lose_a_block")
     result.stdout.fnmatch_lines(
         ["*FAIL: greedy generation gives the tokens of cache path 'no_cache'", "*prompt *, position *: token * instead of token *"]
@@ -37,7 +37,7 @@ def test_kv_cache_is_red_for_a_lost_block(suite, dtype: str) -> None:
     assert outcomes(result)["failed"] >= 1
 
 
-def test_kv_cache_is_red_for_shifted_positions_although_no_token_changes(suite) -> None:
+def test_kv_cache_is_red_for_shifted_positions_although_no_token_changes(suite: Callable[..., pytest.RunResult]) -> None:
     result = suite("kv_cache", "--dtype=fp32", fault="shift_positions")
     result.stdout.fnmatch_lines(
         [
@@ -48,17 +48,17 @@ def test_kv_cache_is_red_for_shifted_positions_although_no_token_changes(suite) 
     assert outcomes(result)["failed"] >= 1
 
 
-def test_kv_cache_is_red_for_padding_that_is_not_masked(suite) -> None:
+def test_kv_cache_is_red_for_padding_that_is_not_masked(suite: Callable[..., pytest.RunResult]) -> None:
     result = suite("kv_cache", "--dtype=fp32", fault="unmask_padding")
     result.stdout.fnmatch_lines(["*FAIL: greedy generation gives the * of cache path 'no_cache'"])
     assert outcomes(result)["failed"] >= 1
 
 
-def test_kv_cache_is_green_in_fp32(suite) -> None:
+def test_kv_cache_is_green_in_fp32(suite: Callable[..., pytest.RunResult]) -> None:
     assert outcomes(suite("kv_cache", "--dtype=fp32")) == {"passed": 4}
 
 
-def test_execution_modes_are_red_for_shifted_positions(suite) -> None:
+def test_execution_modes_are_red_for_shifted_positions(suite: Callable[..., pytest.RunResult]) -> None:
     result = suite("execution_modes", "--dtype=fp32", "-k", "what_prefill_gives", fault="shift_positions")
     result.stdout.fnmatch_lines(["*FAIL: decoding gives the distributions that prefill gives for the same tokens"])
     # Where every token is decoded, all positions are shifted alike, and rotary positions are relative.
@@ -66,32 +66,32 @@ def test_execution_modes_are_red_for_shifted_positions(suite) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_layout_is_red_for_one_linear_in_fp32_and_names_it(suite, quantization: str) -> None:
+def test_layout_is_red_for_one_linear_in_fp32_and_names_it(suite: Callable[..., pytest.RunResult], quantization: str) -> None:
     result = suite("layout", f"--quantization={quantization}", fault="keep_a_layer_in_float32")
     result.stdout.fnmatch_lines(["*model.layers.2.mlp.down_proj.weight*float32*"])
     assert outcomes(result)["failed"] == 2
 
 
-def test_memory_is_red_for_an_embedding_in_fp32(suite) -> None:
+def test_memory_is_red_for_an_embedding_in_fp32(suite: Callable[..., pytest.RunResult]) -> None:
     result = suite("memory", "-k", "weights", fault="untie_nothing_but_copy_the_embedding")
     result.stdout.fnmatch_lines(["*weights are * bytes larger than predicted*"])
     assert outcomes(result) == {"failed": 1}
 
 
-def test_memory_is_red_for_a_leak(suite) -> None:
+def test_memory_is_red_for_a_leak(suite: Callable[..., pytest.RunResult]) -> None:
     result = suite("memory", "-k", "left_behind", fault="leak")
     result.stdout.fnmatch_lines(["*memory in use grew by * bytes over * identical requests*"])
     assert outcomes(result) == {"failed": 1}
 
 
-def test_memory_is_red_for_a_peak(suite) -> None:
+def test_memory_is_red_for_a_peak(suite: Callable[..., pytest.RunResult]) -> None:
     assert outcomes(suite("memory", "-k", "peak and run")) == {"passed": 1}
     result = suite("memory", "-k", "peak and run", fault="hog")
     result.stdout.fnmatch_lines(["*run peak on a fresh start is * bytes above its budget*"])
     assert outcomes(result) == {"failed": 1}
 
 
-def test_throughput_is_red_for_a_slower_model(suite, tmp_path: Path) -> None:
+def test_throughput_is_red_for_a_slower_model(suite: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
     def fair(*arguments: str, fault: str = "") -> pytest.RunResult:
         """A run in which the machine's own rate did not move meanwhile, as it may where other tests run beside this one."""
         for _ in range(5):
@@ -106,7 +106,7 @@ def test_throughput_is_red_for_a_slower_model(suite, tmp_path: Path) -> None:
     assert outcomes(result) == {"failed": 1}
 
 
-def test_accuracy_is_red_for_rounded_weights(suite) -> None:
+def test_accuracy_is_red_for_rounded_weights(suite: Callable[..., pytest.RunResult]) -> None:
     result = suite("accuracy", "--gsm8k-questions=150", "-k", "dropped", fault="round_weights")
     result.stdout.fnmatch_lines(["*FAIL: *against the baseline*", "*lost: syn-*"])
     assert outcomes(result) == {"failed": 1}

@@ -77,7 +77,7 @@ def check_cells(result: pytest.RunResult, single: str, spreads: tuple[str, ...],
         assert passed(result, "test_layout_is_as_recorded", f"{single}{words}{at}")
 
 
-def test_vllm_on_one_gpu_and_on_two(suites, vllm_python: str) -> None:
+def test_vllm_on_one_gpu_and_on_two(suites: Callable[..., pytest.RunResult], vllm_python: str) -> None:
     result = suites(f"--engine=vllm@{vllm_python}", "--gpus=2")
     at = f"@{vllm_python}"
     check_cells(result, "vllm", ("-dp2", "-tp2"), at)
@@ -87,12 +87,12 @@ def test_vllm_on_one_gpu_and_on_two(suites, vllm_python: str) -> None:
     result.stdout.re_match_lines([r"cell +spread +questions", r"vllm.* single ", r"vllm.* dp2 ", r"vllm.* tp2 ", "engine loads: 4"])
 
 
-def test_sglang_on_one_gpu_and_on_two(suites, sglang_python: str) -> None:
+def test_sglang_on_one_gpu_and_on_two(suites: Callable[..., pytest.RunResult], sglang_python: str) -> None:
     result = suites(f"--engine=sglang@{sglang_python}", "--tp=1,2")
     check_cells(result, "sglang", ("-tp2",), f"@{sglang_python}")
 
 
-def test_llamacpp_in_three_formats(suites, llamacpp_python: str) -> None:
+def test_llamacpp_in_three_formats(suites: Callable[..., pytest.RunResult], llamacpp_python: str) -> None:
     result = suites(f"--engine=llamacpp@{llamacpp_python}", "--dtype=fp16", "--quantization=none,q8_0,q4_k_m")
     at = f"@{llamacpp_python}"
     assert passed(result, "test_greedy_tokens_are_as_recorded", f"llamacpp-fp16{at}")
@@ -101,7 +101,7 @@ def test_llamacpp_in_three_formats(suites, llamacpp_python: str) -> None:
         assert passed(result, "test_weights_take_the_bytes_that_the_configuration_implies", f"llamacpp-fp16{words}{at}")
 
 
-def test_transformers_on_one_gpu_and_on_two(suites, pytester: pytest.Pytester) -> None:
+def test_transformers_on_one_gpu_and_on_two(suites: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
     result = suites("--engine=transformers", "--gpus=2")
     check_cells(result, "transformers", ("-dp2", "-tp2"), "")
     (table,) = pytester.path.glob("baselines/*/reference/parallelism.json")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from pytest_llminfer.errors import BadInputError, UnsupportedError
+from pytest_llminfer.engines.engine import Engine
+from pytest_llminfer.errors import BadInputError, LlminferError, UnsupportedError
 from pytest_llminfer.observations.cache_paths import CachePath
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.transformers.backend import TransformersBackend
@@ -18,20 +23,20 @@ LIMIT = 1e-8
 fault."""
 
 
-def of(engine, cache_path, shape=None, **asked):
+def of(engine: Engine, cache_path: CachePath, shape: str | None = None, **asked: Any) -> Any:
     """The comparison of one sequence with prefill: of a random model in fp32, or of the reference model."""
     config = SHAPES[shape] if shape else None
     found = engine.compare_cache_paths(sequences(TOKENS), candidate=cache_path, config=config, **asked)
     return found.sequences[0], found.cache
 
 
-def largest(errors):
+def largest(errors: npt.NDArray[Any]) -> Any:
     """Per layer, over heads and positions that both hold."""
     return np.nanmax(errors, axis=(1, 2))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_benign_routes_agree_with_prefill_in_fp32(engine, shape):
+def test_benign_routes_agree_with_prefill_in_fp32(engine: Engine, shape: str) -> None:
     cache_paths = BENIGN if shape in SLIDING else (*BENIGN, HOLE)
     for cache_path in cache_paths:
         found = engine.compare_cache_paths(sequences(TOKENS, TOKENS), candidate=cache_path, config=SHAPES[shape]).sequences
@@ -51,14 +56,14 @@ def test_benign_routes_agree_with_prefill_in_fp32(engine, shape):
 
 
 @pytest.mark.parametrize("cache_path", [*BENIGN[1:], HOLE], ids=str)
-def test_the_first_layer_is_equal_to_the_last_place_in_bf16(engine, cache_path):
+def test_the_first_layer_is_equal_to_the_last_place_in_bf16(engine: Engine, cache_path: object) -> None:
     found, _ = of(engine, cache_path)
     assert found.dtype == "bf16"
     assert np.nanmax(found.key_ulps) <= 1
     assert np.nanmax(found.value_ulps) <= 1
 
 
-def test_sequences_of_a_request_are_each_others_neighbours(engine):
+def test_sequences_of_a_request_are_each_others_neighbours(engine: Engine) -> None:
     ids = sequences(40, 64, 23)
     for cache_path in (CachePath(batch=4), CachePath(batch=3, pads_right=1), CachePath(batch=3, pads_left=2, beams=2)):
         found = engine.compare_cache_paths(ids, candidate=cache_path, config=SHAPES["llama"])
@@ -67,7 +72,7 @@ def test_sequences_of_a_request_are_each_others_neighbours(engine):
         assert found.cache.key_shapes[0][0] == cache_path.batch * cache_path.beams
 
 
-def test_a_model_depends_on_its_seed_and_dtype_alone(engine):
+def test_a_model_depends_on_its_seed_and_dtype_alone(engine: Engine) -> None:
     quantized = CachePath(cache="fp8", chunks=LATE)
     first = of(engine, quantized, "llama", seed=1)[0].kl
     other = of(engine, quantized, "llama", seed=2)[0].kl
@@ -80,7 +85,7 @@ def test_a_model_depends_on_its_seed_and_dtype_alone(engine):
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama", "qwen2"])
-def test_a_quantized_cache_errs_as_its_bits_say(engine, shape):
+def test_a_quantized_cache_errs_as_its_bits_say(engine: Engine, shape: str) -> None:
     """Within half and one and a half of theory for normal values: an error that is too small means that nothing was quantized.
 
     e4m3 rounds 1 to 2 in steps of 1/8, which over a binade is 0.0266 of the value (root mean square); groups of n values span
@@ -111,7 +116,7 @@ def test_a_quantized_cache_errs_as_its_bits_say(engine, shape):
             assert set(found.lengths) == {TOKENS}
 
 
-def test_a_cache_has_the_shape_and_bytes_of_its_tokens(engine):
+def test_a_cache_has_the_shape_and_bytes_of_its_tokens(engine: Engine) -> None:
     _, dynamic = of(engine, CachePath(chunks=LATE, pads_left=2), "llama")
     assert dynamic.key_shapes == dynamic.value_shapes == ((1, 2, TOKENS + 2, 16),) * 2
     assert dynamic.stored_bytes == (2 * 2 * (TOKENS + 2) * 16 * 4,) * 2
@@ -127,7 +132,7 @@ def test_a_cache_has_the_shape_and_bytes_of_its_tokens(engine):
     assert served.key_shapes == ((6, 2, TOKENS, 64),) * 4
 
 
-def test_layers_with_a_window_keep_what_the_next_token_sees(engine):
+def test_layers_with_a_window_keep_what_the_next_token_sees(engine: Engine) -> None:
     found, dynamic = of(engine, CachePath(chunks=LATE), "gemma3")
     assert dynamic.sliding == (WINDOW, 0, WINDOW, 0)
     assert found.lengths == (WINDOW - 1, TOKENS, WINDOW - 1, TOKENS)
@@ -157,12 +162,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("cache_path", "shape", "error", "words"), REFUSED)
-def test_what_cannot_be_is_refused_in_words(engine, cache_path, shape, error, words):
+def test_what_cannot_be_is_refused_in_words(
+    engine: Engine, cache_path: CachePath, shape: str, error: Callable[..., LlminferError], words: str
+) -> None:
     with pytest.raises(error, match=words):
         of(engine, cache_path, shape)
 
 
-def test_a_configuration_or_dtype_that_cannot_be_is_refused(engine):
+def test_a_configuration_or_dtype_that_cannot_be_is_refused(engine: Engine) -> None:
     ids = sequences(8)
     with pytest.raises(BadInputError, match="no model_type 'lama'"):
         engine.compare_cache_paths(ids, candidate=CachePath(), config={"model_type": "lama"})
@@ -174,7 +181,7 @@ def test_a_configuration_or_dtype_that_cannot_be_is_refused(engine):
         engine.compare_cache_paths([[600]], candidate=CachePath(), config=SHAPES["llama"])
 
 
-def test_a_model_over_ranks_compares_no_routes():
+def test_a_model_over_ranks_compares_no_routes() -> None:
     backend = TransformersBackend(EngineSpec("transformers", tp=2), "", {}, lambda *_: None)
     with pytest.raises(UnsupportedError, match="tp=1"):
         backend.compare_cache_paths(sequences=[[1]], candidate={}, reference={})
@@ -200,7 +207,7 @@ SHARED = CachePath(chunks=LATE, prefix=40)
         ("unmasked_pads", CachePath(chunks=LATE, pads_left=5)),
     ],
 )
-def test_a_fault_shows_far_above_the_noise(engine, faulty, shape, fault, cache_path):
+def test_a_fault_shows_far_above_the_noise(engine: Engine, faulty: Any, shape: str, fault: str, cache_path: CachePath) -> None:
     sound, kept = of(engine, cache_path, shape)
     faulty(fault)
     found, cache = of(engine, cache_path, shape)
@@ -236,7 +243,7 @@ def test_a_fault_shows_far_above_the_noise(engine, faulty, shape, fault, cache_p
         assert 0.01 < first["key"] < 0.0625
 
 
-def test_the_scale_of_an_fp8_cache_tells_whether_it_was_measured(engine, faulty):
+def test_the_scale_of_an_fp8_cache_tells_whether_it_was_measured(engine: Engine, faulty: Any) -> None:
     cache_path = CachePath(cache="fp8", chunks=LATE)
     _, sound = of(engine, cache_path, "llama")
     faulty("unscaled_fp8")
@@ -255,7 +262,9 @@ def test_the_scale_of_an_fp8_cache_tells_whether_it_was_measured(engine, faulty)
         ("unscaled_fp8", CachePath(chunks=LATE), True, True),
     ],
 )
-def test_a_fault_of_the_served_model_shows_in_its_first_layer(engine, faulty, fault, cache_path, keys, values):
+def test_a_fault_of_the_served_model_shows_in_its_first_layer(
+    engine: Engine, faulty: Any, fault: str, cache_path: CachePath, keys: bool, values: bool
+) -> None:
     faulty(fault)
     found, _ = of(engine, cache_path)
     assert (np.nanmax(found.key_ulps) > 4) == keys
@@ -265,7 +274,9 @@ def test_a_fault_of_the_served_model_shows_in_its_first_layer(engine, faulty, fa
 @pytest.mark.parametrize(
     ("fault", "cache_path"), [("wrong_block", CachePath(chunks=LATE)), ("unmasked_pads", CachePath(chunks=LATE, pads_left=5))]
 )
-def test_a_fault_of_the_served_model_shows_in_its_distributions(engine, faulty, fault, cache_path):
+def test_a_fault_of_the_served_model_shows_in_its_distributions(
+    engine: Engine, faulty: Any, fault: str, cache_path: CachePath
+) -> None:
     sound, _ = of(engine, cache_path)
     faulty(fault)
     found, _ = of(engine, cache_path)

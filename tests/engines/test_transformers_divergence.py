@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ BASELINES = Path(__file__).resolve().parents[2] / "baselines" / "any" / "referen
 
 
 @pytest.fixture(scope="module")
-def teacher_forced(tmp_path_factory):
+def teacher_forced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherForced]:
     """What the sound engine predicts; the engine is started once for all tests."""
     log = tmp_path_factory.mktemp("worker") / "log"
     engine = Engine(Launch(EngineSpec("transformers"), Model("reference"), {}, {"OMP_NUM_THREADS": "2"}, timeout=240, log=log))
@@ -41,7 +42,7 @@ def recorded() -> list[Scores]:
 
 
 @pytest.fixture
-def faulty(teacher_forced):
+def faulty(teacher_forced: TeacherForced) -> Iterator[Callable[..., list[Scores]]]:
     """Predictions with a fault in the live model, which is sound again afterwards."""
     undone = []
 
@@ -66,7 +67,7 @@ def outcomes(candidate: list[Scores], reference: list[Scores], kind: str = SAME_
     return limits.outcome, record.outcome
 
 
-def test_top_scores_are_those_of_the_plain_route_and_of_an_independent_implementation(teacher_forced):
+def test_top_scores_are_those_of_the_plain_route_and_of_an_independent_implementation(teacher_forced: TeacherForced) -> None:
     plain = teacher_forced.engine.score(teacher_forced.sequences[:4])
     for ids, row, scores in zip(teacher_forced.sequences[:4], plain, teacher_forced.scores, strict=False):
         assert scores.top_ids.shape == scores.top_logprobs.shape == (POSITIONS, TOP)
@@ -79,7 +80,7 @@ def test_top_scores_are_those_of_the_plain_route_and_of_an_independent_implement
         np.testing.assert_array_equal(scores.top_logprobs[listed], scores.logprobs[listed.any(axis=1)])
 
 
-def test_the_sound_engine_is_as_recorded(teacher_forced, recorded):
+def test_the_sound_engine_is_as_recorded(teacher_forced: TeacherForced, recorded: list[Scores]) -> None:
     same = check_divergence(
         candidate=teacher_forced.scores,
         reference=recorded,
@@ -92,16 +93,20 @@ def test_the_sound_engine_is_as_recorded(teacher_forced, recorded):
     assert teacher_forced.noise() < 1e-4
 
 
-def test_a_shifted_position_fails_both_gates(faulty, recorded):
+def test_a_shifted_position_fails_both_gates(faulty: Callable[..., list[Scores]], recorded: list[Scores]) -> None:
     assert outcomes(faulty("shift_positions", "unshift_positions"), recorded) == (Outcome.FAIL, Outcome.FAIL)
 
 
 @pytest.mark.parametrize("kind", [SAME_WEIGHTS, "8-bit", "4-bit", "3-bit"])
-def test_weights_rounded_to_three_bits_fail_whatever_they_are_called(faulty, recorded, kind):
+def test_weights_rounded_to_three_bits_fail_whatever_they_are_called(
+    faulty: Callable[..., list[Scores]], recorded: list[Scores], kind: str
+) -> None:
     assert outcomes(faulty("round_weights", "restore_weights", bits=3), recorded, kind) == (Outcome.FAIL, Outcome.FAIL)
 
 
-def test_weights_rounded_to_eight_bits_are_within_eight_bit_and_warned_of(faulty, recorded):
+def test_weights_rounded_to_eight_bits_are_within_eight_bit_and_warned_of(
+    faulty: Callable[..., list[Scores]], recorded: list[Scores]
+) -> None:
     """They change less than another engine may, and far more than another execution mode of this one."""
     rounded = faulty("round_weights", "restore_weights", bits=8)
     assert outcomes(rounded, recorded, "8-bit") == (Outcome.PASS, Outcome.INCONCLUSIVE)

@@ -4,44 +4,49 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pytest_llminfer.engines.capabilities import possible_capabilities
 from pytest_llminfer.errors import BadInputError, EngineError, OutOfMemoryError, UnsupportedError
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.simulated.backend import SimulatedBackend
 from tests.support.engines import transformers_workers
-from tests.support.engines.transformers_workers import tokens
+from tests.support.engines.transformers_workers import Worker, tokens
 from tests.support.paths import REFERENCE
 
 prompts, start = transformers_workers.prompts, transformers_workers.start
 
 
 @pytest.fixture(scope="module")
-def fp32(start):
+def fp32(start: Callable[..., Worker]) -> Worker:
     worker = start()
     worker.info = worker.load(dtype="fp32")
     return worker
 
 
 @pytest.fixture(scope="module")
-def simulated():
+def simulated() -> SimulatedBackend:
     backend = SimulatedBackend(EngineSpec("simulated"), str(REFERENCE), {}, lambda *_: None)
     backend.load()
     return backend
 
 
-def test_what_was_loaded_is_told(fp32):
+def test_what_was_loaded_is_told(fp32: Worker) -> None:
     info = fp32.info
     assert (info["dtype"], info["kv_dtype"], info["device_count"], info["end_token_ids"]) == ("fp32", "fp32", 1, [2])
     assert info["device_name"]
+    assert set(info["capabilities"]) == possible_capabilities(EngineSpec("transformers"))
     assert {"engine", "torch", "python"} <= set(info["versions"])
     assert set(info["load_seconds"]) == {"import", "load"}
 
 
-def test_all_routes_give_the_same_tokens_and_log_probabilities(fp32, prompts):
+def test_all_routes_give_the_same_tokens_and_log_probabilities(fp32: Worker, prompts: list[list[int]]) -> None:
     engine, loop, no_cache = (
         fp32.generate(prompts[:4], logprobs=4, cache_path=cache_path) for cache_path in ("engine", "loop", "no_cache")
     )
@@ -57,7 +62,7 @@ def test_all_routes_give_the_same_tokens_and_log_probabilities(fp32, prompts):
         np.testing.assert_array_equal(answer["top_ids"][:, 0], answer["token_ids"])
 
 
-def test_a_batch_gives_what_single_prompts_give_in_their_order(fp32, prompts):
+def test_a_batch_gives_what_single_prompts_give_in_their_order(fp32: Worker, prompts: list[list[int]]) -> None:
     shuffled = [prompts[number] for number in (3, 11, 0, 7, 5, 1)]
     fp32.progress.clear()
     batched = fp32.generate(shuffled)
@@ -65,7 +70,9 @@ def test_a_batch_gives_what_single_prompts_give_in_their_order(fp32, prompts):
     assert fp32.progress[0] == ("generating", 6, 6)
 
 
-def test_a_small_budget_makes_more_batches_and_the_same_answers(start, fp32, prompts):
+def test_a_small_budget_makes_more_batches_and_the_same_answers(
+    start: Callable[..., Worker], fp32: Worker, prompts: list[list[int]]
+) -> None:
     worker = start()
     worker.load(dtype="fp32", engine_args={"max_batch_tokens": 300})
     worker.progress.clear()
@@ -75,7 +82,7 @@ def test_a_small_budget_makes_more_batches_and_the_same_answers(start, fp32, pro
     assert steps[-1] == 6
 
 
-def test_generation_ends_at_an_end_token_or_at_the_limit(fp32, prompts):
+def test_generation_ends_at_an_end_token_or_at_the_limit(fp32: Worker, prompts: list[list[int]]) -> None:
     (ended,) = fp32.generate(prompts[:1], max_tokens=200)
     assert (ended["token_ids"][-1], ended["finish_reason"]) == (2, "stop")
     (cut,) = fp32.generate(prompts[:1], max_tokens=3)
@@ -87,7 +94,9 @@ def test_generation_ends_at_an_end_token_or_at_the_limit(fp32, prompts):
     assert stopped["token_ids"] == ended["token_ids"][: ended["token_ids"].index(stop) + 1]
 
 
-def test_the_generation_defaults_of_a_model_are_shown_and_never_used(start, fp32, prompts, tmp_path):
+def test_the_generation_defaults_of_a_model_are_shown_and_never_used(
+    start: Callable[..., Worker], fp32: Worker, prompts: list[list[int]], tmp_path: Path
+) -> None:
     model = shutil.copytree(REFERENCE, tmp_path / "model")
     defaults = {
         "do_sample": True,
@@ -104,7 +113,7 @@ def test_the_generation_defaults_of_a_model_are_shown_and_never_used(start, fp32
     assert worker.ask("settings")["defaults"]["repetition_penalty"] == 1.9
 
 
-def test_greedy_decoding_runs_no_logits_processor(start, prompts, tmp_path):
+def test_greedy_decoding_runs_no_logits_processor(start: Callable[..., Worker], prompts: list[list[int]], tmp_path: Path) -> None:
     worker = start()
     worker.load(dtype="fp32")
     file = tmp_path / "processors.py"
@@ -123,13 +132,13 @@ def test_greedy_decoding_runs_no_logits_processor(start, prompts, tmp_path):
     assert worker.ask("run", path=str(file), function="seen", arguments={})["result"] == []
 
 
-def test_sampling_follows_its_seed(fp32, prompts):
+def test_sampling_follows_its_seed(fp32: Worker, prompts: list[list[int]]) -> None:
     first, again, other = (tokens(fp32.generate(prompts[:3], temperature=4.0, top_p=0.999, seed=seed)) for seed in (1, 1, 2))
     assert first == again != other
     assert tokens(fp32.generate(prompts[:1], temperature=1.0, top_k=1)) == tokens(fp32.generate(prompts[:1]))
 
 
-def test_scores_by_prefill_and_by_decode_agree_with_the_generation(fp32, prompts):
+def test_scores_by_prefill_and_by_decode_agree_with_the_generation(fp32: Worker, prompts: list[list[int]]) -> None:
     (answer,) = fp32.generate(prompts[:1], logprobs=1)
     sequence = prompts[0] + answer["token_ids"]
     (prefill,), (decode,) = (
@@ -141,7 +150,7 @@ def test_scores_by_prefill_and_by_decode_agree_with_the_generation(fp32, prompts
     np.testing.assert_allclose(prefill[len(prompts[0]) - 1 :], answer["top_logprobs"][:, 0], atol=1e-4)
 
 
-def test_an_independent_implementation_agrees(fp32, simulated, prompts):
+def test_an_independent_implementation_agrees(fp32: Worker, simulated: SimulatedBackend, prompts: list[list[int]]) -> None:
     sampling = Sampling(max_tokens=64).to_dict()
     ours = simulated.generate(prompts=prompts, sampling=sampling, logprobs=5)["outputs"]
     theirs = fp32.generate(prompts, max_tokens=64, logprobs=5)
@@ -157,7 +166,7 @@ def test_an_independent_implementation_agrees(fp32, simulated, prompts):
         np.testing.assert_allclose(one, other, atol=1e-3)
 
 
-def test_the_cache_grows_and_keeps_its_prefix(fp32, simulated, prompts):
+def test_the_cache_grows_and_keeps_its_prefix(fp32: Worker, simulated: SimulatedBackend, prompts: list[list[int]]) -> None:
     report, other = fp32.ask("kv_cache", prompt=prompts[0], extend=7), simulated.kv_cache(prompt=prompts[0], extend=7)
     length = len(prompts[0])
     assert [layer["key_shape"] for layer in report["layers"]] == [[1, 2, length, 64]] * 4
@@ -167,7 +176,7 @@ def test_the_cache_grows_and_keeps_its_prefix(fp32, simulated, prompts):
     assert report["layers"] == other["layers"]
 
 
-def test_a_probe_is_called_with_the_live_model(fp32, tmp_path):
+def test_a_probe_is_called_with_the_live_model(fp32: Worker, tmp_path: Path) -> None:
     file = tmp_path / "probes.py"
     file.write_text(
         "import numpy as np\n"
@@ -197,12 +206,14 @@ def test_a_probe_is_called_with_the_live_model(fp32, tmp_path):
         ([5], {"max_tokens": 0}, "engine", BadInputError, "max_tokens"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_refused_in_words(fp32, prompt, fields, cache_path, error, words):
+def test_a_request_that_makes_no_sense_is_refused_in_words(
+    fp32: Worker, prompt: Any, fields: Any, cache_path: str, error: Callable[..., Any], words: str
+) -> None:
     with pytest.raises(error, match=words):
         fp32.generate([prompt], cache_path=cache_path, **fields)
 
 
-def test_memory_that_runs_out_is_an_answer_and_the_worker_lives_on(fp32, prompts, tmp_path):
+def test_memory_that_runs_out_is_an_answer_and_the_worker_lives_on(fp32: Worker, prompts: list[list[int]], tmp_path: Path) -> None:
     if fp32.info["device"] != "cpu":
         pytest.skip("a limit on the address space says nothing to a GPU")
     file = tmp_path / "limits.py"

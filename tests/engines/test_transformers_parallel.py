@@ -7,20 +7,23 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import EngineDiedError, EngineHungError, UnsupportedError
 from pytest_llminfer.families.layout.ranks import check_rank_layouts
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.verdict import Outcome
+from pytest_llminfer.verdict import Outcome, Verdict
 from tests.support.engines.processes import left, members
 
 MODEL = Model("reference")
@@ -74,26 +77,26 @@ def mend(model):
 """
 
 
-def start(folder: Path, *, tp: int, timeout: float = 120, **cell) -> Engine:
+def start(folder: Path, *, tp: int, timeout: float = 120, **cell: Any) -> Engine:
     spec = EngineSpec("transformers", **{"dtype": "fp32", "tp": tp, **cell})
     variables = {"OMP_NUM_THREADS": "2"}
     return Engine(Launch(spec, MODEL, engine_args={}, variables=variables, timeout=timeout, log=folder / f"tp{tp}.log"))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "probes.py").write_text(PROBES)
     return folder
 
 
 @pytest.fixture(scope="module")
-def prompts():
+def prompts() -> list[list[int]]:
     return MODEL.prompts(4)
 
 
 @pytest.fixture(scope="module")
-def single(folder, prompts):
+def single(folder: Path, prompts: list[list[int]]) -> dict[Any, Any]:
     """What one process answers, by request."""
     engine = start(folder, tp=1)
     found = answers(engine, prompts)
@@ -102,13 +105,13 @@ def single(folder, prompts):
 
 
 @pytest.fixture(scope="module")
-def two(folder):
+def two(folder: Path) -> Iterator[Engine]:
     engine = start(folder, tp=2)
     yield engine
     engine.close()
 
 
-def answers(engine: Engine, prompts) -> dict:
+def answers(engine: Engine, prompts: list[list[int]]) -> dict:
     generated = engine.generate(prompts, max_tokens=32, logprobs=4)
     sequences = [prompt + list(answer.token_ids) for prompt, answer in zip(prompts[:2], generated, strict=False)]
     return {
@@ -121,11 +124,11 @@ def answers(engine: Engine, prompts) -> dict:
     }
 
 
-def tokens(generations) -> list:
+def tokens(generations: Any) -> list:
     return [generation.token_ids for generation in generations]
 
 
-def test_two_ranks_answer_as_one_process_does(single, two, prompts):
+def test_two_ranks_answer_as_one_process_does(single: Any, two: Engine, prompts: list[list[int]]) -> None:
     found = answers(two, prompts)
     for cache_path in ("engine", "loop", "no_cache"):
         assert tokens(found[cache_path]) == tokens(single[cache_path])
@@ -138,7 +141,7 @@ def test_two_ranks_answer_as_one_process_does(single, two, prompts):
     assert two.info.device_count == 2
 
 
-def test_a_wrong_weight_on_one_rank_changes_the_tokens(single, two, prompts, folder):
+def test_a_wrong_weight_on_one_rank_changes_the_tokens(single: Any, two: Engine, prompts: list[list[int]], folder: Path) -> None:
     probe = f"{folder / 'probes.py'}::scale"
     # The probe is called on both ranks, and rank 0 is who answers.
     assert two.run(probe, rank=1, factor=-1.0) == [0, [256, 384]]
@@ -147,7 +150,7 @@ def test_a_wrong_weight_on_one_rank_changes_the_tokens(single, two, prompts, fol
     assert tokens(two.generate(prompts, max_tokens=32)) == tokens(single["engine"])
 
 
-def test_each_rank_holds_what_the_plan_gives_it(single, two):
+def test_each_rank_holds_what_the_plan_gives_it(single: Any, two: Engine) -> None:
     ranks = two.ranks()
     assert [(rank.name, rank.device, rank.tp_rank) for rank in ranks] == [
         (f"transformers rank {number}", "cpu", number) for number in range(2)
@@ -167,10 +170,10 @@ def test_each_rank_holds_what_the_plan_gives_it(single, two):
     assert two.memory().live_bytes - held <= 1 << 16
 
 
-def judged(engine: Engine):
+def judged(engine: Engine) -> Verdict:
     layouts, plan = engine.rank_layouts(), engine.settings()["resolved"]["tp_plan"]
     return check_rank_layouts(
-        ranks=layouts, shape=MODEL.shape, dtype="fp32", quantization="none", engine="transformers", tp=2, plan=plan
+        ranks=layouts, shape=MODEL.shape, dtype="fp32", quantization="none", engine=profile("transformers"), tp=2, plan=plan
     )
 
 
@@ -186,7 +189,7 @@ DOWN = "model.layers.2.mlp.down_proj.weight"
     ],
     ids=["whole", "another dtype", "same part"],
 )
-def test_a_rank_that_stores_its_part_otherwise_is_named(two, folder, how, said):
+def test_a_rank_that_stores_its_part_otherwise_is_named(two: Engine, folder: Path, how: str, said: str) -> None:
     assert judged(two).outcome is Outcome.PASS
     two.run(f"{folder / 'probes.py'}::spoil", how=how)
     verdict = judged(two)
@@ -197,12 +200,14 @@ def test_a_rank_that_stores_its_part_otherwise_is_named(two, folder, how, said):
         two.layout()
 
 
-def test_contents_that_differ_in_one_bit_or_in_their_order_have_other_hashes(two, folder):
+def test_contents_that_differ_in_one_bit_or_in_their_order_have_other_hashes(two: Engine, folder: Path) -> None:
     assert two.run(f"{folder / 'probes.py'}::hashes") == ["", ""]
 
 
 @pytest.mark.parametrize("rank_0_notices", [True, False])
-def test_a_killed_rank_is_named_and_the_next_request_starts_anew(two, single, prompts, folder, rank_0_notices):
+def test_a_killed_rank_is_named_and_the_next_request_starts_anew(
+    two: Engine, single: Any, prompts: list[list[int]], folder: Path, rank_0_notices: bool
+) -> None:
     """Rank 0 is in the middle of operations that it shares with the other, or in one that never ends."""
     before = members(two)
     lost = two.ranks()[1].pid
@@ -221,7 +226,7 @@ def test_a_killed_rank_is_named_and_the_next_request_starts_anew(two, single, pr
     assert two.loads == loads + 1
 
 
-def test_a_stopped_rank_is_a_hang_and_nothing_is_left_of_it(two, prompts):
+def test_a_stopped_rank_is_a_hang_and_nothing_is_left_of_it(two: Engine, prompts: list[list[int]]) -> None:
     before = members(two)
     assert len(before) == 2
     replica = two._replicas[0]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llminfer.errors import BadInputError, EngineStartError, UnsupportedError
 from tests.support.engines import transformers_workers
+from tests.support.engines.transformers_workers import Worker
 from tests.support.paths import REFERENCE
 
 start = transformers_workers.start
@@ -34,7 +37,9 @@ start = transformers_workers.start
         ({}, {"attn_implementation": "flashy"}, EngineStartError, "cannot load .*flashy"),
     ],
 )
-def test_a_cell_that_cannot_be_is_refused_in_words(start, cell, engine_args, error, words):
+def test_a_cell_that_cannot_be_is_refused_in_words(
+    start: Callable[..., Worker], cell: Any, engine_args: Any, error: Callable[..., Any], words: str
+) -> None:
     with pytest.raises(error, match=words):
         start().load(engine_args=engine_args, **cell)
 
@@ -80,7 +85,9 @@ def spoil_the_configuration(model: Path) -> None:
         (shutil.rmtree, "there is no model at"),
     ],
 )
-def test_a_damaged_model_is_named(start, tmp_path, damage, words):
+def test_a_damaged_model_is_named(
+    start: Callable[..., Worker], tmp_path: Path, damage: Callable[..., None] | Any, words: str
+) -> None:
     model = shutil.copytree(REFERENCE, tmp_path / "model")
     damage(model)
     with pytest.raises(BadInputError, match=words):
@@ -88,7 +95,9 @@ def test_a_damaged_model_is_named(start, tmp_path, damage, words):
 
 
 @pytest.mark.parametrize(("package", "cell"), [("transformers", {}), ("bitsandbytes", {"quantization": "nf4"})])
-def test_a_missing_package_is_named_with_the_command_that_installs_it(start, tmp_path, package, cell):
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    start: Callable[..., Worker], tmp_path: Path, package: str, cell: Any
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util\nfind = importlib.util.find_spec\n"
         f"importlib.util.find_spec = lambda name, *rest: None if name == {package!r} else find(name, *rest)\n"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations.layout import Parameter
 from pytest_llminfer.predict.layout import expected_layout
 from tests.support.engines import processes, transformers_workers
-from tests.support.engines.transformers_workers import QUANTIZATIONS
+from tests.support.engines.transformers_workers import QUANTIZATIONS, Worker
 from tests.support.paths import REFERENCE
 
 prompts, start = transformers_workers.prompts, transformers_workers.start
@@ -21,16 +24,16 @@ BESIDE_WEIGHTS = {"cpu": 1 << 16, "cuda": 1 << 26}
 
 
 @pytest.fixture(scope="module", params=QUANTIZATIONS)
-def quantized(request, start):
+def quantized(request: pytest.FixtureRequest, start: Callable[..., Worker]) -> Worker:
     worker = start()
     worker.quantization = request.param
     worker.info = worker.load(quantization=request.param)
     return worker
 
 
-def test_every_parameter_is_stored_as_its_format_says(quantized):
+def test_every_parameter_is_stored_as_its_format_says(quantized: Worker) -> None:
     shape = ModelShape.from_config(json.loads((REFERENCE / "config.json").read_text()))
-    weights = expected_layout(shape=shape, dtype="bf16", quantization=quantized.quantization)
+    weights = expected_layout(shape=shape, dtype="bf16", quantization=quantized.quantization, engine=profile("transformers"))
     expected = {weight.parameter.name: weight.parameter for weight in weights}
     answer = quantized.ask("layout")
     found = {entry["name"]: Parameter.from_message({**entry, "device": "cpu"}) for entry in answer["parameters"]}
@@ -39,7 +42,7 @@ def test_every_parameter_is_stored_as_its_format_says(quantized):
     assert found["lm_head.weight"].dtype == found["model.embed_tokens.weight"].dtype == "bfloat16"
 
 
-def test_memory_layout_and_use_agree(quantized, prompts):
+def test_memory_layout_and_use_agree(quantized: Worker, prompts: list[list[int]]) -> None:
     report = quantized.ask("memory", reset_peak=True)
     layout = quantized.ask("layout")
     stored = sum(parameter["stored_bytes"] for parameter in layout["parameters"])
@@ -59,12 +62,12 @@ def test_memory_layout_and_use_agree(quantized, prompts):
     assert len(set(lives)) == 1
 
 
-def test_quantized_models_still_answer(quantized, prompts):
+def test_quantized_models_still_answer(quantized: Worker, prompts: list[list[int]]) -> None:
     answers = quantized.generate(prompts, max_tokens=100)
     assert sum(answer["finish_reason"] == "stop" for answer in answers) >= 10
 
 
-def test_settings_and_calibration_are_told(quantized):
+def test_settings_and_calibration_are_told(quantized: Worker) -> None:
     settings = quantized.ask("settings")
     assert settings["resolved"]["attn_implementation"] == "sdpa"
     assert settings["resolved"]["max_position_embeddings"] == 2048
@@ -73,7 +76,7 @@ def test_settings_and_calibration_are_told(quantized):
 
 
 @pytest.fixture
-def configuration(tmp_path):
+def configuration(tmp_path: Path) -> Path:
     """A folder with the reference model's config.json, tied, and nothing else."""
     configuration = json.loads((REFERENCE / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**configuration, "tie_word_embeddings": True}))
@@ -81,7 +84,7 @@ def configuration(tmp_path):
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
-def test_dummy_weights_need_a_configuration_only(start, configuration, quantization):
+def test_dummy_weights_need_a_configuration_only(start: Callable[..., Worker], configuration: Path, quantization: str) -> None:
     worker = start()
     worker.load(configuration, weights="dummy", quantization=quantization)
     layout, memory = worker.ask("layout"), worker.ask("memory")
@@ -97,7 +100,7 @@ def test_dummy_weights_need_a_configuration_only(start, configuration, quantizat
     assert (worker.ask("run", path=str(configuration / "norm.py"), function="norm", arguments={})["result"] == 1).all()
 
 
-def test_dummy_weights_are_the_same_every_time_and_on_two_ranks(start, configuration):
+def test_dummy_weights_are_the_same_every_time_and_on_two_ranks(start: Callable[..., Worker], configuration: Path) -> None:
     scores, held = [], []
     for path, tp in ((configuration, 1), (configuration / "config.json", 1), (configuration, 2)):
         worker = start()

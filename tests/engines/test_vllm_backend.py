@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pytest_llminfer.engines.engine import Engine
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
 from pytest_llminfer.families.execution_modes.check import check_execution_modes
 from pytest_llminfer.families.execution_modes.observe import ExecutionModes, PrefixAnswers
@@ -21,7 +25,7 @@ from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.families.memory.check import check_no_growth, check_weights, predict_weights
 from pytest_llminfer.families.memory.profile import check_profile, pinned_capacity, profile_lines
 from pytest_llminfer.families.tokens.observe import Greedy
-from pytest_llminfer.observations.generation import Sampling
+from pytest_llminfer.observations.generation import Generation, Sampling
 from pytest_llminfer.verdict import Outcome
 from suites.test_execution_modes import VARIANTS
 from tests.support.engines import vllm_engines
@@ -33,29 +37,29 @@ PROBES = FOLDER / "vllm_model.py"
 
 
 @pytest.fixture(scope="module")
-def told():
+def told() -> list[Any]:
     return []
 
 
 @pytest.fixture(scope="module")
-def engine(folder, vllm_python, told):
+def engine(folder: Path, vllm_python: str, told: Any) -> Iterator[Engine]:
     engine = start(folder, vllm_python, progress=lambda *step: told.append(step))
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
-def answers(engine, prompts):
+def answers(engine: Engine, prompts: list[list[int]]) -> list[Generation]:
     return engine.generate(prompts, max_tokens=120, logprobs=8)
 
 
-def test_tokens_are_those_of_transformers(answers, reference):
+def test_tokens_are_those_of_transformers(answers: list[Generation], reference: Any) -> None:
     assert outcome(answers, reference[0]) is Outcome.PASS
     assert {answer.finish_reason for answer in answers} == {"stop"}
     assert all(answer.token_ids[-1] == 2 for answer in answers)
 
 
-def test_log_probabilities_are_sorted_and_those_of_transformers(answers, reference):
+def test_log_probabilities_are_sorted_and_those_of_transformers(answers: list[Generation], reference: Any) -> None:
     for answer, other in zip(answers, reference[0], strict=True):
         assert answer.top_ids.shape == answer.top_logprobs.shape == (len(answer.token_ids), 8)
         assert (answer.top_ids.dtype, answer.top_logprobs.dtype) == (np.int32, np.float32)
@@ -65,7 +69,7 @@ def test_log_probabilities_are_sorted_and_those_of_transformers(answers, referen
             np.testing.assert_allclose(answer.top_logprobs[:, 0], other.top_logprobs[:, 0], atol=0.25)
 
 
-def test_without_the_cache_the_tokens_are_the_same_and_nothing_was_cached(engine, prompts):
+def test_without_the_cache_the_tokens_are_the_same_and_nothing_was_cached(engine: Engine, prompts: list[list[int]]) -> None:
     for _ in range(2):
         anew = engine.generate(prompts[:4], max_tokens=24, logprobs=8, cache_path="no_cache")
         assert [answer.cached_tokens for answer in anew] == [0] * 4
@@ -74,13 +78,13 @@ def test_without_the_cache_the_tokens_are_the_same_and_nothing_was_cached(engine
     assert [answer.top_ids.shape for answer in anew] == [answer.top_ids.shape for answer in cut]
 
 
-def test_cached_tokens_are_told(engine, prompts):
+def test_cached_tokens_are_told(engine: Engine, prompts: list[list[int]]) -> None:
     prompt = (prompts[0] * 4)[:300]
     first, second = (engine.generate([prompt], max_tokens=2)[0].cached_tokens for _ in range(2))
     assert (first, second) == (0, 256)
 
 
-def test_answers_come_back_in_the_order_of_their_prompts(engine, prompts, told):
+def test_answers_come_back_in_the_order_of_their_prompts(engine: Engine, prompts: list[list[int]], told: Any) -> None:
     shuffled = [prompts[number] for number in (5, 1, 7, 0, 3)]
     told.clear()
     together = engine.generate(shuffled, max_tokens=32)
@@ -89,7 +93,9 @@ def test_answers_come_back_in_the_order_of_their_prompts(engine, prompts, told):
     assert len(set(tokens(together))) == 5
 
 
-def test_generation_ends_at_an_end_token_or_at_the_limit(engine, prompts, answers):
+def test_generation_ends_at_an_end_token_or_at_the_limit(
+    engine: Engine, prompts: list[list[int]], answers: list[Generation]
+) -> None:
     full = answers[0].token_ids
     (cut,) = engine.generate(prompts[:1], max_tokens=3)
     assert (cut.token_ids, cut.finish_reason) == (full[:3], "length")
@@ -100,7 +106,7 @@ def test_generation_ends_at_an_end_token_or_at_the_limit(engine, prompts, answer
     assert (stopped.token_ids, stopped.finish_reason) == (full[: full.index(full[4]) + 1], "stop")
 
 
-def test_sampling_follows_its_seed(engine, prompts):
+def test_sampling_follows_its_seed(engine: Engine, prompts: list[list[int]]) -> None:
     first, again, other = (
         tokens(engine.generate(prompts[:3], Sampling(max_tokens=48, temperature=2.0, top_p=0.999, seed=seed))) for seed in (1, 1, 2)
     )
@@ -109,7 +115,7 @@ def test_sampling_follows_its_seed(engine, prompts):
     assert tokens(engine.generate(prompts[:1], only)) == tokens(engine.generate(prompts[:1], max_tokens=24))
 
 
-def test_requests_that_cannot_be_answered_are_refused(engine, prompts):
+def test_requests_that_cannot_be_answered_are_refused(engine: Engine, prompts: list[list[int]]) -> None:
     with pytest.raises(UnsupportedError, match="hand-written loop"):
         engine._replicas[0].ask(
             "generate", {"prompts": prompts[:1], "sampling": Sampling(max_tokens=2).to_dict(), "cache_path": "loop"}
@@ -123,7 +129,7 @@ def test_requests_that_cannot_be_answered_are_refused(engine, prompts):
     assert not {"kv_cache", "generate:loop"} & set(engine.info.capabilities)
 
 
-def test_scores_by_both_routes_are_those_of_transformers(engine, prompts, reference):
+def test_scores_by_both_routes_are_those_of_transformers(engine: Engine, prompts: list[list[int]], reference: Any) -> None:
     generations, expected = reference
     sequences = whole(prompts, generations)
     prefill, decode = engine.score(sequences), engine.score(sequences, cache_path="decode")
@@ -136,10 +142,10 @@ def test_scores_by_both_routes_are_those_of_transformers(engine, prompts, refere
             assert np.abs(other - ours).mean() < 0.05
 
 
-def test_every_parameter_is_stored_as_the_model_implies(engine):
+def test_every_parameter_is_stored_as_the_model_implies(engine: Engine) -> None:
     layout = engine.layout()
     verdict = check_layout(
-        parameters=layout.parameters, shape=SHAPE, dtype="bf16", quantization="none", tied=layout.tied, engine="vllm"
+        parameters=layout.parameters, shape=SHAPE, dtype="bf16", quantization="none", tied=layout.tied, engine=profile("vllm")
     )
     assert verdict.outcome is Outcome.PASS, verdict.details
     packings = {parameter.name.split(".")[-2]: parameter.packing for parameter in layout.parameters}
@@ -148,8 +154,8 @@ def test_every_parameter_is_stored_as_the_model_implies(engine):
     )
 
 
-def test_memory_is_that_of_weights_and_pool_and_does_not_grow(engine, prompts):
-    stored = predict_weights(shape=SHAPE, dtype="bf16", quantization="none", engine="vllm")
+def test_memory_is_that_of_weights_and_pool_and_does_not_grow(engine: Engine, prompts: list[list[int]]) -> None:
+    stored = predict_weights(shape=SHAPE, dtype="bf16", quantization="none", engine=profile("vllm"))
     report = engine.memory(reset_peak=True)
     assert check_weights(report=report, predicted=stored).outcome is Outcome.PASS
     assert report.weights_bytes == sum(parameter.stored_bytes for parameter in engine.layout().parameters) == stored
@@ -163,7 +169,7 @@ def test_memory_is_that_of_weights_and_pool_and_does_not_grow(engine, prompts):
     assert engine.memory().run_peak_bytes > report.live_bytes
 
 
-def test_the_pool_is_what_was_asked_for(engine):
+def test_the_pool_is_what_was_asked_for(engine: Engine) -> None:
     pool = engine.kv_pool()
     a_token = SHAPE.kv_bytes_per_token("bf16")
     blocks = POOL // (a_token * pool.block_size)
@@ -179,7 +185,7 @@ def test_the_pool_is_what_was_asked_for(engine):
         assert check_profile(lines=profile_lines(**of, capacity=capacity)).outcome is expected
 
 
-def test_what_was_loaded_is_told(engine):
+def test_what_was_loaded_is_told(engine: Engine) -> None:
     info = engine.info
     assert (info.dtype, info.kv_dtype, info.device, info.device_count, info.end_token_ids) == ("bf16", "bf16", "cpu", 1, (2,))
     assert info.device_name
@@ -187,7 +193,7 @@ def test_what_was_loaded_is_told(engine):
     assert set(info.load_seconds) == {"import", "load"}
 
 
-def test_settings_are_plain_and_about_no_machine(engine, folder):
+def test_settings_are_plain_and_about_no_machine(engine: Engine, folder: Path) -> None:
     settings = engine.settings()
     resolved, defaults = settings["resolved"], settings["defaults"]
     expected = {
@@ -206,7 +212,7 @@ def test_settings_are_plain_and_about_no_machine(engine, folder):
     assert engine.settings() == settings
 
 
-def test_the_one_rank_is_a_process_of_its_own(engine):
+def test_the_one_rank_is_a_process_of_its_own(engine: Engine) -> None:
     (rank,) = engine.ranks()
     assert (rank.device, rank.tp_rank, rank.pp_rank) == ("cpu", 0, 0)
     assert rank.weights_bytes == engine.memory().weights_bytes
@@ -214,14 +220,16 @@ def test_the_one_rank_is_a_process_of_its_own(engine):
     assert Path(f"/proc/{rank.pid}").exists()
 
 
-def test_the_device_is_measured(engine):
+def test_the_device_is_measured(engine: Engine) -> None:
     calibration = engine.calibrate()
     assert calibration.matmul_flops_per_second > 1e9
     assert calibration.copy_bytes_per_second > 1e8
     assert calibration.python_loops_per_second > 1e5
 
 
-def test_a_probe_changes_the_live_model_and_the_comparison_sees_it(engine, prompts, answers, reference):
+def test_a_probe_changes_the_live_model_and_the_comparison_sees_it(
+    engine: Engine, prompts: list[list[int]], answers: list[Generation], reference: Any
+) -> None:
     before = engine.run(f"{PROBES}::row", name="model.embed_tokens.weight", number=7)
     assert (before.shape, before.dtype) == ((256,), np.float32)
     assert engine.run(f"{PROBES}::scale", name=NORM, factor=-1.0) == NORM
@@ -237,10 +245,10 @@ def test_a_probe_changes_the_live_model_and_the_comparison_sees_it(engine, promp
         engine.run(f"{PROBES}::missing")
 
 
-def test_a_damaged_prefix_is_caught_though_it_is_found(engine):
+def test_a_damaged_prefix_is_caught_though_it_is_found(engine: Engine) -> None:
     noise = ExecutionModes.ask(engine).noise_of_decode()
 
-    def outcomes():
+    def outcomes() -> Any:
         found = PrefixAnswers.ask(engine)
         distributions = check_execution_modes(
             candidate=found.kl_of_repeated(), noise=noise, dtype="bf16", claim="the answers are the same"
@@ -257,13 +265,13 @@ def test_a_damaged_prefix_is_caught_though_it_is_found(engine):
     assert distributions.outcome is Outcome.FAIL, str(distributions)
 
 
-def test_a_tiny_pool_preempts_and_gives_the_same_answers(engine, folder, vllm_python):
+def test_a_tiny_pool_preempts_and_gives_the_same_answers(engine: Engine, folder: Path, vllm_python: str) -> None:
     """Its counters are those of an engine that counts; the one that does not says so."""
     with pytest.raises(UnsupportedError, match="cache_counters"):
         engine.cache_counters()
     greedy = Greedy.ask(engine)
 
-    def launch(spec, _model, engine_args, _variables):
+    def launch(spec: Any, _model: Any, engine_args: Any, _variables: Any) -> Engine:
         pool = {"kv_cache_memory_bytes": None, **engine_args}
         return start(folder, vllm_python, engine_args=pool, kv_dtype=spec.kv_dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.support.engines.processes import left, members
 from tests.support.engines.vllm_engines import MODEL, start
 
 
-def test_a_killed_engine_core_is_a_death_and_no_endless_wait(vllm_python, tmp_path):
+def test_a_killed_engine_core_is_a_death_and_no_endless_wait(vllm_python: str, tmp_path: Path) -> None:
     engine = start(tmp_path, vllm_python)
     try:
         before = members(engine)
@@ -26,13 +27,13 @@ def test_a_killed_engine_core_is_a_death_and_no_endless_wait(vllm_python, tmp_pa
         engine.close()
 
 
-def test_a_pool_larger_than_memory_says_so(vllm_python, tmp_path):
+def test_a_pool_larger_than_memory_says_so(vllm_python: str, tmp_path: Path) -> None:
     with pytest.raises(
         OutOfMemoryError, match=r"(?s)Available memory .* is less than requested memory for kv.*kv_cache_memory_bytes"
     ):
         start(tmp_path, vllm_python, engine_args={"kv_cache_memory_bytes": 1 << 50})
 
 
-def test_an_unknown_engine_argument_is_refused_with_the_closest_one(vllm_python, tmp_path):
+def test_an_unknown_engine_argument_is_refused_with_the_closest_one(vllm_python: str, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"unknown engine argument 'max_model_length' .* Did you mean 'max_model_len'\?"):
         start(tmp_path, vllm_python, engine_args={"max_model_length": 256})

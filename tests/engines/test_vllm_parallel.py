@@ -6,11 +6,16 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.engine import Engine
 from pytest_llminfer.errors import EngineDiedError, EngineHungError
+from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.verdict import Outcome
 from tests.support.engines import vllm_engines
 from tests.support.engines.processes import left, members
@@ -23,19 +28,19 @@ folder, prompts, reference = vllm_engines.folder, vllm_engines.prompts, vllm_eng
 
 
 @pytest.fixture(scope="module")
-def engine(folder, vllm_python):
+def engine(folder: Path, vllm_python: str) -> Iterator[Engine]:
     engine = start(folder, vllm_python, tp=2)
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
-def answers(engine, prompts):
+def answers(engine: Engine, prompts: list[list[int]]) -> list[Generation]:
     """What the ranks answer before anything is done to them."""
     return engine.generate(prompts, max_tokens=120, logprobs=8)
 
 
-def test_two_ranks_answer_as_one_and_hold_half_each(engine, answers, reference):
+def test_two_ranks_answer_as_one_and_hold_half_each(engine: Engine, answers: list[Generation], reference: Any) -> None:
     assert outcome(answers, reference[0]) is Outcome.PASS
     first, second = engine.ranks()
     assert first.pid != second.pid
@@ -52,7 +57,7 @@ def test_two_ranks_answer_as_one_and_hold_half_each(engine, answers, reference):
     assert engine.settings()["resolved"]["tensor_parallel_size"] == 2
 
 
-def test_what_is_wrong_in_a_rank_is_seen(engine, answers, prompts):
+def test_what_is_wrong_in_a_rank_is_seen(engine: Engine, answers: list[Generation], prompts: list[list[int]]) -> None:
     engine.run(f"{PROBES}::scale", name=NORM, factor=-1.0)
     assert outcome(engine.generate(prompts, max_tokens=120, logprobs=8), answers) is Outcome.FAIL
     assert ranks.check(engine).outcome is Outcome.PASS
@@ -60,7 +65,9 @@ def test_what_is_wrong_in_a_rank_is_seen(engine, answers, prompts):
     assert ranks.check(engine).details == ranks.SAID
 
 
-def test_a_killed_rank_is_named_the_next_request_starts_anew_and_a_stopped_one_is_a_hang(engine, answers, prompts):
+def test_a_killed_rank_is_named_the_next_request_starts_anew_and_a_stopped_one_is_a_hang(
+    engine: Engine, answers: list[Generation], prompts: list[list[int]]
+) -> None:
     before = members(engine)
     assert len(before) >= 4
     lost = engine.ranks()[1].pid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 
 import pytest
 
@@ -20,13 +21,15 @@ def refused(result: pytest.RunResult, message: str) -> None:
     assert "Traceback" not in result.stdout.str()
 
 
-def test_a_model_path_that_does_not_exist(pytester: pytest.Pytester, run, mode) -> None:
+def test_a_model_path_that_does_not_exist(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     pytester.makepyfile(TEST)
     refused(run("--model=./no/such/model", *mode), "BadInputError: the model './no/such/model' is no folder here; give *")
 
 
 @pytest.mark.parametrize("engine", ["simulated", "transformers"])
-def test_a_truncated_safetensors_file(pytester: pytest.Pytester, run, engine: str) -> None:
+def test_a_truncated_safetensors_file(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], engine: str) -> None:
     pytester.makepyfile(TEST)
     model = pytester.path / "model"
     shutil.copytree(REFERENCE, model)
@@ -37,7 +40,7 @@ def test_a_truncated_safetensors_file(pytester: pytest.Pytester, run, engine: st
     assert weights.read_bytes() == content
 
 
-def test_safetensors_that_is_something_else(pytester: pytest.Pytester, run) -> None:
+def test_safetensors_that_is_something_else(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TEST)
     model = pytester.path / "model"
     shutil.copytree(REFERENCE, model)
@@ -45,7 +48,7 @@ def test_safetensors_that_is_something_else(pytester: pytest.Pytester, run) -> N
     refused(run("--model=./model"), "BadInputError: *model.safetensors*")
 
 
-def test_a_model_without_weights(pytester: pytest.Pytester, run) -> None:
+def test_a_model_without_weights(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TEST)
     model = pytester.path / "model"
     shutil.copytree(REFERENCE, model)
@@ -75,7 +78,9 @@ def test_it(engine, prompts): pass
         ("chat_template.jinja", "{{ 1 + 'a' }}", "the chat template in *chat_template.jinja fails (TypeError: *); fetch *"),
     ],
 )
-def test_a_damaged_file_of_the_tokenizer(pytester: pytest.Pytester, run, file: str, content: str, message: str) -> None:
+def test_a_damaged_file_of_the_tokenizer(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], file: str, content: str, message: str
+) -> None:
     pytester.makepyfile(PROMPTS.format(call="prompts(1)"))
     model = pytester.path / "model"
     shutil.copytree(REFERENCE, model)
@@ -85,7 +90,9 @@ def test_a_damaged_file_of_the_tokenizer(pytester: pytest.Pytester, run, file: s
     assert "Error" not in result.stdout.str().partition("BadInputError: ")[0]
 
 
-def test_a_configuration_without_the_size_of_the_vocabulary(pytester: pytest.Pytester, run) -> None:
+def test_a_configuration_without_the_size_of_the_vocabulary(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(PROMPTS.replace("engine, ", "").format(call="sample_prompts(1, 8)"))
     model = pytester.path / "model"
     shutil.copytree(REFERENCE, model)
@@ -97,7 +104,7 @@ def test_a_configuration_without_the_size_of_the_vocabulary(pytester: pytest.Pyt
     )
 
 
-def test_an_engine_argument_that_does_not_exist(pytester: pytest.Pytester, run) -> None:
+def test_an_engine_argument_that_does_not_exist(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TEST)
     refused(run('--engine-args={"falt": "crash"}'), "BadInputError: *falt*")
     refused(run('--engine-args={"fault": "crahs"}'), "BadInputError: *crahs*crash*")
@@ -110,20 +117,22 @@ def test_an_engine_argument_that_does_not_exist(pytester: pytest.Pytester, run) 
         ({"question": "How many?"}, "DatasetError: *rows.jsonl, line 2: no text in 'answer'; *"),
     ],
 )
-def test_a_dataset_row_without_an_answer(pytester: pytest.Pytester, run, row: dict, message: str) -> None:
+def test_a_dataset_row_without_an_answer(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], row: dict, message: str
+) -> None:
     shutil.copy(SUITES / "test_accuracy.py", pytester.path)
     good = {"question": "What is 1 + 1?", "answer": "1 + 1 = 2\n#### 2"}
     (pytester.path / "rows.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(row) + "\n")
     refused(run("--dataset=rows.jsonl", "-k", "dropped"), message)
 
 
-def test_a_dataset_that_does_not_exist(pytester: pytest.Pytester, run) -> None:
+def test_a_dataset_that_does_not_exist(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     shutil.copy(SUITES / "test_accuracy.py", pytester.path)
     result = run("--dataset=gsm9k", "-k", "dropped")
     refused(result, "DatasetError: no dataset 'gsm9k'; valid: synthetic, openai/gsm8k, or the path of *")
 
 
-def test_a_model_that_cannot_be_asked_questions_is_a_skip(pytester: pytest.Pytester, run) -> None:
+def test_a_model_that_cannot_be_asked_questions_is_a_skip(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     shutil.copy(SUITES / "test_accuracy.py", pytester.path)
     model = pytester.path / "model"
     shutil.copytree(REFERENCE, model)
@@ -133,7 +142,7 @@ def test_a_model_that_cannot_be_asked_questions_is_a_skip(pytester: pytest.Pytes
     result.stdout.fnmatch_lines(["SKIPPED*has no tokenizer, so it cannot be asked questions"])
 
 
-def test_a_probe_that_the_worker_cannot_import(pytester: pytest.Pytester, run) -> None:
+def test_a_probe_that_the_worker_cannot_import(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(
         """
         def test_local(engine):
@@ -161,7 +170,7 @@ def test_a_probe_that_the_worker_cannot_import(pytester: pytest.Pytester, run) -
     )
 
 
-def test_gpus_is_one_number(pytester: pytest.Pytester, run) -> None:
+def test_gpus_is_one_number(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TEST)
     result = run("--gpus=1,2")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

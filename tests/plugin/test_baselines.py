@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ def stored(pytester: pytest.Pytester) -> dict:
     return json.loads((pytester.path / FILE).read_text())
 
 
-def test_missing_is_a_visible_skip_that_names_the_way_out(pytester: pytest.Pytester, run, mode) -> None:
+def test_missing_is_a_visible_skip_that_names_the_way_out(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     project(pytester, 5)
     result = run("-rs", *mode)
     result.assert_outcomes(skipped=1)
@@ -40,14 +43,16 @@ def test_missing_is_a_visible_skip_that_names_the_way_out(pytester: pytest.Pytes
     assert not (pytester.path / "baselines").exists()
 
 
-def test_missing_fails_when_strict(pytester: pytest.Pytester, run, mode) -> None:
+def test_missing_fails_when_strict(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]) -> None:
     project(pytester, 5)
     result = run("--llminfer-strict", *mode)
     result.assert_outcomes(failed=1)
 
 
 @pytest.mark.parametrize("how", ["--update-baselines", "--update-baselines=new"])
-def test_record_then_pass_then_fail(pytester: pytest.Pytester, run, mode, how: str) -> None:
+def test_record_then_pass_then_fail(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...], how: str
+) -> None:
     project(pytester, 5)
     result = run(how, *mode)
     result.assert_outcomes(skipped=1)
@@ -63,7 +68,9 @@ def test_record_then_pass_then_fail(pytester: pytest.Pytester, run, mode, how: s
     run(*mode).assert_outcomes(failed=1)
 
 
-def test_new_keeps_what_is_recorded_and_all_replaces_it(pytester: pytest.Pytester, run, mode) -> None:
+def test_new_keeps_what_is_recorded_and_all_replaces_it(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     project(pytester, 5)
     run("--update-baselines=new", *mode)
     project(pytester, 4)
@@ -73,7 +80,9 @@ def test_new_keeps_what_is_recorded_and_all_replaces_it(pytester: pytest.Pyteste
     assert stored(pytester)["entries"]["simulated-none-fp32-kv_fp32"]["expected"] == {"value": 4}
 
 
-def test_another_condition_is_invalid_and_named(pytester: pytest.Pytester, run, mode) -> None:
+def test_another_condition_is_invalid_and_named(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     project(pytester, 5)
     run("--update-baselines", *mode)
     project(pytester, 5, prompt="q")
@@ -82,7 +91,7 @@ def test_another_condition_is_invalid_and_named(pytester: pytest.Pytester, run, 
     result.stdout.fnmatch_lines(["*INVALID*", "*prompt: recorded 'p', now 'q'"])
 
 
-def test_the_previous_record_is_given_only_if_comparable(pytester: pytest.Pytester, run) -> None:
+def test_the_previous_record_is_given_only_if_comparable(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     test = """
         def test_sessions(engine, baseline):
             def observe(engine, previous):
@@ -97,7 +106,9 @@ def test_the_previous_record_is_given_only_if_comparable(pytester: pytest.Pytest
         assert entry["expected"]["sessions"] == expected
 
 
-def test_entries_that_no_test_asked_for_are_reported(pytester: pytest.Pytester, run, mode) -> None:
+def test_entries_that_no_test_asked_for_are_reported(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     project(pytester, 5)
     run("--update-baselines", *mode)
     document = stored(pytester)
@@ -117,7 +128,14 @@ def test_entries_that_no_test_asked_for_are_reported(pytester: pytest.Pytester, 
     ],
 )
 @pytest.mark.parametrize("how", [(), ("--update-baselines",)])
-def test_a_broken_file_is_one_clear_line_and_stays_as_it_is(pytester: pytest.Pytester, run, mode, content, message, how) -> None:
+def test_a_broken_file_is_one_clear_line_and_stays_as_it_is(
+    pytester: pytest.Pytester,
+    run: Callable[..., pytest.RunResult],
+    mode: tuple[str, ...],
+    content: str,
+    message: str,
+    how: tuple[str, ...],
+) -> None:
     project(pytester, 5)
     path = pytester.path / FILE
     path.parent.mkdir(parents=True)
@@ -129,7 +147,9 @@ def test_a_broken_file_is_one_clear_line_and_stays_as_it_is(pytester: pytest.Pyt
     assert path.read_text() == content
 
 
-def test_an_unwritable_directory_fails_the_session_and_keeps_the_records(pytester: pytest.Pytester, run, mode) -> None:
+def test_an_unwritable_directory_fails_the_session_and_keeps_the_records(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     project(pytester, 5)
     (pytester.path / "baselines").write_text("a file where a folder is needed")
     result = run("--update-baselines", *mode)
@@ -140,7 +160,9 @@ def test_an_unwritable_directory_fails_the_session_and_keeps_the_records(pyteste
     assert (pytester.path / "baselines").read_text() == "a file where a folder is needed"
 
 
-def test_what_was_recorded_outlives_a_session_that_is_killed(pytester: pytest.Pytester, run) -> None:
+def test_what_was_recorded_outlives_a_session_that_is_killed(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import os

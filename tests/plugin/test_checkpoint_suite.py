@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ NO_ENGINE = """
 
 
 @pytest.fixture
-def judged(pytester: pytest.Pytester):
+def judged(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
     """Judge checkpoints in a session that names no engine, and could not start one."""
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
     pytester.makeconftest(NO_ENGINE)
@@ -33,7 +34,7 @@ def judged(pytester: pytest.Pytester):
     return run
 
 
-def test_each_checkpoint_is_a_row_of_the_table(judged, mode) -> None:
+def test_each_checkpoint_is_a_row_of_the_table(judged: Callable[..., pytest.RunResult], mode: tuple[str, ...]) -> None:
     result = judged(ASSETS / "gptq", ASSETS / "gguf" / "reference-Q4_K_M.gguf", ASSETS / "gptq", arguments=mode)
     result.assert_outcomes(passed=2)
     result.stdout.re_match_lines_random(
@@ -42,13 +43,13 @@ def test_each_checkpoint_is_a_row_of_the_table(judged, mode) -> None:
     result.stdout.no_fnmatch_line("*engine loads*")
 
 
-def test_without_the_option_there_is_a_visible_skip(judged) -> None:
+def test_without_the_option_there_is_nothing_to_test_and_the_option_is_named(judged: Callable[..., pytest.RunResult]) -> None:
     result = judged()
-    result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["SKIPPED*no checkpoint is named; name one with --checkpoint=PATH"])
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    result.stdout.fnmatch_lines(["llminfer: no test applies to a cell of this session: 1 needs --checkpoint=PATH"])
 
 
-def test_a_layer_left_in_16_bits_is_red_beside_a_clean_checkpoint(judged, tmp_path: Path) -> None:
+def test_a_layer_left_in_16_bits_is_red_beside_a_clean_checkpoint(judged: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
     faulty = checkpoints.leave_a_layer_alone(ASSETS / "gptq", tmp_path / "gptq")
     result = judged(ASSETS / "gptq", faulty)
     result.assert_outcomes(passed=1, failed=1)
@@ -57,7 +58,7 @@ def test_a_layer_left_in_16_bits_is_red_beside_a_clean_checkpoint(judged, tmp_pa
     result.stdout.re_match_lines_random([rf"checkpoint:gptq@{ASSETS}/gptq +pass ", rf"checkpoint:gptq@{faulty} +FAIL "])
 
 
-def test_a_tensor_that_the_index_does_not_name_is_red(judged, tmp_path: Path) -> None:
+def test_a_tensor_that_the_index_does_not_name_is_red(judged: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
     clean = checkpoints.split(ASSETS / "w8a8", tmp_path / "clean")
     faulty = checkpoints.split(ASSETS / "w8a8", tmp_path / "faulty")
     file = faulty / "model.safetensors.index.json"
@@ -73,13 +74,13 @@ def test_a_tensor_that_the_index_does_not_name_is_red(judged, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("path", "says"), [("nothing", "there is no model at"), (".", "has no config.json")])
-def test_what_is_no_checkpoint_is_red_in_one_line(judged, path: str, says: str) -> None:
+def test_what_is_no_checkpoint_is_red_in_one_line(judged: Callable[..., pytest.RunResult], path: str, says: str) -> None:
     result = judged(Path(path))
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([f"BadInputError: *{says}*"])
 
 
-def test_a_format_that_is_not_declared_is_a_visible_skip(judged, tmp_path: Path) -> None:
+def test_a_format_that_is_not_declared_is_a_visible_skip(judged: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
     other = checkpoints.declare(ASSETS / "w8a8", tmp_path / "hqq", quant_method="hqq")
     result = judged(other)
     result.assert_outcomes(skipped=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -40,17 +41,21 @@ MANY = """
 """
 
 
-def test_tests_without_an_engine_use_all_processes_even_within_a_file(pytester: pytest.Pytester, run) -> None:
+def test_tests_without_an_engine_use_all_processes_even_within_a_file(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(MANY)
     assert processes(run("-n2", "-v")) == {"gw0", "gw1"}
 
 
-def test_loadfile_is_honoured(pytester: pytest.Pytester, run) -> None:
+def test_loadfile_is_honoured(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(MANY)
     assert len(processes(run("-n2", "-v", "--dist=loadfile"))) == 1
 
 
-def test_a_strict_session_in_which_a_cell_compared_nothing_fails(pytester: pytest.Pytester, run, mode) -> None:
+def test_a_strict_session_in_which_a_cell_compared_nothing_fails(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     pytester.makepyfile("def test_it(engine): pass")
     result = run("--quantization=nf4", "--llminfer-strict", *mode)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -58,7 +63,9 @@ def test_a_strict_session_in_which_a_cell_compared_nothing_fails(pytester: pytes
     assert run("--quantization=nf4", *mode).ret == pytest.ExitCode.OK
 
 
-def test_a_record_that_json_cannot_hold_fails_its_own_test_and_no_other(pytester: pytest.Pytester, run, mode) -> None:
+def test_a_record_that_json_cannot_hold_fails_its_own_test_and_no_other(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     pytester.makepyfile(
         """
         def test_bad(engine, baseline):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ RECORDED, REFERENCE = "test_predictions_are_as_recorded", "test_divergence_from_
 
 
 @pytest.fixture
-def suite(pytester: pytest.Pytester, run):
+def suite(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> Callable[..., pytest.RunResult]:
     shutil.copy(SUITES / "test_divergence.py", pytester.path)
     return run
 
@@ -33,7 +34,9 @@ def fault(name: str, **more: object) -> str:
     return f"--engine-args={json.dumps({'fault': name, **more})}"
 
 
-def test_a_record_is_made_once_with_one_side_file_and_met(suite, folder: Path, mode) -> None:
+def test_a_record_is_made_once_with_one_side_file_and_met(
+    suite: Callable[..., pytest.RunResult], folder: Path, mode: tuple[str, ...]
+) -> None:
     result = suite("--update-baselines", "-rs", *mode)
     result.assert_outcomes(skipped=1, passed=1)
     result.stdout.fnmatch_lines(["*1 recorded in *", "*baseline recorded: any/reference/divergence/simulated-none-fp32-kv_fp32"])
@@ -48,7 +51,7 @@ def test_a_record_is_made_once_with_one_side_file_and_met(suite, folder: Path, m
 
 
 @pytest.mark.parametrize("name", ["shift_positions", "drop_kv_block"])
-def test_a_fault_is_caught_by_both_tests(suite, name: str) -> None:
+def test_a_fault_is_caught_by_both_tests(suite: Callable[..., pytest.RunResult], name: str) -> None:
     suite("--update-baselines")
     result = suite(fault(name))
     result.assert_outcomes(failed=2)
@@ -61,13 +64,13 @@ def test_a_fault_is_caught_by_both_tests(suite, name: str) -> None:
     )
 
 
-def test_clean_repeats_never_fail(suite) -> None:
+def test_clean_repeats_never_fail(suite: Callable[..., pytest.RunResult]) -> None:
     suite("--update-baselines")
     for _ in range(3):
         suite("--llminfer-strict").assert_outcomes(passed=2)
 
 
-def test_a_new_record_replaces_the_side_file(suite, folder: Path, mode) -> None:
+def test_a_new_record_replaces_the_side_file(suite: Callable[..., pytest.RunResult], folder: Path, mode: tuple[str, ...]) -> None:
     suite("--update-baselines", fault("drop_kv_block"), *mode)
     (first,) = folder.glob("*.npz")
     suite("--update-baselines", *mode)
@@ -76,7 +79,7 @@ def test_a_new_record_replaces_the_side_file(suite, folder: Path, mode) -> None:
     assert entry(folder)["expected"]["side_file"]["name"] == second.name
 
 
-def test_a_missing_and_an_altered_side_file_are_one_clear_line(suite, folder: Path) -> None:
+def test_a_missing_and_an_altered_side_file_are_one_clear_line(suite: Callable[..., pytest.RunResult], folder: Path) -> None:
     suite("--update-baselines")
     (side_file,) = folder.glob("*.npz")
     content = side_file.read_bytes()
@@ -91,7 +94,7 @@ def test_a_missing_and_an_altered_side_file_are_one_clear_line(suite, folder: Pa
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
-def test_another_dataset_is_invalid(suite, pytester: pytest.Pytester) -> None:
+def test_another_dataset_is_invalid(suite: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
     suite("--update-baselines")
     rows = [{"question": f"What is {n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(40)]
     path = pytester.path / "rows.jsonl"
@@ -100,7 +103,7 @@ def test_another_dataset_is_invalid(suite, pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*INVALID*", "*sequences_sha256: recorded *, now *"])
 
 
-def test_limits_of_ones_own_are_taken_and_wrong_ones_named(suite) -> None:
+def test_limits_of_ones_own_are_taken_and_wrong_ones_named(suite: Callable[..., pytest.RunResult]) -> None:
     result = suite("-k", REFERENCE, '--divergence-limits={"same weights": [1e-13, 0.5]}')
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*threshold: KL <= 1e-13 nats * (from same weights: --divergence-limits)"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,16 @@ TESTS = """
 """
 
 
-def failing(pytester: pytest.Pytester, run, fault: str, *arguments: str) -> pytest.RunResult:
+def failing(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], fault: str, *arguments: str) -> pytest.RunResult:
     pytester.makepyfile(TESTS)
     result = run(f'--engine-args={{"fault": "{fault}"}}', *arguments)
     assert "Traceback" not in result.stdout.str() or fault == "out_of_memory"
     return result
 
 
-def test_a_crash_fails_the_test_and_the_next_one_gets_a_fresh_worker(pytester: pytest.Pytester, run, mode) -> None:
+def test_a_crash_fails_the_test_and_the_next_one_gets_a_fresh_worker(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     result = failing(pytester, run, "crash", *mode)
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(
@@ -31,13 +34,17 @@ def test_a_crash_fails_the_test_and_the_next_one_gets_a_fresh_worker(pytester: p
     )
 
 
-def test_an_exit_fails_the_test_with_its_status(pytester: pytest.Pytester, run, mode) -> None:
+def test_an_exit_fails_the_test_with_its_status(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     result = failing(pytester, run, "exit", *mode)
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(["*EngineDiedError: the engine's process exited with status * during 'generate'*"])
 
 
-def test_a_hang_ends_at_the_time_limit(pytester: pytest.Pytester, run, mode) -> None:
+def test_a_hang_ends_at_the_time_limit(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     result = failing(pytester, run, "hang", "--llminfer-timeout=3", *mode)
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(
@@ -45,13 +52,13 @@ def test_a_hang_ends_at_the_time_limit(pytester: pytest.Pytester, run, mode) -> 
     )
 
 
-def test_out_of_memory_is_named(pytester: pytest.Pytester, run, mode) -> None:
+def test_out_of_memory_is_named(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]) -> None:
     result = failing(pytester, run, "out_of_memory", *mode)
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(["*OutOfMemoryError: *"])
 
 
-def test_an_engine_that_always_dies_is_given_up(pytester: pytest.Pytester, run) -> None:
+def test_an_engine_that_always_dies_is_given_up(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile("".join(f"def test_{n}(engine):\n    engine.generate([[5]], max_tokens=1)\n\n" for n in range(5)))
     result = run('--engine-args={"fault": "crash"}')
     result.assert_outcomes(failed=5)
@@ -69,7 +76,9 @@ def wrapper(folder: Path, name: str, lines: str) -> Path:
 @pytest.mark.parametrize(
     ("second_start", "what"), [("exit 7", "EngineDiedError*exited with status 7"), ("sleep 600", "EngineHungError*said nothing")]
 )
-def test_loads_that_fail_after_a_death_are_given_up(pytester: pytest.Pytester, run, second_start: str, what: str) -> None:
+def test_loads_that_fail_after_a_death_are_given_up(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], second_start: str, what: str
+) -> None:
     pytester.makepyfile("".join(f"def test_{n}(engine):\n    engine.generate([[5]], max_tokens=1)\n\n" for n in range(5)))
     script = wrapper(pytester.path, "once", f"echo start >> starts\ntest $(wc -l < starts) -gt 1 && {second_start}")
     result = run('--engine-args={"fault": "crash"}', "--llminfer-timeout=5", engine=f"simulated@{script}")
@@ -86,7 +95,9 @@ def test_loads_that_fail_after_a_death_are_given_up(pytester: pytest.Pytester, r
     assert "write to closed file" not in result.stdout.str()
 
 
-def test_a_load_that_fails_in_restart_is_told_and_tried_again(pytester: pytest.Pytester, run) -> None:
+def test_a_load_that_fails_in_restart_is_told_and_tried_again(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -108,7 +119,9 @@ def test_a_load_that_fails_in_restart_is_told_and_tried_again(pytester: pytest.P
     run(engine=f"simulated@{script}").assert_outcomes(passed=1)
 
 
-def test_an_answer_that_is_missing_is_an_error(pytester: pytest.Pytester, run, mode) -> None:
+def test_an_answer_that_is_missing_is_an_error(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     pytester.makepyfile(
         """
         def test_first(engine):
@@ -123,7 +136,7 @@ def test_an_answer_that_is_missing_is_an_error(pytester: pytest.Pytester, run, m
     result.stdout.fnmatch_lines(["*EngineError: simulated: asked 3 prompts, 2 answers came back*"])
 
 
-def test_what_cannot_be_sent_is_named_and_the_worker_lives(pytester: pytest.Pytester, run) -> None:
+def test_what_cannot_be_sent_is_named_and_the_worker_lives(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(
         """
         from pathlib import Path
@@ -144,7 +157,7 @@ def test_what_cannot_be_sent_is_named_and_the_worker_lives(pytester: pytest.Pyte
     result.stdout.fnmatch_lines(["*BadInputError: 'run' cannot be sent to the worker: arguments?'x'??1? is a PosixPath; *"])
 
 
-def test_an_interpreter_that_prints_is_named(pytester: pytest.Pytester, run) -> None:
+def test_an_interpreter_that_prints_is_named(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TESTS)
     script = wrapper(pytester.path, "chatty", "echo 'activating the environment'")
     result = run(engine=f"simulated@{script}")
@@ -153,7 +166,7 @@ def test_an_interpreter_that_prints_is_named(pytester: pytest.Pytester, run) -> 
     result.stdout.fnmatch_lines([f"*EngineStartError: the interpreter wrote something else than messages to its {expected}*"])
 
 
-def test_a_python_that_is_too_old_is_named(pytester: pytest.Pytester, run) -> None:
+def test_a_python_that_is_too_old_is_named(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TESTS)
     code = "import runpy, sys; sys.version_info = (3, 9, 1); runpy.run_path(sys.argv[1], run_name='__main__')"
     script = pytester.path / "old"
@@ -164,14 +177,16 @@ def test_a_python_that_is_too_old_is_named(pytester: pytest.Pytester, run) -> No
     result.stdout.fnmatch_lines(["*exited with status 3 during 'load'. Its last words:", "*a worker needs Python 3.10 or newer; *"])
 
 
-def test_the_next_cell_runs_after_one_that_cannot_load(pytester: pytest.Pytester, run, mode) -> None:
+def test_the_next_cell_runs_after_one_that_cannot_load(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     pytester.makepyfile(TESTS)
     result = run(*mode, engine=f"simulated@{pytester.path}/no/python,simulated")
     result.assert_outcomes(errors=2, passed=2)
     result.stdout.fnmatch_lines(["*EngineStartError: cannot start the interpreter */no/python: No such file or directory; *"])
 
 
-def test_an_interpreter_that_lacks_the_engine_is_named(pytester: pytest.Pytester, run) -> None:
+def test_an_interpreter_that_lacks_the_engine_is_named(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TESTS)
     bare = pytester.path / "bare"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
@@ -182,14 +197,14 @@ def test_an_interpreter_that_lacks_the_engine_is_named(pytester: pytest.Pytester
     assert "Traceback" not in result.stdout.str()
 
 
-def test_something_that_is_no_python_is_named(pytester: pytest.Pytester, run) -> None:
+def test_something_that_is_no_python_is_named(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TESTS)
     result = run(engine="simulated@/bin/true")
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["*EngineDiedError: the engine's process exited with status 0 during 'load'*"])
 
 
-def test_the_log_of_a_dead_worker_is_quoted(pytester: pytest.Pytester, run) -> None:
+def test_the_log_of_a_dead_worker_is_quoted(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TESTS)
     script = pytester.path / "sick"
     script.write_text("#!/bin/sh\necho 'libcuda.so is missing' >&2\nexit 3\n")

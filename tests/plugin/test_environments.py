@@ -32,7 +32,9 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
     return lambda: [json.loads(line) for line in calls.read_text().splitlines()]
 
 
-def test_the_worker_runs_in_the_environment_that_was_made_once(pytester: pytest.Pytester, run, calls, mode) -> None:
+def test_the_worker_runs_in_the_environment_that_was_made_once(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], calls: Callable[[], list[list[str]]], mode: tuple[str, ...]
+) -> None:
     pytester.makepyfile(TESTS)
     arguments = (*mode, "--quantization=none,int8")
     result = run(*arguments, engine="transformers==1.0")
@@ -45,7 +47,9 @@ def test_the_worker_runs_in_the_environment_that_was_made_once(pytester: pytest.
     assert calls() == made
 
 
-def test_a_version_that_does_not_exist_is_told_and_the_next_cell_runs(pytester: pytest.Pytester, run, calls) -> None:
+def test_a_version_that_does_not_exist_is_told_and_the_next_cell_runs(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], calls: Callable[[], list[list[str]]]
+) -> None:
     pytester.makepyfile(TESTS)
     result = run("--quantization=none", engine="transformers==9.9,simulated")
     result.assert_outcomes(errors=2, passed=2)
@@ -55,7 +59,9 @@ def test_a_version_that_does_not_exist_is_told_and_the_next_cell_runs(pytester: 
     assert calls()[-1][-1] == "transformers==9.9"
 
 
-def test_a_distribution_that_is_no_engine_is_refused(pytester: pytest.Pytester, run, calls) -> None:
+def test_a_distribution_that_is_no_engine_is_refused(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], calls: Callable[[], list[list[str]]]
+) -> None:
     pytester.makepyfile(TESTS)
     result = run(engine="vlm==0.33.0")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 
 import pytest
 
@@ -61,7 +62,7 @@ HISTORY = """
 
 
 @pytest.fixture
-def suite(pytester: pytest.Pytester):
+def suite(pytester: pytest.Pytester) -> Callable[..., None]:
     """Copy one suite into the project."""
 
     def copy(name: str) -> None:
@@ -70,7 +71,9 @@ def suite(pytester: pytest.Pytester):
     return copy
 
 
-def test_the_ledger_is_printed_and_stored(pytester: pytest.Pytester, run, suite, mode) -> None:
+def test_the_ledger_is_printed_and_stored(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], suite: Callable[..., None], mode: tuple[str, ...]
+) -> None:
     suite("memory")
     result = run("-k", "every_line", "--update-baselines", "--baselines=kept", *mode)
     result.assert_outcomes(passed=1)
@@ -90,14 +93,18 @@ def test_the_ledger_is_printed_and_stored(pytester: pytest.Pytester, run, suite,
     }  # fmt: skip
 
 
-def test_a_mebibyte_that_every_request_leaves_behind_is_found(run, suite) -> None:
+def test_a_mebibyte_that_every_request_leaves_behind_is_found(
+    run: Callable[..., pytest.RunResult], suite: Callable[..., None]
+) -> None:
     suite("memory")
     result = run("-k", "left_behind", "--engine-args", '{"fault": "leak", "fault_bytes": 1048576}')
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*memory in use grew by 9,437,184 bytes over 18 identical requests*"])
 
 
-def test_what_ran_before_is_no_peak_and_what_a_fresh_start_needs_is(pytester: pytest.Pytester, run, suite) -> None:
+def test_what_ran_before_is_no_peak_and_what_a_fresh_start_needs_is(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], suite: Callable[..., None]
+) -> None:
     suite("memory")
     run("-k", "peak and run", "--update-baselines").assert_outcomes(skipped=1)
     pytester.makeconftest(HISTORY.format(after=0))
@@ -110,7 +117,9 @@ def test_what_ran_before_is_no_peak_and_what_a_fresh_start_needs_is(pytester: py
     result.stdout.fnmatch_lines(["*run peak on a fresh start is 1,07?,???,??? bytes above its budget*"])
 
 
-def test_a_layer_in_another_dtype_is_outside_the_gate_and_marked(run, suite) -> None:
+def test_a_layer_in_another_dtype_is_outside_the_gate_and_marked(
+    run: Callable[..., pytest.RunResult], suite: Callable[..., None]
+) -> None:
     suite("memory")
     result = run("-k", "every_line", "--engine-args", '{"fault": "change_dtype", "fault_dtype": "float64"}')
     result.assert_outcomes(failed=1)
@@ -119,14 +128,16 @@ def test_a_layer_in_another_dtype_is_outside_the_gate_and_marked(run, suite) -> 
     )
 
 
-def test_a_stopped_engine_leaves_nothing(run, suite) -> None:
+def test_a_stopped_engine_leaves_nothing(run: Callable[..., pytest.RunResult], suite: Callable[..., None]) -> None:
     suite("shutdown")
     result = run()
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["simulated *pass 3 stops", "engine loads: 4"])
 
 
-def test_a_process_that_keeps_memory_after_the_stop_is_named(pytester: pytest.Pytester, run, suite) -> None:
+def test_a_process_that_keeps_memory_after_the_stop_is_named(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], suite: Callable[..., None]
+) -> None:
     note = pytester.path / "pids"
     suite("shutdown")
     pytester.makeconftest(KEEPER.format(note=str(note)))
@@ -140,7 +151,9 @@ def test_a_process_that_keeps_memory_after_the_stop_is_named(pytester: pytest.Py
 
 
 @pytest.mark.parametrize(("after", "outcome"), [(1, "passed"), (21, "failed")])
-def test_a_device_is_compared_with_what_it_was_before_the_engine(pytester: pytest.Pytester, run, suite, after, outcome) -> None:
+def test_a_device_is_compared_with_what_it_was_before_the_engine(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], suite: Callable[..., None], after: int, outcome: str
+) -> None:
     suite("shutdown")
     pytester.makeconftest(DEVICE.format(after=after))
     run().assert_outcomes(**{outcome: 1})

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -45,7 +46,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
     return [child for child in psutil.Process(pid).children(recursive=True) if "worker" in " ".join(child.cmdline())]
 
 
-def wait_until(condition, seconds: float = 30) -> bool:
+def wait_until(condition: Callable[..., bool], seconds: float = 30) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():
@@ -113,7 +114,7 @@ def test_an_interrupt_while_two_replicas_load_ends_both(pytester: pytest.Pyteste
         process.wait()
 
 
-def test_children_of_the_worker_end_with_it(pytester: pytest.Pytester, run) -> None:
+def test_children_of_the_worker_end_with_it(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(
         probes=PROBES,
         test_children="""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import threading
+from collections.abc import Callable
 
 import pytest
 
 NVIDIA_SMI = '#!/bin/sh\nfor i in 0 1 2; do echo "$i, GPU-$i, NVIDIA H100 80GB HBM3, 81559 MiB, 580.1"; done\n'
 CONFTEST = """
+    import dataclasses
     import pytest
-    from pytest_llminfer import ahead, launching
+    from pytest_llminfer.engines import profiles
+    from pytest_llminfer.plugin import launching, prestart as ahead
 
-    launching.WITHOUT_DEVICES = ()          # the simulated engine stands for one that takes GPUs
+    # The simulated engine stands for one that takes GPUs.
+    launching.profile = lambda name: dataclasses.replace(profiles.profile(name), takes_gpus=True)
     launching.Launcher._refuse_fallback = lambda *_: None
 
     def waiting(config):
@@ -36,7 +40,9 @@ VISIBLE = """
 
 
 @pytest.fixture
-def session(pytester: pytest.Pytester, run, monkeypatch):
+def session(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., pytest.RunResult]:
     tools = pytester.mkdir("bin")
     (tools / "nvidia-smi").write_text(NVIDIA_SMI)
     (tools / "nvidia-smi").chmod(0o755)
@@ -48,7 +54,7 @@ def session(pytester: pytest.Pytester, run, monkeypatch):
     return lambda *arguments: run("-s", "-v", *arguments)
 
 
-def test_the_next_cell_is_started_where_gpus_are_free(session) -> None:
+def test_the_next_cell_is_started_where_gpus_are_free(session: Callable[..., pytest.RunResult]) -> None:
     result = session("--dp=1,2", "--dtype=fp32,auto")
     result.assert_outcomes(passed=4)
     # Beside one GPU the next cell's two are free; beside two only a cell on one.
@@ -62,7 +68,9 @@ def test_the_next_cell_is_started_where_gpus_are_free(session) -> None:
     )
 
 
-def test_a_worker_that_was_started_ahead_is_the_one_that_is_used(pytester: pytest.Pytester, session) -> None:
+def test_a_worker_that_was_started_ahead_is_the_one_that_is_used(
+    pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeconftest(
         CONFTEST
         + """
@@ -82,7 +90,9 @@ def test_a_worker_that_was_started_ahead_is_the_one_that_is_used(pytester: pytes
     assert used[1] == ahead
 
 
-def test_a_cell_that_is_passed_over_gives_its_gpus_back(pytester: pytest.Pytester, session) -> None:
+def test_a_cell_that_is_passed_over_gives_its_gpus_back(
+    pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeconftest(
         CONFTEST
         + """
@@ -114,7 +124,7 @@ OTHER = """
 """
 
 
-def test_a_second_engine_does_not_wait_for_the_first(pytester: pytest.Pytester, session) -> None:
+def test_a_second_engine_does_not_wait_for_the_first(pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(OTHER)
     result = session("--dp=3", "--llminfer-timeout=20")
     result.assert_outcomes(passed=1, failed=1)
@@ -123,7 +133,7 @@ def test_a_second_engine_does_not_wait_for_the_first(pytester: pytest.Pytester, 
     )
 
 
-def test_what_was_started_ahead_makes_room(pytester: pytest.Pytester, session) -> None:
+def test_what_was_started_ahead_makes_room(pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]) -> None:
     """The next cell has what the closed engine had, which is loaded again beside an engine of the test's own."""
     pytester.makepyfile(
         """
@@ -143,7 +153,7 @@ def test_what_was_started_ahead_makes_room(pytester: pytest.Pytester, session) -
     result.assert_outcomes(passed=2)
 
 
-def test_a_log_says_that_another_session_is_waited_for(pytester: pytest.Pytester, session) -> None:
+def test_a_log_says_that_another_session_is_waited_for(pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]) -> None:
     locks = pytester.mkdir("locks")
     with (locks / "GPU-0.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_a_terminal_gets_a_bar(pytester: pytest.Pytester) -> None:
     assert "1 passed" in output
 
 
-def test_a_pipe_gets_none(pytester: pytest.Pytester, run) -> None:
+def test_a_pipe_gets_none(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TEST)
     result = run()
     assert "loading" not in result.stdout.str() + result.stderr.str()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def written(path: Path) -> dict[str, Any]:
     return data
 
 
-def test_a_session_is_written_whole_and_as_the_schema_says(pytester: pytest.Pytester, run, mode) -> None:
+def test_a_session_is_written_whole_and_as_the_schema_says(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     pytester.makepyfile(test_speed=TESTS)
     given = '{"hf_token": "hf_abc", "seed": 3}'
     result = run("--dtype=auto,fp32", "--llminfer-report=out", f"--engine-args={given}", "--junitxml=out/junit.xml", *mode)
@@ -110,7 +113,8 @@ def test_a_session_is_written_whole_and_as_the_schema_says(pytester: pytest.Pyte
     assert {test.family for test in found.tests} == {"speed"}
     assert found.messages == ("baselines: 2 missing; record them with the same command and --update-baselines=new",)
 
-    cases = {case.get("name"): case for case in ET.parse(pytester.path / "out" / "junit.xml").iter("testcase")}  # noqa: S314 - of our own making
+    document = ET.parse(pytester.path / "out" / "junit.xml")  # noqa: S314 - written by pytest
+    cases = {case.get("name"): case for case in document.iter("testcase")}
     properties = [(each.get("name"), each.get("value")) for each in cases["test_judged[simulated-fail]"].iter("property")]
     assert properties[:4] == [
         ("llminfer.cell", "simulated"),
@@ -122,7 +126,9 @@ def test_a_session_is_written_whole_and_as_the_schema_says(pytester: pytest.Pyte
     assert all(name.startswith("llminfer.") and not value.startswith("{") for name, value in shown)
 
 
-def test_a_recorded_baseline_is_named_and_the_profile_of_memory_is_a_section(pytester: pytest.Pytester, run, mode) -> None:
+def test_a_recorded_baseline_is_named_and_the_profile_of_memory_is_a_section(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     pytester.makepyfile(
         test_memory="""
         def test_first(engine, baseline):
@@ -147,7 +153,9 @@ def test_a_recorded_baseline_is_named_and_the_profile_of_memory_is_a_section(pyt
     assert first.baselines_used == ("any/reference/answer/simulated-none-fp32-kv_fp32",)
 
 
-def test_a_session_that_is_interrupted_is_written(pytester: pytest.Pytester, run, mode) -> None:
+def test_a_session_that_is_interrupted_is_written(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     pytester.makepyfile(
         """
         import os, signal, time
@@ -168,7 +176,7 @@ def test_a_session_that_is_interrupted_is_written(pytester: pytest.Pytester, run
     assert [(test.node_id.partition("::")[2], test.outcome) for test in found.tests] == [("test_first[simulated]", "pass")]
 
 
-def test_a_session_without_a_test_of_ours_is_written_too(pytester: pytest.Pytester, run) -> None:
+def test_a_session_without_a_test_of_ours_is_written_too(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile("def test_alone(): pass")
     result = run("--llminfer-report=out")
     assert result.ret == pytest.ExitCode.OK
@@ -177,19 +185,21 @@ def test_a_session_without_a_test_of_ours_is_written_too(pytester: pytest.Pytest
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere; run the tests as another user")
-def test_a_folder_without_the_right_to_write_is_one_error(pytester: pytest.Pytester, run) -> None:
+def test_a_folder_without_the_right_to_write_is_one_error(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     locked = pytester.mkdir("locked")
     locked.chmod(0o500)
     refused(pytester, run, "locked", "Permission denied", ())
 
 
-def test_a_file_in_the_way_is_one_error(pytester: pytest.Pytester, run, mode) -> None:
+def test_a_file_in_the_way_is_one_error(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     (pytester.path / "in_the_way").write_text("kept")
     refused(pytester, run, "in_the_way/out", "Not a directory", mode)
     assert (pytester.path / "in_the_way").read_text() == "kept"
 
 
-def refused(pytester: pytest.Pytester, run, folder: str, why: str, mode) -> None:
+def refused(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], folder: str, why: str, mode: tuple[()]) -> None:
     pytester.makepyfile("def test_first(engine): pass")
     result = run(f"--llminfer-report={folder}", *mode)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -203,7 +213,7 @@ def refused(pytester: pytest.Pytester, run, folder: str, why: str, mode) -> None
     kept.parent.rmdir()
 
 
-def test_the_ini_file_names_a_folder_relative_to_the_root(pytester: pytest.Pytester, run) -> None:
+def test_the_ini_file_names_a_folder_relative_to_the_root(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\nllminfer_report = reports\n")
     pytester.mkdir("inner").joinpath("test_a.py").write_text("def test_first(engine): pass")
     run("inner")
@@ -211,7 +221,7 @@ def test_the_ini_file_names_a_folder_relative_to_the_root(pytester: pytest.Pytes
     assert {"name": "report", "value": "reports", "source": "ini"} in data["options"]
 
 
-def test_without_the_option_nothing_is_written(pytester: pytest.Pytester, run) -> None:
+def test_without_the_option_nothing_is_written(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile("def test_first(engine): pass")
     run()
     assert list(pytester.path.rglob("results.json")) == []

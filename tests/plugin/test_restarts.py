@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 
-def test_preparations_are_repeated_and_loads_counted(pytester: pytest.Pytester, run) -> None:
+def test_preparations_are_repeated_and_loads_counted(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(
         probes="""
         def mark(model, value):

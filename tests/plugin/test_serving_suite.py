@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ pytest.importorskip("tokenizers")
 
 
 @pytest.fixture
-def serving(pytester: pytest.Pytester, run):
+def serving(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> Callable[..., pytest.RunResult]:
     shutil.copy(SUITES / "test_serving.py", pytester.path)
 
     def serving(*arguments: str, **engine_args: object) -> pytest.RunResult:
@@ -41,7 +42,9 @@ def server_processes() -> list[str]:
     return found
 
 
-def test_a_whole_server_passes_everything_and_nothing_is_left(serving, pytester: pytest.Pytester) -> None:
+def test_a_whole_server_passes_everything_and_nothing_is_left(
+    serving: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
     result = serving("--update-baselines")
     result.assert_outcomes(passed=TESTS - 1, skipped=1)
     record = json.loads(next(pytester.path.glob("baselines/*/reference/serving_latency.json")).read_text())
@@ -68,7 +71,7 @@ def test_a_whole_server_passes_everything_and_nothing_is_left(serving, pytester:
         ("empty_chat", "chat_and_completion", "*chat 0: an empty answer*"),
     ],
 )
-def test_each_fault_fails_its_own_test_alone(serving, fault: str, test: str, message: str) -> None:
+def test_each_fault_fails_its_own_test_alone(serving: Callable[..., pytest.RunResult], fault: str, test: str, message: str) -> None:
     # The dearest test runs for the fault that it is there for.
     dear = [] if test.startswith("finish_reason") else ["finish_reason"]
     result = serving("-k", " and ".join(f"not {name}" for name in ["latency", *dear]), server_fault=fault)
@@ -79,7 +82,9 @@ def test_each_fault_fails_its_own_test_alone(serving, fault: str, test: str, mes
 
 
 @pytest.mark.parametrize("fault", ["slow_first_token", "slow_tokens"])
-def test_a_slow_server_is_caught_and_a_fast_one_never_fails(serving, pytester: pytest.Pytester, fault: str) -> None:
+def test_a_slow_server_is_caught_and_a_fast_one_never_fails(
+    serving: Callable[..., pytest.RunResult], pytester: pytest.Pytester, fault: str
+) -> None:
     latency = "test_serving.py::test_latency_is_as_recorded"
     serving(latency, "--update-baselines").assert_outcomes(skipped=1)
     file = next(pytester.path.glob("baselines/*/reference/serving_latency.json"))
@@ -104,21 +109,25 @@ def test_a_slow_server_is_caught_and_a_fast_one_never_fails(serving, pytester: p
     serving(latency).assert_outcomes(passed=1)
 
 
-def test_a_cell_that_is_not_served_is_a_visible_skip(pytester: pytest.Pytester, run) -> None:
+def test_a_cell_that_is_not_served_has_no_such_tests_and_the_session_says_what_would_bring_them(
+    pytester: pytest.Pytester, run
+) -> None:
     shutil.copy(SUITES / "test_serving.py", pytester.path)
-    result = run("-rs")
-    result.assert_outcomes(skipped=TESTS)
-    result.stdout.fnmatch_lines(["SKIPPED*its llminfer_only marker lets none of this session's cells through"])
+    result = run()
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    result.stdout.fnmatch_lines([f"llminfer: no test applies to a cell of this session: {TESTS} need over_http=True (--serve, *)"])
 
 
-def test_an_engine_without_a_server_is_a_visible_skip_and_a_refused_argument_is_one_line(serving) -> None:
+def test_an_engine_without_a_server_is_a_visible_skip_and_a_refused_argument_is_one_line(
+    serving: Callable[..., pytest.RunResult],
+) -> None:
     result = serving("--deselect=test_serving.py::test_latency_is_as_recorded", server_fault="lost_chunks")
     result.stdout.fnmatch_lines(["*unknown server_fault 'lost_chunks'*Did you mean 'lost_chunk'?*"])
     result = serving(concurency=3)
     result.stdout.fnmatch_lines(["*unknown engine argument 'concurency'*"])
 
 
-# What a server answers, of the other suites; what it does not tell is a visible skip.
+# What a server answers, of the other suites; what no server tells is not collected.
 ANSWERED = (
     "accuracy_has_not_dropped",
     "accuracy_is_that_of_one_gpu",
@@ -133,12 +142,14 @@ ANSWERED = (
 )
 
 
-def test_other_suites_ask_the_server_and_are_judged_by_what_was_recorded_without_it(pytester: pytest.Pytester, run) -> None:
+def test_other_suites_ask_the_server_and_are_judged_by_what_was_recorded_without_it(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
     short = ("--gsm8k-questions=40", "--gsm8k-runs=1", "--accuracy-margin=20", "--dtype=fp32", "-v", "-rs")
-    recorded = [shutil.copy(SUITES / f"test_{suite}.py", pytester.path) for suite in ("gsm8k", "settings", "tokens")]
+    recorded = [shutil.copy(SUITES / f"test_{suite}.py", pytester.path) for suite in ("accuracy", "settings", "tokens")]
     skipped = run(*short, "--serve", "-k", "accuracy_has_not_dropped")
     skipped.assert_outcomes(skipped=1, deselected=8)
-    skipped.stdout.fnmatch_lines(["SKIPPED*no baseline for *gsm8k*record it with --update-baselines=new, without --serve"])
+    skipped.stdout.fnmatch_lines(["SKIPPED*no baseline for *accuracy*record it with --update-baselines=new, without --serve"])
     skipped.stdout.fnmatch_lines(["baselines: 1 missing; -rs shows how each is recorded"])
     run(*short, "--update-baselines=new", *recorded)
     others = [suite for suite in SUITES.glob("test_*.py") if suite.stem not in ("test_serving", "test_kv_equivalence")]
@@ -151,4 +162,3 @@ def test_other_suites_ask_the_server_and_are_judged_by_what_was_recorded_without
     assert passed == sorted(ANSWERED)
     # Though they are recorded.
     assert [*pytester.path.glob("baselines/*/*/settings_defaults.json")]
-    result.stdout.fnmatch_lines(["SKIPPED*a server does not tell its defaults"])

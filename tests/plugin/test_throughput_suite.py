@@ -25,7 +25,9 @@ def other_work(monkeypatch):
 
 
 @pytest.fixture
-def decode(pytester: pytest.Pytester, run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+def decode(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., pytest.RunResult]:
     """The decode test with the device's own rates before and after given."""
     # pytest-benchmark switches itself off where it sees a worker of pytest-xdist, which may be what runs this test.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
@@ -38,7 +40,9 @@ def decode(pytester: pytest.Pytester, run, monkeypatch: pytest.MonkeyPatch) -> C
     return measure
 
 
-def test_an_unsteady_device_is_invalid_and_leaves_no_record(decode, pytester: pytest.Pytester) -> None:
+def test_an_unsteady_device_is_invalid_and_leaves_no_record(
+    decode: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
     result = decode("--update-baselines", rates="cycle((1e9, 2e9))")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
@@ -47,7 +51,7 @@ def test_an_unsteady_device_is_invalid_and_leaves_no_record(decode, pytester: py
     assert list(pytester.path.glob("baselines/*/*/*.json")) == []
 
 
-def test_a_steady_one_is_recorded_and_then_judges(decode, pytester: pytest.Pytester) -> None:
+def test_a_steady_one_is_recorded_and_then_judges(decode: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
     # On a device nearly twice as fast: whatever the machine is busy with, later sessions are no slower beside their device.
     decode("--update-baselines", rates="cycle((1.8e9, 1.9e9))").assert_outcomes(skipped=1)
     assert [file.stem for file in pytester.path.glob("baselines/*/*/*.json")] == ["throughput_decode"]

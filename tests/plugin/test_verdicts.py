@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 TESTS = """
@@ -28,14 +30,16 @@ def judged(pytester: pytest.Pytester, name: str) -> None:
     pytester.makepyfile(test_speed=TESTS.replace("{name}", name))
 
 
-def test_pass(pytester: pytest.Pytester, run, mode) -> None:
+def test_pass(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]) -> None:
     judged(pytester, "PASS")
     result = run(*mode)
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["cell *speed*", "simulated *pass 12 tok/s"])
 
 
-def test_fail_shows_the_whole_message_and_no_traceback(pytester: pytest.Pytester, run, mode) -> None:
+def test_fail_shows_the_whole_message_and_no_traceback(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     judged(pytester, "FAIL")
     result = run(*mode)
     result.assert_outcomes(failed=1)
@@ -45,7 +49,9 @@ def test_fail_shows_the_whole_message_and_no_traceback(pytester: pytest.Pytester
     assert "def test_judged" not in result.stdout.str()
 
 
-def test_invalid_is_an_error_by_its_own_name(pytester: pytest.Pytester, run, mode) -> None:
+def test_invalid_is_an_error_by_its_own_name(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     judged(pytester, "INVALID")
     result = run("-v", *mode)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -54,20 +60,26 @@ def test_invalid_is_an_error_by_its_own_name(pytester: pytest.Pytester, run, mod
     result.stdout.fnmatch_lines(["*1 error*"])
 
 
-def test_inconclusive_is_shown_and_does_not_fail(pytester: pytest.Pytester, run, mode) -> None:
+def test_inconclusive_is_shown_and_does_not_fail(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     judged(pytester, "INCONCLUSIVE")
     result = run("-v", *mode)
     assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(["*INCONCLUSIVE*", "simulated *inconclusive 12 tok/s", "*1 inconclusive*"])
 
 
-def test_inconclusive_fails_when_strict(pytester: pytest.Pytester, run, mode) -> None:
+def test_inconclusive_fails_when_strict(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     judged(pytester, "INCONCLUSIVE")
     result = run("--llminfer-strict", *mode)
     result.assert_outcomes(failed=1)
 
 
-def test_a_plain_assertion_shows_in_the_table_too(pytester: pytest.Pytester, run, mode) -> None:
+def test_a_plain_assertion_shows_in_the_table_too(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     pytester.makepyfile(test_mine="def test_it(engine):\n    assert engine.loads == 2")
     result = run(*mode)
     result.assert_outcomes(failed=1)

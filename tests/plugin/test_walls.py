@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,14 +28,16 @@ def modules(pytester: pytest.Pytester) -> set[str]:
     return {name.partition(".")[0] for name in json.loads((pytester.path / "modules.json").read_text())}
 
 
-def test_an_engine_free_session_imports_neither_frameworks_nor_numpy(pytester: pytest.Pytester, run) -> None:
+def test_an_engine_free_session_imports_neither_frameworks_nor_numpy(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile("def test_alone(): pass")
     run("-p", "no:hypothesispytest").assert_outcomes(passed=1)
     assert not modules(pytester) & (FRAMEWORKS | {"numpy"})
 
 
-def test_a_session_with_an_engine_imports_no_framework(pytester: pytest.Pytester, run) -> None:
+def test_a_session_with_an_engine_imports_no_framework(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(
         """

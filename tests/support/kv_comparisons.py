@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from pytest_llminfer.families.kv_equivalence.check import Compared, check_cache_paths
+from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
 from pytest_llminfer.models.cut import CacheSizes
 from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparison, CachePathComparisons
-from pytest_llminfer.verdict import Outcome
+from pytest_llminfer.verdict import Outcome, Verdict
 
 LAYERS, HEADS, TOKENS, DIM = 3, 4, 48, 32
 WINDOW = 20
@@ -29,7 +32,7 @@ class Bug:
         self.lengths = (TOKENS,) * LAYERS
         self.dtype = "fp32"
 
-    def from_layer(self, layer, start=0, end=TOKENS, size=1.0):
+    def from_layer(self, layer: Any, start: int = 0, end: int = TOKENS, size: float = 1.0) -> Bug:
         """Keys and values off in this layer and all above it, as everything is that came of something wrong."""
         for errors in (self.keys, self.values):
             errors[layer:, :, start:end] = size
@@ -52,16 +55,16 @@ class Bug:
             **ulps,
         )
 
-    def compared(self, cache_path=DECODE, cache=None, repeated=None) -> Compared:
+    def compared(self, cache_path: CachePath = DECODE, cache: None = None, repeated: Bug | None = None) -> Compared:
         again = CachePathComparisons((repeated.one(),), None) if repeated else None
         return Compared(cache_path, CachePathComparisons((self.one(),), cache), again)
 
 
-def verdict(bug, cache_path=DECODE, sizes=FULL, repeated=None):
+def verdict(bug: Bug, cache_path: CachePath = DECODE, sizes: CacheSizes = FULL, repeated: Bug | None = None) -> Verdict:
     return check_cache_paths(compared=[bug.compared(cache_path, repeated=repeated)], sizes=sizes, claim="as prefill")
 
 
-def assert_told(found, kind, *words):
+def assert_told(found: Verdict, kind: Kind, *words: Any) -> None:
     assert found.outcome is Outcome.FAIL
     assert found.key == kind
     assert found.details[0].startswith(f"{kind}: "), found

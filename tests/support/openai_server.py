@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 import time
+from email.message import Message
 
 
 class Fake:
@@ -61,7 +62,7 @@ class Fake:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.address = f"http://127.0.0.1:{self.server.server_port}/v1"
 
-    def refuses(self, headers) -> bool:
+    def refuses(self, headers: Message[str, str]) -> bool:
         return bool(self.key) and headers["Authorization"] != f"Bearer {self.key}"
 
     def continue_numbers(self, path: str, body: dict) -> tuple[int, dict]:

@@ -6,7 +6,9 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +31,7 @@ class Phases(list[str]):
 
 
 @pytest.fixture
-def index(tmp_path, monkeypatch) -> Path:
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package index of our own, an empty cache, and a PATH with nothing on it; conftest.py leaves all other configuration out."""
     folder = tmp_path / "index"
     wheel(folder, "llminfer-tiny", "1.0", "ANSWER = 42")
@@ -41,7 +43,7 @@ def index(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def uv(index, tmp_path, monkeypatch):
+def uv(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """The calls that a fake uv on PATH, which installs from ``index``, was given so far."""
     assert index.is_dir()
     calls = fake_uv(tmp_path / "bin")
@@ -49,7 +51,7 @@ def uv(index, tmp_path, monkeypatch):
     return lambda: [json.loads(line) for line in calls.read_text().splitlines()]
 
 
-def makes(uv) -> int:
+def makes(uv: Any) -> int:
     return sum(call[0] == "venv" for call in uv())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import shared_tensors
@@ -17,7 +18,7 @@ SHARING = ("awq", "fp8", "gptq", "w4a16", "w8a8")
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
-def test_together_they_stay_under_30_megabytes():
+def test_together_they_stay_under_30_megabytes() -> None:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "assets"]
     names = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.split("\0")
     files = {REPOSITORY / name for name in names if name and (REPOSITORY / name).is_symlink() | (REPOSITORY / name).is_file()}
@@ -26,7 +27,7 @@ def test_together_they_stay_under_30_megabytes():
 
 
 @pytest.mark.parametrize("name", SHARING)
-def test_each_links_to_what_the_reference_model_has_too(name):
+def test_each_links_to_what_the_reference_model_has_too(name: str) -> None:
     link = ASSETS / name / SHARDS[0]
     assert str(link.readlink()) == "../shared.safetensors"
     assert {
@@ -37,7 +38,7 @@ def test_each_links_to_what_the_reference_model_has_too(name):
 
 
 @pytest.mark.parametrize("name", SHARING)
-def test_made_again_they_are_the_same_bytes(tmp_path, name):
+def test_made_again_they_are_the_same_bytes(tmp_path: Path, name: str) -> None:
     made, shared = checkpoints.copy(ASSETS / name, tmp_path / name), tmp_path / "shared.safetensors"
     shared_tensors.split(made, REFERENCE)
     shared_tensors.link(made, shared)
@@ -47,7 +48,7 @@ def test_made_again_they_are_the_same_bytes(tmp_path, name):
     assert not (made / "model.safetensors").exists()
 
 
-def test_a_shared_file_with_other_tensors_is_not_written_over(tmp_path):
+def test_a_shared_file_with_other_tensors_is_not_written_over(tmp_path: Path) -> None:
     made, shared = checkpoints.copy(ASSETS / "w8a8", tmp_path / "w8a8"), tmp_path / "shared.safetensors"
     shared_tensors.split(made, REFERENCE)
     shared.write_bytes(b"another model's")
@@ -57,7 +58,7 @@ def test_a_shared_file_with_other_tensors_is_not_written_over(tmp_path):
     assert not (made / SHARDS[0]).is_symlink()
 
 
-def test_a_checkpoint_that_shares_nothing_is_left_alone(tmp_path):
+def test_a_checkpoint_that_shares_nothing_is_left_alone(tmp_path: Path) -> None:
     made, other = tmp_path / "made", tmp_path / "other"
     checkpoints.copy(ASSETS / "w8a8", made)
     shutil.copytree(REFERENCE, other)
@@ -67,7 +68,7 @@ def test_a_checkpoint_that_shares_nothing_is_left_alone(tmp_path):
     assert (made / "model.safetensors").is_file()
 
 
-def test_a_gguf_file_shares_nothing(tmp_path):
+def test_a_gguf_file_shares_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "tools/quantize.py", "reference", "--format=q8_0", f"--out={tmp_path}", "--shared=x"]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 2

@@ -11,7 +11,7 @@ LENGTHS = st.lists(st.integers(min_value=1, max_value=500), max_size=60)
 
 
 @given(LENGTHS, st.integers(1, 100), st.integers(1, 3000))
-def test_every_prompt_comes_once_and_batches_keep_their_budget(lengths, max_tokens, budget):
+def test_every_prompt_comes_once_and_batches_keep_their_budget(lengths: list[int], max_tokens: int, budget: int) -> None:
     batches = plan_batches(lengths, max_tokens=max_tokens, max_batch_tokens=budget)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
@@ -19,6 +19,6 @@ def test_every_prompt_comes_once_and_batches_keep_their_budget(lengths, max_toke
         assert len(batch) == 1 or len(batch) * row_tokens <= budget
 
 
-def test_prompts_of_like_length_go_together_longest_first():
+def test_prompts_of_like_length_go_together_longest_first() -> None:
     assert plan_batches([5, 90, 6, 91, 5], max_tokens=10, max_batch_tokens=210) == [[3, 1], [2, 0, 4]]
     assert plan_batches([], max_tokens=10, max_batch_tokens=210) == []

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,24 +63,24 @@ STOCK = {
 """Templates in the manner of models that are widely used: source, ``eos_token``, form."""
 
 
-def render(source, messages, **tokens):
+def render(source: str, messages: Sequence[dict[str, str]], **tokens: Any) -> str:
     return ChatTemplate(source, file=Path("chat_template.jinja")).render(messages, TOKENS | tokens)
 
 
-def departure(source, messages, rendered, **tokens):
+def departure(source: str, messages: Sequence[dict[str, str]], rendered: Any, **tokens: Any) -> str:
     return differs(source, messages, rendered, TOKENS | tokens)
 
 
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("messages", CONVERSATIONS, ids=["turn", "system", "turns", "unicode"])
-def test_templates_of_the_three_forms_agree_with_them(name, messages):
+def test_templates_of_the_three_forms_agree_with_them(name: str, messages: Sequence[dict[str, str]]) -> None:
     rendered = render(TEMPLATES[name], messages)
     assert rendered == FORMS[name].write(messages)
     assert form_of(TEMPLATES[name], TOKENS) == FORMS[name]
     assert departure(TEMPLATES[name], messages, rendered) == ""
 
 
-def test_the_forms_as_their_makers_show_them():
+def test_the_forms_as_their_makers_show_them() -> None:
     messages = [{"role": "user", "content": "Hi"}]
     assert CHATML.write(messages) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert LLAMA3.write(messages) == (
@@ -88,7 +90,7 @@ def test_the_forms_as_their_makers_show_them():
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_no_template_in_use_departs(name):
+def test_no_template_in_use_departs(name: str | tuple[str, str, str]) -> None:
     source, end, expected = STOCK[name]
     form = form_of(source, TOKENS | {"eos_token": end})
     assert (form.name if form else "") == expected
@@ -132,12 +134,12 @@ def test_no_template_in_use_departs(name):
         "no last break",
     ],
 )
-def test_a_template_that_departs_from_its_form_is_shown(name, damage):
+def test_a_template_that_departs_from_its_form_is_shown(name: str, damage: Callable[..., Any]) -> None:
     rendered = damage(FORMS[name].write(CONVERSATIONS[2]))
     assert departure(TEMPLATES[name], CONVERSATIONS[2], rendered).startswith(f"{name}: ")
 
 
-def test_the_place_of_a_departure_is_counted_behind_the_templates_own_words():
+def test_the_place_of_a_departure_is_counted_behind_the_templates_own_words() -> None:
     own = "<|im_start|>system\nYou are helpful.<|im_end|>\n"
     rendered = own + CHATML.write(CONVERSATIONS[0]) + "and more"
     assert (
@@ -146,7 +148,7 @@ def test_the_place_of_a_departure_is_counted_behind_the_templates_own_words():
     )
 
 
-def test_a_system_message_of_the_templates_own_is_no_departure():
+def test_a_system_message_of_the_templates_own_is_no_departure() -> None:
     own = "<|im_start|>system\nYou are helpful.<|im_end|>\n" + CHATML.write(CONVERSATIONS[0])
     assert departure(TEMPLATES["ChatML"], CONVERSATIONS[0], own) == ""
     assert departure(TEMPLATES["ChatML"], CONVERSATIONS[1], own) != ""
@@ -162,17 +164,17 @@ def test_a_system_message_of_the_templates_own_is_no_departure():
         ("Cutting Knowledge Date: December 2023", True),
     ],
 )
-def test_words_before_the_users_own_system_message_are_no_departure(written, departs):
+def test_words_before_the_users_own_system_message_are_no_departure(written: str, departs: bool) -> None:
     rendered = CHATML.write([{"role": "system", "content": written}, CONVERSATIONS[1][1]])
     assert bool(departure(TEMPLATES["ChatML"], CONVERSATIONS[1], rendered)) is departs
 
 
-def test_an_unknown_form_is_not_judged():
+def test_an_unknown_form_is_not_judged() -> None:
     assert form_of("[INST] {{ messages[0].content }} [/INST]", TOKENS) is None
     assert departure("[INST]", CONVERSATIONS[0], "whatever") == ""
 
 
-def test_the_reference_model_speaks_chatml():
+def test_the_reference_model_speaks_chatml() -> None:
     model = Model("reference")
     assert form_of(model.chat_template, model.template_tokens) == CHATML
     assert Conversations.of(model).departures == Conversations.of(model).refusals == ()
@@ -180,14 +182,14 @@ def test_the_reference_model_speaks_chatml():
     assert model.special_tokens[1] == "<|im_start|>"
 
 
-def model_with(folder, template):
+def model_with(folder: Path, template: str) -> Model:
     """The reference model with another chat template."""
     shutil.copytree(Model("reference").folder, folder, ignore=lambda _, names: [name for name in names if "safetensors" in name])
     (folder / "chat_template.jinja").write_text(template)
     return Model(str(folder))
 
 
-def test_the_date_of_a_prompt_is_the_same_every_day(tmp_path):
+def test_the_date_of_a_prompt_is_the_same_every_day(tmp_path: Path) -> None:
     model = model_with(tmp_path / "dated", DATED)
     assert "Today Date: 26 Jul 2024\n" in model.render_chat("hi")
     assert "Today Date: 01 Feb 2025\n" in model.render_chat("hi", today=date(2025, 2, 1))
@@ -196,7 +198,7 @@ def test_the_date_of_a_prompt_is_the_same_every_day(tmp_path):
     assert asked.counts_today(model)[question] == len(model.chat(question, today=date.today()))  # noqa: DTZ011
 
 
-def test_a_refused_conversation_is_named_and_the_others_are_judged(tmp_path):
+def test_a_refused_conversation_is_named_and_the_others_are_judged(tmp_path: Path) -> None:
     refusing = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATES["ChatML"]
     )
@@ -229,13 +231,13 @@ NAMES = {1: "<|begin_of_text|>"}
         ([[1, 5, 6]], "1 conversations for 2"),
     ],
 )
-def test_other_tokens_fail_and_are_named(found, says):
+def test_other_tokens_fail_and_are_named(found: list[list[int]], says: str) -> None:
     verdict = check_conversations(found=found, expected=[[1, 5, 6], [1, 7]], claim="the same", source="a record", names=NAMES)
     assert verdict.outcome is Outcome.FAIL
     assert says in str(verdict)
 
 
-def test_equal_tokens_pass_and_a_departure_does_not():
+def test_equal_tokens_pass_and_a_departure_does_not() -> None:
     same = {"found": [[1, 5, 6]], "expected": [[1, 5, 6]], "claim": "the same", "source": "a record"}
     assert check_conversations(**same).outcome is Outcome.PASS
     assert check_conversations(**same, departures=["ChatML: no end"]).outcome is Outcome.FAIL

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llminfer.checkpoints.quantization_config import group_size, stored_format, variant
 from pytest_llminfer.cli import main
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.layout.checkpoint import check_checkpoint, check_index
 from pytest_llminfer.families.memory.check import predict_weights
-from pytest_llminfer.models.stored import read_stored
-from pytest_llminfer.verdict import Outcome
+from pytest_llminfer.models.stored import StoredModel, read_stored
+from pytest_llminfer.verdict import Outcome, Verdict
 from tests.support.faults import checkpoints
 from tests.support.paths import ASSETS, REFERENCE
 
@@ -30,19 +33,19 @@ BYTES = {
 }
 
 
-def check(stored):
+def check(stored: StoredModel) -> Verdict:
     verdict, *index = check_checkpoint(stored)
     assert [each.outcome for each in index] == [Outcome.PASS] * (stored.index is not None)
     return verdict
 
 
-def histogram(verdict):
+def histogram(verdict: Verdict) -> dict[Any, Any]:
     prefix = "stored in "
     return {each.name.removeprefix(prefix): each.value for each in verdict.measurements if each.name.startswith(prefix)}
 
 
 @pytest.mark.parametrize("name", SAFETENSORS)
-def test_a_bundled_checkpoint_is_stored_as_it_declares(name):
+def test_a_bundled_checkpoint_is_stored_as_it_declares(name: str) -> None:
     stored = read_stored(ASSETS / name)
     assert (stored.quantization, stored.dtype, stored.holder) == (name, "bfloat16", "checkpoint")
     assert stored.group_size == (128 if name in {"awq", "gptq", "w4a16"} else None)
@@ -53,7 +56,7 @@ def test_a_bundled_checkpoint_is_stored_as_it_declares(name):
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_a_bundled_gguf_file_holds_the_types_that_it_names(mixture):
+def test_a_bundled_gguf_file_holds_the_types_that_it_names(mixture: str) -> None:
     stored = read_stored(ASSETS / "gguf" / f"reference-{mixture}.gguf")
     assert stored.quantization == MIXTURES[mixture]
     verdict = check(stored)
@@ -61,14 +64,14 @@ def test_a_bundled_gguf_file_holds_the_types_that_it_names(mixture):
     assert histogram(verdict)["float32"] == 4 * 9 * 256
 
 
-def test_the_unquantized_model_is_stored_as_it_declares():
+def test_the_unquantized_model_is_stored_as_it_declares() -> None:
     verdict = check(read_stored(REFERENCE))
     assert verdict.outcome is Outcome.PASS
     assert histogram(verdict) == {"bfloat16": 7_344_640}
 
 
 @pytest.mark.parametrize("name", SAFETENSORS)
-def test_a_layer_that_was_silently_left_in_16_bits_is_named(name, tmp_path):
+def test_a_layer_that_was_silently_left_in_16_bits_is_named(name: str, tmp_path: Path) -> None:
     verdict = check(read_stored(checkpoints.leave_a_layer_alone(ASSETS / name, tmp_path / name)))
     assert verdict.outcome is Outcome.FAIL
     assert len(verdict.details) == 1
@@ -77,14 +80,14 @@ def test_a_layer_that_was_silently_left_in_16_bits_is_named(name, tmp_path):
 
 @pytest.mark.parametrize("name", [NORM, "model.embed_tokens.weight"])
 @pytest.mark.parametrize("quantization", ["w8a8", "gptq"])
-def test_a_tensor_that_was_widened_is_named(quantization, name, tmp_path):
+def test_a_tensor_that_was_widened_is_named(quantization: str, name: str, tmp_path: Path) -> None:
     verdict = check(read_stored(checkpoints.widen(ASSETS / quantization, tmp_path / "wide", name)))
     assert verdict.outcome is Outcome.FAIL
     assert len(verdict.details) == 1
     assert verdict.details[0].startswith(f"{name}: dtype float32 instead of bfloat16")
 
 
-def test_groups_of_another_size_than_declared_fail(tmp_path):
+def test_groups_of_another_size_than_declared_fail(tmp_path: Path) -> None:
     verdict = check(read_stored(checkpoints.declare(ASSETS / "gptq", tmp_path / "gptq", group_size=64)))
     assert verdict.outcome is Outcome.FAIL
     assert "self_attn.q_proj.qzeros (and the same in 3 other layers): shape [2, 32] instead of [4, 32]" in str(verdict)
@@ -92,10 +95,12 @@ def test_groups_of_another_size_than_declared_fail(tmp_path):
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("name", ["gptq", "awq", "w4a16"])
-def test_predicted_weights_are_the_bytes_on_disk_whatever_the_group_size(name, size, tmp_path):
+def test_predicted_weights_are_the_bytes_on_disk_whatever_the_group_size(name: str, size: int, tmp_path: Path) -> None:
     """128 is that of the files as they are."""
     stored = read_stored(checkpoints.regroup(ASSETS / name, tmp_path / name, size) if size < 128 else ASSETS / name)
-    predicted = predict_weights(shape=stored.shape, dtype="bf16", quantization=name, group_size=size)
+    predicted = predict_weights(
+        engine=profile("transformers"), shape=stored.shape, dtype="bf16", quantization=name, group_size=size
+    )
     held = sum(parameter.stored_bytes for parameter in stored.layout.parameters)
     assert (stored.group_size, predicted, check(stored).outcome) == (size, held, Outcome.PASS)
     # An int32 for each of the 9,216 inputs of 28 linears: GPTQ's alone.
@@ -104,7 +109,7 @@ def test_predicted_weights_are_the_bytes_on_disk_whatever_the_group_size(name, s
 
 
 @pytest.mark.parametrize(("held", "named"), [("Q8_0", 15), ("F16", 15), ("F16", 7)])
-def test_a_gguf_file_of_other_types_than_it_names_fails(held, named, tmp_path):
+def test_a_gguf_file_of_other_types_than_it_names_fails(held: str, named: int, tmp_path: Path) -> None:
     file = checkpoints.relabel(ASSETS / "gguf" / f"reference-{held}.gguf", tmp_path / "other.gguf", named)
     verdict = check(read_stored(file))
     assert verdict.outcome is Outcome.FAIL
@@ -130,16 +135,16 @@ def test_a_gguf_file_of_other_types_than_it_names_fails(held, named, tmp_path):
         ("w8a8", {"quant_method": "hqq"}, "how checkpoint stores quantization 'hqq'"),
     ],
 )  # fmt: skip
-def test_a_variant_that_is_not_declared_here_is_no_pass(name, changed, says, tmp_path):
+def test_a_variant_that_is_not_declared_here_is_no_pass(name: str, changed: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=says):
         check(read_stored(checkpoints.declare(ASSETS / name, tmp_path / name, **changed)))
 
 
-def test_a_configuration_without_quantization_declares_none():
+def test_a_configuration_without_quantization_declares_none() -> None:
     assert (stored_format(None), group_size(None), variant({})) == ("none", None, "")
 
 
-def test_the_command_names_what_is_wrong_and_says_so_by_its_status(capsys, tmp_path):
+def test_the_command_names_what_is_wrong_and_says_so_by_its_status(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["checkpoint", *(str(ASSETS / name) for name in SAFETENSORS)]) == 0
     assert capsys.readouterr().out.count("PASS: every parameter is stored") == 5
     faulty = checkpoints.leave_a_layer_alone(ASSETS / "w8a8", tmp_path / "w8a8")
@@ -151,7 +156,7 @@ def test_the_command_names_what_is_wrong_and_says_so_by_its_status(capsys, tmp_p
     assert main(["checkpoint", str(ASSETS / "w8a8"), "--quantization", "w9"]) == 2
 
 
-def test_an_index_is_judged_by_the_files_that_it_names(tmp_path):
+def test_an_index_is_judged_by_the_files_that_it_names(tmp_path: Path) -> None:
     stored = read_stored(checkpoints.split(ASSETS / "w8a8", tmp_path / "shards"))
     layout, index = check_checkpoint(stored)
     assert (layout.outcome, index.outcome, index.key) == (Outcome.PASS, Outcome.PASS, "67 indexed")

@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from pytest_llminfer import __version__, cli
 from pytest_llminfer.cli import probe
-from pytest_llminfer.spec import ENGINES
+from pytest_llminfer.engines.profiles import BUILT_IN, profile
 from tests.support.tiny_wheels import fake_uv, wheel
 
 TORCH = """
@@ -30,7 +32,7 @@ print("0, GPU-1, NVIDIA H100 80GB HBM3, 81559 MiB, 580.95.05")
 
 
 @pytest.fixture
-def llminfer(tmp_path, monkeypatch):
+def llminfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CompletedProcess[str]]:
     """Run ``llminfer`` with a cache of its own, where uv installs from an index of tiny wheels."""
     fake_uv(tmp_path / "bin")
     index = tmp_path / "index"
@@ -60,7 +62,7 @@ def engines(done: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], dic
     return {(each["engine"], each["place"]): each for each in json.loads(done.stdout)["engines"]}
 
 
-def test_version_and_help(llminfer):
+def test_version_and_help(llminfer: Callable[..., CompletedProcess[str]]) -> None:
     assert llminfer("--version").stdout.strip() == f"pytest-llminfer {__version__}"
     text = llminfer("--help").stdout
     assert all(name in text for name in cli.SUBCOMMANDS)
@@ -84,7 +86,9 @@ def test_version_and_help(llminfer):
         (("doctor", "--timeout", "soon"), "invalid float value: 'soon'"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(llminfer, arguments, message):
+def test_bad_input_is_one_line_and_status_2(
+    llminfer: Callable[..., CompletedProcess[str]], arguments: tuple[str, ...], message: str
+) -> None:
     done = llminfer(*arguments, status=2)
     assert done.stdout == ""
     assert done.stderr.startswith("llminfer: ")
@@ -92,7 +96,7 @@ def test_bad_input_is_one_line_and_status_2(llminfer, arguments, message):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_environment_is_made_listed_and_removed(llminfer):
+def test_an_environment_is_made_listed_and_removed(llminfer: Callable[..., CompletedProcess[str]]) -> None:
     assert "no environment yet" in llminfer("env", "list").stdout
     done = llminfer("env", "create", "vllm==9.0")
     python = Path(done.stdout.strip())
@@ -113,13 +117,13 @@ def test_an_environment_is_made_listed_and_removed(llminfer):
     assert "no environment yet" in llminfer("env", "list").stdout
 
 
-def test_a_creation_that_fails_is_status_1_with_the_reason(llminfer):
+def test_a_creation_that_fails_is_status_1_with_the_reason(llminfer: Callable[..., CompletedProcess[str]]) -> None:
     done = llminfer("env", "create", "vllm==7.7", status=1)
     assert "llminfer: cannot make the environment for vllm==7.7: uv failed: there is no such version" in done.stderr
     assert "no environment yet" in llminfer("env", "list").stdout
 
 
-def test_an_environment_in_use_is_not_removed(llminfer):
+def test_an_environment_in_use_is_not_removed(llminfer: Callable[..., CompletedProcess[str]]) -> None:
     python = llminfer("env", "create", "vllm==9.0").stdout.strip()
     process = subprocess.Popen([python, "-c", "print(1, flush=True); import time; time.sleep(60)"], stdout=subprocess.PIPE)
     try:
@@ -135,7 +139,7 @@ def test_an_environment_in_use_is_not_removed(llminfer):
     llminfer("env", "remove", "--all")
 
 
-def test_doctor_tells_a_good_engine_from_a_broken_one_by_importing_it(llminfer):
+def test_doctor_tells_a_good_engine_from_a_broken_one_by_importing_it(llminfer: Callable[..., CompletedProcess[str]]) -> None:
     for version in ("9.0", "9.2"):
         llminfer("env", "create", f"vllm=={version}")
     done = llminfer("doctor", "vllm", "--json")
@@ -164,7 +168,7 @@ def test_doctor_tells_a_good_engine_from_a_broken_one_by_importing_it(llminfer):
     assert "pip install 'pytest-llminfer[vllm]'" in text
 
 
-def test_doctor_looks_into_an_interpreter_that_it_is_given(llminfer, tmp_path):
+def test_doctor_looks_into_an_interpreter_that_it_is_given(llminfer: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     wheel(tmp_path / "index", "openai", "3.0", "import os; os.abort()")
     python = llminfer("env", "create", "openai==3.0").stdout.strip()
     found = engines(llminfer("doctor", "simulated", "openai", "vllm", "--environment", python, "--json"))
@@ -175,7 +179,7 @@ def test_doctor_looks_into_an_interpreter_that_it_is_given(llminfer, tmp_path):
     assert crashed["mend"] == [f"{python} -m pip install --force-reinstall openai"]
 
 
-def test_doctor_takes_no_stub_for_an_engine(llminfer, tmp_path):
+def test_doctor_takes_no_stub_for_an_engine(llminfer: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     wheel(tmp_path / "index", "sglang", "1.0", "")
     python = Path(llminfer("env", "create", "sglang==1.0").stdout.strip())
     (site,) = python.parents[1].glob("lib/python*/site-packages")
@@ -184,20 +188,20 @@ def test_doctor_takes_no_stub_for_an_engine(llminfer, tmp_path):
     assert found["vllm", str(python)]["state"] == "missing"
 
 
-def test_doctor_ends_an_import_that_hangs(llminfer, tmp_path):
+def test_doctor_ends_an_import_that_hangs(llminfer: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     wheel(tmp_path / "index", "vllm", "9.3", "import time; time.sleep(600)")
     llminfer("env", "create", "vllm==9.3")
     found = engines(llminfer("doctor", "vllm", "--json", "--timeout", "3", status=1))
     assert found["vllm", "vllm==9.3"]["reason"] == "the import did not end within 3 s"
 
 
-def test_the_simulated_engine_counts_only_where_it_is_named(llminfer):
+def test_the_simulated_engine_counts_only_where_it_is_named(llminfer: Callable[..., CompletedProcess[str]]) -> None:
     assert json.loads(llminfer("doctor", "simulated", "--json").stdout)["ok"]
     done = llminfer("doctor", "simulated", "vllm", "--json")
     assert engines(done)["simulated", "this Python"]["state"] == "ok"
 
 
-def test_doctor_says_when_an_engine_leaves_the_gpus_unused(llminfer, tmp_path):
+def test_doctor_says_when_an_engine_leaves_the_gpus_unused(llminfer: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     program = tmp_path / "bin" / "nvidia-smi"
     program.write_text(NVIDIA_SMI)
     program.chmod(0o755)
@@ -210,7 +214,9 @@ def test_doctor_says_when_an_engine_leaves_the_gpus_unused(llminfer, tmp_path):
     assert "CPU-only" not in llminfer("doctor", "vllm").stdout
 
 
-def test_the_head_of_doctor_names_the_machine_the_cache_and_the_plugins(llminfer, tmp_path):
+def test_the_head_of_doctor_names_the_machine_the_cache_and_the_plugins(
+    llminfer: Callable[..., CompletedProcess[str]], tmp_path: Path
+) -> None:
     document = json.loads(llminfer("doctor", "simulated", "--json").stdout)
     machine = document["machine"]
     assert machine["executable"] == sys.executable
@@ -225,18 +231,21 @@ def test_the_head_of_doctor_names_the_machine_the_cache_and_the_plugins(llminfer
     assert "pytest-xdist" in text
 
 
-def test_every_engine_can_be_examined():
-    assert tuple(probe.ENGINES) == ENGINES
+@pytest.mark.parametrize("engine", BUILT_IN)
+def test_every_engine_can_be_examined(engine: str) -> None:
+    known = profile(engine).installed_as()
+    found = probe.examine(distributions=known.distributions, packages=("json",), attribute="json:dumps")
+    assert (found["error"], known.modules[0]) == ("", known.attribute.partition(":")[0].partition(".")[0])
 
 
-def test_every_subcommand_is_there():
+def test_every_subcommand_is_there() -> None:
     for target, purpose in cli.SUBCOMMANDS.values():
         module, _, function = target.partition(":")
         assert purpose
         assert callable(getattr(__import__(module, fromlist=[function]), function))
 
 
-def test_the_command_imports_no_engine_and_no_pytest(tmp_path):
+def test_the_command_imports_no_engine_and_no_pytest(tmp_path: Path) -> None:
     code = (
         "import contextlib, io, json, sys\nfrom pytest_llminfer.cli import main\n"
         "with contextlib.redirect_stdout(io.StringIO()):\n    main(['doctor', 'simulated']); main(['env', 'list'])\n"

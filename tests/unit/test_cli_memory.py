@@ -8,6 +8,9 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +23,8 @@ ISSUE = ("llama-3-8b", "--quantization", "nf4", "--tp", "2", "--gpu", "H100 80GB
 
 
 @pytest.fixture
-def llminfer(capsys):
-    def run(*arguments, status=0):
+def llminfer(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run(*arguments: Any, status: int = 0) -> str:
         assert cli.main(["memory", *arguments]) == status
         said = capsys.readouterr()
         assert (not said.err) == (status < 2)
@@ -30,7 +33,7 @@ def llminfer(capsys):
     return run
 
 
-def test_it_starts_within_a_second_and_imports_no_framework():
+def test_it_starts_within_a_second_and_imports_no_framework() -> None:
     code = (
         "import sys; from pytest_llminfer.cli import main; status = main(sys.argv[1:]);"
         "heavy = {'torch', 'transformers', 'vllm', 'sglang', 'llama_cpp', 'numpy', 'pytest'} & set(sys.modules);"
@@ -45,7 +48,7 @@ def test_it_starts_within_a_second_and_imports_no_framework():
     assert "maximum concurrency at 8,192 tokens" in done.stdout
 
 
-def test_weights_tokens_and_concurrency_follow_from_the_configuration(llminfer):
+def test_weights_tokens_and_concurrency_follow_from_the_configuration(llminfer: Callable[..., str]) -> None:
     found = json.loads(llminfer(*ISSUE, "--json"))
     # A rank holds half of the linears at 4.5 bits (vLLM unpacks double quantization) and half of both ends, each rounded up from
     # 501 to 502 MiB, and 2 MiB of positions.
@@ -59,7 +62,7 @@ def test_weights_tokens_and_concurrency_follow_from_the_configuration(llminfer):
     assert found["estimated"] == ["activation peak", "non-torch"]
 
 
-def test_the_published_card_of_24_gb_leaves_5_01_gib(llminfer):
+def test_the_published_card_of_24_gb_leaves_5_01_gib(llminfer: Callable[..., str]) -> None:
     """23.65 GiB x 0.90, Llama-3.1-8B: 1.285 GiB of activations and the rest were logged (docs/methods.md#published-log-lines)."""
     arguments = ("llama-3.1-8b", "--gpu", "RTX 4090", "--utilization", "0.9", "--context", "8192")
     logged = ("--activation-mib", "1229", "--non-torch-mib", "87")
@@ -73,7 +76,7 @@ def test_the_published_card_of_24_gb_leaves_5_01_gib(llminfer):
     assert estimated["kv_pool_bytes"] == pytest.approx(found["kv_pool_bytes"], rel=0.1)
 
 
-def test_what_does_not_fit_is_said_and_ends_with_status_one(llminfer):
+def test_what_does_not_fit_is_said_and_ends_with_status_one(llminfer: Callable[..., str]) -> None:
     text = llminfer("qwen2.5-72b", "--gpu", "T4", status=1)
     assert "does not fit: the rest leaves nothing for keys and values" in text
     assert "does not fit: not one sequence of 131,072 tokens" in llminfer(
@@ -82,7 +85,7 @@ def test_what_does_not_fit_is_said_and_ends_with_status_one(llminfer):
     assert "does not fit" not in llminfer("qwen2.5-72b", "--gpu", "H200", "--tp", "2")
 
 
-def test_the_table_names_where_each_figure_is_from(llminfer):
+def test_the_table_names_where_each_figure_is_from(llminfer: Callable[..., str]) -> None:
     text = llminfer("gpt2", "--gpu", "nvidia a10", "--engine", "transformers")
     assert "22.18 of A10 x 1 (modal-labs/modal-client#2797; OpenBMB/MiniCPM-V#640)" in text
     assert "an estimate: give what an engine has logged" in text
@@ -106,13 +109,13 @@ def test_the_table_names_where_each_figure_is_from(llminfer):
         (("llama-3-8b", "--quantization", "awq", "--group-size", "100"), "groups of 100 do not divide the 4096 inputs"),
     ],
 )
-def test_a_bad_name_is_refused_in_one_line(llminfer, arguments, said):
+def test_a_bad_name_is_refused_in_one_line(llminfer: Callable[..., str], arguments: tuple[str, ...], said: str) -> None:
     error = llminfer(*arguments, status=2)
     assert len(error.splitlines()) == 1
     assert re.search(said, error), error
 
 
-def test_what_an_engine_cannot_do_is_a_failure_in_one_line(capsys):
+def test_what_an_engine_cannot_do_is_a_failure_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["memory", "qwen2.5-72b", "--tp", "3"]) == 1
     assert capsys.readouterr().err == "llminfer: vllm cannot deal the 64 heads of this model to 3 ranks\n"
     for arguments, said in (
@@ -126,7 +129,7 @@ def test_what_an_engine_cannot_do_is_a_failure_in_one_line(capsys):
         assert capsys.readouterr().err.startswith(f"llminfer: {said}")
 
 
-def test_a_mixture_of_llamacpp_is_planned_in_llamacpp(llminfer):
+def test_a_mixture_of_llamacpp_is_planned_in_llamacpp(llminfer: Callable[..., str]) -> None:
     found = json.loads(llminfer("llama-3-8b", "--quantization", "q4_k_m", "--json"))
     assert found["engine"] == "llamacpp"
     # llama.cpp caches in fp16, whatever the weights are.
@@ -135,13 +138,13 @@ def test_a_mixture_of_llamacpp_is_planned_in_llamacpp(llminfer):
     assert small["kv_bytes_per_token"] == 131_072 * 4.5 / 16
 
 
-def test_what_graphs_take_is_taken_out_of_the_pool(llminfer):
+def test_what_graphs_take_is_taken_out_of_the_pool(llminfer: Callable[..., str]) -> None:
     plain, less = (json.loads(llminfer("llama-3-8b", *more, "--json")) for more in ((), ("--graphs-mib", "700")))
     assert plain["kv_pool_bytes"] - less["kv_pool_bytes"] == less["graphs_bytes"] == 700 * 2**20
     assert re.search(r"graphs +0\.6836 +as given", llminfer("llama-3-8b", "--graphs-mib", "700"))
 
 
-def test_batches_can_be_given_and_hold_blocks_behind_a_window(llminfer):
+def test_batches_can_be_given_and_hold_blocks_behind_a_window(llminfer: Callable[..., str]) -> None:
     some = ((), ("--batched-tokens", "8192"), ("--gpu", "A100 80GB"))
     offline, given, other = (json.loads(llminfer("mistral-7b", *more, "--json")) for more in some)
     assert offline["maximum_concurrency"] == 14.42
@@ -150,7 +153,7 @@ def test_batches_can_be_given_and_hold_blocks_behind_a_window(llminfer):
     assert other["activation_peak_bytes"] == given["activation_peak_bytes"] < offline["activation_peak_bytes"]
 
 
-def test_sglang_takes_its_share_of_what_is_free_when_it_looks(llminfer):
+def test_sglang_takes_its_share_of_what_is_free_when_it_looks(llminfer: Callable[..., str]) -> None:
     found = json.loads(llminfer("llama-3-8b", "--engine", "sglang", "--non-torch-mib", "1024", "--json"))
     free = found["total_bytes"] - 2**30
     pool = free - found["weights_bytes"] - free * (1 - 0.88)
@@ -186,19 +189,21 @@ def test_sglang_takes_its_share_of_what_is_free_when_it_looks(llminfer):
         ({"dtype": "float64"}, "declares the dtype 'float64', which is not known here; name one with --dtype", 2),
     ],
 )
-def test_what_is_stored_otherwise_is_no_prediction(llminfer, capsys, tmp_path, config, said, status):
+def test_what_is_stored_otherwise_is_no_prediction(
+    llminfer: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path, config: dict[str, Any], said: str, status: int
+) -> None:
     path = folder(tmp_path, **config)
     assert cli.main(["memory", path]) == status
     assert said in capsys.readouterr().err
     assert llminfer(path, "--quantization", "none", "--dtype", "bf16")
 
 
-def test_skipped_modules_that_no_format_quantizes_are_no_variant(llminfer, tmp_path):
+def test_skipped_modules_that_no_format_quantizes_are_no_variant(llminfer: Callable[..., str], tmp_path: Path) -> None:
     declared = {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_skip_modules": ["lm_head"]}
     assert json.loads(llminfer(folder(tmp_path, quantization_config=declared), "--json"))["quantization"] == "int8"
 
 
-def folder(tmp_path, **config):
+def folder(tmp_path: Path, **config: Any) -> str:
     (tmp_path / "config.json").write_text(
         json.dumps(json.loads((memory.SHAPES / "llama-3-8b" / "config.json").read_text()) | config)
     )
@@ -229,12 +234,14 @@ def folder(tmp_path, **config):
         ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4, "group_size": 64}}}}, "w4a16"),
     ],
 )
-def test_a_folder_says_how_it_is_quantized(llminfer, tmp_path, declared, quantization):
+def test_a_folder_says_how_it_is_quantized(
+    llminfer: Callable[..., str], tmp_path: Path, declared: dict[str, Any], quantization: str
+) -> None:
     found = json.loads(llminfer(folder(tmp_path, quantization_config=declared), "--json"))
     assert found["quantization"] == quantization
 
 
-def test_the_group_size_of_a_folder_counts(llminfer, tmp_path):
+def test_the_group_size_of_a_folder_counts(llminfer: Callable[..., str], tmp_path: Path) -> None:
     bits = []
     for size in (32, 128):
         declared = {"quant_method": "awq", "group_size": size}
@@ -243,10 +250,10 @@ def test_the_group_size_of_a_folder_counts(llminfer, tmp_path):
     assert "which is not known here" in llminfer(folder(tmp_path, quantization_config={"quant_method": "exl2"}), status=2)
 
 
-def gguf(path, layers=2):
+def gguf(path: Path, layers: int = 2) -> str:
     """A small GGUF file, its matrices in Q8_0: 34 bytes for 32 weights."""
 
-    def text(value):
+    def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()
 
     sizes = {
@@ -270,7 +277,7 @@ def gguf(path, layers=2):
     return str(path)
 
 
-def test_a_gguf_file_is_measured_and_served_by_llamacpp(llminfer, tmp_path):
+def test_a_gguf_file_is_measured_and_served_by_llamacpp(llminfer: Callable[..., str], tmp_path: Path) -> None:
     path = gguf(tmp_path / "model.gguf")
     found = json.loads(llminfer(path, "--json"))
     assert (found["engine"], found["quantization"]) == ("llamacpp", "q8_0")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pytest_llminfer.errors import BadInputError, UnsupportedError
@@ -31,7 +33,7 @@ KEPT = (
 
 @pytest.mark.parametrize("name", STRUCTURES)
 @pytest.mark.parametrize("layers", [2, 3, 4])
-def test_what_a_cache_depends_on_stays(name, layers):
+def test_what_a_cache_depends_on_stays(name: str, layers: int) -> None:
     whole, cut = STRUCTURES[name], structure_config(STRUCTURES[name], layers=layers)
     assert {key: cut[key] for key in KEPT if key in cut} == {key: whole[key] for key in KEPT if key in whole}
     before, after = CacheSizes.from_config(whole), CacheSizes.from_config(cut)
@@ -43,14 +45,14 @@ def test_what_a_cache_depends_on_stays(name, layers):
     assert "eos_token_id" not in cut
 
 
-def test_the_four_shapes_are_what_they_are_named_for():
+def test_the_four_shapes_are_what_they_are_named_for() -> None:
     sizes = {name: CacheSizes.from_config(config) for name, config in STRUCTURES.items()}
     assert [(entry.kv_heads, entry.head_dim) for entry in sizes.values()] == [(12, 64), (8, 128), (4, 128), (4, 256)]
     assert sizes["gemma-3-4b"].windows == tuple(0 if (layer + 1) % 6 == 0 else 1024 for layer in range(34))
     assert SLIDING_SHAPES == ("gemma-3-4b",)
 
 
-def test_sequences_that_are_drawn_exceed_the_window():
+def test_sequences_that_are_drawn_exceed_the_window() -> None:
     assert CacheSizes.from_config(structure_config(GEMMA)).windows == (WINDOW, 0)
     assert LENGTHS[0] > WINDOW + 2
     assert structure_config({**GEMMA, "sliding_window": 8})["sliding_window"] == 8
@@ -68,12 +70,14 @@ def test_sequences_that_are_drawn_exceed_the_window():
         ({"sliding_window": 4096, "sliding_window_pattern": 4}, 2, (WINDOW, 0)),
     ],
 )
-def test_layers_with_a_window_keep_their_order_one_of_each_run(config, layers, windows):
+def test_layers_with_a_window_keep_their_order_one_of_each_run(
+    config: dict[str, Any], layers: int, windows: tuple[int, ...]
+) -> None:
     whole = {"model_type": "other", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 8, "vocab_size": 99, **config}
     assert CacheSizes.from_config(structure_config(whole, layers=layers)).windows == windows
 
 
-def test_a_hidden_size_that_gives_the_head_size_stays():
+def test_a_hidden_size_that_gives_the_head_size_stays() -> None:
     whole = {"model_type": "other", "hidden_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 8, "vocab_size": 99}
     assert structure_config(whole)["hidden_size"] == 2048
     assert structure_config({**whole, "head_dim": 64})["hidden_size"] < 2048
@@ -85,12 +89,12 @@ def test_a_hidden_size_that_gives_the_head_size_stays():
         assert cut["head_dim"] == 128
 
 
-def test_of_text_and_images_the_text_is_cut():
+def test_of_text_and_images_the_text_is_cut() -> None:
     cut = structure_config({"model_type": "gemma3", "vision_config": {"hidden_size": 9}, "text_config": GEMMA})
     assert cut == structure_config(GEMMA)
 
 
-def test_the_served_model_is_cut_and_given_as_it_was():
+def test_the_served_model_is_cut_and_given_as_it_was() -> None:
     config = Model("reference").config
     before = dict(config)
     cut = structure_config(config)
@@ -98,7 +102,7 @@ def test_the_served_model_is_cut_and_given_as_it_was():
     assert (cut["num_hidden_layers"], cut["head_dim"], cut["num_key_value_heads"]) == (2, 64, 2)
 
 
-def test_what_is_no_cache_of_heads_is_not_measured():
+def test_what_is_no_cache_of_heads_is_not_measured() -> None:
     linear = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "layer_types": ["linear_attention", F]}
     with pytest.raises(UnsupportedError, match="linear_attention"):
         CacheSizes.from_config(linear)
@@ -108,13 +112,13 @@ def test_what_is_no_cache_of_heads_is_not_measured():
         structure_config({"model_type": "t5", "num_layers": 2})
 
 
-def test_every_family_has_a_strategy():
+def test_every_family_has_a_strategy() -> None:
     assert tuple(STRATEGIES) == FAMILIES
 
 
 @pytest.mark.parametrize("window", [0, WINDOW])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ways_are_drawn_as_they_are_asked_for(family, window):
+def test_ways_are_drawn_as_they_are_asked_for(family: str, window: int) -> None:
     if family == "sliding" and not window:
         return
     strategy = STRATEGIES[family](Subject(vocabulary=50, window=window))
@@ -137,7 +141,7 @@ def test_ways_are_drawn_as_they_are_asked_for(family, window):
         assert not longer.chunks or {sum(longer.chunks)} == {len(ids) for ids in sequences}
 
 
-def test_a_way_that_fails_is_made_shorter():
+def test_a_way_that_fails_is_made_shorter() -> None:
     strategy = STRATEGIES["chunked"](Subject(vocabulary=50))
     failing = max(draw_cases(strategy, 20), key=lambda case: len(case.cache_path.chunks))
     found = shorten(strategy, failing, lambda case: len(case.cache_path.chunks) >= 3)
@@ -146,7 +150,7 @@ def test_a_way_that_fails_is_made_shorter():
     assert shorten(strategy, failing, lambda _: False) == failing
 
 
-def test_benign_routes_fit_to_every_prompt():
+def test_benign_routes_fit_to_every_prompt() -> None:
     for length in range(24, 70):
         assert all(
             sum(cache_path.chunks) in (0, length) and cache_path.crop <= length and cache_path.prefix < length

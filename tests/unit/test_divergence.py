@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,7 +71,7 @@ def seen(given: list[np.ndarray]) -> list[Scores]:
 
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.floats(0.1, 15), change=st.floats(0, 15))
-def test_truncated_kl_is_never_above_the_true_one(seed, scale, change):
+def test_truncated_kl_is_never_above_the_true_one(seed: int, scale: float, change: float) -> None:
     generator = np.random.default_rng(seed)
     reference = generator.normal(0, scale, (16, VOCABULARY))
     candidate = reference + generator.normal(0, change, reference.shape)
@@ -79,20 +81,20 @@ def test_truncated_kl_is_never_above_the_true_one(seed, scale, change):
     assert (found <= true * (1 + 1e-4) + 1e-5).all()
 
 
-def test_truncated_kl_of_lists_that_hold_everything_is_the_true_one():
+def test_truncated_kl_of_lists_that_hold_everything_is_the_true_one() -> None:
     (reference,) = logits(0, prompts=1, scale=2.0)
     candidate = noisy([reference], 0.5)[0]
     found = truncated_kl(scores(reference, VOCABULARY), scores(candidate, VOCABULARY))
     np.testing.assert_allclose(found, whole_kl(reference, candidate), rtol=1e-4)
 
 
-def test_truncated_kl_keeps_most_of_a_small_change():
+def test_truncated_kl_keeps_most_of_a_small_change() -> None:
     (reference,) = logits(0, prompts=1)
     candidate = noisy([reference], 0.1)[0]
     assert truncated_kl(scores(reference), scores(candidate)).mean() > 0.7 * whole_kl(reference, candidate).mean()
 
 
-def test_truncated_kl_is_zero_for_the_same_and_not_symmetric():
+def test_truncated_kl_is_zero_for_the_same_and_not_symmetric() -> None:
     (reference,) = logits(0, prompts=1)
     candidate = 0.5 * reference
     assert truncated_kl(scores(reference), scores(reference)).max() == 0.0
@@ -100,7 +102,7 @@ def test_truncated_kl_is_zero_for_the_same_and_not_symmetric():
     assert abs(there.mean() - back.mean()) > 0.01
 
 
-def test_lists_without_a_common_token_are_far_apart():
+def test_lists_without_a_common_token_are_far_apart() -> None:
     """Folding everything into one tail on both sides would call them equal."""
     reference, candidate = np.zeros((1, VOCABULARY)), np.zeros((1, VOCABULARY))
     reference[0, :20], candidate[0, 100:120] = 12.0, 12.0
@@ -108,7 +110,7 @@ def test_lists_without_a_common_token_are_far_apart():
     assert 5 < found[0] <= true[0]
 
 
-def test_a_token_that_only_the_candidate_likes_shows_although_the_reference_does_not_list_it():
+def test_a_token_that_only_the_candidate_likes_shows_although_the_reference_does_not_list_it() -> None:
     reference = np.zeros((1, VOCABULARY))
     reference[0, :20] = 1.0
     candidate = reference.copy()
@@ -117,7 +119,7 @@ def test_a_token_that_only_the_candidate_likes_shows_although_the_reference_does
 
 
 @pytest.mark.parametrize("broken", [math.nan, 0.5])
-def test_what_is_no_distribution_is_a_failure_and_not_a_number(broken):
+def test_what_is_no_distribution_is_a_failure_and_not_a_number(broken: float) -> None:
     sound = seen(logits(0, prompts=2, positions=4))
     values = sound[1].top_logprobs.copy()
     values[2, 0] = broken
@@ -130,7 +132,7 @@ def test_what_is_no_distribution_is_a_failure_and_not_a_number(broken):
 
 
 @pytest.mark.parametrize("lost", [slice(0, 0), slice(0, 3)])
-def test_nothing_compared_and_prompts_that_are_missing_fail(lost):
+def test_nothing_compared_and_prompts_that_are_missing_fail(lost: slice[int, int, Any]) -> None:
     sound = seen(logits(0, prompts=4, positions=4))
     for candidate, reference in ((sound[lost], sound), (sound, sound[lost]), ([], [])):
         verdict = check_unchanged(candidate=candidate, recorded=reference, noise=0.0, dtype="fp32", same_setting=True)
@@ -138,7 +140,7 @@ def test_nothing_compared_and_prompts_that_are_missing_fail(lost):
         assert "nothing can be compared" in str(verdict)
 
 
-def test_every_word_for_weights_has_a_kind_and_the_coarser_one_counts():
+def test_every_word_for_weights_has_a_kind_and_the_coarser_one_counts() -> None:
     assert {kind_of(word) for word in spec.QUANTIZATIONS} <= set(LIMITS)
     assert kind_of("none") == "same weights"
     assert kind_of("none", "fp8") == "8-bit"
@@ -150,7 +152,7 @@ def test_every_word_for_weights_has_a_kind_and_the_coarser_one_counts():
 
 
 @pytest.fixture(scope="module")
-def reference():
+def reference() -> list[npt.NDArray[Any]]:
     return logits(0)
 
 
@@ -158,7 +160,7 @@ def reference():
     ("size", "limit", "outcome"),
     [(0.05, 0.01, Outcome.PASS), (0.3, 0.01, Outcome.FAIL), (0.3, None, Outcome.INCONCLUSIVE)],
 )
-def test_divergence_against_a_limit(reference, size, limit, outcome):
+def test_divergence_against_a_limit(reference: Any, size: float, limit: None, outcome: Outcome) -> None:
     candidate, theirs = seen(noisy(reference, size)), seen(reference)
     measured = compare(candidate=candidate, reference=theirs, dtype="fp32").kl.mean()
     verdict = check_divergence(
@@ -168,7 +170,7 @@ def test_divergence_against_a_limit(reference, size, limit, outcome):
     assert verdict.key.startswith(f"KL {measured:.2g}")
 
 
-def test_a_top1_below_its_limit_fails_although_the_divergence_is_small():
+def test_a_top1_below_its_limit_fails_although_the_divergence_is_small() -> None:
     """Two tokens nearly tied everywhere: a change of 0.02 nats turns the choice and hardly the distribution."""
     rows = np.full((128, VOCABULARY), -5.0)
     rows[:, 0], rows[:, 1] = 1.0, 0.99
@@ -187,7 +189,7 @@ def test_a_top1_below_its_limit_fails_although_the_divergence_is_small():
 @pytest.mark.parametrize(
     ("size", "outcome"), [(0.3, Outcome.PASS), (0.2, Outcome.PASS), (0.36, Outcome.FAIL), (0.337, Outcome.INCONCLUSIVE)]
 )
-def test_ratio_to_the_record(reference, size, outcome):
+def test_ratio_to_the_record(reference: Any, size: float, outcome: Outcome) -> None:
     """KL grows with the square of the noise: 0.36 against 0.3 is 1.4 times as far, 0.337 is 1.25 times."""
     verdict = check_divergence_ratio(
         candidate=seen(noisy(reference, size, 2)),
@@ -200,7 +202,7 @@ def test_ratio_to_the_record(reference, size, outcome):
     assert verdict.outcome is outcome
 
 
-def test_two_figures_that_are_both_noise_make_no_ratio(reference):
+def test_two_figures_that_are_both_noise_make_no_ratio(reference: Any) -> None:
     asked = {
         "candidate": seen(noisy(reference, 0.004)),
         "recorded": seen(noisy(reference, 0.001)),
@@ -211,7 +213,7 @@ def test_two_figures_that_are_both_noise_make_no_ratio(reference):
     assert check_divergence_ratio(**asked, noise=1e-4, dtype="fp32").outcome is Outcome.PASS
 
 
-def test_unchanged_up_to_four_times_the_noise(reference):
+def test_unchanged_up_to_four_times_the_noise(reference: Any) -> None:
     recorded = seen(reference)
     candidate = seen(noisy(reference, 0.05))
     measured = float(compare(candidate=candidate, reference=recorded, dtype="bf16").kl.mean())
@@ -236,7 +238,7 @@ def test_unchanged_up_to_four_times_the_noise(reference):
     )
 
 
-def test_limits_hold_the_mean_of_the_population_as_often_as_they_say():
+def test_limits_hold_the_mean_of_the_population_as_often_as_they_say() -> None:
     """Coverage over 400 samples of 32 prompts, skewed like KL: one-sided misses of 1 % each, within what 32 prompts allow."""
     generator = np.random.default_rng(0)
     below = above = 0
@@ -249,14 +251,14 @@ def test_limits_hold_the_mean_of_the_population_as_often_as_they_say():
     assert above <= 24
 
 
-def test_resampling_keeps_pairs_and_is_the_same_every_time():
+def test_resampling_keeps_pairs_and_is_the_same_every_time() -> None:
     values = np.arange(8.0)
     one, twice = resampled_means(values, 2 * values)
     np.testing.assert_allclose(twice, 2 * one)
     np.testing.assert_array_equal(one, resampled_means(values)[0])
 
 
-def test_sequences_are_chats_with_128_positions_after_the_first_prompt_or_drawn():
+def test_sequences_are_chats_with_128_positions_after_the_first_prompt_or_drawn() -> None:
     model, dataset = Model("reference"), load("synthetic")
     sequences = teacher_forced_sequences(model, dataset)
     assert len({tuple(ids) for ids in sequences}) == PROMPTS

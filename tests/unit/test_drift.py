@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,11 +50,11 @@ class RunHistory:
 
 
 @pytest.fixture(params=[1, 2, 3])
-def past_runs(request, tmp_path) -> RunHistory:
+def past_runs(request: pytest.FixtureRequest, tmp_path: Path) -> RunHistory:
     return RunHistory(tmp_path / "run_history.jsonl", random.Random(request.param))
 
 
-def test_one_bad_night_that_is_mended_is_outweighed_by_those_that_follow(past_runs) -> None:
+def test_one_bad_night_that_is_mended_is_outweighed_by_those_that_follow(past_runs: RunHistory) -> None:
     before = [past_runs.add() for _ in range(5)]
     bad = past_runs.add(lost=100)
     after = [past_runs.add() for _ in range(60)]
@@ -62,7 +63,7 @@ def test_one_bad_night_that_is_mended_is_outweighed_by_those_that_follow(past_ru
     assert set(after[10:]) == {Outcome.PASS}
 
 
-def test_a_drift_that_lasts_stays_proven_until_a_line_says_that_it_is_mended(past_runs) -> None:
+def test_a_drift_that_lasts_stays_proven_until_a_line_says_that_it_is_mended(past_runs: RunHistory) -> None:
     seen = [past_runs.add(lost=20) for _ in range(24)]
     assert seen[8:] == [Outcome.FAIL] * 16
     past_runs.mend(entry="another")
@@ -74,13 +75,13 @@ def test_a_drift_that_lasts_stays_proven_until_a_line_says_that_it_is_mended(pas
     assert [past_runs.add(lost=20) for _ in range(24)][-1] is Outcome.FAIL
 
 
-def test_the_verdict_names_the_way_out(past_runs) -> None:
+def test_the_verdict_names_the_way_out(past_runs: RunHistory) -> None:
     verdict = check_drift(recorded=past_runs.recorded, past_runs=["0" * N])
     assert 'the line {"mended": "<what was done>"}, appended to the run history' in verdict.advice
     assert "a drift of 1 point within 90 runs in 70 % of histories, at run 8 in the median" in verdict.smallest_detectable
 
 
-def test_a_line_that_is_neither_is_refused(tmp_path) -> None:
+def test_a_line_that_is_neither_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run_history.jsonl"
     path.write_text('{"mend": "x"}\n')
     with pytest.raises(BaselineError, match="line 1 is no past run"):

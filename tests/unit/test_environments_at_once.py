@@ -5,6 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from typing import Any
+
+import pytest
 
 from pytest_llminfer.engines.environments import interpreter
 from tests.support import tiny_environments
@@ -13,7 +16,7 @@ from tests.support.tiny_environments import Phases, evaluate, left_behind, makes
 index, uv = tiny_environments.index, tiny_environments.uv
 
 
-def test_of_two_sessions_one_makes_and_the_other_waits(uv, monkeypatch):
+def test_of_two_sessions_one_makes_and_the_other_waits(uv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_UV_SECONDS", "0.5")
     sessions = [start_making("llminfer-tiny==1.0") for _ in range(2)]
     outputs = [session.communicate(timeout=60)[0] for session in sessions]
@@ -23,7 +26,7 @@ def test_of_two_sessions_one_makes_and_the_other_waits(uv, monkeypatch):
     assert len({output.splitlines()[-1] for output in outputs}) == 1
 
 
-def test_two_threads_of_one_session_make_it_once(uv, monkeypatch):
+def test_two_threads_of_one_session_make_it_once(uv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_UV_SECONDS", "0.2")
     found: list[str] = []
     threads = [threading.Thread(target=lambda: found.append(interpreter("llminfer-tiny==1.0"))) for _ in range(3)]
@@ -35,7 +38,7 @@ def test_two_threads_of_one_session_make_it_once(uv, monkeypatch):
     assert makes(uv) == 1
 
 
-def test_an_installer_that_outlives_its_session_keeps_others_out(uv, monkeypatch):
+def test_an_installer_that_outlives_its_session_keeps_others_out(uv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_UV_SECONDS", "1")
     killed = start_making("llminfer-tiny==1.0")
     deadline = time.monotonic() + 30
@@ -51,7 +54,7 @@ def test_an_installer_that_outlives_its_session_keeps_others_out(uv, monkeypatch
     assert makes(uv) == 2
 
 
-def test_an_interrupted_creation_leaves_nothing(uv, monkeypatch):
+def test_an_interrupted_creation_leaves_nothing(uv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_UV_SECONDS", "1")
     session = start_making("llminfer-tiny==1.0")
     deadline = time.monotonic() + 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,14 +37,14 @@ error: No solution found when resolving dependencies
 """
 
 
-def answers(file: Path | str, versions: str = "3.0, 2.0, 1.0", variable: str = "constraint"):
+def answers(file: Path | str, versions: str = "3.0, 2.0, 1.0", variable: str = "constraint") -> Callable[..., str]:
     """What pip would answer: one environment variable that names ``file``, and the versions of part."""
     there = f"part (3.0)\nAvailable versions: {versions}\n" if versions else ""
     return lambda arguments: f":env:.{variable}={str(file)!r}\n" if arguments[0] == "config" else there
 
 
 @pytest.fixture
-def blamed(tmp_path):
+def blamed(tmp_path: Path) -> Callable[..., str]:
     """Explain a conflict under constraints in a file, each time other ones."""
 
     def explain(output: str, line: str, versions: str = "3.0, 2.0, 1.0") -> str:
@@ -68,26 +69,28 @@ def blamed(tmp_path):
         (">=2", "<1", "", True),
     ],
 )
-def test_a_constraint_is_blamed_if_it_forbids_a_version_that_is_there_and_asked_for(blamed, asked, constraint, versions, guilty):
+def test_a_constraint_is_blamed_if_it_forbids_a_version_that_is_there_and_asked_for(
+    blamed: Callable[..., str], asked: str, constraint: str, versions: str, guilty: bool
+) -> None:
     """Without an answer about the versions, an exact one tells as much; anything else is blamed."""
     reason = blamed(CONFLICT.format(asked=asked, constraint=constraint), f"part{constraint}", versions)
     assert (f"under the constraint part{constraint} from" in reason) is guilty
 
 
-def test_the_versions_of_one_parent_may_ask_for_different_ones(blamed):
+def test_the_versions_of_one_parent_may_ask_for_different_ones(blamed: Callable[..., str]) -> None:
     output = CONFLICT.format(asked="==3.0\n    whole 0.9 depends on part==2.0", constraint="<=1")
     assert "under the constraint part<=1 from" in blamed(output, "part<=1")
     other = output.replace("whole 0.9", "other 1.0")
     assert "under the constraint" not in blamed(other, "part<=1"), "no version suits both"
 
 
-def test_a_constraint_on_what_asks_is_blamed_where_it_forbids_other_versions_of_it(blamed):
+def test_a_constraint_on_what_asks_is_blamed_where_it_forbids_other_versions_of_it(blamed: Callable[..., str]) -> None:
     assert "under the constraint part<=1.0 from" in blamed(LEFT, "part<=1.0")
     assert blamed(LEFT, "part<=3") == ""
     assert blamed(LEFT, "elsewhere<=1") == ""
 
 
-def test_a_conflict_that_nothing_constrains_asks_pip_for_no_versions():
+def test_a_conflict_that_nothing_constrains_asks_pip_for_no_versions() -> None:
     asked = []
     assert explain_pip(LEFT, ["whole==1.0"], lambda arguments: str(asked.append(arguments[0]) or ""), {}) == ""
     assert asked == ["config"]
@@ -101,23 +104,23 @@ def test_a_conflict_that_nothing_constrains_asks_pip_for_no_versions():
         ("https://hunter2@host.example/c.txt", "https://****@host.example/c.txt"),
     ],
 )
-def test_constraints_from_a_url_are_told_without_its_secrets(file, shown):
+def test_constraints_from_a_url_are_told_without_its_secrets(file: str, shown: str) -> None:
     reason = explain_pip(CONFLICT.format(asked=">=2", constraint="<=1"), ["whole==1.0"], answers(file), {})
     assert f"under the constraint part<=1 from {shown}, which PIP_CONSTRAINT names" in reason
     assert "hunter2" not in reason
 
 
-def test_a_constraint_that_is_a_url_is_told_without_its_secrets(blamed):
+def test_a_constraint_that_is_a_url_is_told_without_its_secrets(blamed: Callable[..., str]) -> None:
     reason = blamed(CONFLICT.format(asked=">=2", constraint=""), "part @ https://me:hunter2@host.example/part-1.0-py3-none-any.whl")
     assert "under the constraint part @ https://****@host.example/part-1.0-py3-none-any.whl from" in reason
 
 
-def test_what_no_file_explains_is_told_all_the_same():
+def test_what_no_file_explains_is_told_all_the_same() -> None:
     reason = explain_pip(CONFLICT.format(asked=">=2", constraint="<=1"), [], answers("/no/file"), {})
     assert "under the constraint part<=1 from /no/file, which PIP_CONSTRAINT names." in reason
 
 
-def test_many_constraints_are_counted(blamed):
+def test_many_constraints_are_counted(blamed: Callable[..., str]) -> None:
     lines = "\n".join(f"part<{bound}" for bound in ("1", "1.1", "1.2", "1.3", "1.4"))
     reason = blamed(CONFLICT.format(asked=">=2", constraint="<1"), lines)
     assert "part<1.2 from" in reason
@@ -136,7 +139,7 @@ def test_many_constraints_are_counted(blamed):
         ("Because all versions of other depend on a-part<=1 and all versions of whole depend on part>=2, we can", False),
     ],
 )
-def test_uv_says_itself_which_range_is_in_the_way(tmp_path, cause, guilty):
+def test_uv_says_itself_which_range_is_in_the_way(tmp_path: Path, cause: str, guilty: bool) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("harmless<1\npart<=1\n")
     reason = explain_uv(UV.format(cause), {"UV_CONSTRAINT": str(file), "UV_NO_CONFIG": "1"})
@@ -146,7 +149,7 @@ def test_uv_says_itself_which_range_is_in_the_way(tmp_path, cause, guilty):
     )
 
 
-def test_constraints_of_the_files_of_uv_are_named(tmp_path, monkeypatch):
+def test_constraints_of_the_files_of_uv_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project, inner = tmp_path / "project", tmp_path / "project" / "inner"
     inner.mkdir(parents=True)
     (project / "pyproject.toml").write_text('[tool.uv]\nconstraint-dependencies = ["part<=1"]\n')
@@ -164,7 +167,7 @@ def test_constraints_of_the_files_of_uv_are_named(tmp_path, monkeypatch):
     assert explain_uv(output, {**environ, "UV_NO_CONFIG": "1"}) == ""
 
 
-def test_the_installer_tells_what_uv_said(tmp_path, monkeypatch):
+def test_the_installer_tells_what_uv_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "uv"
     output = UV.format("Because all versions of whole depend on part>=2 and part<=1, we can conclude that")
     program.write_text(f"#!{sys.executable}\nprint({output!r})\nraise SystemExit(1)\n")

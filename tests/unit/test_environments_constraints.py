@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 
@@ -23,7 +24,7 @@ SECRET = "hunter2"  # noqa: S105 - nobody's
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One empty environment with pip for every installation here: none of them succeeds."""
     folder = tmp_path_factory.mktemp("environment") / "made"
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -31,7 +32,7 @@ def environment(tmp_path_factory):
 
 
 @pytest.fixture
-def installer(index, environment, tmp_path):
+def installer(index: Path, environment: Path, tmp_path: Path) -> Iterator[Installer]:
     """The real pip, which installs from ``index``: whole asks for part 2 or newer, other for an older one."""
     for version in ("1.0", "2.0", "3.0"):
         wheel(index, "part", version)
@@ -43,7 +44,7 @@ def installer(index, environment, tmp_path):
 
 
 @pytest.fixture
-def fails(installer):
+def fails(installer: Installer) -> Callable[..., tuple[str, str]]:
     """Install, and give the first line of the error up to the name of the log, and everything that the user may read."""
 
     def install(*arguments: str) -> tuple[str, str]:
@@ -56,7 +57,7 @@ def fails(installer):
 
 
 @pytest.fixture
-def user_home(tmp_path, monkeypatch) -> Path:
+def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home where pip looks for its files; the configuration of all users but for /etc/pip.conf is left out."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home" / ".config"))
@@ -76,7 +77,7 @@ class NothingThere(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def private_index(monkeypatch):
+def private_index(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL, with a password, of an index that pip asks beside the folder of wheels."""
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("NO_PROXY", "*")
@@ -92,14 +93,20 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_no_test_here_sees_the_configuration_of_the_machine():
+def test_no_test_here_sees_the_configuration_of_the_machine() -> None:
     listing = [sys.executable, "-m", "pip", "config", "list"]
     assert subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split() == [
         f":env:.config-file='{os.devnull}'"
     ]
 
 
-def test_a_constraint_of_a_pip_conf_is_named_and_can_be_lifted(fails, installer, user_home, private_index, monkeypatch):
+def test_a_constraint_of_a_pip_conf_is_named_and_can_be_lifted(
+    fails: Callable[..., tuple[str, str]],
+    installer: Installer,
+    user_home: Path,
+    private_index: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     held = write(user_home / "held.txt", "# what this machine holds", "harmless<=5", "part <= 1.5  # not the new one")
     lines = ["[global]", f"index-url = {private_index}", "[install]", f"constraint = {held}"]
     configuration = write(user_home / ".config" / "pip" / "pip.conf", *lines)
@@ -115,7 +122,9 @@ def test_a_constraint_of_a_pip_conf_is_named_and_can_be_lifted(fails, installer,
     installer.install("--dry-run", "whole==1.0")
 
 
-def test_a_file_that_pip_config_file_names_is_told_before_that_of_the_user(fails, user_home, monkeypatch):
+def test_a_file_that_pip_config_file_names_is_told_before_that_of_the_user(
+    fails: Callable[..., tuple[str, str]], user_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(user_home / ".config" / "pip" / "pip.conf", "[install]", f"constraint = {write(user_home / 'a.txt', 'part<1.1')}")
     # Several files over several lines, one of which names the next.
     inner = write(user_home / "inner.txt", "part \\", '  < 1.2; python_version > "3"', 'part<1; python_version < "3"')
@@ -128,7 +137,9 @@ def test_a_file_that_pip_config_file_names_is_told_before_that_of_the_user(fails
     assert "a.txt" not in first
 
 
-def test_a_constraint_of_an_environment_variable_is_named(fails, tmp_path, monkeypatch):
+def test_a_constraint_of_an_environment_variable_is_named(
+    fails: Callable[..., tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loose, strict = write(tmp_path / "loose.txt", "part<2.5"), write(tmp_path / "strict.txt", "harmless==1", "Part==1.0")
     monkeypatch.setenv("PIP_CONSTRAINT", f"{loose} {strict}")
     first, _ = fails("whole==1.0")
@@ -141,7 +152,9 @@ def test_a_constraint_of_an_environment_variable_is_named(fails, tmp_path, monke
     assert first.endswith("Loosen it there, or unset LLMINFER_CONSTRAINTS.")
 
 
-def test_a_requirement_that_the_user_adds_to_every_installation_is_named(fails, tmp_path, monkeypatch):
+def test_a_requirement_that_the_user_adds_to_every_installation_is_named(
+    fails: Callable[..., tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write(tmp_path / "always.txt", "part<2")
     monkeypatch.setenv("PIP_REQUIREMENT", str(file))
     first, _ = fails("whole==1.0")
@@ -150,7 +163,9 @@ def test_a_requirement_that_the_user_adds_to_every_installation_is_named(fails, 
 
 
 @pytest.mark.parametrize("constraint", ["", "part<=5", "whole<=1.0"])
-def test_what_does_not_fit_without_a_constraint_is_not_blamed_on_one(fails, tmp_path, monkeypatch, constraint):
+def test_what_does_not_fit_without_a_constraint_is_not_blamed_on_one(
+    fails: Callable[..., tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constraint: str
+) -> None:
     """whole and other ask for different versions of part: no constraint takes part, or one that forbids nothing they want."""
     monkeypatch.setenv("PIP_CONSTRAINT", str(write(tmp_path / "mine.txt", constraint)))
     first, everything = fails("whole==1.0", "other")
@@ -158,14 +173,18 @@ def test_what_does_not_fit_without_a_constraint_is_not_blamed_on_one(fails, tmp_
     assert first.endswith("pip failed: what is required does not fit together; the log says which requirements conflict.")
 
 
-def test_what_the_installation_holds_itself_is_not_blamed_on_the_user(fails, tmp_path, monkeypatch):
+def test_what_the_installation_holds_itself_is_not_blamed_on_the_user(
+    fails: Callable[..., tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_CONSTRAINT", str(write(tmp_path / "mine.txt", "part<=5")))
     held = write(tmp_path / "constraints.txt", "part==1.0")
     first, _ = fails("-c", str(held), "whole==1.0")
     assert "what is required does not fit together" in first
 
 
-def test_a_version_that_does_not_exist_is_not_blamed_on_a_constraint_that_allows_it(fails, tmp_path, monkeypatch):
+def test_a_version_that_does_not_exist_is_not_blamed_on_a_constraint_that_allows_it(
+    fails: Callable[..., tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """pip tells of a conflict with the constraint all the same."""
     monkeypatch.setenv("PIP_CONSTRAINT", str(write(tmp_path / "mine.txt", "part<=10")))
     first, everything = fails("part==9.9")
@@ -174,7 +193,9 @@ def test_a_version_that_does_not_exist_is_not_blamed_on_a_constraint_that_allows
     assert "index versions part`" in first
 
 
-def test_a_constraint_on_torch_does_not_keep_the_index_of_pytorch_from_being_asked(index, tmp_path, monkeypatch):
+def test_a_constraint_on_torch_does_not_keep_the_index_of_pytorch_from_being_asked(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wheel(index, "torch", "2.0")
     wheel(index, "vllm", "9.1", requires=["torch==2.0+cu130"])
     monkeypatch.setenv("PIP_CONSTRAINT", str(write(tmp_path / "mine.txt", "torch<=3")))

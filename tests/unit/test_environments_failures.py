@@ -17,7 +17,7 @@ index, uv = tiny_environments.index, tiny_environments.uv
 
 @pytest.mark.usefixtures("index")
 @pytest.mark.parametrize("installer", ["pip", "uv"])
-def test_a_version_that_does_not_exist_leaves_nothing_and_says_what_to_do(installer, request):
+def test_a_version_that_does_not_exist_leaves_nothing_and_says_what_to_do(installer: str, request: pytest.FixtureRequest) -> None:
     if installer == "uv":
         request.getfixturevalue("uv")
     with pytest.raises(EngineStartError) as caught:
@@ -45,7 +45,7 @@ def test_a_version_that_does_not_exist_leaves_nothing_and_says_what_to_do(instal
         ("error: subprocess-exited-with-error", "ended with status 3; the log says why"),
     ],
 )
-def test_a_failure_is_told_by_its_cause(tmp_path, output, reason):
+def test_a_failure_is_told_by_its_cause(tmp_path: Path, output: str, reason: str) -> None:
     program = tmp_path / "empty" / "uv"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}\nprint({output!r})\nraise SystemExit(3)\n")
@@ -56,7 +56,7 @@ def test_a_failure_is_told_by_its_cause(tmp_path, output, reason):
     assert output.splitlines()[-1] in str(caught.value).splitlines()[-1]
 
 
-def test_a_long_list_of_versions_is_cut_in_the_middle(index):
+def test_a_long_list_of_versions_is_cut_in_the_middle(index: Path) -> None:
     for minor in range(200):
         wheel(index, "llminfer-tiny", f"1.{minor}")
     with pytest.raises(EngineStartError, match="there is no such version") as caught:
@@ -67,13 +67,13 @@ def test_a_long_list_of_versions_is_cut_in_the_middle(index):
 
 
 @pytest.mark.usefixtures("index")
-def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(EngineStartError, match="cannot write to the cache folder"):
         interpreter("llminfer-tiny==1.0")
 
 
-def test_a_relative_cache_folder_counts_as_none(monkeypatch):
+def test_a_relative_cache_folder_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert cache.cache_folder() == Path.home() / ".cache" / "pytest-llminfer"

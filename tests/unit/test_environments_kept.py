@@ -17,7 +17,7 @@ index, uv = tiny_environments.index, tiny_environments.uv
 
 
 @pytest.mark.usefixtures("uv")
-def test_environments_are_listed_with_what_is_known_of_them():
+def test_environments_are_listed_with_what_is_known_of_them() -> None:
     assert list_environments() == []
     folder = Path(interpreter("llminfer-tiny==1.0")).parents[1]
     (folder.with_name("half-2.0-py3.11-00000000") / "bin").mkdir(parents=True)
@@ -30,7 +30,7 @@ def test_environments_are_listed_with_what_is_known_of_them():
 
 
 @pytest.mark.usefixtures("uv")
-def test_environments_are_removed_by_requirement_by_folder_and_all(index):
+def test_environments_are_removed_by_requirement_by_folder_and_all(index: Path) -> None:
     for version in ("2.0", "3.0"):
         wheel(index, "llminfer-tiny", version)
     folders = [Path(interpreter(f"llminfer-tiny=={version}.0")).parents[1] for version in (1, 2, 3)]
@@ -46,7 +46,7 @@ def test_environments_are_removed_by_requirement_by_folder_and_all(index):
 
 
 @pytest.mark.usefixtures("uv")
-def test_an_environment_that_a_process_runs_from_is_not_removed():
+def test_an_environment_that_a_process_runs_from_is_not_removed() -> None:
     python = interpreter("llminfer-tiny==1.0")
     process = subprocess.Popen([python, "-c", "print(1, flush=True); import time; time.sleep(60)"], stdout=subprocess.PIPE)
     try:
@@ -64,7 +64,7 @@ def test_an_environment_that_a_process_runs_from_is_not_removed():
 
 
 @pytest.mark.usefixtures("uv")
-def test_a_process_that_renamed_itself_is_known_by_the_libraries_it_mapped():
+def test_a_process_that_renamed_itself_is_known_by_the_libraries_it_mapped() -> None:
     folder = Path(interpreter("llminfer-tiny==1.0")).parents[1]
     code = (
         "import mmap, sys, time\nstream = open(sys.argv[1], 'rb')\n"
@@ -83,7 +83,7 @@ def test_a_process_that_renamed_itself_is_known_by_the_libraries_it_mapped():
 
 
 @pytest.mark.usefixtures("uv")
-def test_an_environment_that_is_being_made_is_not_removed():
+def test_an_environment_that_is_being_made_is_not_removed() -> None:
     folder = Path(interpreter("llminfer-tiny==1.0")).parents[1]
     with cache.locked(folder):
         assert list_environments()[0].in_use

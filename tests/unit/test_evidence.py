@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from pytest_llminfer.families.accuracy import section as evidence
 
@@ -37,7 +38,7 @@ def test_a_line_a_cell() -> None:
     ]
 
 
-def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path) -> None:
+def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "any" / "reference" / "run_history.jsonl"
     past_run = {
         "path": str(path),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,13 @@ RUNS = st.integers(1, 6)
 
 
 @st.composite
-def tables(draw):
+def tables(draw: Any) -> Any:
     runs = draw(RUNS)
     counts = st.lists(st.integers(0, 12), min_size=runs + 1, max_size=runs + 1)
     return draw(counts), draw(counts)
 
 
-def test_a_tally_sums_up_questions():
+def test_a_tally_sums_up_questions() -> None:
     counts = exchangeable.tally([4, 4, 2, 0, 1, 3], 4, [True, False, True, False, True, False])
     assert counts == exchangeable.Tally(
         n=6, runs=4, by_wrong=(1, 1, 2, 1, 0, 1), wrong_now=2, right_before=14, right_now=3, lost=2, won=1
@@ -34,14 +35,14 @@ def test_a_tally_sums_up_questions():
 @pytest.mark.parametrize(
     ("right_counts", "runs", "now"), [([1], 0, [True]), ([5], 4, [True]), ([-1], 4, [True]), ([1, 2], 4, [True])]
 )
-def test_what_cannot_be_tallied(right_counts, runs, now):
+def test_what_cannot_be_tallied(right_counts: list[int], runs: int, now: list[bool]) -> None:
     with pytest.raises(ValueError, match=r"impossible|paired|recorded run"):
         exchangeable.tally(right_counts, runs, now)
 
 
 @settings(deadline=None)
 @given(lost=st.integers(0, 60), won=st.integers(0, 60), same=st.integers(1, 500))
-def test_one_run_is_mcnemar(lost, won, same):
+def test_one_run_is_mcnemar(lost: int, won: int, same: Any) -> None:
     counts = exchangeable.from_counts([0, lost], [won, same])
     expected = stats.binomtest(lost, lost + won, 0.5, "greater").pvalue if lost + won else 1.0
     assert exchangeable.p_value(counts) == paired.mcnemar_p_value(lost=lost, won=won) == pytest.approx(expected, rel=1e-9)
@@ -52,7 +53,7 @@ def test_one_run_is_mcnemar(lost, won, same):
 
 @settings(deadline=None)
 @given(table=tables())
-def test_the_p_value_is_the_tail_of_a_sum_of_binomials(table):
+def test_the_p_value_is_the_tail_of_a_sum_of_binomials(table: Any) -> None:
     counts = exchangeable.from_counts(*table)
     total = counts.runs + 1
     density = np.ones(1)
@@ -61,7 +62,7 @@ def test_the_p_value_is_the_tail_of_a_sum_of_binomials(table):
     assert exchangeable.p_value(counts) == pytest.approx(density[counts.wrong_now :].sum(), rel=1e-9)
 
 
-def test_the_p_value_is_right_for_every_order_of_the_runs():
+def test_the_p_value_is_right_for_every_order_of_the_runs() -> None:
     """By enumeration: which of the K + 1 outcomes of each question is the new run's, all equally likely."""
     wrong, runs = [1, 2, 1, 3, 2], 3
     outcomes = [
@@ -81,13 +82,13 @@ def test_the_p_value_is_right_for_every_order_of_the_runs():
     assert (mean, square - mean**2) == pytest.approx((outcomes[0].expected, outcomes[0].variance))
 
 
-def test_nothing_changed_says_nothing():
+def test_nothing_changed_says_nothing() -> None:
     counts = exchangeable.tally([4, 0, 4], 4, [True, False, True])
     assert (counts.informative, exchangeable.p_value(counts), exchangeable.z_fail(counts)) == (0, 1.0, 0.0)
     assert exchangeable.drop(counts) == (0.0, 0.0)
 
 
-def test_losses_of_certain_questions():
+def test_losses_of_certain_questions() -> None:
     """Three losses of questions that four runs had right: (1/5)^3; two are no evidence at one percent."""
     assert exchangeable.p_value(exchangeable.tally([4] * 10, 4, [False] * 3 + [True] * 7)) == pytest.approx(0.2**3 * 1, rel=1e-9)
     counts = exchangeable.tally([4] * 10, 4, [False] * 2 + [True] * 8)
@@ -97,7 +98,7 @@ def test_losses_of_certain_questions():
 
 @settings(deadline=None)
 @given(table=tables(), margin=st.floats(0.001, 0.5))
-def test_the_upper_bound_is_the_margin_that_just_passes(table, margin):
+def test_the_upper_bound_is_the_margin_that_just_passes(table: Any, margin: float) -> None:
     counts = exchangeable.from_counts(*table)
     if not counts.n:
         assert exchangeable.drop_upper_bound(counts) == 1.0
@@ -113,14 +114,14 @@ def test_the_upper_bound_is_the_margin_that_just_passes(table, margin):
         assert bound == pytest.approx(estimate + z * error) or counts.runs == 1
 
 
-def test_the_upper_bound_where_nothing_changed():
+def test_the_upper_bound_where_nothing_changed() -> None:
     """As many questions as it takes: z^2 / (n + z^2), and nothing like zero, however equal the runs."""
     counts = exchangeable.from_counts([0] * 5, [0, 0, 0, 0, 300])
     square = stats.norm.ppf(0.95) ** 2
     assert exchangeable.drop_upper_bound(counts) == pytest.approx(square / (300 + square))
 
 
-def test_the_pass_statistic_of_four_runs():
+def test_the_pass_statistic_of_four_runs() -> None:
     counts = exchangeable.from_counts([0, 2, 3, 4, 5], [190, 5, 5, 8, 778])
     estimate, error = exchangeable.drop(counts)
     expected = (0.03 - estimate) * 1000 / math.sqrt((1000 * error) ** 2 + 1000 * 0.03 * 0.97)
@@ -130,19 +131,19 @@ def test_the_pass_statistic_of_four_runs():
 
 @settings(deadline=None)
 @given(runs=st.integers(2, 8), seed=st.integers(0, 1000))
-def test_self_discordance_is_the_mean_over_pairs_of_runs(runs, seed):
+def test_self_discordance_is_the_mean_over_pairs_of_runs(runs: int, seed: int) -> None:
     outcomes = np.random.default_rng(seed).random((runs, 30)) < 0.7
     pairs = [np.mean(a != b) for a, b in itertools.combinations(outcomes, 2)]
     assert exchangeable.self_discordance(outcomes.sum(axis=0).tolist(), runs) == pytest.approx(np.mean(pairs))
 
 
-def test_one_run_has_no_self_discordance():
+def test_one_run_has_no_self_discordance() -> None:
     with pytest.raises(ValueError, match="two recorded runs, got 1"):
         exchangeable.self_discordance([1, 0], 1)
 
 
 @pytest.mark.parametrize(("discordance", "points"), [(0.01, 1.33), (0.03, 1.94), (0.06, 2.55), (0.10, 3.16)])
-def test_smallest_detectable_drops_of_methods(discordance, points):
+def test_smallest_detectable_drops_of_methods(discordance: float, points: float) -> None:
     assert 100 * exchangeable.smallest_detectable_drop(1319, 1, discordance) == pytest.approx(points, abs=0.005)
     assert exchangeable.smallest_detectable_drop(1319, 1, discordance) == pytest.approx(
         paired.smallest_detectable_drop(n=1319, discordance=discordance)
@@ -150,13 +151,13 @@ def test_smallest_detectable_drops_of_methods(discordance, points):
 
 
 @pytest.mark.parametrize("discordance", [0.03, 0.06, 0.10])
-def test_four_runs_detect_four_fifths_of_the_drop(discordance):
+def test_four_runs_detect_four_fifths_of_the_drop(discordance: float) -> None:
     """A factor of 0.79 from the variance alone (docs/methods.md#sizes); certain losses count for more where those are few."""
     one, four = (exchangeable.smallest_detectable_drop(1319, runs, discordance) for runs in (1, 4))
     assert 0.70 < four / one < 0.79
 
 
-def test_few_questions_show_no_drop_below_the_fewest_losses():
+def test_few_questions_show_no_drop_below_the_fewest_losses() -> None:
     assert exchangeable.smallest_detectable_drop(100, 1, 0.0) >= 0.07
     assert exchangeable.smallest_detectable_drop(100, 4, 0.0) >= 0.03
     assert exchangeable.smallest_detectable_drop(2, 4, 0.0) == exchangeable.smallest_detectable_drop(0, 4, 0.0) == 1.0
@@ -164,7 +165,7 @@ def test_few_questions_show_no_drop_below_the_fewest_losses():
 
 @pytest.mark.parametrize("runs", [1, 2, 4])
 @pytest.mark.parametrize("looks", [1, 8])
-def test_the_smallest_margin_is_where_a_run_that_one_in_ten_is_worse_than_reaches_the_boundary(runs, looks):
+def test_the_smallest_margin_is_where_a_run_that_one_in_ten_is_worse_than_reaches_the_boundary(runs: int, looks: int) -> None:
     n, changed = 100_000, 3000  # two runs differ in 3 %, so many that whole questions are fine enough
     noise = 1.2816 * math.sqrt(changed / 2 * (1 + 1 / runs))
     margin = exchangeable.smallest_margin(n, runs, changed / n, looks)
@@ -176,7 +177,7 @@ def test_the_smallest_margin_is_where_a_run_that_one_in_ten_is_worse_than_reache
     assert z == pytest.approx(1.645 if looks == 1 else 2.226, abs=0.01)
 
 
-def test_the_smallest_margin_of_runs_that_are_equal():
+def test_the_smallest_margin_of_runs_that_are_equal() -> None:
     # Nothing changed: m n / sqrt(n m (1 - m)) = 2.226, so that 2 points take 243 questions.
     assert exchangeable.smallest_margin(242, 4, 0.0) > 0.02 > exchangeable.smallest_margin(243, 4, 0.0)
     assert exchangeable.smallest_margin(1319, 4, 0.0) == pytest.approx(2.2262**2 / (1319 + 2.2262**2), rel=1e-3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -23,7 +25,7 @@ def drawn(mean: float, seed: int = 0, prompts: int = PROMPTS) -> list[np.ndarray
     return list(np.random.default_rng(seed).exponential(mean, (prompts, POSITIONS)))
 
 
-def judged(mean: float, noise: float = 1e-6, **more) -> Verdict:
+def judged(mean: float, noise: float = 1e-6, **more: Any) -> Verdict:
     arguments = {"dtype": "bf16", "claim": "same", **more}
     candidate, benign = arguments.pop("candidate", drawn(mean, 1)), arguments.pop("benign", drawn(noise, 2))
     return check_execution_modes(candidate=candidate, noise=benign, **arguments)
@@ -32,7 +34,7 @@ def judged(mean: float, noise: float = 1e-6, **more) -> Verdict:
 @pytest.mark.parametrize(
     ("dtype", "within", "beyond"), [("fp32", 5e-9, 2e-8), ("fp16", 5e-5, 2e-4), ("bf16", 2.5e-4, 1e-3), ("bfloat16", 2.5e-4, 1e-3)]
 )
-def test_the_floor_is_that_of_the_dtype(dtype, within, beyond) -> None:
+def test_the_floor_is_that_of_the_dtype(dtype: str, within: float, beyond: float) -> None:
     assert judged(within, 0.0, dtype=dtype).outcome is Outcome.PASS
     assert judged(beyond, 0.0, dtype=dtype).outcome is Outcome.FAIL
 
@@ -97,7 +99,7 @@ def test_one_prompt_that_is_grossly_off_is_enough() -> None:
         ([np.array([0.0, np.nan])], "1 of 2 positions hold no probabilities"),
     ],
 )
-def test_nothing_and_nonsense_fail(candidate, line) -> None:
+def test_nothing_and_nonsense_fail(candidate: Any, line: str) -> None:
     verdict = judged(0.0, candidate=candidate)
     assert verdict.outcome is Outcome.FAIL
     assert any(line in detail for detail in verdict.details)
@@ -105,13 +107,13 @@ def test_nothing_and_nonsense_fail(candidate, line) -> None:
 
 
 @pytest.mark.parametrize(("kv_dtype", "within", "beyond"), [("fp8", 2e-3, 1e-2), ("q8_0", 5e-3, 0.02), ("q4_0", 0.03, 0.12)])
-def test_a_quantized_cache_has_the_limit_of_its_format(kv_dtype, within, beyond) -> None:
+def test_a_quantized_cache_has_the_limit_of_its_format(kv_dtype: str, within: float, beyond: float) -> None:
     assert judged(within, kv_dtype=kv_dtype).outcome is Outcome.PASS
     assert judged(beyond, kv_dtype=kv_dtype).outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e-7])
-def test_a_cache_that_differs_too_little_was_not_quantized(mean) -> None:
+def test_a_cache_that_differs_too_little_was_not_quantized(mean: float) -> None:
     verdict = judged(mean, kv_dtype="fp8")
     assert verdict.outcome is Outcome.FAIL
     assert "was not quantized to fp8" in str(verdict)

@@ -6,6 +6,7 @@ import re
 import time
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -24,7 +25,7 @@ SECONDS = 0.75
 """Of the processor; every long text takes about a tenth of this, and one that is read again and again takes minutes."""
 
 
-def documented(piece):
+def documented(piece: Any) -> Any:
     """The number in a piece by the words of the docstring, digit by digit: no $, no commas, no final full stop; else none."""
     kept = [character for character in piece if character not in "$,"]
     if kept and kept[-1] == ".":
@@ -40,11 +41,11 @@ def documented(piece):
     return sign * value / 10 ** len(part)
 
 
-def same(read, expected):
+def same(read: Decimal | None, expected: Any) -> Any:
     return (read is None and expected is None) or (read is not None and expected is not None and Fraction(read) == expected)
 
 
-def marked(text):
+def marked(text: str) -> Any:
     """The run of digits, points and commas after the first mark that has one, found without a regular expression."""
     start = text.find("#### ")
     while start >= 0:
@@ -59,7 +60,7 @@ def marked(text):
     return None
 
 
-def last_like(text):
+def last_like(text: str) -> Any:
     """The last number-like piece: two or more of digits, $, points and commas, or one digit, with a hyphen before it or not."""
     place, found = 0, None
     while place < len(text):
@@ -83,7 +84,7 @@ def last_like(text):
 @example("#### 1,2,3.")
 @example("####  18 #### 19")
 @example("#### #### 19")
-def test_strict_is_the_documented_number(text):
+def test_strict_is_the_documented_number(text: str) -> None:
     piece = marked(text)
     assert same(extract_strict(text), None if piece is None else documented(piece))
 
@@ -97,13 +98,13 @@ def test_strict_is_the_documented_number(text):
 @example("a5b.c")
 @example("7 and ...")
 @example("1.2.3")
-def test_flexible_is_the_documented_number(text):
+def test_flexible_is_the_documented_number(text: str) -> None:
     piece = last_like(text)
     assert same(extract_flexible(text), None if piece is None else documented(piece))
 
 
 @given(TEXTS)
-def test_any_text_has_a_grade(text):
+def test_any_text_has_a_grade(text: str) -> None:
     graded = grade(Problem("one", "How many?", "#### 18"), text)
     assert isinstance(graded, Graded)
     assert graded.strict == (extract_strict(text) == 18)
@@ -112,7 +113,7 @@ def test_any_text_has_a_grade(text):
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-(10**9), max_value=10**9))
-def test_a_written_answer_is_read_back_by_both(number):
+def test_a_written_answer_is_read_back_by_both(number: Decimal) -> None:
     text = f"#### {number:f}"
     assert extract_strict(text) == extract_flexible(text) == number
     again = f"#### {extract_strict(text):f}"
@@ -120,37 +121,37 @@ def test_a_written_answer_is_read_back_by_both(number):
 
 
 @given(TEXTS, NO_NUMBER)
-def test_what_holds_no_number_may_follow_or_precede(text, words):
+def test_what_holds_no_number_may_follow_or_precede(text: str, words: str) -> None:
     assert extract_flexible(f"{text} {words}") == extract_flexible(text)
     assert extract_strict(f"{words} {text}") == extract_strict(text)
     assert extract_flexible(f"{words} {text}") == extract_flexible(text)
 
 
 @given(NO_NUMBER, st.integers(-(10**9), 10**9), TEXTS)
-def test_strict_takes_the_first_number(words, number, more):
+def test_strict_takes_the_first_number(words: str, number: int, more: str) -> None:
     assert extract_strict(f"{words} #### {number:,} {more}") == number
 
 
 @given(TEXTS, st.integers(-(10**9), 10**9))
-def test_flexible_takes_the_last_number(text, number):
+def test_flexible_takes_the_last_number(text: str, number: int) -> None:
     assert extract_flexible(f"{text} is {number:,}") == number
 
 
 @given(NO_NUMBER)
-def test_without_a_number_there_is_none(words):
+def test_without_a_number_there_is_none(words: str) -> None:
     assert extract_strict(f"#### {words}") is None
     assert extract_flexible(words) is None
 
 
 @pytest.mark.parametrize("digits", ["\u0661\u0668", "\uff11\uff18", "\u0967\u096e", "\u2460", "\u00b2", "\u00bd", "\U0001d7d9"])
-def test_digits_of_other_scripts_are_no_digits(digits):
+def test_digits_of_other_scripts_are_no_digits(digits: str) -> None:
     assert extract_strict(f"#### {digits}") is None
     assert extract_flexible(digits) is None
     assert extract_strict(f"#### 7{digits}") == extract_flexible(f"7{digits}") == 7
 
 
 @pytest.mark.parametrize("minus", ["\u2212", "\u2013", "\uff0d", "\u2011"])
-def test_a_minus_that_is_no_hyphen_is_not_read(minus):
+def test_a_minus_that_is_no_hyphen_is_not_read(minus: str) -> None:
     assert extract_strict(f"#### {minus}5") is None
     assert extract_flexible(f"{minus}5") == 5
 
@@ -159,7 +160,7 @@ def test_a_minus_that_is_no_hyphen_is_not_read(minus):
     "piece", [*MARKS, "9", "$-", "-$", "9-", "$ ", ".,", "#", "#### ", "####", "#### -", "9 ", "-9", "1.2.", "٣"]
 )
 @pytest.mark.parametrize("before", ["", "#### ", "#### 7 "])
-def test_long_texts_are_read_in_linear_time(piece, before):
+def test_long_texts_are_read_in_linear_time(piece: object, before: str) -> None:
     text = before + piece * (5 * LONG // len(piece))
     start = time.process_time()
     strict, flexible = extract_strict(text), extract_flexible(text)
@@ -168,7 +169,7 @@ def test_long_texts_are_read_in_linear_time(piece, before):
     assert flexible is None or flexible.is_finite()
 
 
-def test_a_million_digits_are_a_number():
+def test_a_million_digits_are_a_number() -> None:
     text = "#### " + "9" * (10 * LONG)
     start = time.process_time()
     number = extract_strict(text)
@@ -180,7 +181,7 @@ def test_a_million_digits_are_a_number():
     assert time.process_time() - start < SECONDS
 
 
-def test_long_numbers_are_told_apart_by_their_last_digit():
+def test_long_numbers_are_told_apart_by_their_last_digit() -> None:
     number = "1" * LONG
     problem = Problem("one", "How many?", f"#### {number}2")
     assert grade(problem, f"#### {number}2.{'0' * LONG}").strict
@@ -188,14 +189,14 @@ def test_long_numbers_are_told_apart_by_their_last_digit():
     assert not grade(problem, f"#### {number}2.{'0' * LONG}1").strict
 
 
-def test_a_reading_that_goes_back_is_seen_to_be_slow():
+def test_a_reading_that_goes_back_is_seen_to_be_slow() -> None:
     """The bound tells: a pattern that tries every split of a run of digits is over it long before the texts above are as long."""
     start = time.process_time()
     assert re.search(r"#### -?(?:[0-9]+,?)+$", "#### " + "9" * 26 + "x") is None
     assert time.process_time() - start > SECONDS
 
 
-def test_what_is_documented_is_told_apart():
+def test_what_is_documented_is_told_apart() -> None:
     assert documented("$1,000.50.") == Fraction(2001, 2)
     assert documented("1.2.3") is None
     assert (marked("#### #### -7."), last_like("5-3"), last_like("- 5")) == ("-7.", "-3", "5")

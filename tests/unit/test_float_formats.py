@@ -2,20 +2,23 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_llminfer.families.quantization.casts import NAMED, check_casts, drawn
-from pytest_llminfer.numerics.float_formats import FORMATS
+from pytest_llminfer.numerics.float_formats import FORMATS, FloatFormat
 from pytest_llminfer.verdict import Outcome
 
 NUMBERS = st.floats(width=32, allow_nan=False)
 
 
-def same(found, expected):
+def same(found: float | None, expected: Any) -> Any:
     return found == expected and math.copysign(1, found) == math.copysign(1, expected)
 
 
@@ -24,14 +27,14 @@ def same(found, expected):
 @example(65520.0)
 @example(2.0**-25)
 @example(-(2.0**-26))
-def test_float16_is_numpys(number):
+def test_float16_is_numpys(number: float) -> None:
     """NumPy's own conversion, an independent implementation; 65520 is the least number that becomes infinite."""
     with np.errstate(over="ignore"):
         assert same(FORMATS["float16"].rounded(number), float(np.float32(number).astype(np.float16)))
 
 
 @given(NUMBERS)
-def test_bfloat16_is_the_upper_half_of_float32(number):
+def test_bfloat16_is_the_upper_half_of_float32(number: float) -> None:
     """Round the 32 bits to their upper 16, ties to even: the definition of bfloat16."""
     bits = int.from_bytes(struct.pack("<f", number), "little")
     upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -42,13 +45,13 @@ def test_bfloat16_is_the_upper_half_of_float32(number):
 
 
 @given(NUMBERS)
-def test_float32_numbers_are_float32(number):
+def test_float32_numbers_are_float32(number: float) -> None:
     assert same(FORMATS["float32"].rounded(number), number)
 
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "float16"])
 @given(number=NUMBERS)
-def test_rounding_is_to_the_nearest_of_all_numbers(name, number):
+def test_rounding_is_to_the_nearest_of_all_numbers(name: str, number: float) -> None:
     """Against a list of every finite number of the format."""
     entry = FORMATS[name]
     found = entry.rounded(number)
@@ -62,7 +65,7 @@ def test_rounding_is_to_the_nearest_of_all_numbers(name, number):
     assert found in grid
 
 
-def every(entry):
+def every(entry: FloatFormat) -> npt.NDArray[Any]:
     """Every finite number of a format, ascending."""
     numbers = {0.0}
     exponent = entry.smallest_exponent
@@ -83,16 +86,16 @@ def every(entry):
         ("float8_e5m2", 57344, 2**-2, 2**-14, 2**-16),
     ],
 )
-def test_limits_are_those_of_methods_7(name, largest, epsilon, normal, smallest):
+def test_limits_are_those_of_methods_7(name: str, largest: float, epsilon: float, normal: float, smallest: float) -> None:
     entry = FORMATS[name]
     assert (entry.largest, entry.epsilon, entry.smallest_normal, entry.smallest) == (largest, epsilon, normal, smallest)
 
 
-def test_numbers_that_a_person_can_check():
+def test_numbers_that_a_person_can_check() -> None:
     assert {number: {name: FORMATS[name].rounded(number) for name in found} for number, found in NAMED.items()} == NAMED
 
 
-def cast(numbers, names=tuple(FORMATS)):
+def cast(numbers: npt.NDArray[Any], names: tuple[str, ...] = tuple(FORMATS)) -> dict[Any, Any]:
     """What a device that rounds as the formats say would give; 0 where nothing is defined."""
     return {
         name: np.array([0 if (value := FORMATS[name].rounded(number)) is None else value for number in numbers.tolist()])
@@ -100,7 +103,7 @@ def cast(numbers, names=tuple(FORMATS)):
     }
 
 
-def test_casts_of_a_correct_device_pass_and_nothing_is_left_out():
+def test_casts_of_a_correct_device_pass_and_nothing_is_left_out() -> None:
     numbers = drawn(3_000, 1)
     assert np.isin(np.float32([0.1234, 75535.0]), numbers).all()
     magnitudes = np.abs(numbers[np.isfinite(numbers) & (numbers != 0)])
@@ -120,7 +123,7 @@ def test_casts_of_a_correct_device_pass_and_nothing_is_left_out():
     ],
     ids=["flushes subnormals", "saturates", "truncates"],
 )
-def test_a_device_that_rounds_otherwise_fails(fault, says):
+def test_a_device_that_rounds_otherwise_fails(fault: Callable[..., Any], says: str) -> None:
     numbers = drawn(3_000, 1)
     with np.errstate(all="ignore"):
         wrong = {name: fault(name, numbers.astype(np.float64), values) for name, values in cast(numbers, ("float16",)).items()}
@@ -129,5 +132,5 @@ def test_a_device_that_rounds_otherwise_fails(fault, says):
     assert says in str(verdict)
 
 
-def test_no_casts_fail():
+def test_no_casts_fail() -> None:
     assert check_casts(numbers=np.zeros(0, np.float32), found={"float16": np.zeros(0)}).outcome is Outcome.FAIL

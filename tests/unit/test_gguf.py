@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +34,7 @@ def text(value: str) -> bytes:
     return struct.pack("<Q", len(value.encode())) + value.encode()
 
 
-def value_bytes(kind: int, value) -> bytes:
+def value_bytes(kind: int, value: Any) -> bytes:
     if kind == STRING:
         return text(value)
     if kind == ARRAY:
@@ -41,7 +43,7 @@ def value_bytes(kind: int, value) -> bytes:
     return struct.pack({U32: "<I", F32: "<f", BOOL: "<?", I64: "<q"}[kind], value)
 
 
-def gguf_bytes(metadata, tensors, *, version=3) -> bytes:
+def gguf_bytes(metadata: dict[str, tuple[int, object]], tensors: Any, *, version: int = 3) -> bytes:
     data = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata))
     for key, (kind, value) in metadata.items():
         data += text(key) + struct.pack("<I", kind) + value_bytes(kind, value)
@@ -58,8 +60,8 @@ def gguf_bytes(metadata, tensors, *, version=3) -> bytes:
 
 
 @pytest.fixture
-def file(tmp_path):
-    def write(metadata=SIZES, tensors=TENSORS, **fields) -> Path:
+def file(tmp_path: Path) -> Callable[..., Path]:
+    def write(metadata: dict[str, tuple[int, object]] = SIZES, tensors: dict[str, Any] = TENSORS, **fields: Any) -> Path:
         path = tmp_path / "model.gguf"
         path.write_bytes(gguf_bytes(metadata, tensors, **fields))
         return path
@@ -68,7 +70,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_metadata_and_tensors_are_read(file, version):
+def test_metadata_and_tensors_are_read(file: Callable[..., Path], version: int) -> None:
     extra = {
         "a.flag": (BOOL, True),
         "a.number": (I64, -5),
@@ -90,7 +92,7 @@ def test_metadata_and_tensors_are_read(file, version):
         assert set(data[tensor.offset : tensor.offset + tensor.stored_bytes]) == {number + 1}
 
 
-def test_a_file_cut_anywhere_is_refused_by_name(file):
+def test_a_file_cut_anywhere_is_refused_by_name(file: Callable[..., Path]) -> None:
     path = file()
     whole = path.read_bytes()
     for length in [*range(0, len(whole), 7), len(whole) - 1]:
@@ -108,7 +110,7 @@ def test_a_file_cut_anywhere_is_refused_by_name(file):
         (24, 32, struct.pack("<Q", 1 << 60), "bytes are wanted"),
     ],
 )
-def test_damage_is_said_in_words(file, start, end, bytes_there, words):
+def test_damage_is_said_in_words(file: Callable[..., Path], start: int, end: int, bytes_there: bytes, words: str) -> None:
     path = file()
     data = path.read_bytes()
     path.write_bytes(data[:start] + bytes_there + data[end:])
@@ -116,19 +118,19 @@ def test_damage_is_said_in_words(file, start, end, bytes_there, words):
         read_gguf(path)
 
 
-def test_an_unknown_type_of_tensor_is_named(file):
+def test_an_unknown_type_of_tensor_is_named(file: Callable[..., Path]) -> None:
     path = file(tensors={"x": ((64,), 0)})
     path.write_bytes(path.read_bytes().replace(struct.pack("<QIQ", 64, 0, 0), struct.pack("<QIQ", 64, 77, 0)))
     with pytest.raises(BadInputError, match="tensor x has the ggml type 77"):
         read_gguf(path)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"none\.gguf cannot be read"):
         read_gguf(tmp_path / "none.gguf")
 
 
-def test_a_configuration_follows_from_the_file(file):
+def test_a_configuration_follows_from_the_file(file: Callable[..., Path]) -> None:
     config = config_from_gguf(read_gguf(file()))
     assert config["model_type"] == "llama"
     assert (config["rms_norm_eps"], config["rope_theta"], config["eos_token_id"]) == (0.5, 500000.0, 2)
@@ -138,7 +140,7 @@ def test_a_configuration_follows_from_the_file(file):
     assert (shape.vocab, shape.tied) == (10, True)
 
 
-def test_a_configuration_that_cannot_be_read_is_refused(file):
+def test_a_configuration_that_cannot_be_read_is_refused(file: Callable[..., Path]) -> None:
     with pytest.raises(UnsupportedError, match="'mamba'"):
         config_from_gguf(read_gguf(file({**SIZES, "general.architecture": (STRING, "mamba")})))
     without = {key: value for key, value in SIZES.items() if key != "llama.block_count"}
@@ -157,7 +159,7 @@ def test_a_configuration_that_cannot_be_read_is_refused(file):
         (28, {0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24, 25, 26, 27}),
     ],
 )
-def test_q4_k_m_is_wider_in_some_layers(layers, wider):
+def test_q4_k_m_is_wider_in_some_layers(layers: int, wider: set[int]) -> None:
     for part in ("self_attn.v_proj", "mlp.down_proj"):
         types = [
             stored_type(
@@ -182,11 +184,11 @@ def test_q4_k_m_is_wider_in_some_layers(layers, wider):
         ("model.layers.0.self_attn.q_proj.weight", (64, 64), "none", False, "bf16"),
     ],
 )
-def test_types_follow_from_role_and_row(name, shape, quantization, tied, kind):
+def test_types_follow_from_role_and_row(name: str, shape: tuple[int, ...], quantization: str, tied: bool, kind: str) -> None:
     assert stored_type(name, shape, quantization=quantization, dtype="bf16", layers=4, tied=tied) == kind
 
 
-def test_bytes_count_whole_blocks():
+def test_bytes_count_whole_blocks() -> None:
     assert [type_bytes(kind, 1024) for kind in ("f32", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")] == [4096, 2048, 1088, 576, 576, 840]
     assert [block_elements(kind) for kind in ("f32", "bf16", "q8_0", "q6_k")] == [1, 1, 32, 256]
     with pytest.raises(UnsupportedError, match="'nf4'"):

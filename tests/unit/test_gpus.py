@@ -9,7 +9,7 @@ from pytest_llminfer.predict.gpus import GPUS, find_gpu
 
 
 @pytest.mark.parametrize("name", [gpu.name for gpu in GPUS])
-def test_every_card_is_found_by_its_name_and_as_nvidia_smi_writes_it(name):
+def test_every_card_is_found_by_its_name_and_as_nvidia_smi_writes_it(name: object) -> None:
     assert find_gpu(name).name == find_gpu(f"NVIDIA {name}").name == find_gpu(name.lower().replace(" ", "-")).name == name
     gpu = find_gpu(name)
     assert gpu.source
@@ -21,11 +21,11 @@ def test_every_card_is_found_by_its_name_and_as_nvidia_smi_writes_it(name):
     ("written", "name"),
     [("NVIDIA H100 80GB HBM3", "H100 80GB"), ("h100", "H100 80GB"), ("NVIDIA A100-SXM4-40GB", "A100 40GB"), ("Tesla T4", "T4")],
 )
-def test_cards_have_several_names(written, name):
+def test_cards_have_several_names(written: str, name: str) -> None:
     assert find_gpu(written).name == name
 
 
 @pytest.mark.parametrize("name", ["", "nvidia", "A100", "RTX", "H1"])
-def test_a_name_of_no_card_or_of_several_is_refused(name):
+def test_a_name_of_no_card_or_of_several_is_refused(name: str) -> None:
     with pytest.raises(InvalidSpecError):
         find_gpu(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -42,11 +43,11 @@ class HoldsFiles:
 
 
 @pytest.fixture(params=["gptq", "awq", "w4a16"])
-def name(request):
+def name(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def weighed(path, quantization):
+def weighed(path: Path, quantization: Any) -> Any:
     """The verdict of the suite on weights, and the line of the profile."""
     engine, verdicts = HoldsFiles(path, quantization), []
     memory_suite.test_weights_take_the_bytes_that_the_configuration_implies(engine, verdicts.append)
@@ -56,7 +57,7 @@ def weighed(path, quantization):
 
 
 @pytest.mark.parametrize("size", [32, 128])
-def test_the_suite_and_the_ledger_predict_with_the_groups_that_are_declared(name, size, tmp_path):
+def test_the_suite_and_the_ledger_predict_with_the_groups_that_are_declared(name: Any, size: int, tmp_path: Path) -> None:
     path = checkpoints.regroup(ASSETS / name, tmp_path / name, size)
     verdict, line = weighed(path, name)
     assert verdict.outcome is Outcome.PASS
@@ -64,7 +65,7 @@ def test_the_suite_and_the_ledger_predict_with_the_groups_that_are_declared(name
 
 
 @pytest.mark.parametrize("left", [False, True])
-def test_a_variant_of_a_format_is_a_visible_skip_in_every_suite_that_predicts(name, tmp_path, left):
+def test_a_variant_of_a_format_is_a_visible_skip_in_every_suite_that_predicts(name: Any, tmp_path: Path, left: bool) -> None:
     """Of 8 bits, with zero points, or with a matrix left in 16 bits: the tensors that it has are not those declared here."""
     engine = HoldsFiles(ASSETS / name, name)
     weights = {"num_bits": 4, "strategy": "group", "group_size": 128, "symmetric": False}
@@ -85,7 +86,7 @@ def test_a_variant_of_a_format_is_a_visible_skip_in_every_suite_that_predicts(na
     assert not verdicts
 
 
-def test_groups_that_are_not_those_declared_are_found(name, tmp_path):
+def test_groups_that_are_not_those_declared_are_found(name: Any, tmp_path: Path) -> None:
     held = checkpoints.regroup(ASSETS / name, tmp_path / name, 32)
     path = checkpoints.declare_groups(held, tmp_path / "declared", 128)
     verdict, line = weighed(path, name)
@@ -95,8 +96,10 @@ def test_groups_that_are_not_those_declared_are_found(name, tmp_path):
     assert line.difference == 3 * 24_576 * {"gptq": 2.5, "awq": 2.5, "w4a16": 2}[name]
 
 
-def test_the_command_says_the_bytes_on_disk_and_those_of_other_groups(name, tmp_path, capsys):
-    def said(path, *arguments):
+def test_the_command_says_the_bytes_on_disk_and_those_of_other_groups(
+    name: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(path: Path, *arguments: Any) -> Any:
         assert main(["memory", str(path), "--engine", "transformers", "--gpu", "A10", "--json", *arguments]) == 0
         # By role without the allocator's rounding, which the total has.
         return sum(json.loads(capsys.readouterr().out)["weights_by_role_bytes"].values())
@@ -107,7 +110,7 @@ def test_the_command_says_the_bytes_on_disk_and_those_of_other_groups(name, tmp_
     assert {size: said(paths[128], "--group-size", str(size)) for size in paths} == held
 
 
-def test_a_scale_for_all_of_a_row_is_a_group_of_its_own():
+def test_a_scale_for_all_of_a_row_is_a_group_of_its_own() -> None:
     weights = {"num_bits": 4, "strategy": "channel", "group_size": None}
     assert (
         declared_groups(

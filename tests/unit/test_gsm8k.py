@@ -10,7 +10,7 @@ from pytest_llminfer.datasets.gsm8k import EXTRACTORS, Graded, Problem, extract_
 from pytest_llminfer.errors import DatasetError
 
 
-def problem(answer="2 + 16 = 18\n#### 18"):
+def problem(answer: str = "2 + 16 = 18\n#### 18") -> Problem:
     return Problem("one", "How many?", answer)
 
 
@@ -34,7 +34,7 @@ def problem(answer="2 + 16 = 18\n#### 18"):
         ("", None),
     ],
 )
-def test_strict_reads_the_first_marked_number(text, value):
+def test_strict_reads_the_first_marked_number(text: str, value: str | None) -> None:
     assert extract_strict(text) == (None if value is None else Decimal(value))
 
 
@@ -52,7 +52,7 @@ def test_strict_reads_the_first_marked_number(text, value):
         ("", None),
     ],
 )
-def test_flexible_reads_the_last_number(text, value):
+def test_flexible_reads_the_last_number(text: str, value: str | None) -> None:
     assert extract_flexible(text) == (None if value is None else Decimal(value))
 
 
@@ -61,49 +61,49 @@ def test_flexible_reads_the_last_number(text, value):
 @example("$,.-" * 1000)
 @example("#### ٣")
 @example("\ud800 #### 1")
-def test_no_text_breaks_the_reading(text):
+def test_no_text_breaks_the_reading(text: str) -> None:
     for value in (extract_strict(text), extract_flexible(text)):
         assert value is None or isinstance(value, Decimal)
     grade(problem(), text)
 
 
 @given(st.integers(-(10**12), 10**12))
-def test_every_whole_number_is_read_back(number):
+def test_every_whole_number_is_read_back(number: int) -> None:
     for written in (f"{number}", f"{number:,}", f"{number}.00", f"{number:,}."):
         assert extract_strict(f"#### {written}") == number
         assert extract_flexible(f"the answer is {written}") == number
 
 
 @given(st.integers(0, 10**9))
-def test_currency_does_not_matter(number):
+def test_currency_does_not_matter(number: int) -> None:
     assert extract_flexible(f"it is ${number:,}") == number
 
 
 @pytest.mark.parametrize("text", ["#### 18", "#### 18.00", "#### 18.", "so it is #### 018"])
-def test_a_right_answer_is_right_by_value(text):
+def test_a_right_answer_is_right_by_value(text: str) -> None:
     assert grade(problem(), text) == Graded(strict=True, flexible=True, format_miss=False)
 
 
-def test_a_right_answer_without_the_form_is_a_format_miss():
+def test_a_right_answer_without_the_form_is_a_format_miss() -> None:
     assert grade(problem(), "That makes $18.") == Graded(strict=False, flexible=True, format_miss=True)
 
 
-def test_a_wrong_answer_in_the_right_form_is_wrong():
+def test_a_wrong_answer_in_the_right_form_is_wrong() -> None:
     assert grade(problem(), "#### 19") == Graded(strict=False, flexible=False, format_miss=False)
 
 
-def test_the_two_readings_differ_where_text_follows():
+def test_the_two_readings_differ_where_text_follows() -> None:
     assert grade(problem(), "#### 18\nThat is 9 each.") == Graded(strict=True, flexible=False, format_miss=False)
 
 
-def test_a_solution_without_a_number_is_refused():
+def test_a_solution_without_a_number_is_refused() -> None:
     with pytest.raises(DatasetError, match="one has no line '#### <number>'"):
         gold(problem("eighteen"))
 
 
-def test_gold_is_exact():
+def test_gold_is_exact() -> None:
     assert gold(problem("#### 1,234.10")) == Decimal("1234.1")
 
 
-def test_extractors_are_versioned():
+def test_extractors_are_versioned() -> None:
     assert EXTRACTORS == {"strict": "####@1", "flexible": "last-number@1"}

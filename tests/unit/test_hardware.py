@@ -166,7 +166,7 @@ def test_a_hanging_nvidia_smi_is_given_up(tmp_path: Path, script: str) -> None:
     assert time.monotonic() - start < 4
 
 
-def test_memory_in_use_is_summed_over_the_gpus_that_are_named(tmp_path: Path, monkeypatch) -> None:
+def test_memory_in_use_is_summed_over_the_gpus_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = tmp_path / "asked"
     monkeypatch.setenv("PATH", stand_in(tmp_path, f'echo "$*" >{asked}\necho 512\necho 3')["PATH"])
     assert device_bytes(["GPU-1", "GPU-2"]) == 515 * 2**20
@@ -176,7 +176,9 @@ def test_memory_in_use_is_summed_over_the_gpus_that_are_named(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("script", ["exit 9", "echo '[N/A]'", "echo 512; exit 9", "true"])
-def test_memory_in_use_is_unknown_where_nvidia_smi_does_not_tell(tmp_path: Path, monkeypatch, script: str) -> None:
+def test_memory_in_use_is_unknown_where_nvidia_smi_does_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
     monkeypatch.setenv("PATH", stand_in(tmp_path, script)["PATH"])
     assert device_bytes(["GPU-1"]) is None
 
@@ -185,7 +187,7 @@ def launch(tmp_path: Path, spec: str, **variables: str) -> Launch:
     return Launch(EngineSpec.parse(spec), Model("reference"), {}, variables, 10.0, tmp_path / "log")
 
 
-def test_the_worker_of_a_server_is_told_its_first_visible_gpu(tmp_path: Path, monkeypatch) -> None:
+def test_the_worker_of_a_server_is_told_its_first_visible_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", stand_in(tmp_path, f"cat <<'END'\n{OUTPUT}END")["PATH"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert launch(tmp_path, "vllm-serve").acquire_devices() == {ACCELERATOR: H100}

@@ -16,7 +16,7 @@ RIGHT = CachedTokens(300, 0, 256, ((255, 128), (0, 0)))
 
 
 @pytest.mark.parametrize(("block", "found"), [(128, RIGHT), (16, CachedTokens(97, 0, 96, ((95, 80), (0, 0))))])
-def test_prefixes_are_found_to_the_last_whole_block(block, found) -> None:
+def test_prefixes_are_found_to_the_last_whole_block(block: int, found: CachedTokens) -> None:
     verdict = check_prefix_hits(found=[found], block=block)
     assert verdict.outcome is Outcome.PASS, verdict.details
 
@@ -37,7 +37,7 @@ def test_every_token_of_a_block_of_one_can_be_found_but_the_last() -> None:
         (CachedTokens(100, 0, 0, ((99, 0),)), "no whole block"),
     ],
 )
-def test_a_prefix_that_is_stale_or_missing_is_named(found, line) -> None:
+def test_a_prefix_that_is_stale_or_missing_is_named(found: CachedTokens, line: str) -> None:
     verdict = check_prefix_hits(found=[found], block=128)
     assert verdict.outcome is Outcome.FAIL
     assert any(line in detail for detail in verdict.details)
@@ -48,7 +48,7 @@ def test_no_prompt_is_no_pass() -> None:
 
 
 @pytest.mark.parametrize(("count", "outcome"), [(21, Outcome.PASS), (0, Outcome.FAIL), (None, Outcome.FAIL)])
-def test_preemption_must_have_happened(count, outcome) -> None:
+def test_preemption_must_have_happened(count: int | None, outcome: Outcome) -> None:
     assert check_preempted(counters=CacheCounters(preemptions=count), requests=8).outcome is outcome
 
 

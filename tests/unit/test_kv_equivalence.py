@@ -16,14 +16,14 @@ from pytest_llminfer.verdict import Outcome
 from tests.support.kv_comparisons import DECODE, FULL, HEADS, LAYERS, TOKENS, Bug, assert_told, verdict
 
 
-def test_what_agrees_passes_and_says_how_well():
+def test_what_agrees_passes_and_says_how_well() -> None:
     found = verdict(Bug())
     assert found.outcome is Outcome.PASS
     assert found.key == "KL 1e-12"
     assert "1e-08 nats" in found.threshold
 
 
-def test_noise_up_to_the_limit_passes_in_every_layer_and_beyond_it_fails():
+def test_noise_up_to_the_limit_passes_in_every_layer_and_beyond_it_fails() -> None:
     bug = Bug()
     limits = 40 * 6e-8 * np.sqrt(np.arange(LAYERS) + 1)  # docs/methods.md#rounding-limits
     bug.keys[:] = bug.values[:] = (0.99 * limits)[:, None, None]
@@ -33,7 +33,7 @@ def test_noise_up_to_the_limit_passes_in_every_layer_and_beyond_it_fails():
 
 
 @pytest.mark.parametrize("harm", ["kl", "nan", "top1"])
-def test_predictions_are_judged_by_themselves(harm):
+def test_predictions_are_judged_by_themselves(harm: str) -> None:
     bug = Bug()
     if harm == "top1":
         bug.top1[5] = False
@@ -42,14 +42,14 @@ def test_predictions_are_judged_by_themselves(harm):
     assert verdict(bug).outcome is Outcome.FAIL
 
 
-def test_one_wrong_sequence_of_several_fails():
+def test_one_wrong_sequence_of_several_fails() -> None:
     good, bad = Bug().compared(), Bug().from_layer(0, 20).compared()
     assert check_cache_paths(compared=[good, bad, good], sizes=FULL, claim="c").outcome is Outcome.FAIL
     together = Compared(DECODE, CachePathComparisons((Bug().one(), Bug().from_layer(0, 20).one()), None))
     assert "numbered 1" in str(check_cache_paths(compared=[together], sizes=FULL, claim="c"))
 
 
-def test_nothing_compared_is_no_pass():
+def test_nothing_compared_is_no_pass() -> None:
     for check in (
         lambda **asked: check_cache_paths(**asked, sizes=FULL),
         check_first_layer,
@@ -67,13 +67,13 @@ def test_nothing_compared_is_no_pass():
     assert "nothing was compared" in found.details[0]
 
 
-def test_another_dtype_than_fp32_is_no_fair_comparison():
+def test_another_dtype_than_fp32_is_no_fair_comparison() -> None:
     bug = Bug()
     bug.dtype = "bf16"
     assert verdict(bug).outcome is Outcome.INVALID
 
 
-def test_the_first_layer_passes_up_to_one_ulp():
+def test_the_first_layer_passes_up_to_one_ulp() -> None:
     one = replace(Bug().one(), dtype="bf16", key_ulps=np.full((HEADS, TOKENS), 1.0))
     found = check_first_layer(compared=[Compared(DECODE, CachePathComparisons((one,), None))], claim="c")
     assert found.outcome is Outcome.PASS
@@ -81,7 +81,7 @@ def test_the_first_layer_passes_up_to_one_ulp():
 
 
 @pytest.mark.parametrize(("part", "kind"), [("keys", Kind.POSITION), ("both", Kind.TOKEN)])
-def test_the_first_layer_tells_positions_from_tokens(part, kind):
+def test_the_first_layer_tells_positions_from_tokens(part: str, kind: Kind) -> None:
     bug = Bug()
     bug.dtype = "bf16"
     bug.keys[0, :, 20:] = 0.9
@@ -90,7 +90,7 @@ def test_the_first_layer_tells_positions_from_tokens(part, kind):
     assert_told(check_first_layer(compared=[bug.compared()], claim="c"), kind, "tokens 20 to 47")
 
 
-def test_noise_of_later_layers_says_nothing_about_the_first():
+def test_noise_of_later_layers_says_nothing_about_the_first() -> None:
     bug = Bug().from_layer(1, 0, size=0.02)
     bug.top1[3] = False
     assert check_first_layer(compared=[bug.compared()], claim="c").outcome is Outcome.PASS

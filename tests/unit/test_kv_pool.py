@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -39,14 +40,14 @@ def test_one_reserved_block_is_allowed() -> None:
         ({"num_blocks": 0}, "no blocks"),
     ],
 )
-def test_what_does_not_fit_is_named(change, line) -> None:
+def test_what_does_not_fit_is_named(change: dict[str, Any], line: str) -> None:
     verdict = check_kv_pool(pool=replace(POOL, **change), **SHAPE, dtype="bf16")
     assert verdict.outcome is Outcome.FAIL
     assert any(line in detail for detail in verdict.details)
 
 
 @pytest.mark.parametrize(("dtype", "per_token"), [("fp32", 4096), ("fp8", 1024), ("q8_0", 1088), ("q4_0", 576)])
-def test_bytes_follow_the_dtype(dtype, per_token) -> None:
+def test_bytes_follow_the_dtype(dtype: str, per_token: int) -> None:
     pool = replace(POOL, dtype="float32", bytes_per_token=per_token, stored_bytes=1600 * per_token)
     assert check_kv_pool(pool=pool, **SHAPE, dtype=dtype).outcome is Outcome.PASS
     assert check_kv_pool(pool=pool, **SHAPE, dtype="bf16").outcome is Outcome.FAIL
@@ -65,7 +66,7 @@ def test_blocks_of_a_real_log_give_its_maximum_concurrency() -> None:
 
 
 @pytest.mark.parametrize(("told", "outcome"), [(100 / 32, Outcome.PASS), (101 / 32, Outcome.PASS), (99 / 32, Outcome.FAIL)])
-def test_the_engines_own_concurrency_is_that_of_its_blocks(told, outcome) -> None:
+def test_the_engines_own_concurrency_is_that_of_its_blocks(told: float, outcome: Outcome) -> None:
     verdict = check_kv_pool(pool=replace(POOL, max_concurrency=told), **SHAPE, dtype="bf16")
     assert verdict.outcome is outcome
     assert f"maximum concurrency: {told:.6g} sequences" in str(verdict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -22,43 +24,54 @@ POOL = KVPool(100, 16, 1600, "bfloat16", 100 * 16 * 2048, 2048, 512)
 class Fake:
     """An engine that answers one token, and notes in ``log`` what became of it."""
 
-    def __init__(self, log, name="cell", device="cpu", args=None, spec=None, ignores=(), model=MODEL) -> None:
+    def __init__(
+        self,
+        log: Any,
+        name: str = "cell",
+        device: str = "cpu",
+        args: dict[Any, Any] | None = None,
+        spec: Any = None,
+        ignores: tuple[()] = (),
+        model: Model = MODEL,
+    ) -> None:
         self.log, self.name, self.model = log, name, model
         self.spec = spec or EngineSpec("vllm")
         self.engine_args = args or {}
         self.info = EngineInfo("bf16", "bf16", device, device, 1, ())
         self._ignores = ignores
 
-    def supports(self, capability):
+    def supports(self, capability: Any) -> bool:
         return capability in ("kv_pool", "cache_counters")
 
-    def kv_pool(self):
+    def kv_pool(self) -> KVPool:
         return POOL
 
-    def settings(self):
+    def settings(self) -> dict[Any, Any]:
         return {"resolved": {name: None if name in self._ignores else value for name, value in self.engine_args.items()}}
 
-    def cache_counters(self):
+    def cache_counters(self) -> CacheCounters:
         return CacheCounters(preemptions=3)
 
-    def generate(self, prompts, **_):
+    def generate(self, prompts: Any, **_: Any) -> list[Any]:
         self.log.append(f"{self.name} answers {len(prompts)}")
         return [Generation((5,), "length", top_ids=np.array([[5]]), top_logprobs=np.zeros((1, 1))) for _ in prompts]
 
-    def close(self):
+    def close(self) -> None:
         self.log.append(f"{self.name} ends")
 
-    def restart(self):
+    def restart(self) -> None:
         self.log.append(f"{self.name} starts")
 
 
-def variants(log, device="cpu", ignores=(), *, asked_for=True, **cell) -> KVVariants:
+def variants(
+    log: list[Any], device: str = "cpu", ignores: tuple[str, ...] = (), *, asked_for: bool = True, **cell: Any
+) -> KVVariants:
     engine = Fake(log, device=device, args={"seed": 1}, **cell)
     prompts = MODEL.prompts(8)
     answers = [Generation((5,), "length", top_ids=np.array([[5]]), top_logprobs=np.zeros((1, 1))) for _ in prompts]
     greedy = Greedy(prompts, answers, answers, 0.0, "bf16")
 
-    def launch(spec, model, args, variables):
+    def launch(spec: Any, model: Any, args: Any, variables: Any) -> Fake:
         log.append(f"variant starts with {args} {variables} {spec.kv_dtype}")
         return Fake(log, "variant", device, args, spec, ignores, model)
 
@@ -107,7 +120,7 @@ def test_a_tiny_pool_is_made_from_the_prompts_at_hand() -> None:
 
 
 @pytest.mark.parametrize(("block", "blocks"), [(1, 164), (16, 12), (128, 6)])
-def test_two_prompts_fit_into_a_tiny_pool_and_not_their_answers(block, blocks) -> None:
+def test_two_prompts_fit_into_a_tiny_pool_and_not_their_answers(block: int, blocks: int) -> None:
     assert Sizes(82, 50, block).tiny_blocks == blocks
 
 
@@ -120,7 +133,7 @@ def test_two_prompts_fit_into_a_tiny_pool_and_not_their_answers(block, blocks) -
         (FP8, {"spec": EngineSpec("vllm", kv_dtype="fp8_e5m2")}, "a cache of fp8_e5m2 already"),
     ],
 )
-def test_what_means_nothing_is_a_visible_skip(variant, cell, reason) -> None:
+def test_what_means_nothing_is_a_visible_skip(variant: Variant, cell: Any, reason: str) -> None:
     log = []
     with pytest.raises(UnsupportedError, match=reason):
         variants(log, **cell).ask(variant)

@@ -1,35 +1,52 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.layout.check import check_layout, check_layout_unchanged, summarise_layout
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations.layout import Parameter
 from pytest_llminfer.predict.layout import expected_layout
-from pytest_llminfer.verdict import Outcome, first_offenders
+from pytest_llminfer.predict.rules import FILES, EngineRules
+from pytest_llminfer.verdict import Outcome, Verdict, first_offenders
 
 SHAPE = ModelShape("llama", layers=12, hidden=64, heads=2, kv_heads=1, head_dim=32, intermediate=96, vocab=50, tied=True)
 TIED = [["model.embed_tokens.weight", "lm_head.weight"]]
 UP = "model.layers.3.mlp.up_proj.weight"
 
 
-def loaded(quantization="nf4", shape=SHAPE, **options):
-    return [weight.parameter for weight in expected_layout(shape=shape, dtype="bf16", quantization=quantization, **options)]
+def held_by(name: Any) -> EngineRules:
+    return FILES[name] if name in FILES else profile(name)
 
 
-def check(parameters, quantization="nf4", shape=SHAPE, tied=TIED, **options):
-    return check_layout(parameters=parameters, shape=shape, dtype="bfloat16", quantization=quantization, tied=tied, **options)
+def loaded(quantization: Any = "nf4", shape: ModelShape = SHAPE, engine: Any = "transformers", **options: Any) -> list[Any]:
+    of = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": held_by(engine)}
+    return [weight.parameter for weight in expected_layout(**of, **options)]
 
 
-def changed(parameters, name, **fields):
+def check(
+    parameters: Any,
+    quantization: Any = "nf4",
+    shape: ModelShape = SHAPE,
+    tied: list[Any] = TIED,
+    engine: Any = "transformers",
+    **options: Any,
+) -> Verdict:
+    of = {"shape": shape, "dtype": "bfloat16", "quantization": quantization, "tied": tied, "engine": held_by(engine)}
+    return check_layout(parameters=parameters, **of, **options)
+
+
+def changed(parameters: Any, name: str, **fields: Any) -> list[Any]:
     return [replace(parameter, **fields) if parameter.name == name else parameter for parameter in parameters]
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4", "fp4"])
-def test_the_right_layout_passes(quantization):
+def test_the_right_layout_passes(quantization: str) -> None:
     verdict = check(loaded(quantization), quantization)
     assert verdict.outcome is Outcome.PASS
     assert verdict.details == ()
@@ -37,12 +54,12 @@ def test_the_right_layout_passes(quantization):
 
 
 @pytest.mark.parametrize(("quantization", "bits"), [("none", 16.0), ("int8", 8.6), ("fp4", 4.75)])
-def test_the_bits_of_a_weight_are_shown(quantization, bits):
+def test_the_bits_of_a_weight_are_shown(quantization: str, bits: float) -> None:
     verdict = check(loaded(quantization), quantization)
     assert float(verdict.key.split()[0]) == pytest.approx(bits, rel=0.02)
 
 
-def test_the_histogram_adds_up():
+def test_the_histogram_adds_up() -> None:
     parameters = loaded("int8")
     stored = {entry.name: entry for entry in check(parameters, "int8").measurements if entry.name.startswith("stored in")}
     # 12 layers of 30,720 weights in 512 rows; 25 norms of 64 and an embedding of 50 x 64.
@@ -55,14 +72,14 @@ def test_the_histogram_adds_up():
     assert sum(entry.value for entry in stored.values()) == sum(parameter.stored_bytes for parameter in parameters)
 
 
-def test_state_in_another_dtype_of_the_same_size_fails():
+def test_state_in_another_dtype_of_the_same_size_fails() -> None:
     verdict = check(changed(loaded(), UP, state=(("uint8", 96), ("float32", 64), ("float32", 4), ("int32", 4), ("float32", 1024))))
     assert verdict.outcome is Outcome.FAIL
     assert verdict.details[0].startswith(f"{UP}: state in ")
 
 
 @pytest.mark.parametrize(("engine", "quantization"), [("checkpoint", name) for name in ("gptq", "awq", "w8a8", "w4a16", "fp8")])
-def test_a_packed_linear_that_was_left_in_the_models_dtype_is_one_line_that_names_it(engine, quantization):
+def test_a_packed_linear_that_was_left_in_the_models_dtype_is_one_line_that_names_it(engine: Any, quantization: Any) -> None:
     shape = replace(SHAPE, hidden=256, intermediate=384, heads=4, kv_heads=2, head_dim=64)
     right = loaded(quantization, shape=shape, engine=engine)
     assert check(right, quantization, shape=shape, engine=engine).outcome is Outcome.PASS
@@ -78,7 +95,7 @@ def test_a_packed_linear_that_was_left_in_the_models_dtype_is_one_line_that_name
     assert verdict.details[0].startswith(f"{UP}: left in bfloat16 instead of {quantization} (")
 
 
-def test_a_quantization_that_an_engine_takes_and_ignores_fails_and_names_every_linear():
+def test_a_quantization_that_an_engine_takes_and_ignores_fails_and_names_every_linear() -> None:
     parameters = loaded("none", engine="vllm")
     of = {"quantization": "none", "engine": "vllm"}
     assert check(parameters, **of).outcome is Outcome.PASS
@@ -90,7 +107,7 @@ def test_a_quantization_that_an_engine_takes_and_ignores_fails_and_names_every_l
 
 
 @pytest.mark.parametrize("asked", ["int8", "nf4", "fp4"])
-def test_a_quantization_that_was_ignored_fails(asked):
+def test_a_quantization_that_was_ignored_fails(asked: str) -> None:
     verdict = check(loaded("none"), asked)
     assert verdict.outcome is Outcome.FAIL
     assert (
@@ -98,13 +115,13 @@ def test_a_quantization_that_was_ignored_fails(asked):
     )
 
 
-def test_another_quantization_than_asked_for_fails():
+def test_another_quantization_than_asked_for_fails() -> None:
     verdict = check(loaded("fp4", double_quantized=True), "nf4")
     assert verdict.outcome is Outcome.FAIL
     assert verdict.details[0].endswith("packing fp4 instead of nf4")
 
 
-def test_single_instead_of_double_quantization_fails():
+def test_single_instead_of_double_quantization_fails() -> None:
     verdict = check(loaded("nf4", double_quantized=False))
     assert verdict.details[0].endswith("double_quantized False instead of True")
     assert check(loaded("nf4", double_quantized=False), double_quantized=False).outcome is Outcome.PASS
@@ -122,48 +139,48 @@ def test_single_instead_of_double_quantization_fails():
         ({"packing": ""}, "packing none instead of nf4"),
     ],
 )
-def test_one_wrong_tensor_is_named(fields, said):
+def test_one_wrong_tensor_is_named(fields: dict[str, Any], said: str) -> None:
     verdict = check(changed(loaded(), UP, **fields))
     assert verdict.outcome is Outcome.FAIL
     assert len(verdict.details) == 1
     assert verdict.details[0].startswith(f"{UP}: {said}")
 
 
-def test_a_missing_tensor_is_named():
+def test_a_missing_tensor_is_named() -> None:
     verdict = check([parameter for parameter in loaded() if parameter.name != UP])
     assert (verdict.outcome, verdict.details) == (Outcome.FAIL, (f"{UP}: missing",))
 
 
-def test_an_extra_tensor_is_named():
+def test_an_extra_tensor_is_named() -> None:
     extra = Parameter("model.layers.0.mlp.gate.weight", "float32", (8, 64), (8, 64), 2048)
     verdict = check([*loaded(), extra])
     assert verdict.details == ("model.layers.0.mlp.gate.weight: extra: float32 [8, 64], 2,048 bytes",)
 
 
-def test_a_tensor_reported_twice_is_named():
+def test_a_tensor_reported_twice_is_named() -> None:
     verdict = check([*loaded(), next(parameter for parameter in loaded() if parameter.name == UP)])
     assert verdict.details == (f"{UP}: reported 2 times",)
 
 
-def test_a_broken_tie_fails_even_if_the_copy_is_not_listed():
+def test_a_broken_tie_fails_even_if_the_copy_is_not_listed() -> None:
     verdict = check(loaded(), tied=[])
     assert verdict.details == ("lm_head.weight and model.embed_tokens.weight should be one tensor and are not",)
 
 
-def test_an_output_matrix_of_its_own_fails_where_it_should_be_tied():
+def test_an_output_matrix_of_its_own_fails_where_it_should_be_tied() -> None:
     untied = replace(SHAPE, tied=False)
     verdict = check(loaded(shape=untied), tied=[])
     assert any(line.startswith("lm_head.weight: extra") for line in verdict.details)
 
 
-def test_a_tie_that_should_not_be_fails():
+def test_a_tie_that_should_not_be_fails() -> None:
     untied = replace(SHAPE, tied=False)
     assert check(loaded(shape=untied), shape=untied, tied=[]).outcome is Outcome.PASS
     assert check(loaded(shape=untied), shape=untied).details[-1].endswith("are one tensor and should not be")
 
 
 @pytest.mark.parametrize("devices", [("cuda:0", "cpu"), ("meta", "meta"), ("cuda:0", "meta")])
-def test_offloaded_weights_fail(devices):
+def test_offloaded_weights_fail(devices: tuple[str, str]) -> None:
     parameters = loaded()
     parameters = [replace(parameter, device=devices[index % 2]) for index, parameter in enumerate(parameters)]
     verdict = check(parameters)
@@ -171,29 +188,29 @@ def test_offloaded_weights_fail(devices):
     assert "one kind of device" in verdict.details[-1]
 
 
-def test_two_devices_of_one_kind_are_fine():
+def test_two_devices_of_one_kind_are_fine() -> None:
     parameters = [replace(parameter, device=f"cuda:{index % 2}") for index, parameter in enumerate(loaded())]
     assert check(parameters).outcome is Outcome.PASS
 
 
-def test_no_parameters_is_a_failure():
+def test_no_parameters_is_a_failure() -> None:
     assert check([]).outcome is Outcome.FAIL
     assert check_layout_unchanged(parameters=[], expected={}).outcome is Outcome.FAIL
     assert "nothing was compared" in str(check([]))
 
 
-def recorded(parameters):
+def recorded(parameters: Any) -> Any:
     return json.loads(json.dumps(summarise_layout(parameters)))
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
-def test_a_recorded_layout_is_unchanged(quantization):
+def test_a_recorded_layout_is_unchanged(quantization: str) -> None:
     parameters = loaded(quantization)
     verdict = check_layout_unchanged(parameters=parameters[::-1], expected=recorded(parameters))
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
 
 
-def test_the_record_has_one_entry_for_layers_that_are_alike():
+def test_the_record_has_one_entry_for_layers_that_are_alike() -> None:
     record = recorded(changed(loaded(), UP, dtype="float32"))
     assert len(record) == 11
     entries = record["model.layers.*.mlp.up_proj.weight"]
@@ -210,12 +227,12 @@ def test_the_record_has_one_entry_for_layers_that_are_alike():
         (lambda parameters: [*parameters, replace(parameters[0], name="new")], "new: extra: bfloat16 [50, 64], 6,400 bytes"),
     ],
 )
-def test_a_change_against_the_record_is_named(now, said):
+def test_a_change_against_the_record_is_named(now: Callable[..., Any], said: str) -> None:
     parameters = loaded()
     verdict = check_layout_unchanged(parameters=now(parameters), expected=recorded(parameters))
     assert (verdict.outcome, verdict.details) == (Outcome.FAIL, (said,))
 
 
-def test_long_lists_are_counted():
+def test_long_lists_are_counted() -> None:
     assert first_offenders(["a"] * 8) == ("a",) * 8
     assert first_offenders([str(number) for number in range(20)])[-1] == "and 12 more"

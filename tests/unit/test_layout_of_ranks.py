@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged, summarise_ranks
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations.layout import Layout
 from pytest_llminfer.predict.layout import expected_layout, expected_rank_layouts
-from pytest_llminfer.verdict import Outcome
+from pytest_llminfer.verdict import Outcome, Verdict
 
 SHAPE = ModelShape("llama", layers=4, hidden=256, heads=8, kv_heads=2, head_dim=64, intermediate=768, vocab=1000, tied=False)
 ENDS = ("model.embed_tokens", "lm_head")
@@ -23,9 +25,16 @@ NORM = "model.layers.2.input_layernorm.weight"
 every_engine = pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang"])
 
 
-def loaded(engine="vllm", tp=2, pp=1, quantization="none", shape=SHAPE, plan=ENDS):
+def loaded(
+    engine: Any = "vllm",
+    tp: int = 2,
+    pp: int = 1,
+    quantization: str = "none",
+    shape: ModelShape = SHAPE,
+    plan: tuple[str, str] = ENDS,
+) -> list[Any]:
     """Ranks as they should be: parts with contents of their own, copies alike."""
-    of = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": engine}
+    of = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": profile(engine)}
     expected = expected_rank_layouts(**of, tp=tp, pp=pp, plan=plan)
     whole = {weight.parameter.name: weight.parameter for weight in expected_rank_layouts(**of, tp=1, pp=1)[0, 0]}
     return [
@@ -42,12 +51,21 @@ def loaded(engine="vllm", tp=2, pp=1, quantization="none", shape=SHAPE, plan=END
     ]
 
 
-def check(ranks, engine="vllm", tp=2, pp=1, quantization="none", shape=SHAPE, plan=ENDS, **options):
-    of = {"ranks": ranks, "shape": shape, "dtype": "bfloat16", "quantization": quantization, "engine": engine}
+def check(
+    ranks: Any,
+    engine: Any = "vllm",
+    tp: int = 2,
+    pp: int = 1,
+    quantization: str = "none",
+    shape: ModelShape = SHAPE,
+    plan: tuple[str, str] = ENDS,
+    **options: Any,
+) -> Verdict:
+    of = {"ranks": ranks, "shape": shape, "dtype": "bfloat16", "quantization": quantization, "engine": profile(engine)}
     return check_rank_layouts(**of, tp=tp, pp=pp, plan=plan, **options)
 
 
-def changed(ranks, number, name, **fields):
+def changed(ranks: Any, number: int, name: str, **fields: Any) -> list[Any]:
     """The ranks, one parameter of the rank with this number otherwise."""
     assert name in {each.name for each in ranks[number].parameters}
     parameters = tuple(replace(each, **fields) if each.name == name else each for each in ranks[number].parameters)
@@ -56,25 +74,25 @@ def changed(ranks, number, name, **fields):
 
 @every_engine
 @pytest.mark.parametrize("tp", [1, 2])
-def test_what_every_rank_should_hold_passes(engine, tp):
+def test_what_every_rank_should_hold_passes(engine: Any, tp: int) -> None:
     verdict = check(loaded(engine, tp), engine, tp)
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 2), (2, 2), (1, 4)])
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_stages_of_a_pipeline_pass(tp, pp, tied):
+def test_the_stages_of_a_pipeline_pass(tp: int, pp: int, tied: bool) -> None:
     shape = replace(SHAPE, tied=tied)
     verdict = check(loaded(tp=tp, pp=pp, shape=shape), tp=tp, pp=pp, shape=shape)
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
     assert len(verdict.measurements) == 1 + tp * pp + 2
 
 
-def cell(shape, engine):
-    return {"shape": shape, "dtype": "bf16", "quantization": "none", "engine": engine}
+def cell(shape: ModelShape, engine: str) -> dict[Any, Any]:
+    return {"shape": shape, "dtype": "bf16", "quantization": "none", "engine": profile(engine)}
 
 
-def test_the_histogram_of_every_rank_is_shown():
+def test_the_histogram_of_every_rank_is_shown() -> None:
     shown = {entry.name: (entry.value, entry.spread) for entry in check(loaded()).measurements}
     matrices = 4 * (384 * 256 + 256 * 256 + 768 * 256 + 256 * 384) + 2 * 512 * 256
     each = 2 * (matrices + 9 * 256)
@@ -92,7 +110,9 @@ def test_the_histogram_of_every_rank_is_shown():
         ("sglang", DOWN, (256, 768), (256, 384)),
     ],
 )
-def test_a_rank_that_keeps_the_whole_of_a_weight_is_named(engine, name, whole, part):
+def test_a_rank_that_keeps_the_whole_of_a_weight_is_named(
+    engine: str, name: str, whole: tuple[int, int], part: tuple[int, int]
+) -> None:
     fields = {"shape": whole, "stored_shape": whole, "stored_bytes": 2 * whole[0] * whole[1]}
     verdict = check(changed(loaded(engine), 1, name, **fields), engine)
     assert verdict.outcome is Outcome.FAIL
@@ -100,7 +120,7 @@ def test_a_rank_that_keeps_the_whole_of_a_weight_is_named(engine, name, whole, p
 
 
 @every_engine
-def test_a_model_that_every_rank_holds_whole_fails(engine):
+def test_a_model_that_every_rank_holds_whole_fails(engine: Any) -> None:
     whole = loaded(engine, tp=1)[0].parameters
     verdict = check([Layout(whole, (), tp_rank=rank) for rank in range(2)], engine)
     assert verdict.outcome is Outcome.FAIL
@@ -111,7 +131,7 @@ def test_a_model_that_every_rank_holds_whole_fails(engine):
     assert all("not sharded" in line or "same part" in line or "more" in line for line in verdict.details)
 
 
-def test_a_rank_with_one_layer_in_another_dtype_is_named():
+def test_a_rank_with_one_layer_in_another_dtype_is_named() -> None:
     ranks = loaded()
     verdict = check(changed(ranks, 0, DOWN, dtype="float32", stored_bytes=4 * 256 * 384))
     assert verdict.details == (f"tp rank 0: {DOWN}: dtype float32 instead of bfloat16, stored_bytes 393,216 instead of 196,608",)
@@ -121,7 +141,7 @@ def test_a_rank_with_one_layer_in_another_dtype_is_named():
     assert verdict.details == (f"tp rank 1: {DOWN}: dtype float16 instead of bfloat16",), "of the same size"
 
 
-def test_a_weight_on_the_wrong_stage_is_missing_on_one_and_extra_on_the_other():
+def test_a_weight_on_the_wrong_stage_is_missing_on_one_and_extra_on_the_other() -> None:
     ranks = loaded(tp=1, pp=2)
     moved = next(each for each in ranks[1].parameters if each.name == DOWN)
     first = replace(ranks[0], parameters=(*ranks[0].parameters, moved))
@@ -132,19 +152,19 @@ def test_a_weight_on_the_wrong_stage_is_missing_on_one_and_extra_on_the_other():
     )
 
 
-def test_two_ranks_with_the_same_part_are_told_by_what_they_hold():
+def test_two_ranks_with_the_same_part_are_told_by_what_they_hold() -> None:
     ranks = loaded()
     verdict = check(changed(ranks, 1, DOWN, content="0"))
     assert verdict.details == (f"{DOWN}: the same part on tp rank 0 and tp rank 1: their bytes are equal",)
     assert check(changed(ranks, 1, DOWN, content="0"), random_weights=True).outcome is Outcome.PASS
 
 
-def test_a_copy_that_differs_is_told_by_what_it_holds():
+def test_a_copy_that_differs_is_told_by_what_it_holds() -> None:
     verdict = check(changed(loaded(), 1, NORM, content="9"))
     assert verdict.details == (f"{NORM}: held whole by every rank, and other numbers on tp rank 0 than tp rank 1",)
 
 
-def test_what_could_not_be_seen_is_said():
+def test_what_could_not_be_seen_is_said() -> None:
     """A library of the CPU shows no bytes: the same part twice passes, and the verdict does not claim to have looked."""
     ranks = changed(changed(loaded(), 0, DOWN, content=""), 1, DOWN, content="")
     verdict = check(ranks)
@@ -155,7 +175,7 @@ def test_what_could_not_be_seen_is_said():
     assert "say nothing" in check(ranks, random_weights=True).smallest_detectable
 
 
-def test_zero_biases_are_equal_by_right():
+def test_zero_biases_are_equal_by_right() -> None:
     shape = replace(SHAPE, qkv_bias=True)
     name = "model.layers.2.self_attn.qkv_proj.bias"
     assert check(changed(loaded(shape=shape), 1, name, content="0"), shape=shape).outcome is Outcome.PASS
@@ -170,13 +190,13 @@ def test_zero_biases_are_equal_by_right():
         ([], "nothing was compared: the engine reported no parameters"),
     ],
 )
-def test_ranks_that_are_missing_or_doubled_fail(ranks, said):
+def test_ranks_that_are_missing_or_doubled_fail(ranks: Any, said: str) -> None:
     verdict = check(ranks)
     assert verdict.outcome is Outcome.FAIL
     assert said in verdict.details
 
 
-def test_a_missing_tensor_and_a_broken_tie_name_their_rank():
+def test_a_missing_tensor_and_a_broken_tie_name_their_rank() -> None:
     shape = replace(SHAPE, tied=True)
     ranks = loaded(shape=shape)
     ranks[1] = replace(ranks[1], parameters=tuple(each for each in ranks[1].parameters if each.name != DOWN), tied=())
@@ -186,14 +206,14 @@ def test_a_missing_tensor_and_a_broken_tie_name_their_rank():
     )
 
 
-def test_a_rank_on_another_device_fails():
+def test_a_rank_on_another_device_fails() -> None:
     ranks = loaded()
     cuda = tuple(replace(each, device="cuda") for each in ranks[1].parameters)
     assert "one kind of device" in check([ranks[0], replace(ranks[1], parameters=cuda)]).details[-1]
 
 
 @pytest.mark.parametrize("quantization", ["w8a8", "w4a16", "fp8", "gptq", "awq"])
-def test_quantized_parts_pass_and_one_that_was_left_in_16_bits_is_named(quantization):
+def test_quantized_parts_pass_and_one_that_was_left_in_16_bits_is_named(quantization: str) -> None:
     right = loaded(quantization=quantization)
     verdict = check(right, quantization=quantization)
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
@@ -205,22 +225,22 @@ def test_quantized_parts_pass_and_one_that_was_left_in_16_bits_is_named(quantiza
     assert verdict.details[0].startswith(f"tp rank 1: {DOWN}: left in bfloat16 instead of {quantization} (")
 
 
-def test_a_quantization_that_is_taken_and_ignored_is_named_once_for_all_ranks():
+def test_a_quantization_that_is_taken_and_ignored_is_named_once_for_all_ranks() -> None:
     verdict = check(loaded(), asked="int8_per_channel_weight_only")
     assert len(verdict.details) == 4
     assert verdict.details[0].startswith("tp rank 0 and tp rank 1: model.layers.0.self_attn.qkv_proj.weight (and the same in 3")
 
 
-def test_what_is_not_declared_is_a_visible_skip():
+def test_what_is_not_declared_is_a_visible_skip() -> None:
     with pytest.raises(UnsupportedError, match="how vllm stores quantization 'nf4' on cpu is not known here"):
         check(loaded(), quantization="nf4")
-    with pytest.raises(UnsupportedError, match="how llamacpp splits weights is not known here"):
+    with pytest.raises(UnsupportedError, match="llamacpp does not split a model over tensor-parallel ranks"):
         check(loaded(), engine="llamacpp")
     with pytest.raises(UnsupportedError, match="4 layers do not divide by pp=3"):
         check(loaded(), pp=3)
 
 
-def test_one_rank_is_judged_as_a_whole_model():
+def test_one_rank_is_judged_as_a_whole_model() -> None:
     parameters = tuple(each.parameter for each in expected_layout(**cell(SHAPE, "vllm")))
     verdict = check([Layout(parameters, ())], tp=1)
     assert verdict.outcome is Outcome.PASS
@@ -228,12 +248,12 @@ def test_one_rank_is_judged_as_a_whole_model():
     assert "pp rank 0, tp rank 1: there should be no such rank" in check([Layout(parameters, ()), *loaded()[1:]], tp=1).details
 
 
-def recorded(ranks):
+def recorded(ranks: Any) -> Any:
     return json.loads(json.dumps(summarise_ranks(ranks)))
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (2, 2)])
-def test_a_recorded_layout_is_unchanged(tp, pp):
+def test_a_recorded_layout_is_unchanged(tp: int, pp: int) -> None:
     ranks = loaded(tp=tp, pp=pp)
     record = recorded(ranks)
     assert ("ranks" in record) == (tp * pp > 1)
@@ -241,7 +261,7 @@ def test_a_recorded_layout_is_unchanged(tp, pp):
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
 
 
-def test_ranks_that_are_alike_share_a_record():
+def test_ranks_that_are_alike_share_a_record() -> None:
     ranks = loaded()
     assert [entry["tp_ranks"] for entry in recorded(ranks)["ranks"]] == [[0, 1]]
     assert [entry["tp_ranks"] for entry in recorded(changed(ranks, 1, DOWN, dtype="float16"))["ranks"]] == [[0], [1]]
@@ -258,12 +278,12 @@ def test_ranks_that_are_alike_share_a_record():
         ([], "nothing was compared: the engine reported no parameters"),
     ],
 )
-def test_a_change_against_the_record_names_the_rank(now, said):
+def test_a_change_against_the_record_names_the_rank(now: Any, said: str) -> None:
     verdict = check_ranks_unchanged(ranks=now, expected=recorded(loaded()))
     assert verdict.outcome is Outcome.FAIL
     assert said in verdict.details
 
 
-def test_several_ranks_against_the_record_of_one_fail():
+def test_several_ranks_against_the_record_of_one_fail() -> None:
     verdict = check_ranks_unchanged(ranks=loaded(), expected=recorded(loaded(tp=1)))
     assert verdict.outcome is Outcome.FAIL

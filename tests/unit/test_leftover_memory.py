@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from multiprocessing import shared_memory
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +26,7 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
     """Start a Python program as a worker; all are ended with the test."""
     started = []
 
@@ -41,7 +43,7 @@ def start(tmp_path):
         worker.kill()
 
 
-def test_the_shared_memory_of_a_killed_group_goes_with_it(start, tmp_path):
+def test_the_shared_memory_of_a_killed_group_goes_with_it(start: Callable[..., WorkerProcess], tmp_path: Path) -> None:
     """Its own and its children's; not what another process has mapped as well, nor what was there before."""
     older = shared_memory.SharedMemory(create=True, size=4096)
     code = f"""
@@ -75,7 +77,9 @@ time.sleep(100)
         older.unlink()
 
 
-def test_what_a_dead_rank_left_goes_at_the_end_and_what_lives_or_was_there_stays(start, tmp_path) -> None:
+def test_what_a_dead_rank_left_goes_at_the_end_and_what_lives_or_was_there_stays(
+    start: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
     """A child in a session of its own, as engines start them, which died by itself: nobody maps what it named."""
     before = time.time()
     ours = shared_memory.SharedMemory(create=True, size=4096)

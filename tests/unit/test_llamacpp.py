@@ -7,7 +7,9 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +37,7 @@ def quiet(*_: object) -> None:
     """No progress is wanted."""
 
 
-def test_permuted_rows_turn_like_transformers_halves():
+def test_permuted_rows_turn_like_transformers_halves() -> None:
     heads, half = 3, 4
     rows = np.random.default_rng(1).standard_normal((heads * 2 * half, 5))
     vector = np.random.default_rng(2).standard_normal(5)
@@ -61,7 +63,7 @@ def test_permuted_rows_turn_like_transformers_halves():
     np.testing.assert_array_equal(permute(np.arange(8), 1), [0, 4, 1, 5, 2, 6, 3, 7])
 
 
-def test_only_queries_and_keys_of_llama_are_permuted():
+def test_only_queries_and_keys_of_llama_are_permuted() -> None:
     asked = {"heads": 8, "kv_heads": 2}
     names = ("blk.0.attn_q.weight", "blk.11.attn_k.bias", "blk.0.attn_v.weight", "output.weight")
     assert [permuted_heads("llama", name, **asked) for name in names] == [8, 2, 0, 0]
@@ -71,7 +73,7 @@ def test_only_queries_and_keys_of_llama_are_permuted():
 @pytest.mark.parametrize(
     "changes", [{}, {"model_type": "qwen2"}, {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}]
 )
-def test_the_tensors_are_those_of_the_shape_and_their_names_go_both_ways(changes):
+def test_the_tensors_are_those_of_the_shape_and_their_names_go_both_ways(changes: Any) -> None:
     config = {**CONFIG, **changes}
     shapes = Architecture.from_config(config).shapes()
     assert shapes == {weight.name: weight.shape for weight in ModelShape.from_config(config).parameters()}
@@ -93,19 +95,19 @@ def test_the_tensors_are_those_of_the_shape_and_their_names_go_both_ways(changes
         ({"num_hidden_layers": None}, BadInputError, "num_hidden_layers"),
     ],
 )
-def test_a_model_without_a_place_in_gguf_is_refused(changes, error, words):
+def test_a_model_without_a_place_in_gguf_is_refused(changes: dict[str, Any], error: Callable[..., Any], words: str) -> None:
     with pytest.raises(error, match=words):
         Architecture.from_config({**CONFIG, **changes})
 
 
-def test_bf16_rounds_to_the_nearest_even():
+def test_bf16_rounds_to_the_nearest_even() -> None:
     values = np.array([1.0, 1.00390625, 1.01171875, 1.00392, -1.00390625, 3.0e38, 0.0], np.float32)
     rounded = (to_bf16(values).astype(np.uint32) << 16).view(np.float32)
     np.testing.assert_array_equal(rounded[:5], np.array([1.0, 1.0, 1.015625, 1.0078125, -1.0], np.float32))
     assert np.isfinite(rounded).all()
 
 
-def test_dummy_weights_are_the_same_in_any_order():
+def test_dummy_weights_are_the_same_in_any_order() -> None:
     architecture = Architecture.from_config({**CONFIG, "model_type": "qwen2"})
     first, second = DummySource(architecture), DummySource(architecture)
     name = "model.layers.1.mlp.up_proj.weight"
@@ -117,7 +119,7 @@ def test_dummy_weights_are_the_same_in_any_order():
     assert not first.read("model.layers.0.self_attn.q_proj.bias").any()
 
 
-def test_a_checkpoint_of_another_configuration_is_refused():
+def test_a_checkpoint_of_another_configuration_is_refused() -> None:
     for changes, words in (
         ({"num_hidden_layers": 5}, "lack model.layers.4.self_attn.q_proj.weight.* and 6 more"),
         ({"num_hidden_layers": 3}, "hold model.layers.3"),
@@ -127,7 +129,7 @@ def test_a_checkpoint_of_another_configuration_is_refused():
             CheckpointSource(REFERENCE, Architecture.from_config({**CONFIG, **changes}))
 
 
-def test_the_reference_tokenizer_has_a_name_and_is_padded():
+def test_the_reference_tokenizer_has_a_name_and_is_padded() -> None:
     vocabulary = read_vocabulary(REFERENCE, 1030)
     assert vocabulary is not None
     assert vocabulary.pre_tokenizer == "smollm"
@@ -154,7 +156,7 @@ def test_the_reference_tokenizer_has_a_name_and_is_padded():
         ({"pre_tokenizer": {"type": "ByteLevel"}, "normalizer": {"type": "Lowercase"}}, "Lowercase"),
     ],
 )
-def test_an_unknown_way_to_split_text_is_named(tokenizer, words):
+def test_an_unknown_way_to_split_text_is_named(tokenizer: dict[str, Any], words: str) -> None:
     with pytest.raises(UnsupportedError, match=words):
         pre_tokenizer(tokenizer)
 
@@ -163,16 +165,25 @@ class Llama:
     """What the installed class would accept."""
 
     def __init__(
-        self, model_path, *, n_ctx=512, n_threads=None, n_gpu_layers=0, type_k=None, type_v=None, flash_attn=False, **kwargs
-    ):
+        self,
+        model_path: Any,
+        *,
+        n_ctx: int = 512,
+        n_threads: None = None,
+        n_gpu_layers: int = 0,
+        type_k: None = None,
+        type_v: None = None,
+        flash_attn: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Nothing is loaded."""
 
 
-def read(engine_args=None, *, offload=False, **cell) -> Arguments:
+def read(engine_args: Any = None, *, offload: bool = False, **cell: Any) -> Arguments:
     return Arguments.read(engine_args or {}, Llama, EngineSpec("llamacpp", **cell), offload=offload)
 
 
-def test_arguments_resolve_to_what_the_class_takes(monkeypatch):
+def test_arguments_resolve_to_what_the_class_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     plain = read()
     assert plain.keywords["n_threads"] == plain.keywords["n_threads_batch"] == 3
@@ -201,7 +212,7 @@ def test_arguments_resolve_to_what_the_class_takes(monkeypatch):
         ({}, {"kv_dtype": "fp8"}, UnsupportedError, "no KV cache of dtype fp8"),
     ],
 )
-def test_arguments_that_nothing_would_read_are_refused(engine_args, cell, error, words):
+def test_arguments_that_nothing_would_read_are_refused(engine_args: Any, cell: Any, error: Callable[..., Any], words: str) -> None:
     with pytest.raises(error, match=words):
         read(engine_args, **cell)
 
@@ -209,7 +220,7 @@ def test_arguments_that_nothing_would_read_are_refused(engine_args, cell, error,
 @pytest.mark.parametrize(
     ("kinds", "per_token", "dtype"), [((1, 1), 512, "float16"), ((8, 2), 208, "q8_0+q4_0"), ((0, 30), 768, "float32+bfloat16")]
 )
-def test_the_pool_has_exact_bytes(kinds, per_token, dtype):
+def test_the_pool_has_exact_bytes(kinds: tuple[int, int], per_token: int, dtype: str) -> None:
     sizes = {"block_count": 1, "embedding_length": 512, "attention.head_count": 8, "attention.head_count_kv": 2}
     metadata = {"general.architecture": "llama", **{f"llama.{key}": value for key, value in sizes.items()}}
     pool = kv_pool.report(GgufFile(Path("x.gguf"), 3, metadata, {}), 100, *kinds, longest=50)
@@ -218,7 +229,7 @@ def test_the_pool_has_exact_bytes(kinds, per_token, dtype):
         kv_pool.report(GgufFile(Path("x.gguf"), 3, metadata, {}), 100, 12, 1, longest=50)
 
 
-def test_a_conversion_cut_short_leaves_nothing_that_would_be_used(tmp_path):
+def test_a_conversion_cut_short_leaves_nothing_that_would_be_used(tmp_path: Path) -> None:
     file = tmp_path / "kept" / "model.gguf"
 
     def fails(path: Path) -> None:
@@ -241,7 +252,7 @@ def test_a_conversion_cut_short_leaves_nothing_that_would_be_used(tmp_path):
     assert file.read_bytes() == WHOLE
 
 
-def test_two_processes_make_one_file(tmp_path):
+def test_two_processes_make_one_file(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib\n"
         "from pytest_llminfer.worker.backends.llamacpp import cache\n"
@@ -259,7 +270,7 @@ def test_two_processes_make_one_file(tmp_path):
     assert (tmp_path / "kept" / "model.gguf").read_bytes() == WHOLE
 
 
-def test_the_fingerprint_sees_every_input(tmp_path):
+def test_the_fingerprint_sees_every_input(tmp_path: Path) -> None:
     def prints() -> str:
         return cache.fingerprint(tmp_path, weights="real", version="1")
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,12 +24,12 @@ ROWS = [
 ]
 
 
-def write(path: Path, rows):
+def write(path: Path, rows: list[Any]) -> str:
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
     return str(path)
 
 
-def gsm8k_file():
+def gsm8k_file() -> Path:
     given_path = os.environ.get("LLMINFER_GSM8K")
     beside = Path(__file__).resolve().parents[3] / "shared/data/gsm8k/test.jsonl"
     path = Path(given_path) if given_path else beside
@@ -37,7 +38,7 @@ def gsm8k_file():
     return path
 
 
-def test_every_row_of_gsm8ks_test_split_loads():
+def test_every_row_of_gsm8ks_test_split_loads() -> None:
     dataset = load(str(gsm8k_file()))
     golds = [gold(problem) for problem in dataset.problems]
     assert len(golds) == len({problem.id for problem in dataset.problems}) == 1319
@@ -45,21 +46,21 @@ def test_every_row_of_gsm8ks_test_split_loads():
     assert 1_450_000 in golds
 
 
-def test_the_bundled_problems_load():
+def test_the_bundled_problems_load() -> None:
     dataset = load("synthetic")
     assert dataset.name == "synthetic"
     assert len(dataset.problems) >= 300
     assert all(gold(problem) is not None for problem in dataset.problems)
 
 
-def test_a_file_in_gsm8ks_format_loads(tmp_path):
+def test_a_file_in_gsm8ks_format_loads(tmp_path: Path) -> None:
     dataset = load(write(tmp_path / "mine.jsonl", [*ROWS[:2], "", *ROWS[2:]]))
     assert dataset.name == "mine"
     assert [gold(problem) for problem in dataset.problems] == [18, 1250, -2, gold(Problem("", "", "#### 0.5"))]
     assert [problem.id for problem in dataset.problems[2:]] == ["own", "7"]
 
 
-def test_parquet_and_jsonl_are_the_same_dataset(tmp_path):
+def test_parquet_and_jsonl_are_the_same_dataset(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -68,7 +69,7 @@ def test_parquet_and_jsonl_are_the_same_dataset(tmp_path):
     assert one == other
 
 
-def test_a_made_id_belongs_to_the_question_not_to_its_place(tmp_path):
+def test_a_made_id_belongs_to_the_question_not_to_its_place(tmp_path: Path) -> None:
     one = load(write(tmp_path / "a.jsonl", ROWS[:2])).problems
     other = load(write(tmp_path / "b.jsonl", ROWS[1::-1])).problems
     assert {problem.question: problem.id for problem in one} == {problem.question: problem.id for problem in other}
@@ -91,36 +92,36 @@ def test_a_made_id_belongs_to_the_question_not_to_its_place(tmp_path):
         ({"id": "", "question": "Why?", "answer": "#### 1"}, "'id' must be text or a whole number"),
     ],
 )
-def test_a_malformed_row_is_named(tmp_path, row, message):
+def test_a_malformed_row_is_named(tmp_path: Path, row: Any, message: str) -> None:
     path = write(tmp_path / "bad.jsonl", [ROWS[0], row])
     with pytest.raises(DatasetError, match=message) as raised:
         load(path)
     assert path in str(raised.value)
 
 
-def test_bytes_that_are_no_text_are_named(tmp_path):
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'{"question": "\xff\xfe"}\n')
     with pytest.raises(DatasetError, match="line 1: not JSON"):
         load(str(path))
 
 
-def test_an_empty_file_is_no_dataset(tmp_path):
+def test_an_empty_file_is_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="has no rows"):
         load(write(tmp_path / "empty.jsonl", []))
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"there is no file .*none\.jsonl"):
         load(str(tmp_path / "none.jsonl"))
 
 
-def test_an_unknown_name_lists_the_known_ones():
+def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(DatasetError, match="valid: synthetic, openai/gsm8k"):
         load("gsm9k")
 
 
-def test_a_file_that_is_no_parquet_is_named(tmp_path):
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "x.parquet").write_text("no")
     with pytest.raises(DatasetError, match=r"x\.parquet is no readable Parquet file"):
@@ -128,7 +129,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "package"), [("openai/gsm8k", "datasets"), ("x.parquet", "pyarrow")])
-def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path, name, package):
+def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "x.parquet").touch()
     monkeypatch.chdir(tmp_path)
@@ -136,10 +137,10 @@ def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path, name, pac
         load(name)
 
 
-def test_a_hub_that_cannot_be_read_is_a_dataset_error(monkeypatch):
+def test_a_hub_that_cannot_be_read_is_a_dataset_error(monkeypatch: pytest.MonkeyPatch) -> None:
     module = type(sys)("datasets")
 
-    def load_dataset(*_, **__):
+    def load_dataset(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route\nto host")
 
     module.load_dataset = load_dataset
@@ -148,10 +149,10 @@ def test_a_hub_that_cannot_be_read_is_a_dataset_error(monkeypatch):
         load("openai/gsm8k")
 
 
-def test_the_hub_is_asked_for_the_main_configuration(monkeypatch):
+def test_the_hub_is_asked_for_the_main_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, module = [], type(sys)("datasets")
 
-    def load_dataset(*args, **kwargs):
+    def load_dataset(*args: Any, **kwargs: Any) -> list[object]:
         asked.append((args, kwargs))
         return ROWS[:2]
 
@@ -161,15 +162,15 @@ def test_the_hub_is_asked_for_the_main_configuration(monkeypatch):
     assert asked == [(("openai/gsm8k", "main"), {"split": "train"})]
 
 
-def many(count):
+def many(count: int) -> tuple[Any, ...]:
     return tuple(Problem(f"p{number}", f"question {number}", f"#### {number}") for number in range(count))
 
 
-def dataset(problems):
+def dataset(problems: Any) -> Dataset:
     return Dataset("made", problems, items_sha256(problems))
 
 
-def test_the_order_is_a_permutation_that_the_seed_fixes():
+def test_the_order_is_a_permutation_that_the_seed_fixes() -> None:
     problems = many(200)
     ordered = dataset(problems).ordered(1)
     assert set(ordered) == set(problems)
@@ -178,17 +179,17 @@ def test_the_order_is_a_permutation_that_the_seed_fixes():
     assert ordered != problems
 
 
-def test_the_order_is_the_same_on_every_machine():
+def test_the_order_is_the_same_on_every_machine() -> None:
     assert [problem.id for problem in dataset(many(6)).ordered(20260101)] == ["p3", "p0", "p1", "p2", "p5", "p4"]
 
 
-def test_the_first_questions_are_a_random_sample():
+def test_the_first_questions_are_a_random_sample() -> None:
     picks = [int(problem.id[1:]) for seed in range(200) for problem in dataset(many(100)).ordered(seed)[:5]]
     assert 40 <= sum(picks) / len(picks) <= 59
     assert len(set(picks)) > 95
 
 
-def test_the_fingerprint_sees_every_change():
+def test_the_fingerprint_sees_every_change() -> None:
     first, *rest = many(3)
     base = items_sha256((first, *rest))
     assert base != items_sha256(rest)
@@ -197,17 +198,17 @@ def test_the_fingerprint_sees_every_change():
 
 
 @given(st.lists(st.text()), st.lists(st.text()))
-def test_different_parts_have_different_fingerprints(one, other):
+def test_different_parts_have_different_fingerprints(one: list[str], other: list[str]) -> None:
     assert (fingerprint(one) == fingerprint(other)) == (one == other)
 
 
-def test_prompts_as_text_and_as_ids_are_different_prompts():
+def test_prompts_as_text_and_as_ids_are_different_prompts() -> None:
     assert prompts_sha256(["1,2"]) != prompts_sha256([[1, 2]])
     assert prompts_sha256([[1, 2], [3]]) != prompts_sha256([[1], [2, 3]])
     assert prompts_sha256([[1, 2]]) == prompts_sha256([(1, 2)])
 
 
-def test_loading_imports_no_framework():
+def test_loading_imports_no_framework() -> None:
     heavy = {"torch", "numpy", "datasets", "pyarrow"}
     code = f"import sys, pytest_llminfer.datasets.load as d; d.load('synthetic'); print(sorted({heavy} & set(sys.modules)))"
     root = Path(__file__).resolve().parents[2]

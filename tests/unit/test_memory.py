@@ -5,12 +5,14 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import pytest_llminfer
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.memory.check import (
     check_kv_bytes_per_token,
     check_no_growth,
@@ -23,14 +25,16 @@ from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations.kv_cache import CacheLayer, CacheReport
 from pytest_llminfer.observations.memory import MemoryReport
 from pytest_llminfer.predict.allocator import cuda_allocation
-from pytest_llminfer.verdict import Outcome
+from pytest_llminfer.verdict import Outcome, Verdict
+
+TRANSFORMERS = profile("transformers")
 
 GIB, MIB = 2**30, 2**20
 SHAPES = Path(pytest_llminfer.__file__).parent / "models" / "shapes"
 REFERENCE = ModelShape("llama", layers=8, hidden=192, heads=3, kv_heads=1, head_dim=64, intermediate=512, vocab=1024, tied=True)
 
 
-def bundled(name):
+def bundled(name: str) -> ModelShape:
     return ModelShape.from_config(json.loads((SHAPES / name / "config.json").read_text()))
 
 
@@ -42,16 +46,18 @@ def bundled(name):
         ("qwen2.5-7b", "none", 14.1852),  # docs/methods.md#published-log-lines
     ],
 )
-def test_weights_are_predicted_to_four_decimals(name, quantization, gib):
-    assert predict_weights(shape=bundled(name), dtype="bf16", quantization=quantization) / GIB == pytest.approx(gib, abs=5e-5)
+def test_weights_are_predicted_to_four_decimals(name: str, quantization: str, gib: float) -> None:
+    assert predict_weights(
+        engine=TRANSFORMERS, shape=bundled(name), dtype="bf16", quantization=quantization
+    ) / GIB == pytest.approx(gib, abs=5e-5)
 
 
-def test_double_quantization_has_the_published_bits():
+def test_double_quantization_has_the_published_bits() -> None:
     shape = bundled("llama-3-8b")
     linears = 6_979_321_856
     kept = 2 * (shape.parameter_count - linears)
-    double = predict_weights(shape=shape, dtype="bf16", quantization="nf4") - kept
-    plain = predict_weights(shape=shape, dtype="bf16", quantization="nf4", double_quantized=False) - kept
+    double = predict_weights(engine=TRANSFORMERS, shape=shape, dtype="bf16", quantization="nf4") - kept
+    plain = predict_weights(engine=TRANSFORMERS, shape=shape, dtype="bf16", quantization="nf4", double_quantized=False) - kept
     assert 8 * double / linears == pytest.approx(4.126953, abs=5e-4)
     assert 8 * plain / linears == pytest.approx(4.5, abs=5e-5)
 
@@ -70,12 +76,12 @@ def test_double_quantization_has_the_published_bits():
         (32 * MIB, 32 * MIB),
     ],
 )
-def test_allocations_are_rounded_as_the_allocator_rounds(size, counted):
+def test_allocations_are_rounded_as_the_allocator_rounds(size: int, counted: int) -> None:
     assert cuda_allocation(size) == counted
 
 
 @given(st.integers(0, 2**34))
-def test_an_allocation_is_never_smaller_and_hardly_larger(size):
+def test_an_allocation_is_never_smaller_and_hardly_larger(size: int) -> None:
     assert size <= cuda_allocation(size) <= size + MIB + 512
     assert cuda_allocation(size) % 512 == 0
 
@@ -83,21 +89,21 @@ def test_an_allocation_is_never_smaller_and_hardly_larger(size):
 @pytest.mark.parametrize(
     ("predicted", "tolerance"), [(7 * MIB, 0.07 * MIB), (800 * MIB, 8 * MIB), (2000 * MIB, 8 * MIB), (15000 * MIB, 45 * MIB)]
 )
-def test_the_tolerance_scales_with_the_model(predicted, tolerance):
+def test_the_tolerance_scales_with_the_model(predicted: int, tolerance: float) -> None:
     assert weights_tolerance(predicted) == pytest.approx(tolerance, rel=1e-3)
 
 
-def memory(weights):
+def memory(weights: int) -> MemoryReport:
     return MemoryReport("cpu", weights, 128, weights + 128, weights, weights, "process resident set", 16 * MIB)
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4", "fp4"])
-def test_predicted_weights_pass(quantization):
-    predicted = predict_weights(shape=REFERENCE, dtype="bf16", quantization=quantization)
+def test_predicted_weights_pass(quantization: str) -> None:
+    predicted = predict_weights(engine=TRANSFORMERS, shape=REFERENCE, dtype="bf16", quantization=quantization)
     assert check_weights(report=memory(predicted), predicted=predicted).outcome is Outcome.PASS
 
 
-def test_weights_at_the_tolerance_pass_and_one_byte_beyond_fails():
+def test_weights_at_the_tolerance_pass_and_one_byte_beyond_fails() -> None:
     predicted = 10_000_000
     for sign in (1, -1):
         assert check_weights(report=memory(predicted + sign * 100_000), predicted=predicted).outcome is Outcome.PASS
@@ -105,25 +111,25 @@ def test_weights_at_the_tolerance_pass_and_one_byte_beyond_fails():
 
 
 @pytest.mark.parametrize(("asked", "loaded"), [("nf4", "fp4"), ("nf4", "int8"), ("int8", "none"), ("none", "int8"), ("fp4", "nf4")])
-def test_another_quantization_than_asked_for_fails_on_the_smallest_model(asked, loaded):
-    measured = predict_weights(shape=REFERENCE, dtype="bf16", quantization=loaded)
-    predicted = predict_weights(shape=REFERENCE, dtype="bf16", quantization=asked)
+def test_another_quantization_than_asked_for_fails_on_the_smallest_model(asked: str, loaded: str) -> None:
+    measured = predict_weights(engine=TRANSFORMERS, shape=REFERENCE, dtype="bf16", quantization=loaded)
+    predicted = predict_weights(engine=TRANSFORMERS, shape=REFERENCE, dtype="bf16", quantization=asked)
     verdict = check_weights(report=memory(measured), predicted=predicted)
     assert verdict.outcome is Outcome.FAIL
     assert ("larger" if measured > predicted else "smaller") in verdict.details[0]
 
 
-def test_a_second_copy_of_the_output_matrix_fails_on_the_smallest_model():
-    predicted = predict_weights(shape=REFERENCE, dtype="bf16", quantization="none")
+def test_a_second_copy_of_the_output_matrix_fails_on_the_smallest_model() -> None:
+    predicted = predict_weights(engine=TRANSFORMERS, shape=REFERENCE, dtype="bf16", quantization="none")
     assert check_weights(report=memory(predicted + 2 * 1024 * 192), predicted=predicted).outcome is Outcome.FAIL
 
 
-def test_no_weights_is_a_failure():
+def test_no_weights_is_a_failure() -> None:
     assert check_weights(report=memory(0), predicted=0).outcome is Outcome.FAIL
 
 
-def cache(prompt=10, extended=4, per_token=256, extra=0, layers=2):
-    def stage(tokens):
+def cache(prompt: int = 10, extended: int = 4, per_token: int = 256, extra: int = 0, layers: int = 2) -> CacheReport:
+    def stage(tokens: int) -> tuple[Any, ...]:
         return tuple(
             CacheLayer((1, 1, tokens, 32), (1, 1, tokens, 32), "bfloat16", (per_token * tokens + extra) // layers)
             for _ in range(layers)
@@ -132,7 +138,7 @@ def cache(prompt=10, extended=4, per_token=256, extra=0, layers=2):
     return CacheReport(prompt, extended, stage(prompt), stage(prompt + extended), ((0.0, 0.0),) * layers)
 
 
-def test_the_cache_takes_its_bytes_a_token():
+def test_the_cache_takes_its_bytes_a_token() -> None:
     verdict = check_kv_bytes_per_token(report=cache(), expected=256)
     assert (verdict.outcome, verdict.key) == (Outcome.PASS, "256 B/token")
 
@@ -141,36 +147,36 @@ def test_the_cache_takes_its_bytes_a_token():
     ("report", "said"),
     [(cache(per_token=512), "512.0 bytes a token instead of 256 (+100.00 %)"), (cache(extra=64), "the prompt: 262.4")],
 )
-def test_other_bytes_a_token_fail(report, said):
+def test_other_bytes_a_token_fail(report: CacheReport, said: str) -> None:
     verdict = check_kv_bytes_per_token(report=report, expected=256)
     assert verdict.outcome is Outcome.FAIL
     assert said in verdict.details[0]
 
 
 @pytest.mark.parametrize("report", [cache(prompt=0), cache(extended=0)])
-def test_a_cache_without_tokens_fails(report):
+def test_a_cache_without_tokens_fails(report: CacheReport) -> None:
     assert check_kv_bytes_per_token(report=report, expected=256).outcome is Outcome.FAIL
 
 
-def peak(measured, budget=1000 * MIB, resolution=0):
+def peak(measured: int, budget: int = 1000 * MIB, resolution: int = 0) -> Verdict:
     return check_peak(measured=measured, budget=budget, budget_source="the baseline", resolution=resolution, what="load peak")
 
 
 @pytest.mark.parametrize(
     ("measured", "outcome"), [(1, Outcome.PASS), (1030 * MIB, Outcome.PASS), (1030 * MIB + 1, Outcome.FAIL), (0, Outcome.FAIL)]
 )
-def test_a_peak_may_be_three_percent_above_its_budget_and_any_amount_below(measured, outcome):
+def test_a_peak_may_be_three_percent_above_its_budget_and_any_amount_below(measured: int, outcome: Outcome) -> None:
     assert peak(measured).outcome is outcome
 
 
-def test_the_resolution_widens_the_limit_by_itself_only():
+def test_the_resolution_widens_the_limit_by_itself_only() -> None:
     assert peak(1046 * MIB, resolution=16 * MIB).outcome is Outcome.PASS
     verdict = peak(1046 * MIB + 1, resolution=16 * MIB)
     assert verdict.outcome is Outcome.FAIL
     assert "load peak is 48,234,497 bytes above its budget (+4.60 %)" in verdict.details
 
 
-def test_a_resolution_above_the_budget_lowers_the_power_and_says_so():
+def test_a_resolution_above_the_budget_lowers_the_power_and_says_so() -> None:
     verdict = peak(12 * MIB, budget=10 * MIB, resolution=32 * MIB)
     assert verdict.outcome is Outcome.PASS
     assert verdict.smallest_detectable == "33,869,005 bytes above the budget (+323.00 %): 3 % of it, and the resolution"
@@ -187,18 +193,18 @@ def test_a_resolution_above_the_budget_lowers_the_power_and_says_so():
         (0, 128 * MIB + 1, Outcome.FAIL),
     ],
 )
-def test_only_a_resolution_above_sixteen_budgets_decides_nothing(measured, resolution, outcome):
+def test_only_a_resolution_above_sixteen_budgets_decides_nothing(measured: int, resolution: int, outcome: Outcome) -> None:
     assert peak(measured, budget=8 * MIB, resolution=resolution).outcome is outcome
 
 
 @given(budget=st.integers(1, 2**36), resolution=st.integers(0, 2**30))
-def test_the_smallest_detectable_rise_is_where_it_fails(budget, resolution):
+def test_the_smallest_detectable_rise_is_where_it_fails(budget: int, resolution: int) -> None:
     said = int(peak(budget, budget=budget, resolution=resolution).smallest_detectable.split()[0].replace(",", ""))
     assert peak(budget + said, budget=budget, resolution=resolution).outcome is Outcome.FAIL
     assert peak(budget + said - 1, budget=budget, resolution=resolution).outcome is not Outcome.FAIL
 
 
-def test_no_budget_is_no_comparison():
+def test_no_budget_is_no_comparison() -> None:
     verdict = peak(8 * MIB, budget=0)
     assert (verdict.outcome, verdict.smallest_detectable) == (Outcome.INVALID, "none: no budget")
 
@@ -206,52 +212,52 @@ def test_no_budget_is_no_comparison():
 FLAT = [500, 900, *[1000] * 18]
 
 
-def test_constant_memory_passes():
+def test_constant_memory_passes() -> None:
     verdict = check_no_growth(live_bytes=FLAT)
     assert (verdict.outcome, verdict.key) == (Outcome.PASS, "no growth")
 
 
 @given(step=st.integers(1, 10**9), n=st.integers(4, 40))
-def test_any_leak_at_every_request_fails(step, n):
+def test_any_leak_at_every_request_fails(step: int, n: int) -> None:
     assert check_no_growth(live_bytes=[0, 0, *(1000 + step * index for index in range(n))]).outcome is Outcome.FAIL
 
 
-def test_one_byte_left_behind_half_way_fails():
+def test_one_byte_left_behind_half_way_fails() -> None:
     verdict = check_no_growth(live_bytes=[0, 0, *[1000] * 9, *[1001] * 9])
     assert (verdict.outcome, verdict.key) == (Outcome.FAIL, "+1 B")
 
 
-def test_a_leak_under_waiting_garbage_fails():
+def test_a_leak_under_waiting_garbage_fails() -> None:
     assert check_no_growth(live_bytes=[0, 0, 1000, 1300, 1000, 1300, 1001, 1301, 1001, 1301]).outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize("readings", [[0, 0, 1000, 1300, 1000, 1300, 1000, 1300], [0, 0, 1000, 1000, 900, 900, 800, 700]])
-def test_garbage_that_is_collected_and_memory_that_shrinks_pass(readings):
+def test_garbage_that_is_collected_and_memory_that_shrinks_pass(readings: list[int]) -> None:
     assert check_no_growth(live_bytes=readings).outcome is Outcome.PASS
 
 
-def test_a_leak_that_begins_late_fails():
+def test_a_leak_that_begins_late_fails() -> None:
     assert check_no_growth(live_bytes=[0, 0, *[1000] * 10, *range(1001, 1009)]).outcome is Outcome.FAIL
 
 
-def test_memory_that_rose_late_and_stayed_is_inconclusive():
+def test_memory_that_rose_late_and_stayed_is_inconclusive() -> None:
     verdict = check_no_growth(live_bytes=[1000] * 14 + [5000] * 6)
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "rose by 4,000 bytes late" in verdict.details[0]
 
 
-def test_a_rise_in_the_last_reading_alone_is_inconclusive():
+def test_a_rise_in_the_last_reading_alone_is_inconclusive() -> None:
     assert check_no_growth(live_bytes=[0, 0, *[1000] * 9, 1200]).outcome is Outcome.INCONCLUSIVE
 
 
 @pytest.mark.parametrize(
     ("readings", "outcome"), [([], Outcome.FAIL), ([1, 2], Outcome.INCONCLUSIVE), ([1, 2, 3, 3, 3], Outcome.INCONCLUSIVE)]
 )
-def test_too_few_readings_decide_nothing(readings, outcome):
+def test_too_few_readings_decide_nothing(readings: Any, outcome: Outcome) -> None:
     assert check_no_growth(live_bytes=readings).outcome is outcome
 
 
-def test_shapes_without_memory_that_compiling_leaves_behind_are_not_counted():
+def test_shapes_without_memory_that_compiling_leaves_behind_are_not_counted() -> None:
     """In a process of its own, since it imports torch; as torch.compile makes them, they have no address to be asked for."""
     code = """
     import torch

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.families.memory.check import weights_tolerance
 from pytest_llminfer.predict.buffers import rope_bytes
@@ -36,7 +38,7 @@ INSTRUCT = {"max_position_embeddings": 32768}
         ("llama-3-8b", {"quantization": "q8_0"}, 7.947),
     ],
 )
-def test_stored_weights_are_the_published_ones(name, cell, gib):
+def test_stored_weights_are_the_published_ones(name: str, cell: Any, gib: float) -> None:
     """In GiB, as docs/methods.md#published-log-lines has them."""
     assert stored_bytes(held(name, **cell)) / GIB == pytest.approx(gib, abs=5e-4 if gib == round(gib, 3) else 2e-4)
 
@@ -51,14 +53,14 @@ def test_stored_weights_are_the_published_ones(name, cell, gib):
         ("llama-3-8b", "vllm", {}, 14.9595),  # logged: 2 MiB of them
     ],
 )
-def test_allocated_weights_are_what_engines_log(name, engine, changes, gib):
+def test_allocated_weights_are_what_engines_log(name: str, engine: str, changes: Any, gib: float) -> None:
     cell = {"quantization": changes.get("quantization", "none"), "engine": engine}
     config, shape = bundled(name, **{key: value for key, value in changes.items() if key != "quantization"})
-    allocated = allocated_bytes(held(name, **cell)) + rope_bytes(config, shape, engine=engine, dtype="bf16")
+    allocated = allocated_bytes(held(name, **cell)) + rope_bytes(config, shape, engine=profile(engine), dtype="bf16")
     assert allocated / GIB == pytest.approx(gib, abs=5e-5)
 
 
-def test_the_rounding_of_qwen_is_57_mib_in_vllm():
+def test_the_rounding_of_qwen_is_57_mib_in_vllm() -> None:
     weights = held("qwen2.5-7b", engine="vllm")
     assert allocated_bytes(weights) - stored_bytes(weights) == pytest.approx(57 * MIB, abs=0.1 * MIB)
 
@@ -73,13 +75,13 @@ LLAMA_CPP = {
 
 
 @pytest.mark.parametrize("quantization", LLAMA_CPP)
-def test_every_mixture_has_its_published_bits_per_weight(quantization):
+def test_every_mixture_has_its_published_bits_per_weight(quantization: str) -> None:
     shape = bundled("llama-3.1-8b")[1]
     weights = held("llama-3.1-8b", engine="llamacpp", dtype="fp16", quantization=quantization)
     assert bits_per_weight(shape, weights) == pytest.approx(LLAMA_CPP[quantization], abs=5.1e-5)
 
 
-def test_q4_k_m_of_qwen_has_its_bits_per_weight():
+def test_q4_k_m_of_qwen_has_its_bits_per_weight() -> None:
     assert bits_per_weight(bundled("qwen2.5-7b")[1], held("qwen2.5-7b", quantization="q4_k_m")) == pytest.approx(4.913, abs=5e-4)
 
 
@@ -95,13 +97,13 @@ def test_q4_k_m_of_qwen_has_its_bits_per_weight():
         ("fp8", FormatOptions(), 8),
     ],
 )
-def test_a_large_linear_has_the_bits_of_its_format(quantization, options, bits):
+def test_a_large_linear_has_the_bits_of_its_format(quantization: str, options: FormatOptions, bits: float) -> None:
     """docs/methods.md#bits-per-weight; codebooks and shapes, which every weight has once, are below the tolerance."""
     sizes = linear_tensors(4096, 14336, quantization=quantization, options=options)
     assert 8 * sum(sizes) / (4096 * 14336) == pytest.approx(bits, abs=2e-4)
 
 
-def test_scales_and_indices_have_their_bytes():
+def test_scales_and_indices_have_their_bytes() -> None:
     assert linear_tensors(100, 256, quantization="int8") == (25600, 400)
     assert linear_tensors(100, 256, quantization="w8a8") == (25600, 400)
     assert linear_tensors(100, 256, quantization="gptq") == (12800, 400, 100, 1024)
@@ -113,7 +115,7 @@ def test_scales_and_indices_have_their_bytes():
         linear_tensors(100, 256, quantization="exl2")
 
 
-def test_vllm_keeps_the_maxima_of_nf4_unpacked():
+def test_vllm_keeps_the_maxima_of_nf4_unpacked() -> None:
     """dequantize_dq of its loader: as much as without double quantization."""
     fused = stored_bytes(held("llama-3-8b", engine="vllm", quantization="nf4"))
     plain = stored_bytes(held("llama-3-8b", quantization="nf4", options=FormatOptions(double_quantized=False)))
@@ -121,7 +123,7 @@ def test_vllm_keeps_the_maxima_of_nf4_unpacked():
 
 
 @pytest.mark.parametrize("quantization", FORMATS)
-def test_roles_add_up_and_embeddings_keep_their_dtype(quantization):
+def test_roles_add_up_and_embeddings_keep_their_dtype(quantization: str) -> None:
     weights = held("llama-3-8b", quantization=quantization)
     roles = bytes_by_role(weights)
     assert sum(roles.values()) == stored_bytes(weights)
@@ -131,7 +133,7 @@ def test_roles_add_up_and_embeddings_keep_their_dtype(quantization):
 
 @pytest.mark.parametrize("tp", [2, 4, 8])
 @pytest.mark.parametrize("quantization", ["none", "nf4", "fp8", "awq"])
-def test_ranks_hold_the_model_together(tp, quantization):
+def test_ranks_hold_the_model_together(tp: int, quantization: str) -> None:
     """Norms are held by all, and so are codebooks and a scale per tensor; everything else is dealt out."""
     whole = bytes_by_role(held("llama-3-8b", engine="vllm", quantization=quantization))
     part = bytes_by_role(held("llama-3-8b", engine="vllm", quantization=quantization, tp=tp))
@@ -140,7 +142,7 @@ def test_ranks_hold_the_model_together(tp, quantization):
         assert part[role] * tp == pytest.approx(whole[role], rel=1e-4)
 
 
-def test_gpt2_is_dealt_out_by_outputs_and_inputs_and_biases_of_the_latter_stay_whole():
+def test_gpt2_is_dealt_out_by_outputs_and_inputs_and_biases_of_the_latter_stay_whole() -> None:
     shape = bundled("gpt2")[1]
     whole, part = ({weight.name: sum(weight.tensors) for weight in held("gpt2", engine="vllm", tp=tp)} for tp in (1, 2))
     assert part["transformer.h.0.attn.c_attn.weight"] * 2 == whole["transformer.h.0.attn.c_attn.weight"]
@@ -150,11 +152,11 @@ def test_gpt2_is_dealt_out_by_outputs_and_inputs_and_biases_of_the_latter_stay_w
 
 
 # What was measured: committed records of H100 and H200, made by transformers and SGLang.
-def recorded(path):
+def recorded(path: str) -> Any:
     return json.loads((BASELINES / path).read_text())["entries"]
 
 
-def layout_bytes(entry):
+def layout_bytes(entry: Any) -> Any:
     return sum(held["stored_bytes"] * len(held.get("layers", [0])) for group in entry["expected"].values() for held in group)
 
 
@@ -168,7 +170,7 @@ def layout_bytes(entry):
         ("qwen2.5-7b", "sglang-none-bf16-kv_bf16", {"engine": "sglang"}, 0),
     ],
 )
-def test_weights_measured_on_a_gpu_are_the_predicted_ones(name, entry, cell, residual):
+def test_weights_measured_on_a_gpu_are_the_predicted_ones(name: str, entry: str, cell: Any, residual: int) -> None:
     measured = layout_bytes(recorded(f"any/{name}-dummy/dtype_layout.json")[entry])
     assert measured - stored_bytes(held(name, **cell)) == residual
 
@@ -183,10 +185,12 @@ def test_weights_measured_on_a_gpu_are_the_predicted_ones(name, entry, cell, res
         ("nvidia-h200-x2", "qwen2.5-7b", "-tp2", {"tp": 2, "plan": ("lm_head",)}, 512),
     ],
 )
-def test_the_load_peak_measured_on_a_gpu_is_weights_and_rotary_tables(folder, name, entry, cell, residual):
+def test_the_load_peak_measured_on_a_gpu_is_weights_and_rotary_tables(
+    folder: str, name: str, entry: str, cell: Any, residual: int
+) -> None:
     config, shape = bundled(name)
     record = recorded(f"{folder}/{name}-dummy/memory_load_peak.json")[f"transformers-none-bf16-kv_bf16{entry}"]
-    predicted = stored_bytes(held(name, **cell)) + rope_bytes(config, shape, engine="transformers", dtype="bf16")
+    predicted = stored_bytes(held(name, **cell)) + rope_bytes(config, shape, engine=profile("transformers"), dtype="bf16")
     assert record["expected"]["peak_bytes"] - predicted == residual
 
 
@@ -199,17 +203,17 @@ def test_the_load_peak_measured_on_a_gpu_is_weights_and_rotary_tables(folder, na
         ("nvidia-h200-x1", "llama-3-8b", "sglang-none-bf16-kv_bf16", "sglang"),
     ],
 )
-def test_rotary_tables_are_those_that_were_measured_on_a_gpu(folder, name, cell, engine):
+def test_rotary_tables_are_those_that_were_measured_on_a_gpu(folder: str, name: str, cell: str, engine: str) -> None:
     """transformers to the byte; vLLM's attention registers 16 bytes a layer, SGLang keeps 256 rows more."""
     config, shape = bundled(name)
     lines = recorded(f"{folder}/{name}-dummy/memory_profile.json")[cell]["expected"]["lines"]
     (measured,) = [line["measured"] for line in lines if line["line"] == "buffers"]
     more = {"transformers": 0, "vllm": 16 * shape.layers, "sglang": 256 * 4 * shape.head_dim}[engine]
-    assert rope_bytes(config, shape, engine=engine, dtype="bf16") + more == measured
+    assert rope_bytes(config, shape, engine=profile(engine), dtype="bf16") + more == measured
 
 
 @pytest.mark.parametrize(("quantization", "working_mib"), [("nf4", 103.05), ("int8", 183.95)])
-def test_quantizing_on_a_gpu_needs_working_memory_on_top(quantization, working_mib):
+def test_quantizing_on_a_gpu_needs_working_memory_on_top(quantization: str, working_mib: float) -> None:
     """The residual of the load peak: a matrix of 112 MiB in bf16 on its way, which is beyond the gate of weights."""
     entries = recorded("nvidia-h100-80gb-hbm3-x1/llama-3-8b-dummy/memory_load_peak.json")
     peak = entries[f"transformers-{quantization}-bf16-kv_bf16"]["expected"]["peak_bytes"]

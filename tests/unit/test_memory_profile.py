@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import memory_table
 import pytest
@@ -28,11 +30,11 @@ POOL = KVPool(2565, 16, 2565 * 16, "bfloat16", 2566 * 16 * PER_TOKEN, PER_TOKEN,
 REPORT = MemoryReport("cuda", WEIGHTS, 2 * MIB, WEIGHTS, WEIGHTS, WEIGHTS, "torch allocator", 512, activation_peak_bytes=GIB)
 
 
-def lines(report=REPORT, pool=POOL, capacity=2565 * 16):
+def lines(report: MemoryReport = REPORT, pool: KVPool = POOL, capacity: int | None = 2565 * 16) -> tuple[ProfileLine, ...]:
     return profile_lines(report=report, weights=WEIGHTS, buffers=2 * MIB, pool=pool, bytes_per_token=PER_TOKEN, capacity=capacity)
 
 
-def test_a_ledger_has_every_line_and_passes_where_all_are_as_predicted():
+def test_a_ledger_has_every_line_and_passes_where_all_are_as_predicted() -> None:
     found = lines()
     assert [line.line for line in found] == [
         "weights", "buffers", "KV bytes a token", "KV capacity", "KV pool", "activation peak", "load peak", "run peak",
@@ -56,7 +58,7 @@ def test_a_ledger_has_every_line_and_passes_where_all_are_as_predicted():
         ({"pool": replace(POOL, stored_bytes=2568 * 16 * PER_TOKEN)}, "KV pool: 6,291,456 bytes more"),
     ],
 )
-def test_every_line_is_judged_on_both_sides(change, said):
+def test_every_line_is_judged_on_both_sides(change: dict[str, Any], said: str) -> None:
     verdict = check_profile(lines=lines(**change))
     assert verdict.outcome is Outcome.FAIL
     assert re.search(said, "\n".join(verdict.details)), verdict.details
@@ -66,7 +68,7 @@ REQUESTED = 138_000_000_000
 BLOCK = 16 * PER_TOKEN
 
 
-def shared_out(**change):
+def shared_out(**change: Any) -> dict[Any, Any]:
     report = {"engine_weights_bytes": WEIGHTS, "requested_bytes": REQUESTED, "accounted_bytes": REQUESTED - BLOCK + 1, **change}
     found = profile_lines(
         report=replace(REPORT, **report),
@@ -80,7 +82,7 @@ def shared_out(**change):
     return {line.line: line for line in found}
 
 
-def test_what_an_engine_may_take_is_what_it_has_shared_out_but_for_a_part_of_a_block():
+def test_what_an_engine_may_take_is_what_it_has_shared_out_but_for_a_part_of_a_block() -> None:
     line = shared_out()["share of the device"]
     assert (line.predicted, line.difference, line.tolerance, line.within) == (REQUESTED, 1 - BLOCK, BLOCK, True)
     assert not shared_out(accounted_bytes=REQUESTED - BLOCK - 1)["share of the device"].within
@@ -89,13 +91,13 @@ def test_what_an_engine_may_take_is_what_it_has_shared_out_but_for_a_part_of_a_b
     assert "share of the device" not in shared_out(accounted_bytes=None)
 
 
-def test_weights_as_the_allocator_counts_them_are_a_line_of_their_own():
+def test_weights_as_the_allocator_counts_them_are_a_line_of_their_own() -> None:
     assert shared_out()["weights, as allocated"].within
     assert not shared_out(engine_weights_bytes=WEIGHTS + 60 * MIB)["weights, as allocated"].within
     assert "weights, as allocated" not in shared_out(engine_weights_bytes=None)
 
 
-def test_a_pool_that_is_a_tenth_small_is_named():
+def test_a_pool_that_is_a_tenth_small_is_named() -> None:
     blocks = 2565 * 9 // 10
     small = KVPool(blocks, 16, blocks * 16, "bfloat16", (blocks + 1) * 16 * PER_TOKEN, PER_TOKEN, 8192)
     resolved = {"kv_cache_memory_bytes": 2566 * 16 * PER_TOKEN + 5}
@@ -117,16 +119,16 @@ def test_a_pool_that_is_a_tenth_small_is_named():
         ({"gpu_memory_utilization": 0.9}, None),
     ],
 )
-def test_a_pinned_pool_has_so_many_tokens(resolved, tokens):
+def test_a_pinned_pool_has_so_many_tokens(resolved: dict[str, Any], tokens: int | None) -> None:
     assert pinned_capacity(resolved=resolved, pool=POOL, rank_bytes_per_token=PER_TOKEN) == tokens
 
 
-def test_nothing_predicted_is_a_failure():
+def test_nothing_predicted_is_a_failure() -> None:
     assert check_profile(lines=[ProfileLine("load peak", None, 5)]).outcome is Outcome.FAIL
     assert check_profile(lines=[]).outcome is Outcome.FAIL
 
 
-def test_the_table_marks_what_is_outside():
+def test_the_table_marks_what_is_outside() -> None:
     lines = [line.to_dict() for line in (ProfileLine("weights", 100, 120, 10), ProfileLine("KV capacity", 7, 7, 0, "tokens"))]
     lines.append(ProfileLine("load peak", None, 1234).to_dict())
     assert table(rows([{"cell": "vllm", "lines": lines}, {"cell": "vllm-tp2", "lines": lines[2:]}])) == [
@@ -138,7 +140,7 @@ def test_the_table_marks_what_is_outside():
     ]
 
 
-def test_a_device_is_read_until_two_readings_agree(monkeypatch):
+def test_a_device_is_read_until_two_readings_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idling, "_SETTLE_SECONDS", 0.0)
     readings = iter([9 * GIB, 3 * GIB, GIB, GIB, 0])
     monkeypatch.setattr(idling, "device_bytes", lambda _: next(readings))
@@ -150,7 +152,9 @@ def test_a_device_is_read_until_two_readings_agree(monkeypatch):
     assert idling._settled(["GPU-0"], time.monotonic()) == 5
 
 
-def test_kept_ledgers_are_one_markdown_table(tmp_path, monkeypatch, capsys):
+def test_kept_ledgers_are_one_markdown_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = [
         ProfileLine("weights", 1000, 1200, 10),
         ProfileLine("KV capacity", 7, 7, 0, "tokens"),
@@ -175,21 +179,21 @@ def test_kept_ledgers_are_one_markdown_table(tmp_path, monkeypatch, capsys):
 CLEAN = Stop(held_bytes=500 * MIB, seconds=0.2)
 
 
-def test_three_clean_stops_pass_and_fewer_decide_nothing():
+def test_three_clean_stops_pass_and_fewer_decide_nothing() -> None:
     assert check_idle(stops=[CLEAN] * 3).outcome is Outcome.PASS
     assert check_idle(stops=[CLEAN] * 2).outcome is Outcome.INCONCLUSIVE
     assert check_idle(stops=[]).outcome is Outcome.FAIL
     assert check_idle(stops=[replace(CLEAN, held_bytes=0)] * 3).outcome is Outcome.FAIL
 
 
-def test_a_process_that_is_left_is_named_with_what_it_holds():
+def test_a_process_that_is_left_is_named_with_what_it_holds() -> None:
     verdict = check_idle(stops=[CLEAN, replace(CLEAN, left=(Leftover(42, "python -c x", 100 * MIB),))])
     assert (verdict.outcome, verdict.key) == (Outcome.FAIL, "100.0 MiB left")
     assert verdict.details == ("stop 2: process 42 (python -c x) lives on and holds 104,857,600 bytes",)
 
 
 @pytest.mark.parametrize(("after", "outcome"), [(64, Outcome.PASS), (65, Outcome.FAIL), (-64, Outcome.PASS), (-65, Outcome.FAIL)])
-def test_a_device_is_idle_again_within_64_mib(after, outcome):
+def test_a_device_is_idle_again_within_64_mib(after: int, outcome: Outcome) -> None:
     stops = [replace(CLEAN, device_bytes=GIB), replace(CLEAN, device_bytes=GIB), replace(CLEAN, device_bytes=GIB + after * MIB)]
     assert check_idle(stops=stops).outcome is outcome
     if after < -64:
@@ -197,7 +201,7 @@ def test_a_device_is_idle_again_within_64_mib(after, outcome):
     assert check_idle(stops=stops[2:] * 3, idle_bytes=GIB).outcome is outcome
 
 
-def test_what_every_stop_leaves_alike_is_found_beside_the_device_before():
+def test_what_every_stop_leaves_alike_is_found_beside_the_device_before() -> None:
     verdict = check_idle(stops=[replace(CLEAN, device_bytes=21 * GIB)] * 3, idle_bytes=GIB)
     assert verdict.outcome is Outcome.FAIL
     assert verdict.details[0] == "stop 1: 22,548,578,304 bytes in use on the device, +21,474,836,480 to idle"
@@ -211,7 +215,7 @@ SPAWNS = (
 )
 
 
-def test_descendants_in_a_session_of_their_own_are_found_and_weighed():
+def test_descendants_in_a_session_of_their_own_are_found_and_weighed() -> None:
     with subprocess.Popen([sys.executable, "-c", SPAWNS], start_new_session=True, stdout=subprocess.PIPE) as parent:
         left: list[tuple[int, int]] = []
         try:
@@ -235,7 +239,7 @@ def test_descendants_in_a_session_of_their_own_are_found_and_weighed():
     assert idling.unique_bytes(left[0][0]) == 0
 
 
-def test_a_process_that_was_given_the_same_id_is_another():
+def test_a_process_that_was_given_the_same_id_is_another() -> None:
     (mine,) = [entry for entry in idling.process_tree([os.getpgid(0)]) if entry[0] == os.getpid()]
     assert idling.still_alive([mine]) == [mine]
     assert idling.still_alive([(mine[0], mine[1] - 1)]) == []

@@ -10,7 +10,7 @@ from pytest_llminfer.errors import BaselineError
 from pytest_llminfer.families.accuracy.check import AccuracyTest, check_accuracy_at_once
 from pytest_llminfer.families.accuracy.drift import check_drift
 from pytest_llminfer.families.accuracy.grading import Answer
-from pytest_llminfer.families.accuracy.recorded import recorded_runs
+from pytest_llminfer.families.accuracy.recorded import Recorded, recorded_runs
 from pytest_llminfer.stats.evalues import log_e_of_pairs
 from pytest_llminfer.verdict import Outcome
 
@@ -25,21 +25,21 @@ def answers(wrong: set[int] = frozenset(), right: set[int] = frozenset()) -> dic
 
 
 @pytest.fixture(scope="module")
-def copies():
+def copies() -> Recorded:
     return recorded_runs([answers()] * 4, seed=1)
 
 
-def past_run(recorded, given: dict[str, Answer]) -> str:
+def past_run(recorded: Recorded, given: dict[str, Answer]) -> str:
     return "".join("1" if given[name].flexible else "0" for name in recorded.flexible)
 
 
-def test_a_few_ties_lost_by_chance_are_no_failure(copies) -> None:
+def test_a_few_ties_lost_by_chance_are_no_failure(copies: Recorded) -> None:
     verdict = check_accuracy_at_once(answers=answers(wrong={1, 2, 3}), recorded=copies)
     assert verdict.outcome is Outcome.PASS
     assert "nearly copies" in verdict.threshold_source
 
 
-def test_symmetric_changes_seldom_fail(copies) -> None:
+def test_symmetric_changes_seldom_fail(copies: Recorded) -> None:
     drawn = random.Random(7)
     failures = 0
     for _ in range(300):
@@ -55,11 +55,11 @@ def test_symmetric_changes_seldom_fail(copies) -> None:
     assert failures <= 3
 
 
-def test_a_drop_is_still_a_failure(copies) -> None:
+def test_a_drop_is_still_a_failure(copies: Recorded) -> None:
     assert check_accuracy_at_once(answers=answers(wrong=set(range(20))), recorded=copies).outcome is Outcome.FAIL
 
 
-def test_what_is_lost_for_good_counts_once_however_many_nights(copies) -> None:
+def test_what_is_lost_for_good_counts_once_however_many_nights(copies: Recorded) -> None:
     few, many = answers(wrong={1, 2, 3}), answers(wrong=set(range(25)))
     assert check_drift(recorded=copies, past_runs=[past_run(copies, few)] * 30).outcome is Outcome.PASS
     assert check_drift(recorded=copies, past_runs=[past_run(copies, many)] * 4).outcome is Outcome.FAIL
@@ -67,7 +67,7 @@ def test_what_is_lost_for_good_counts_once_however_many_nights(copies) -> None:
 
 @pytest.mark.parametrize("runs", [1, 2, 4])
 @pytest.mark.parametrize(("lost", "won"), [(6, 1), (8, 3), (12, 6)])
-def test_another_kernel_is_no_drift_of_an_engine_that_repeats_itself(runs, lost, won) -> None:
+def test_another_kernel_is_no_drift_of_an_engine_that_repeats_itself(runs: int, lost: int, won: int) -> None:
     """Near ties that a harmless change decides the other way, every past run from then on."""
     recorded = recorded_runs([answers()] * runs, seed=1)
     changed = answers(wrong=set(range(lost)), right=set(range(RIGHT, RIGHT + won)))
@@ -82,7 +82,7 @@ def test_one_recorded_run_still_proves_what_is_lost_for_good() -> None:
     assert "25 questions lost and 0 won for good" in str(verdict)
 
 
-def test_a_night_of_other_questions_is_refused(copies) -> None:
+def test_a_night_of_other_questions_is_refused(copies: Recorded) -> None:
     with pytest.raises(BaselineError, match="for each of 1,000 questions"):
         check_drift(recorded=copies, past_runs=["11"])
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
+from pytest_llminfer.worker.backends.openai.backend import OpenaiBackend
 from tests.support.engines import openai_backends
 from tests.support.engines.openai_backends import generate
+from tests.support.openai_server import Fake
 from tests.support.paths import REFERENCE
 
 pytest.importorskip("openai")
@@ -16,7 +19,7 @@ pytest.importorskip("openai")
 fake, load = openai_backends.fake, openai_backends.load
 
 
-def test_answers_come_in_order_with_as_many_requests_at_once_as_allowed(fake, load) -> None:
+def test_answers_come_in_order_with_as_many_requests_at_once_as_allowed(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     backend = load(concurrency=3)
     fake.delay = 0.03
     fake.most_under_way = 0
@@ -26,7 +29,9 @@ def test_answers_come_in_order_with_as_many_requests_at_once_as_allowed(fake, lo
     assert [step for step in backend.progress if step[0] == "generating"] == [("generating", n, 20) for n in range(1, 21)]
 
 
-def test_every_sampling_field_is_said_to_an_engine_and_only_what_is_meant_to_a_stranger(fake, load) -> None:
+def test_every_sampling_field_is_said_to_an_engine_and_only_what_is_meant_to_a_stranger(
+    fake: Fake, load: Callable[..., OpenaiBackend]
+) -> None:
     generate(load(), [[1]])
     (body,) = fake.bodies
     assert body["temperature"] == 0.0
@@ -46,7 +51,7 @@ def test_every_sampling_field_is_said_to_an_engine_and_only_what_is_meant_to_a_s
     assert (fake.bodies[1]["top_k"], fake.bodies[1]["ignore_eos"]) == (5, True)
 
 
-def test_fields_of_the_user_go_along_and_null_takes_one_out(fake, load) -> None:
+def test_fields_of_the_user_go_along_and_null_takes_one_out(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     provider = {"order": ["one"]}
     backend = load(extra_body={"provider": provider, "seed": None}, extra_headers={"X-Title": "tests"})
     generate(backend, [[1]])
@@ -55,7 +60,7 @@ def test_fields_of_the_user_go_along_and_null_takes_one_out(fake, load) -> None:
     assert fake.headers[-1]["x-title"] == "tests"
 
 
-def test_logprobs_come_with_ids_most_likely_first(load) -> None:
+def test_logprobs_come_with_ids_most_likely_first(load: Callable[..., OpenaiBackend]) -> None:
     backend = load()
     assert "generate:logprobs" in backend.capabilities
     (output,) = generate(backend, [[7]], logprobs=2)
@@ -65,7 +70,7 @@ def test_logprobs_come_with_ids_most_likely_first(load) -> None:
         generate(backend, [[7]], logprobs=21)
 
 
-def test_a_busy_server_is_asked_again_and_waited_for(fake, load) -> None:
+def test_a_busy_server_is_asked_again_and_waited_for(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     backend = load()
     times: list[float] = []
 
@@ -79,7 +84,7 @@ def test_a_busy_server_is_asked_again_and_waited_for(fake, load) -> None:
     assert times[2] - times[1] > times[1] - times[0] > 0.3
 
 
-def test_requests_that_fail_are_no_wrong_answers(fake, load) -> None:
+def test_requests_that_fail_are_no_wrong_answers(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     backend = load(max_retries=1, concurrency=4)
     fake.answer = lambda path, body: (500, {}) if body["prompt"][0] in (3, 5) else fake.continue_numbers(path, body)
     with pytest.raises(EngineError, match=r"2 of 8 requests .* failed while generating; first: InternalServerError.*500"):
@@ -87,7 +92,7 @@ def test_requests_that_fail_are_no_wrong_answers(fake, load) -> None:
     assert sum(body["prompt"] == [3] for body in fake.bodies) == 2
 
 
-def test_a_broken_server_is_not_asked_to_the_end(fake, load) -> None:
+def test_a_broken_server_is_not_asked_to_the_end(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     backend = load(max_retries=0, concurrency=2)
     fake.answer = lambda *_: (500, {})
     with pytest.raises(EngineError, match=r"1\d of 100 requests .*\(8\d more were not asked\)"):
@@ -95,7 +100,7 @@ def test_a_broken_server_is_not_asked_to_the_end(fake, load) -> None:
     assert len(fake.bodies) < 20
 
 
-def test_a_connection_that_breaks_is_counted_too(fake, load) -> None:
+def test_a_connection_that_breaks_is_counted_too(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     backend = load(max_retries=1)
     fake.server.handle_error = lambda *_: None
 
@@ -109,21 +114,21 @@ def test_a_connection_that_breaks_is_counted_too(fake, load) -> None:
 
 
 @pytest.mark.parametrize(("said", "ours"), [("stop", "stop"), ("length", "length"), ("eos", "stop"), ("max_tokens", "length")])
-def test_finish_reasons_are_in_our_words(fake, load, said: str, ours: str) -> None:
+def test_finish_reasons_are_in_our_words(fake: Fake, load: Callable[..., OpenaiBackend], said: str, ours: str) -> None:
     backend = load()
     fake.answer = lambda *_: (200, {"choices": [{"text": "x", "finish_reason": said, "token_ids": [9]}]})
     assert generate(backend, [[1]])[0]["finish_reason"] == ours
 
 
 @pytest.mark.parametrize("said", ["content_filter", "abort", None])
-def test_an_answer_that_was_broken_off_is_an_error(fake, load, said: str | None) -> None:
+def test_an_answer_that_was_broken_off_is_an_error(fake: Fake, load: Callable[..., OpenaiBackend], said: str | None) -> None:
     backend = load()
     fake.answer = lambda *_: (200, {"choices": [{"text": "x", "finish_reason": said, "token_ids": [9]}]})
     with pytest.raises(EngineError, match=said or "nothing"):
         generate(backend, [[1]])
 
 
-def test_chat_is_used_where_token_ids_are_refused(fake, load) -> None:
+def test_chat_is_used_where_token_ids_are_refused(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     def chat_only(path: str, body: dict) -> tuple[int, dict]:
         refused = (404, {"detail": "Not Found"}) if not path.endswith("/chat/completions") else None
         return refused or fake.continue_numbers(path, body)
@@ -139,7 +144,7 @@ def test_chat_is_used_where_token_ids_are_refused(fake, load) -> None:
     assert backend.settings()["resolved"]["api"] == "chat"
 
 
-def test_a_server_that_reads_token_ids_as_text_is_not_believed(fake, load) -> None:
+def test_a_server_that_reads_token_ids_as_text_is_not_believed(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     def as_text(path: str, body: dict) -> tuple[int, dict]:
         status, message = fake.continue_numbers(path, body)
         return status, {**message, "usage": {"prompt_tokens": 4, "completion_tokens": 1}}
@@ -148,7 +153,7 @@ def test_a_server_that_reads_token_ids_as_text_is_not_believed(fake, load) -> No
     assert load().settings()["resolved"]["api"] == "chat"
 
 
-def test_token_ids_come_from_the_text_where_the_server_gives_none(fake, load) -> None:
+def test_token_ids_come_from_the_text_where_the_server_gives_none(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     pytest.importorskip("tokenizers")
     said = "There are 12 apples."
 
@@ -168,7 +173,7 @@ def test_token_ids_come_from_the_text_where_the_server_gives_none(fake, load) ->
     assert generate(load(), [[20]])[0]["token_ids"] == []
 
 
-def test_text_is_sent_where_it_is_asked_for_and_means_the_same_tokens(fake, load) -> None:
+def test_text_is_sent_where_it_is_asked_for_and_means_the_same_tokens(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     tokenizers = pytest.importorskip("tokenizers")
 
     def text_only(_path: str, body: dict) -> tuple[int, dict]:

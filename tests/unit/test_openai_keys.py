@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from pytest_llminfer.errors import BadInputError
@@ -34,7 +37,7 @@ def test_lines_that_say_nothing(line: str) -> None:
 
 
 @pytest.fixture
-def keys(monkeypatch, tmp_path):
+def keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
     def keys(address: str, *, stored: str = "", **environment: str) -> str:
         for name in ("OPENAI_API_KEY", "OPENROUTER_API_KEY"):
             monkeypatch.delenv(name, raising=False)
@@ -46,7 +49,7 @@ def keys(monkeypatch, tmp_path):
     return keys
 
 
-def test_the_environment_comes_before_the_file_and_each_name_has_its_servers(keys) -> None:
+def test_the_environment_comes_before_the_file_and_each_name_has_its_servers(keys: Callable[..., str]) -> None:
     elsewhere, router = "https://api.openai.com/v1", "https://openrouter.ai/api/v1"
     assert keys(elsewhere, stored="OPENAI_API_KEY=filed", OPENAI_API_KEY="set") == "set"
     assert keys(elsewhere, stored="OPENAI_API_KEY=filed") == "filed"
@@ -59,12 +62,12 @@ def test_the_environment_comes_before_the_file_and_each_name_has_its_servers(key
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "192.168.1.7", "gpu-3.lan", "notopenrouter.ai"])
-def test_whether_a_server_of_ones_own_needs_a_key_is_for_it_to_say(keys, host: str) -> None:
+def test_whether_a_server_of_ones_own_needs_a_key_is_for_it_to_say(keys: Callable[..., str], host: str) -> None:
     assert keys(f"http://{host}:8000/v1") == ""
     assert keys(f"http://{host}:8000/v1", OPENAI_API_KEY="set") == "set"
 
 
-def test_a_key_with_a_line_break_is_refused_without_being_shown(keys) -> None:
+def test_a_key_with_a_line_break_is_refused_without_being_shown(keys: Callable[..., str]) -> None:
     with pytest.raises(BadInputError, match="OPENAI_API_KEY holds characters") as caught:
         keys("http://localhost/v1", OPENAI_API_KEY="sk-secret\nsk-other")
     assert "secret" not in str(caught.value)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from pytest_llminfer.worker.backends.openai.arguments import Arguments
 from pytest_llminfer.worker.backends.openai.backend import OpenaiBackend
 from tests.support.engines import openai_backends
 from tests.support.engines.openai_backends import generate
+from tests.support.openai_server import Fake
 
 pytest.importorskip("openai")
 
@@ -20,7 +24,7 @@ fake, load = openai_backends.fake, openai_backends.load
 KEY = "sk-llminfer-secret-0123456789"
 
 
-def test_several_models_must_be_told_apart(fake, load) -> None:
+def test_several_models_must_be_told_apart(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     fake.models.append({"id": "other", "owned_by": "vllm"})
     with pytest.raises(BadInputError, match=r"2 models; name one.*other, served"):
         load()
@@ -30,8 +34,8 @@ def test_several_models_must_be_told_apart(fake, load) -> None:
         load(model="severed")
 
 
-def test_wrong_arguments_and_addresses_are_refused(fake) -> None:
-    def refused(match: str, address: str = fake.address, **engine_args) -> None:
+def test_wrong_arguments_and_addresses_are_refused(fake: Fake) -> None:
+    def refused(match: str, address: str = fake.address, **engine_args: Any) -> None:
         with pytest.raises(BadInputError, match=match):
             OpenaiBackend(EngineSpec("openai", environment=address), "nowhere", engine_args, print).load()
 
@@ -49,7 +53,7 @@ def test_wrong_arguments_and_addresses_are_refused(fake) -> None:
 
 @pytest.mark.parametrize("key", ["", KEY])
 @pytest.mark.parametrize("engine_args", [{}, {"model": "served"}])
-def test_an_address_without_its_v1_is_told_so(fake, key: str, engine_args: dict) -> None:
+def test_an_address_without_its_v1_is_told_so(fake: Fake, key: str, engine_args: dict) -> None:
     fake.key = key
     root = fake.address.removesuffix("/v1")
     with pytest.raises(BadInputError, match=rf"answers under /v1 alone: --engine=openai@{fake.address}$"):
@@ -60,7 +64,7 @@ def test_an_address_without_its_v1_is_told_so(fake, key: str, engine_args: dict)
             OpenaiBackend(EngineSpec("openai", environment=root), "nowhere", engine_args, lambda *_: None).load()
 
 
-def test_a_server_that_wants_a_key_says_so_itself(fake, load) -> None:
+def test_a_server_that_wants_a_key_says_so_itself(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     fake.key = KEY
     with pytest.raises(EngineStartError, match=r"needs an API key \(AuthenticationError.*401.*\): set OPENAI_API_KEY"):
         load()
@@ -98,7 +102,7 @@ def test_an_address_holds_nothing_but_the_place(address: str, message: str) -> N
     assert "hidden" not in str(caught.value)
 
 
-def test_sglang_would_ignore_stop_tokens_beside_ignore_eos(fake, load) -> None:
+def test_sglang_would_ignore_stop_tokens_beside_ignore_eos(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     both = {"ignore_eos": True, "stop_token_ids": [7]}
     generate(load(), [[1]], **both)
     assert (fake.bodies[0]["ignore_eos"], fake.bodies[0]["stop_token_ids"]) == (True, [7])
@@ -112,7 +116,7 @@ def test_sglang_would_ignore_stop_tokens_beside_ignore_eos(fake, load) -> None:
     assert [(body["ignore_eos"], body["stop_token_ids"]) for body in fake.bodies] == [(True, []), (False, [7])]
 
 
-def test_a_server_that_is_not_there_is_one_line(fake, load) -> None:
+def test_a_server_that_is_not_there_is_one_line(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
     fake.server.shutdown()
     fake.server.server_close()
     with pytest.raises(EngineStartError, match=r"127\.0\.0\.1:\d+ does not answer .*address is right") as caught:
@@ -121,7 +125,15 @@ def test_a_server_that_is_not_there_is_one_line(fake, load) -> None:
 
 
 @pytest.mark.parametrize("place", ["environment", "file"])
-def test_the_key_is_found_sent_and_never_shown(fake, load, monkeypatch, tmp_path, caplog, capfd, place: str) -> None:
+def test_the_key_is_found_sent_and_never_shown(
+    fake: Fake,
+    load: Callable[..., OpenaiBackend],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    place: str,
+) -> None:
     caplog.set_level(logging.DEBUG)
     fake.key = KEY
     if place == "environment":
@@ -146,7 +158,9 @@ def test_the_key_is_found_sent_and_never_shown(fake, load, monkeypatch, tmp_path
     assert KEY not in "".join(said)
 
 
-def test_a_wrong_key_and_none_are_told_apart_from_the_right_one(fake, load, monkeypatch) -> None:
+def test_a_wrong_key_and_none_are_told_apart_from_the_right_one(
+    fake: Fake, load: Callable[..., OpenaiBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UnsupportedError, match="was given no API key"):
         load().talk(requests=[{"endpoint": "models", "key": "wrong"}])
     fake.key = KEY

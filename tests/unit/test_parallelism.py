@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.accuracy.grading import Answer
 from pytest_llminfer.families.memory.check import predict_weights
@@ -18,7 +20,7 @@ from pytest_llminfer.verdict import Outcome
 LLAMA = ModelShape("llama", layers=4, hidden=256, heads=4, kv_heads=2, head_dim=64, intermediate=768, vocab=1000, tied=False)
 
 
-def ranks(tp=1, pp=1, dp=1, weights=100):
+def ranks(tp: int = 1, pp: int = 1, dp: int = 1, weights: int = 100) -> list[Any]:
     return [
         Rank(100 + 16 * d + 4 * p + t, "rank", f"GPU-{d}-{p}-{t}", weights, tp_rank=t, pp_rank=p, dp_rank=d)
         for d in range(dp)
@@ -28,7 +30,7 @@ def ranks(tp=1, pp=1, dp=1, weights=100):
 
 
 @pytest.mark.parametrize(("tp", "pp", "dp"), [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2)])
-def test_every_rank_in_its_place(tp, pp, dp) -> None:
+def test_every_rank_in_its_place(tp: int, pp: int, dp: int) -> None:
     verdict = check_ranks(ranks=ranks(tp, pp, dp), tp=tp, pp=pp, dp=dp)
     assert verdict.outcome is Outcome.PASS
     assert verdict.key == f"{tp * pp * dp} ranks"
@@ -46,7 +48,7 @@ def test_every_rank_in_its_place(tp, pp, dp) -> None:
         (ranks(dp=2), "no process has dp rank 0, pp rank 0, tp rank 1"),
     ],
 )
-def test_ranks_that_are_missing_doubled_or_misplaced(found, line) -> None:
+def test_ranks_that_are_missing_doubled_or_misplaced(found: Any, line: str) -> None:
     verdict = check_ranks(ranks=found, tp=2, pp=1, dp=1)
     assert verdict.outcome is Outcome.FAIL
     assert any(line in detail for detail in verdict.details)
@@ -58,9 +60,9 @@ def test_ranks_on_a_processor_share_it() -> None:
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang"])
-def test_one_rank_holds_what_the_model_weighs(engine) -> None:
-    share = expected_rank_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=engine, tp=1, pp=1)
-    assert share == {0: predict_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=engine)}
+def test_one_rank_holds_what_the_model_weighs(engine: str) -> None:
+    share = expected_rank_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=profile(engine), tp=1, pp=1)
+    assert share == {0: predict_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=profile(engine))}
 
 
 def test_a_share_by_hand() -> None:
@@ -70,12 +72,12 @@ def test_a_share_by_hand() -> None:
     padded_ends = 2 * 1024 * hidden // 2 + hidden
     expected = {"transformers": 4 * layer + whole_ends, "vllm": 4 * layer + padded_ends}
     for engine, elements in expected.items():
-        share = expected_rank_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=engine, tp=2, pp=1)
+        share = expected_rank_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=profile(engine), tp=2, pp=1)
         assert share == {0: 2 * elements}
 
 
 def test_the_engine_says_whether_the_ends_are_shared_out() -> None:
-    cell = {"shape": LLAMA, "dtype": "fp32", "quantization": "none", "engine": "transformers", "tp": 2, "pp": 1}
+    cell = {"shape": LLAMA, "dtype": "fp32", "quantization": "none", "engine": profile("transformers"), "tp": 2, "pp": 1}
     whole, ends, nothing = (
         expected_rank_weights(**cell, plan=plan)[0] for plan in ((), ("model.embed_tokens", "lm_head"), ("model.norm",))
     )
@@ -84,20 +86,21 @@ def test_the_engine_says_whether_the_ends_are_shared_out() -> None:
 
 
 def test_stages_hold_the_whole_model_together() -> None:
-    stages = expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine="vllm", tp=1, pp=2)
-    assert sum(stages.values()) == predict_weights(shape=LLAMA, dtype="fp32", quantization="none", engine="vllm")
+    stages = expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine=profile("vllm"), tp=1, pp=2)
+    assert sum(stages.values()) == predict_weights(shape=LLAMA, dtype="fp32", quantization="none", engine=profile("vllm"))
     assert stages[1] - stages[0] == 4 * 256  # the final norm
 
 
 def test_a_tied_embedding_is_on_the_first_and_the_last_stage() -> None:
     tied = replace(LLAMA, tied=True)
-    stages = expected_rank_weights(shape=tied, dtype="fp32", quantization="none", engine="vllm", tp=1, pp=4)
+    stages = expected_rank_weights(shape=tied, dtype="fp32", quantization="none", engine=profile("vllm"), tp=1, pp=4)
     assert stages[0] - stages[1] == stages[3] - 4 * 256 - stages[2] == 4 * 1024 * 256
 
 
 def test_more_ranks_than_kv_heads_hold_each_several_times() -> None:
     two, four = (
-        expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine="vllm", tp=tp, pp=1)[0] for tp in (2, 4)
+        expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine=profile("vllm"), tp=tp, pp=1)[0]
+        for tp in (2, 4)
     )
     kv_of_one_head = 4 * 4 * 2 * 64 * 256
     replicated = 4 * (2 * 4 + 1) * 256
@@ -105,8 +108,9 @@ def test_more_ranks_than_kv_heads_hold_each_several_times() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"pp": 3}, {"quantization": "exl2"}, {"engine": "llamacpp", "tp": 2}])
-def test_what_is_not_known_is_said(fields) -> None:
-    cell = {"dtype": "bf16", "quantization": "none", "engine": "vllm", "tp": 1, "pp": 1, **fields}
+def test_what_is_not_known_is_said(fields: dict[str, Any]) -> None:
+    cell = {"dtype": "bf16", "quantization": "none", "tp": 1, "pp": 1, **fields}
+    cell["engine"] = profile(cell.get("engine", "vllm"))
     with pytest.raises(UnsupportedError):
         expected_rank_weights(shape=LLAMA, **cell)
 
@@ -114,18 +118,18 @@ def test_what_is_not_known_is_said(fields) -> None:
 @pytest.mark.parametrize(
     ("weights", "outcome"), [(1000, "pass"), (1002, "pass"), (1004, "fail"), (996, "fail"), (2000, "fail"), (0, "fail")]
 )
-def test_shares_are_two_sided(weights, outcome) -> None:
+def test_shares_are_two_sided(weights: int, outcome: str) -> None:
     found = [*ranks(weights=1000), replace(ranks(tp=2)[1], weights_bytes=weights)]
-    verdict = check_rank_weights(ranks=found, expected={0: 1000}, engine="vllm")
+    verdict = check_rank_weights(ranks=found, expected={0: 1000}, engine=profile("vllm"))
     assert verdict.outcome.value == outcome
 
 
 def test_no_ranks_are_no_pass() -> None:
-    assert check_rank_weights(ranks=[], expected={0: 1000}, engine="vllm").outcome is Outcome.FAIL
+    assert check_rank_weights(ranks=[], expected={0: 1000}, engine=profile("vllm")).outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize(("right", "asked", "outcome"), [(9, 10, "pass"), (0, 10, "inconclusive"), (0, 0, "fail")])
-def test_a_reference_must_know_something(right, asked, outcome) -> None:
+def test_a_reference_must_know_something(right: int, asked: int, outcome: str) -> None:
     answers = {
         str(number): Answer(strict=False, flexible=number < right, format_miss=False, truncated=False) for number in range(asked)
     }

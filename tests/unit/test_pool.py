@@ -8,6 +8,7 @@ import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -28,25 +29,25 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def pool(tmp_path, monkeypatch):
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
     monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.02)
     return Pool(GPUS, folder=tmp_path, timeout=0.2)
 
 
 @pytest.fixture
-def other(tmp_path):
+def other(tmp_path: Path) -> Pool:
     """The pool of another session: it shares the files, and not what ``pool`` knows of itself."""
     return Pool(GPUS, folder=tmp_path, timeout=0.2)
 
 
-def test_two_leases_never_share(pool) -> None:
+def test_two_leases_never_share(pool: Pool) -> None:
     first, second = pool.lease(2), pool.lease(1)
     assert first.ids() == ("0", "1")
     assert second.ids() == ("2",)
     assert first.ids() == ("0", "1")
 
 
-def test_a_lease_knows_what_was_in_use_before_its_cell(pool, monkeypatch) -> None:
+def test_a_lease_knows_what_was_in_use_before_its_cell(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([3, 5, 7])
     monkeypatch.setattr(pool_module, "device_bytes", lambda ids: ((found := list(ids)) and (next(readings), found)) or None)
     lease = pool.lease(2)
@@ -60,12 +61,12 @@ def test_a_lease_knows_what_was_in_use_before_its_cell(pool, monkeypatch) -> Non
     assert pool.lease_now(1).idle_bytes == (5, ["GPU-2"])
 
 
-def test_replicas_that_ask_at_the_same_time_are_given_the_same(pool) -> None:
+def test_replicas_that_ask_at_the_same_time_are_given_the_same(pool: Pool) -> None:
     lease = pool.lease(3)
     assert at_once([lease.ids] * 3) == [("0", "1", "2")] * 3
 
 
-def test_what_is_let_go_can_be_taken(pool, other) -> None:
+def test_what_is_let_go_can_be_taken(pool: Pool, other: Pool) -> None:
     first, second = pool.lease(3), other.lease(2)
     first.ids()
     with pytest.raises(EngineStartError, match=r"2 of 3 GPUs were not free for 0\.2 s"):
@@ -74,7 +75,7 @@ def test_what_is_let_go_can_be_taken(pool, other) -> None:
     assert second.ids() == ("0", "1")
 
 
-def test_nobody_waits_for_himself(tmp_path) -> None:
+def test_nobody_waits_for_himself(tmp_path: Path) -> None:
     pool = Pool(GPUS, folder=tmp_path, timeout=60)
     first, second = pool.lease(2, cell="vllm-tp2"), Pool(GPUS, folder=tmp_path, timeout=60, held=pool.held).lease(2)
     first.ids()
@@ -89,7 +90,7 @@ def test_nobody_waits_for_himself(tmp_path) -> None:
     assert first.ids() == ("0", "1")  # an engine that is loaded again
 
 
-def test_what_is_kept_for_later_makes_room(tmp_path) -> None:
+def test_what_is_kept_for_later_makes_room(tmp_path: Path) -> None:
     ahead = Pool(GPUS, folder=tmp_path).lease_now(2, "next")
     pool = Pool(GPUS, folder=tmp_path, timeout=60, held=ahead._pool.held, make_room=ahead.release)
     small, large = pool.lease(1), pool.lease(2)
@@ -98,7 +99,7 @@ def test_what_is_kept_for_later_makes_room(tmp_path) -> None:
     assert large.ids() == ("0", "1")
 
 
-def test_beside_what_a_session_holds_it_waits_for_others(pool, other) -> None:
+def test_beside_what_a_session_holds_it_waits_for_others(pool: Pool, other: Pool) -> None:
     mine, theirs, wanted = pool.lease(1), other.lease(1), pool.lease(2)
     assert (mine.ids(), theirs.ids()) == (("0",), ("1",))
     with pytest.raises(EngineStartError, match="other sessions of this user"):
@@ -107,7 +108,7 @@ def test_beside_what_a_session_holds_it_waits_for_others(pool, other) -> None:
     assert wanted.ids() == ("1", "2")
 
 
-def test_all_at_once_or_none(pool, other) -> None:
+def test_all_at_once_or_none(pool: Pool, other: Pool) -> None:
     held, wanted, small = pool.lease(2), other.lease(2), pool.lease(1)
     held.ids()
     with pytest.raises(EngineStartError):
@@ -116,7 +117,7 @@ def test_all_at_once_or_none(pool, other) -> None:
     assert small.ids() == ("2",)
 
 
-def test_another_process_that_holds_one_is_respected_and_waited_for(pool, tmp_path) -> None:
+def test_another_process_that_holds_one_is_respected_and_waited_for(pool: Pool, tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "GPU-0.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
@@ -130,7 +131,7 @@ def test_another_process_that_holds_one_is_respected_and_waited_for(pool, tmp_pa
         assert told[0] == ("waiting for GPUs", 0, 3)
 
 
-def test_who_waits_is_served_before_who_gave_back(tmp_path, monkeypatch) -> None:
+def test_who_waits_is_served_before_who_gave_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.05)
     pool, other = (Pool(GPUS[:2], folder=tmp_path, timeout=20) for _ in range(2))
     first, second = pool.lease(1), other.lease(2)
@@ -155,11 +156,11 @@ def test_who_waits_is_served_before_who_gave_back(tmp_path, monkeypatch) -> None
     assert order == ["waited", "again"]
 
 
-def test_a_slice_of_a_gpu_is_named_by_its_id(tmp_path) -> None:
+def test_a_slice_of_a_gpu_is_named_by_its_id(tmp_path: Path) -> None:
     assert Pool([Gpu(0, "MIG-1", "H100 MIG", 0, "580")], folder=tmp_path).lease(1).ids() == ("MIG-1",)
 
 
-def test_who_is_not_wanted_any_more_stops_waiting(tmp_path, monkeypatch) -> None:
+def test_who_is_not_wanted_any_more_stops_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.02)
     pool, other = (Pool(GPUS, folder=tmp_path, timeout=60) for _ in range(2))
     first, second = pool.lease(3), other.lease(1)
@@ -173,7 +174,7 @@ def test_who_is_not_wanted_any_more_stops_waiting(tmp_path, monkeypatch) -> None
             waiting.result(timeout=10)
 
 
-def test_sessions_meet_wherever_their_temporary_files_lie(tmp_path, monkeypatch) -> None:
+def test_sessions_meet_wherever_their_temporary_files_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = [Gpu(0, f"GPU-{uuid.uuid4()}", "NVIDIA H100", 81559, "580")]
     monkeypatch.delenv("LLMINFER_LOCKS", raising=False)
     leases = []
@@ -189,7 +190,7 @@ def test_sessions_meet_wherever_their_temporary_files_lie(tmp_path, monkeypatch)
     assert second is None
 
 
-def test_a_folder_of_ones_own_excludes_nobody_else(tmp_path, monkeypatch) -> None:
+def test_a_folder_of_ones_own_excludes_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leases = []
     for name in ("one", "two"):
         monkeypatch.setenv("LLMINFER_LOCKS", str(tmp_path / name / "locks"))
@@ -198,7 +199,7 @@ def test_a_folder_of_ones_own_excludes_nobody_else(tmp_path, monkeypatch) -> Non
     assert Pool(GPUS).lease_now(1) is None
 
 
-def test_a_folder_of_another_user_is_refused(pool, monkeypatch) -> None:
+def test_a_folder_of_another_user_is_refused(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getuid", lambda: -1)
     with pytest.raises(EngineStartError, match="is another user's; name one of your own with LLMINFER_LOCKS"):
         pool.lease(1).ids()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ arrays = numpy_st.arrays(
 values = st.recursive(scalars | arrays, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
 
 
-def equal(sent, received) -> bool:
+def equal(sent: Any, received: dict[str, Any] | None) -> bool:
     if isinstance(sent, np.ndarray):
         return sent.dtype == received.dtype and sent.shape == received.shape and sent.tobytes() == received.tobytes()
     if isinstance(sent, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ class Fake:
     def supports(self, _: str) -> bool:
         return False
 
-    def generate(self, prompts, sampling, **_):
+    def generate(self, prompts: Any, sampling: Any, **_: Any) -> list[Any]:
         if sampling.max_tokens > 4:  # no warm-up
             self.sizes.append(len(prompts))
             self.seen += [tuple(prompt) for prompt in prompts]

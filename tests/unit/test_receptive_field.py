@@ -12,7 +12,7 @@ from pytest_llminfer.verdict import Outcome
 @pytest.mark.parametrize(
     ("first", "last", "outcome"), [(5, 43, Outcome.PASS), (5, 44, Outcome.FAIL), (5, 42, Outcome.FAIL), (4, 43, Outcome.FAIL)]
 )
-def test_a_token_reaches_exactly_as_far_as_its_windows(first, last, outcome):
+def test_a_token_reaches_exactly_as_far_as_its_windows(first: int, last: int, outcome: Outcome) -> None:
     changed = np.zeros(60)
     changed[first : last + 1] = 1e-3
     sound = np.zeros(60)
@@ -21,5 +21,5 @@ def test_a_token_reaches_exactly_as_far_as_its_windows(first, last, outcome):
     assert found.outcome is outcome
 
 
-def test_changes_nowhere_are_no_proof():
+def test_changes_nowhere_are_no_proof() -> None:
     assert check_reach(changes={"decode": np.zeros(60)}, position=5, reach=38, claim="c").outcome is Outcome.FAIL

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.layout import Parameter
@@ -38,7 +39,7 @@ def judged(shape: str, quantization: str, parameters: list[Parameter]) -> Outcom
         dtype="bf16",
         quantization=quantization,
         tied=(),
-        engine="vllm",
+        engine=profile("vllm"),
         asked=ASKED.get(quantization, ""),
     ).outcome
 
@@ -61,7 +62,14 @@ def test_what_an_engine_made_of_a_checkpoint_on_a_gpu_is_what_is_declared(quanti
     def outcome(found: list[Parameter], quantization: str = quantization) -> Outcome:
         shape = Model(str(REPOSITORY / "assets" / quantization)).shape
         asked = "compressed-tensors" if quantization in ("w4a16", "w8a8", "fp8") and engine == "vllm" else ""
-        facts = {"shape": shape, "dtype": "bf16", "quantization": quantization, "tied": (), "engine": engine, "asked": asked}
+        facts = {
+            "shape": shape,
+            "dtype": "bf16",
+            "quantization": quantization,
+            "tied": (),
+            "engine": profile(engine),
+            "asked": asked,
+        }
         return check_layout(parameters=found, **facts).outcome
 
     assert outcome(parameters) is Outcome.PASS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -65,7 +67,7 @@ def test_the_first_replica_that_differs_is_named() -> None:
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory):
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
     """The simulated engine alone, and as three replicas."""
     folder = tmp_path_factory.mktemp("replicas")
 
@@ -92,7 +94,7 @@ def engines(tmp_path_factory):
         engine.close()
 
 
-def test_replicas_answer_as_one_does(engines) -> None:
+def test_replicas_answer_as_one_does(engines: Callable[..., Engine]) -> None:
     one, three = engines(1), engines(3)
     prompts = one.model.prompts(7)
     single, dealt = (engine.generate(prompts, max_tokens=6) for engine in (one, three))
@@ -108,7 +110,7 @@ def test_replicas_answer_as_one_does(engines) -> None:
     assert len({rank.pid for rank in ranks}) == 3
 
 
-def test_a_replica_that_dies_fails_the_request_and_is_started_anew(engines) -> None:
+def test_a_replica_that_dies_fails_the_request_and_is_started_anew(engines: Callable[..., Engine]) -> None:
     engine = engines(2, "exit")
     with pytest.raises(EngineDiedError):
         engine.generate(engine.model.prompts(2), max_tokens=2)
@@ -117,11 +119,11 @@ def test_a_replica_that_dies_fails_the_request_and_is_started_anew(engines) -> N
     assert engine.loads == 3
 
 
-def test_replicas_that_store_otherwise_are_told_apart(engines, monkeypatch) -> None:
+def test_replicas_that_store_otherwise_are_told_apart(engines: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engines(2)
     real = Replica.ask
 
-    def ask(self, method, params, progress=None):
+    def ask(self, method: Any, params: Any, progress: None = None) -> Any:
         answer = real(self, method, params, progress)
         if method == "layout" and self.launch.index == 1:
             answer["parameters"][0]["dtype"] = "float64"

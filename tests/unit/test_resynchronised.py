@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import binom
@@ -43,7 +45,7 @@ def teacher_forced(changes: dict[int, float]) -> Scores:
     return Scores(given, found.top_ids, found.top_logprobs)
 
 
-def judged(candidate: list[Generation], reference: list[Generation], scores=None, **more) -> Verdict:
+def judged(candidate: list[Generation], reference: list[Generation], scores: dict[Any, Any] | None = None, **more: Any) -> Verdict:
     return check_resynchronised_tokens(
         candidate=candidate, reference=reference, teacher_forced=scores or {}, dtype="bf16", claim="same", **more
     )
@@ -100,5 +102,5 @@ def test_lost_answers_and_other_lengths_fail() -> None:
 
 
 @pytest.mark.parametrize(("count", "n", "share"), [(0, 10, 0.1), (1, 40, 0.06), (13, 40, 0.06), (30, 374, 0.06), (200, 4000, 0.06)])
-def test_the_tail_is_that_of_the_binomial_distribution(count, n, share) -> None:
+def test_the_tail_is_that_of_the_binomial_distribution(count: int, n: int, share: float) -> None:
     assert binomial_tail(count, n, share) == pytest.approx(binom.sf(count - 1, n, share), rel=1e-6, abs=1e-12)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ END = 2
 LIKELY = Answer(strict=True, flexible=True, tokens=50, off_argmax=0.0)
 
 
-def answer(chosen, gaps, *, max_logit=16.0, ids=(7, 8)) -> Generation:
+def answer(chosen: list[Any], gaps: list[float], *, max_logit: float | None = 16.0, ids: tuple[int, int] = (7, 8)) -> Generation:
     """One step each: token 7 is likeliest, 8 follows at the gap."""
     logprobs = np.array([[-0.1, -0.1 - gap] for gap in gaps], np.float32)
     largest = None if max_logit is None else np.full(len(gaps), max_logit, np.float32)
@@ -40,24 +41,24 @@ def answer(chosen, gaps, *, max_logit=16.0, ids=(7, 8)) -> Generation:
         ([8], [math.nan], "bf16", 1),
     ],
 )
-def test_chosen_tokens_beyond_a_tie_are_counted(chosen, gaps, dtype, unlikely):
+def test_chosen_tokens_beyond_a_tie_are_counted(chosen: list[int], gaps: list[float], dtype: str, unlikely: int) -> None:
     slack, found = off_argmax(answer(chosen, gaps), dtype=dtype)
     assert found == unlikely
     chosen_gaps = [gap for token, gap in zip(chosen, gaps, strict=True) if token != 7]
     assert slack == pytest.approx(max(chosen_gaps, default=0.0), abs=1e-6, nan_ok=True)
 
 
-def test_an_end_token_that_is_likeliest_is_no_other_choice():
+def test_an_end_token_that_is_likeliest_is_no_other_choice() -> None:
     assert off_argmax(answer([END, END], [0.5, 4.0], ids=(END, 8)), dtype="bf16") == (0.0, 0)
 
 
-def test_a_tie_is_as_wide_as_the_logits_are_large():
+def test_a_tie_is_as_wide_as_the_logits_are_large() -> None:
     assert off_argmax(answer([8], [0.2], max_logit=33.0), dtype="bf16")[1] == 0
     assert off_argmax(answer([8], [0.2], max_logit=31.0), dtype="bf16")[1] == 1
     assert off_argmax(answer([8], [0.2], max_logit=None), dtype="bf16")[1] == 1
 
 
-def test_without_log_probabilities_nothing_is_said():
+def test_without_log_probabilities_nothing_is_said() -> None:
     assert off_argmax(Generation((7,), "stop"), dtype="bf16") is None
     silent = dataclasses.replace(LIKELY, off_argmax=None)
     verdict = check_sampler(answers={"a": silent}, dtype="bf16")
@@ -65,7 +66,7 @@ def test_without_log_probabilities_nothing_is_said():
     assert check_sampler(answers={}, dtype="bf16").outcome is Outcome.INCONCLUSIVE
 
 
-def test_one_token_that_was_not_the_likeliest_makes_the_comparison_invalid_and_is_named():
+def test_one_token_that_was_not_the_likeliest_makes_the_comparison_invalid_and_is_named() -> None:
     answers = {f"q{number}": LIKELY for number in range(100)}
     verdict = check_sampler(answers=answers, dtype="bf16")
     assert verdict.outcome is Outcome.PASS
@@ -80,7 +81,9 @@ def test_one_token_that_was_not_the_likeliest_makes_the_comparison_invalid_and_i
 PROMPTS = [[1, 2, 3], [3, 4]]
 
 
-def listed(shift_of_seen=0.0, tokens=((5, 1, 6), (4, 9, 3))):
+def listed(
+    shift_of_seen: float = 0.0, tokens: tuple[tuple[int, int, int], tuple[int, int, int]] = ((5, 1, 6), (4, 9, 3))
+) -> list[Any]:
     """Answers whose steps list two seen tokens and an unseen one."""
     ids = np.array([[1, 3, 30], [5, 3, 30], [5, 3, 30]], np.int32)
     other = np.array([[3, 4, 30]] * 3, np.int32)
@@ -92,7 +95,7 @@ def listed(shift_of_seen=0.0, tokens=((5, 1, 6), (4, 9, 3))):
     ("shift", "outcome"),
     [(0.0, Outcome.PASS), (0.09, Outcome.PASS), (-0.5, Outcome.INVALID), (0.5, Outcome.INVALID)],
 )
-def test_seen_tokens_that_moved_against_unseen_ones_are_a_penalty(shift, outcome):
+def test_seen_tokens_that_moved_against_unseen_ones_are_a_penalty(shift: float, outcome: Outcome) -> None:
     shifts = shifts_of_seen_tokens(candidate=listed(shift), reference=listed(), prompts=PROMPTS)
     assert [len(steps) for steps in shifts] == [3, 3]
     assert [step for steps in shifts for step in steps] == pytest.approx([shift] * 6, abs=1e-6)
@@ -101,12 +104,12 @@ def test_seen_tokens_that_moved_against_unseen_ones_are_a_penalty(shift, outcome
     assert bool(verdict.details) is (outcome is Outcome.INVALID)
 
 
-def test_steps_after_another_choice_are_not_compared():
+def test_steps_after_another_choice_are_not_compared() -> None:
     shifts = shifts_of_seen_tokens(candidate=listed(-1.0, ((5, 2, 6), (8, 9, 3))), reference=listed(), prompts=PROMPTS)
     assert [len(steps) for steps in shifts] == [2, 1]
 
 
-def test_prompts_that_disagree_or_are_too_few_decide_nothing():
+def test_prompts_that_disagree_or_are_too_few_decide_nothing() -> None:
     assert check_no_penalty(shifts=[[-3.0], [3.5]], claim="").outcome is Outcome.INCONCLUSIVE
     assert check_no_penalty(shifts=[[-3.0], []], claim="").outcome is Outcome.INCONCLUSIVE
     assert check_no_penalty(shifts=[[], []], claim="").outcome is Outcome.INCONCLUSIVE

@@ -19,19 +19,19 @@ PINNED = (7, 8, 4, 5, 0, 6, 9, 1, 3, 2)
 
 
 @pytest.mark.parametrize("alpha", BOUNDARIES)
-def test_the_boundaries_of_methods(alpha):
+def test_the_boundaries_of_methods(alpha: float) -> None:
     ours = [sequential.boundary(alpha, look) for look in range(1, 9)]
     assert ours == pytest.approx(BOUNDARIES[alpha], rel=1e-3)
     assert sequential.crossing_probability(BOUNDARIES[alpha][-1]) == pytest.approx(alpha, rel=0.01)
 
 
-def test_the_boundary_of_pocock():
+def test_the_boundary_of_pocock() -> None:
     assert sequential.boundary(0.05, 1, shape=sequential.POCOCK) == sequential.boundary(0.05, 8, shape=sequential.POCOCK)
     assert sequential.boundary(0.05, 3, shape=sequential.POCOCK) == pytest.approx(2.226, abs=1e-3)
 
 
 @pytest.mark.parametrize(("looks", "shape"), [(2, 0.25), (3, 0.5), (4, 0.0)])
-def test_the_crossing_probability_is_that_of_the_gaussian_walk(looks, shape):
+def test_the_crossing_probability_is_that_of_the_gaussian_walk(looks: int, shape: float) -> None:
     """Against SciPy's distribution function of the looks' joint normal law."""
     alpha = 0.025
     times = np.arange(1, looks + 1)
@@ -42,12 +42,12 @@ def test_the_crossing_probability_is_that_of_the_gaussian_walk(looks, shape):
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.05, 0.01, 0.001, 1e-6])
-def test_a_walk_without_drift_crosses_as_often_as_told(alpha):
+def test_a_walk_without_drift_crosses_as_often_as_told(alpha: float) -> None:
     constant = sequential.boundary(alpha, 8)
     assert sequential.crossing_probability(constant) == pytest.approx(alpha, rel=1e-9)
 
 
-def test_simulated_walks_cross_in_one_percent():
+def test_simulated_walks_cross_in_one_percent() -> None:
     steps = np.random.default_rng(3).standard_normal((400_000, 8)).cumsum(axis=1) / np.sqrt(np.arange(1, 9))
     crossed = (steps >= [sequential.boundary(0.01, look) for look in range(1, 9)]).any(axis=1).mean()
     assert crossed == pytest.approx(0.01, abs=4 * np.sqrt(0.01 * 0.99 / 400_000))
@@ -55,7 +55,7 @@ def test_simulated_walks_cross_in_one_percent():
 
 @settings(deadline=None)
 @given(ps=st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=8), alpha=st.sampled_from([0.2, 0.05, 0.01, 0.001]))
-def test_the_sequential_p_value_is_the_alpha_that_is_just_crossed(ps, alpha):
+def test_the_sequential_p_value_is_the_alpha_that_is_just_crossed(ps: list[float], alpha: float) -> None:
     crossed = any(p <= stats.norm.sf(sequential.boundary(alpha, look)) for look, p in enumerate(ps, 1))
     p_value = sequential.sequential_p_value(ps)
     if abs(p_value - alpha) > 1e-9:
@@ -64,11 +64,11 @@ def test_the_sequential_p_value_is_the_alpha_that_is_just_crossed(ps, alpha):
 
 @settings(deadline=None)
 @given(ps=st.lists(st.floats(0.0, 1.0), max_size=7), last=st.floats(0.0, 1.0))
-def test_a_further_look_never_takes_evidence_back(ps, last):
+def test_a_further_look_never_takes_evidence_back(ps: list[float], last: float) -> None:
     assert sequential.sequential_p_value([*ps, last]) <= sequential.sequential_p_value(ps)
 
 
-def test_one_planned_look_costs_nothing():
+def test_one_planned_look_costs_nothing() -> None:
     assert sequential.sequential_p_value([0.01], looks=1) == 0.01
     assert sequential.sequential_p_value([1.0] * 7 + [0.01]) > 0.01
     assert sequential.boundary(0.01, 1, looks=1) == pytest.approx(stats.norm.isf(0.01))
@@ -76,20 +76,20 @@ def test_one_planned_look_costs_nothing():
 
 
 @pytest.mark.parametrize("ps", [[0.5] * 9, [-0.1], [1.1]])
-def test_impossible_p_values(ps):
+def test_impossible_p_values(ps: list[float]) -> None:
     with pytest.raises(ValueError, match="p-values"):
         sequential.sequential_p_value(ps)
 
 
 @pytest.mark.parametrize(("alpha", "look"), [(0.0, 1), (1.0, 1), (0.01, 0), (0.01, 9)])
-def test_impossible_boundaries(alpha, look):
+def test_impossible_boundaries(alpha: float, look: int) -> None:
     with pytest.raises(ValueError, match=r"alpha|look"):
         sequential.boundary(alpha, look)
 
 
 @settings(deadline=None)
 @given(n=st.integers(0, 3000), looks=st.integers(1, 12))
-def test_chunks_are_equal_and_end_at_all(n, looks):
+def test_chunks_are_equal_and_end_at_all(n: int, looks: int) -> None:
     ends = sequential.chunks(n, looks)
     sizes = np.diff([0, *ends])
     assert len(ends) == min(n, looks)
@@ -98,7 +98,7 @@ def test_chunks_are_equal_and_end_at_all(n, looks):
 
 @settings(deadline=None)
 @given(counts=st.lists(st.integers(0, 4), min_size=8, max_size=400), seed=st.integers(0, 99))
-def test_every_chunk_holds_the_same_mixture(counts, seed):
+def test_every_chunk_holds_the_same_mixture(counts: list[int], seed: int) -> None:
     order = sequential.stratified_order(counts, 4, seed)
     assert sorted(order) == list(range(len(counts)))
     kinds = [(counts[position] > 0) + (counts[position] == 4) for position in order]
@@ -108,12 +108,12 @@ def test_every_chunk_holds_the_same_mixture(counts, seed):
         assert max(held) - min(held) <= 3  # one of its own, and one a boundary between the other two kinds
 
 
-def test_the_order_is_the_same_everywhere_and_another_for_another_seed():
+def test_the_order_is_the_same_everywhere_and_another_for_another_seed() -> None:
     counts = [4, 4, 0, 2, 4, 0, 3, 4, 1, 4]
     assert sequential.stratified_order(counts, 4, 1) == sequential.stratified_order(counts, 4, 1) == PINNED
     assert sequential.stratified_order(counts, 4, 2) != PINNED
 
 
-def test_the_order_does_not_follow_the_index():
+def test_the_order_does_not_follow_the_index() -> None:
     order = sequential.stratified_order([4] * 1000, 4, 7)
     assert abs(stats.spearmanr(order, range(1000)).statistic) < 0.1

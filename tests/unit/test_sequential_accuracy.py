@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.support.paths import BASELINES
 RIGHT, WRONG = Answer(strict=True, flexible=True, tokens=100), Answer(strict=False, flexible=False, tokens=100)
 
 
-def record(right=640, flippy=0, wrong=160, runs=4):
+def record(right: int = 640, flippy: int = 0, wrong: int = 160, runs: int = 4) -> Recorded:
     """``right`` questions always right, ``flippy`` right in half of the runs, ``wrong`` never; in their stratified order."""
     counts = (
         {f"r{i}": runs for i in range(right)} | {f"f{i}": runs // 2 for i in range(flippy)} | {f"w{i}": 0 for i in range(wrong)}
@@ -29,7 +30,7 @@ def record(right=640, flippy=0, wrong=160, runs=4):
     return Recorded(runs, counts, counts, none, none, 100.0, discordance, tuple(list(counts)[position] for position in order))
 
 
-def answers(recorded, lost=0, won=0):
+def answers(recorded: Recorded, lost: int = 0, won: int = 0) -> dict[str, Answer]:
     """As recorded, but for the first ``lost`` right questions of the order and the first ``won`` wrong ones."""
     given, left = {}, {"r": lost, "w": won}
     for name in recorded.order:
@@ -39,7 +40,7 @@ def answers(recorded, lost=0, won=0):
     return given
 
 
-def go(judge, given):
+def go(judge: AccuracyTest, given: Any) -> Any:
     """The verdict, and how many questions it took."""
     for upto in judge.chunks:
         verdict = judge.look({name: given[name] for name in judge.order[:upto]})
@@ -48,11 +49,11 @@ def go(judge, given):
     raise AssertionError("no verdict at the last look")
 
 
-def value(verdict, name):
+def value(verdict: Any, name: str) -> Any:
     return next(entry for entry in verdict.measurements if entry.name == name).value
 
 
-def test_the_same_answers_pass_early():
+def test_the_same_answers_pass_early() -> None:
     recorded = record()
     verdict, asked = go(AccuracyTest(recorded), answers(recorded))
     assert (verdict.outcome, asked) == (Outcome.PASS, 300)
@@ -61,7 +62,7 @@ def test_the_same_answers_pass_early():
     assert value(verdict, "largest drop not ruled out") < 2
 
 
-def test_a_drop_fails_early_and_names_what_was_lost():
+def test_a_drop_fails_early_and_names_what_was_lost() -> None:
     recorded = record()
     verdict, asked = go(AccuracyTest(recorded), answers(recorded, lost=20))
     assert (verdict.outcome, asked) == (Outcome.FAIL, 100)
@@ -74,7 +75,7 @@ def test_a_drop_fails_early_and_names_what_was_lost():
     assert value(verdict, "e-value") > 100
 
 
-def test_a_large_discordance_is_inconclusive():
+def test_a_large_discordance_is_inconclusive() -> None:
     recorded = record(right=100, flippy=40, wrong=20)
     given = answers(recorded) | {f"f{i}": RIGHT for i in range(20)}
     verdict, asked = go(AccuracyTest(recorded), given)
@@ -82,7 +83,7 @@ def test_a_large_discordance_is_inconclusive():
     assert "accept a margin of" in verdict.advice
 
 
-def test_evidence_that_many_cells_do_not_bear_is_never_a_pass():
+def test_evidence_that_many_cells_do_not_bear_is_never_a_pass() -> None:
     """Seven losses, p = .0078, fail alone. Among twenty cells they do not, and may not pass although a drop of 2 is ruled out."""
     recorded = record(right=1000, wrong=250)
     given = answers(recorded, lost=7)
@@ -94,7 +95,7 @@ def test_evidence_that_many_cells_do_not_bear_is_never_a_pass():
     assert AccuracyTest(recorded, looks=1, cells=20).look(answers(recorded, lost=6)).outcome is Outcome.PASS
 
 
-def test_the_sequential_p_value_says_fail_exactly_where_the_verdict_does():
+def test_the_sequential_p_value_says_fail_exactly_where_the_verdict_does() -> None:
     rng = np.random.default_rng(5)
     outcomes = set()
     for _ in range(60):
@@ -109,7 +110,7 @@ def test_the_sequential_p_value_says_fail_exactly_where_the_verdict_does():
     assert outcomes == {Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE}
 
 
-def test_the_gate_chooses_the_reading():
+def test_the_gate_chooses_the_reading() -> None:
     recorded = record()
     unmarked = {name: dataclasses.replace(answer, strict=False) for name, answer in answers(recorded).items()}
     assert go(AccuracyTest(recorded), unmarked)[0].outcome is Outcome.PASS
@@ -117,13 +118,13 @@ def test_the_gate_chooses_the_reading():
 
 
 @pytest.mark.parametrize("questions", [None, 400, 9, 3])
-def test_the_chunks_are_the_looks(questions):
+def test_the_chunks_are_the_looks(questions: int | None) -> None:
     judge = AccuracyTest(record(), questions=questions)
     assert judge.chunks == sequential.chunks(questions or 800)
     assert len(judge.order) == judge.chunks[-1]
 
 
-def test_looks_may_be_left_out_at_their_price():
+def test_looks_may_be_left_out_at_their_price() -> None:
     recorded = record(right=300, wrong=80)
     given = answers(recorded, lost=4)
     judge = AccuracyTest(recorded)
@@ -131,7 +132,7 @@ def test_looks_may_be_left_out_at_their_price():
     assert judge.p_value > exchangeable.p_value(exchangeable.tally([4] * 300, 4, [False] * 4 + [True] * 296))
 
 
-def test_a_number_of_answers_that_is_no_look():
+def test_a_number_of_answers_that_is_no_look() -> None:
     judge = AccuracyTest(record())
     given = answers(record())
     with pytest.raises(ValueError, match="99 answers after 0 is none of the looks at 100, 200"):
@@ -141,19 +142,19 @@ def test_a_number_of_answers_that_is_no_look():
         judge.look(dict(list(given.items())[:100]))
 
 
-def test_other_questions_are_invalid():
+def test_other_questions_are_invalid() -> None:
     verdict = AccuracyTest(record()).look({f"other{i}": RIGHT for i in range(100)})
     assert verdict.outcome is Outcome.INVALID
     assert "100 answers, but none to 100 of the recorded questions" in str(verdict)
 
 
 @pytest.mark.parametrize("options", [{"questions": 0}, {"looks": 0}, {"cells": 0}])
-def test_nothing_to_judge(options):
+def test_nothing_to_judge(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="nothing to judge"):
         AccuracyTest(record(), **options)
 
 
-def test_one_look_at_all():
+def test_one_look_at_all() -> None:
     recorded = record()
     assert check_accuracy_at_once(answers=answers(recorded), recorded=recorded).outcome is Outcome.PASS
     few = dict(list(answers(recorded, lost=7).items())[:100])
@@ -168,7 +169,7 @@ def test_one_look_at_all():
         check_accuracy_at_once(answers={}, recorded=recorded)
 
 
-def test_a_margin_that_cannot_be_supported_is_refused_with_the_one_that_can():
+def test_a_margin_that_cannot_be_supported_is_refused_with_the_one_that_can() -> None:
     recorded = record(right=700, flippy=80, wrong=220)
     smallest = exchangeable.smallest_margin(1000, 4, recorded.self_discordance)
     assert plan_margin(recorded, smallest) == smallest
@@ -182,7 +183,7 @@ def test_a_margin_that_cannot_be_supported_is_refused_with_the_one_that_can():
 
 
 @pytest.mark.parametrize("n", [100, 120, 150, 200, 240])
-def test_the_margin_that_is_offered_is_one_at_which_an_equal_run_passes(n):
+def test_the_margin_that_is_offered_is_one_at_which_an_equal_run_passes(n: int) -> None:
     recorded = record(right=n - n // 5, wrong=n // 5)
     with pytest.raises(BadInputError) as caught:
         plan_margin(recorded, 0.02)
@@ -193,7 +194,7 @@ def test_the_margin_that_is_offered_is_one_at_which_an_equal_run_passes(n):
 
 
 @pytest.mark.parametrize(("n", "share"), [(300, 0.01), (300, 0.03), (1319, 0.03)])
-def test_nine_of_ten_clean_runs_pass_at_the_smallest_margin(n, share):
+def test_nine_of_ten_clean_runs_pass_at_the_smallest_margin(n: int, share: float) -> None:
     """120 of each: at least 100, which nine of ten miss in 1 of 100 series. By (m - 1.65 SE0) / SE0 >= 1.3 it would be 12 to 72."""
     rng, passed = np.random.default_rng(3), 0
     for _ in range(120):
@@ -203,7 +204,7 @@ def test_nine_of_ten_clean_runs_pass_at_the_smallest_margin(n, share):
     assert passed >= 100
 
 
-def test_a_record_that_shows_nothing_is_refused():
+def test_a_record_that_shows_nothing_is_refused() -> None:
     assert plan_margin(record(right=100, wrong=700), 0.02) == 0.02
     with pytest.raises(BadInputError, match=r"^0\.0% of 800 questions are answered right: no drop of 40 points, .*recorded$"):
         plan_margin(record(right=0, wrong=800), 0.4)
@@ -218,13 +219,13 @@ def test_a_record_that_shows_nothing_is_refused():
             plan_margin(dataclasses.replace(recorded, **{field: most}), 0.02)
 
 
-def test_no_power_is_claimed_where_less_was_right():
+def test_no_power_is_claimed_where_less_was_right() -> None:
     recorded = record(right=8, wrong=792)
     verdict, _ = go(AccuracyTest(recorded, margin=0.4), answers(recorded))
     assert verdict.smallest_detectable.startswith("none: only 1.0 % were right in the recorded runs, and it takes a drop of ")
 
 
-def test_one_run_plans_for_three_percent():
+def test_one_run_plans_for_three_percent() -> None:
     recorded = record(runs=1)
     smallest = exchangeable.smallest_margin(800, 1, 0.03)
     assert plan_margin(recorded, smallest) == smallest
@@ -234,7 +235,7 @@ def test_one_run_plans_for_three_percent():
         plan_margin(recorded, smallest, questions=100)
 
 
-def test_runs_become_a_record():
+def test_runs_become_a_record() -> None:
     runs = [
         {"a": RIGHT, "b": WRONG, "c": Answer(strict=False, flexible=True, format_miss=True, tokens=50)},
         {"a": RIGHT, "b": RIGHT, "c": Answer(strict=False, flexible=False, truncated=True, tokens=150)},
@@ -254,7 +255,7 @@ def test_runs_become_a_record():
         recorded_runs([], seed=3)
 
 
-def simulated(rng, drop, n=1319, flippy=0.09):
+def simulated(rng: Any, drop: float, n: int = 1319, flippy: float = 0.09) -> Any:
     level = np.where(rng.random(n) < flippy, rng.random(n), rng.random(n) < 0.83)
     runs = [dict(zip(map(str, range(n)), np.where(rng.random(n) < level, RIGHT, WRONG), strict=True)) for _ in range(4)]
     fallen = np.where((level == 1) & (rng.random(n) < drop / 0.755), 0.0, level)
@@ -263,7 +264,7 @@ def simulated(rng, drop, n=1319, flippy=0.09):
 
 
 @pytest.mark.parametrize(("drop", "wanted"), [(0.0, Outcome.PASS), (0.05, Outcome.FAIL)])
-def test_simulated_runs(drop, wanted):
+def test_simulated_runs(drop: float, wanted: Outcome) -> None:
     """Twenty of each; a clean run fails in at most one of a hundred, a drop of five points never passes."""
     rng, seen = np.random.default_rng(17), []
     for _ in range(20):
@@ -275,7 +276,7 @@ def test_simulated_runs(drop, wanted):
     assert np.mean([asked for _, asked in seen]) < 750
 
 
-def test_the_verdict_says_what_it_could_have_seen():
+def test_the_verdict_says_what_it_could_have_seen() -> None:
     recorded = record(right=640, flippy=40, wrong=120)
     given = answers(recorded) | {f"f{i}": RIGHT for i in range(20)}
     verdict, asked = go(AccuracyTest(recorded, margin=0.04), given)
@@ -285,7 +286,7 @@ def test_the_verdict_says_what_it_could_have_seen():
     assert "of 800" in str(next(entry for entry in verdict.measurements if entry.name == "questions asked"))
 
 
-def test_bundled_records_say_what_they_can_show():
+def test_bundled_records_say_what_they_can_show() -> None:
     entries = json.loads((BASELINES / "any" / "reference" / "gsm8k.json").read_text())["entries"]
     assert len(entries) >= 9
     for name, entry in entries.items():

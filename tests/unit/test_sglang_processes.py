@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from pytest_llminfer.worker.backends.sglang import deaths, processes, scheduler,
 from pytest_llminfer.worker.protocol.frames import read_message, write_message
 
 
-def test_a_process_is_watched_by_its_start_and_named():
+def test_a_process_is_watched_by_its_start_and_named() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     watch = processes.Watch([child.pid, os.getpid()])
     assert watch.ended() == {}
@@ -48,7 +50,7 @@ Traceback (most recent call last):
         ("RuntimeError: CUDA error: an illegal memory access was encountered", EngineDiedError),
     ],
 )
-def test_last_words_tell_why(reason, error):
+def test_last_words_tell_why(reason: str, error: Callable[..., Any]) -> None:
     found = deaths.death("generating", ["sglang::scheduler (pid 7)"], TRACEBACK.format(reason=reason))
     assert type(found) is error
     assert reason in str(found)
@@ -57,7 +59,7 @@ def test_last_words_tell_why(reason, error):
     assert reason in str(start)
 
 
-def test_a_death_without_words_names_the_process():
+def test_a_death_without_words_names_the_process() -> None:
     found = deaths.death("generating", ["sglang::scheduler (pid 7, signal 9)"], "")
     assert type(found) is EngineDiedError
     assert str(found).startswith("sglang::scheduler (pid 7, signal 9) of sglang ended while generating without a word")
@@ -66,7 +68,7 @@ def test_a_death_without_words_names_the_process():
     assert "Rank 0 scheduler died during initialization (exit code: -9)" in str(during)
 
 
-def test_sglang_may_end_its_children_and_never_this_process(monkeypatch):
+def test_sglang_may_end_its_children_and_never_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     module = type(sys)("sglang.tokenizer_manager")
     module.kill_process_tree = lambda *args, **options: calls.append((*args, options))
@@ -84,14 +86,16 @@ def test_sglang_may_end_its_children_and_never_this_process(monkeypatch):
 
 
 @pytest.mark.parametrize(("kept", "most"), [(None, 1.0), ("a batch", 30.0)])
-def test_memory_is_read_by_the_loop_also_where_it_keeps_its_last_batch(monkeypatch, kept, most):
+def test_memory_is_read_by_the_loop_also_where_it_keeps_its_last_batch(
+    monkeypatch: pytest.MonkeyPatch, kept: str | None, most: float
+) -> None:
     """A stage of a pipeline never lets go of it."""
     monkeypatch.setattr(scheduler, "_PATIENCE", 0.2)
 
     class Loop:
         running_batch, last_batch = None, kept
 
-        def process_input_requests(self, requests):
+        def process_input_requests(self, requests: list[Any]) -> Any:
             return requests
 
     loop = Loop()
@@ -106,11 +110,11 @@ def test_memory_is_read_by_the_loop_also_where_it_keeps_its_last_batch(monkeypat
     assert answers == [threading.get_ident()]
 
 
-def test_a_scheduler_may_take_as_long_as_the_session_lets_it(monkeypatch):
+def test_a_scheduler_may_take_as_long_as_the_session_lets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     connections = []
 
     class Socket(socket.socket):
-        def connect(self, address):
+        def connect(self, address: Any) -> None:
             super().connect(address)
             connections.append(self)
 
@@ -120,7 +124,7 @@ def test_a_scheduler_may_take_as_long_as_the_session_lets_it(monkeypatch):
     listener.bind(str(asked._folder / f"7{scheduler.SOCKET}"))
     listener.listen(1)
 
-    def answer():
+    def answer() -> None:
         connection, _ = listener.accept()
         with listener, connection, connection.makefile("rwb") as stream:
             read_message(stream)

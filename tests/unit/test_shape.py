@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -54,12 +55,12 @@ json.dump(weights, sys.stdout)
 """
 
 
-def config(name):
+def config(name: str | tuple[int, int] | object) -> Any:
     return json.loads((SHAPES / name / "config.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def in_transformers():
+def in_transformers() -> dict[Any, Any]:
     """Names and shapes of the weights that transformers builds, in a process of its own: this one never imports a framework."""
     configs = VARIANTS | {name: config(name) for name in PUBLISHED}
     done = subprocess.run(
@@ -71,27 +72,27 @@ def in_transformers():
     return {name: {key: tuple(shape) for key, shape in weights.items()} for name, weights in json.loads(done.stdout).items()}
 
 
-def test_every_bundled_shape_has_a_published_size():
+def test_every_bundled_shape_has_a_published_size() -> None:
     assert {path.name for path in SHAPES.iterdir()} == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_and_cache_bytes_are_the_published_ones(name):
+def test_parameters_and_cache_bytes_are_the_published_ones(name: str | tuple[int, int]) -> None:
     shape = ModelShape.from_config(config(name))
     assert (shape.parameter_count, shape.kv_bytes_per_token("bf16")) == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *VARIANTS])
-def test_the_weights_are_those_that_transformers_builds(in_transformers, name):
+def test_the_weights_are_those_that_transformers_builds(in_transformers: Any, name: object) -> None:
     shape = ModelShape.from_config(VARIANTS[name] if name in VARIANTS else config(name))
     assert {weight.name: weight.shape for weight in shape.parameters()} == in_transformers[name]
 
 
-def test_gpt2_has_its_published_size():
+def test_gpt2_has_its_published_size() -> None:
     assert ModelShape.from_config(GPT2).parameter_count == 124_439_808
 
 
-def test_gpt2_with_its_own_inner_size_and_no_tie():
+def test_gpt2_with_its_own_inner_size_and_no_tie() -> None:
     shape = ModelShape.from_config(GPT2 | {"n_inner": 100, "tie_word_embeddings": False})
     names = {weight.name: weight.shape for weight in shape.parameters()}
     assert names["transformer.h.0.mlp.c_fc.weight"] == (768, 100)
@@ -99,19 +100,19 @@ def test_gpt2_with_its_own_inner_size_and_no_tie():
     assert shape.tied_pairs == ()
 
 
-def test_every_role_is_used_and_known():
+def test_every_role_is_used_and_known() -> None:
     shapes = [ModelShape.from_config(config("qwen2.5-7b")), ModelShape.from_config(GPT2)]
     roles = {weight.role for shape in shapes for weight in shape.parameters()}
     assert roles == set(ROLES)
 
 
-def test_names_are_unique():
+def test_names_are_unique() -> None:
     for name in PUBLISHED:
         names = [weight.name for weight in ModelShape.from_config(config(name)).parameters()]
         assert len(names) == len(set(names))
 
 
-def test_a_tied_output_matrix_is_listed_as_a_pair_not_as_a_weight():
+def test_a_tied_output_matrix_is_listed_as_a_pair_not_as_a_weight() -> None:
     shape = ModelShape.from_config(config("qwen2.5-0.5b"))
     assert shape.tied_pairs == (("lm_head.weight", "model.embed_tokens.weight"),)
     assert "lm_head.weight" not in {weight.name for weight in shape.parameters()}
@@ -122,7 +123,9 @@ def test_a_tied_output_matrix_is_listed_as_a_pair_not_as_a_weight():
     layers=st.integers(1, 4), heads=st.integers(1, 4), groups=st.integers(1, 3), head_dim=st.integers(1, 9),
     intermediate=st.integers(1, 40), vocab=st.integers(1, 50), tied=st.booleans(),
 )  # fmt: skip
-def test_the_count_is_the_closed_formula(layers, heads, groups, head_dim, intermediate, vocab, tied):
+def test_the_count_is_the_closed_formula(
+    layers: int, heads: int, groups: Any, head_dim: Any, intermediate: int, vocab: int, tied: bool
+) -> None:
     hidden, queries, keys = 24, heads * groups * head_dim, heads * head_dim
     shape = ModelShape.from_config(
         {
@@ -137,22 +140,22 @@ def test_the_count_is_the_closed_formula(layers, heads, groups, head_dim, interm
 
 
 @pytest.mark.parametrize("model_type", ["mamba2", "", None])
-def test_an_unknown_architecture_is_a_visible_skip(model_type):
+def test_an_unknown_architecture_is_a_visible_skip(model_type: str | None) -> None:
     with pytest.raises(UnsupportedError, match="known: llama, mistral, qwen2, gpt2"):
         ModelShape.from_config({"model_type": model_type} if model_type is not None else {})
 
 
 @pytest.mark.parametrize("value", [None, 0, -1, "64", 1.5, True])
-def test_a_missing_size_is_named(value):
+def test_a_missing_size_is_named(value: str | float | bool | None) -> None:
     with pytest.raises(BadInputError, match="llama model needs hidden_size as a positive whole number"):
         ModelShape.from_config(LLAMA | {"hidden_size": value})
 
 
 @pytest.mark.parametrize(("word", "name", "size"), [("bf16", "bfloat16", 2), ("torch.float32", "float32", 4), ("int8", "int8", 1)])
-def test_dtypes_in_either_wording(word, name, size):
+def test_dtypes_in_either_wording(word: str, name: str, size: int) -> None:
     assert (torch_dtype(word), item_bytes(word)) == (name, size)
 
 
-def test_an_unknown_dtype_lists_the_known_ones():
+def test_an_unknown_dtype_lists_the_known_ones() -> None:
     with pytest.raises(InvalidSpecError, match=r"unknown dtype 'auto'; valid: fp32"):
         item_bytes("auto")

@@ -1,11 +1,13 @@
-"""Which part of each weight a rank holds, as ``shards.toml`` declares it."""
+"""Which part of each weight a rank holds, as ``shards.toml`` and the profiles declare it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.predict.layout import expected_rank_layouts
@@ -20,19 +22,26 @@ NORM = "model.layers.2.input_layernorm.weight"
 every_engine = pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang"])
 
 
-def cell(shape, engine, quantization="none"):
-    return {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": engine}
+def cell(shape: ModelShape, engine: Any, quantization: str = "none") -> dict[Any, Any]:
+    return {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": profile(engine)}
 
 
-def loaded(engine="vllm", tp=2, pp=1, quantization="none", shape=SHAPE, plan=ENDS):
+def loaded(
+    engine: str = "vllm",
+    tp: int = 2,
+    pp: int = 1,
+    quantization: str = "none",
+    shape: ModelShape = SHAPE,
+    plan: tuple[str, ...] = ENDS,
+) -> list[Any]:
     return list(expected_rank_layouts(**cell(shape, engine, quantization), tp=tp, pp=pp, plan=plan).values())
 
 
-def shapes(ranks, name):
+def shapes(ranks: Any, name: str) -> list[Any]:
     return [each.parameter.shape for rank in ranks for each in rank if each.parameter.name == name]
 
 
-def test_sglang_has_an_output_matrix_on_every_stage_of_a_llama():
+def test_sglang_has_an_output_matrix_on_every_stage_of_a_llama() -> None:
     held = [sum(each.parameter.name == "lm_head.weight" for each in rank) for rank in loaded("sglang", tp=1, pp=2)]
     assert held == [1, 1]
     qwen = replace(SHAPE, architecture="qwen2", qkv_bias=True)
@@ -42,7 +51,7 @@ def test_sglang_has_an_output_matrix_on_every_stage_of_a_llama():
         loaded("sglang", tp=1, pp=2, shape=replace(SHAPE, tied=True))
 
 
-def test_the_rules_by_hand():
+def test_the_rules_by_hand() -> None:
     ranks = loaded("transformers", shape=replace(SHAPE, qkv_bias=True, output_bias=True))
     layer = "model.layers.2."
     assert {name: shapes(ranks, f"{layer}{name}")[0] for name in ("self_attn.q_proj.weight", "self_attn.k_proj.weight")} == {
@@ -61,18 +70,18 @@ def test_the_rules_by_hand():
     assert shapes(fused, "lm_head.weight") == [(512, 256)] * 2, "1000 tokens filled up to 1024"
 
 
-def test_kv_heads_are_held_several_times_where_there_are_more_ranks():
+def test_kv_heads_are_held_several_times_where_there_are_more_ranks() -> None:
     assert shapes(loaded("vllm", tp=8), QKV) == [(64 + 64 + 64, 256)] * 8
 
 
-def test_what_does_not_divide_leaves_the_last_rank_less():
+def test_what_does_not_divide_leaves_the_last_rank_less() -> None:
     ranks = loaded("transformers", shape=replace(SHAPE, vocab=1001))
     assert shapes(ranks, "lm_head.weight") == [(501, 256), (500, 256)]
 
 
 @every_engine
 @pytest.mark.parametrize("tp", [2, 4, 8])
-def test_the_declared_parts_are_the_model_once(engine, tp):
+def test_the_declared_parts_are_the_model_once(engine: Any, tp: int) -> None:
     """The sizes of the parts add up to the whole's along the dimension that is dealt: no row or column is left out."""
     shape = replace(SHAPE, qkv_bias=True, output_bias=True, kv_heads=8)
     wholes = {each.parameter.name: each.parameter for each in expected_rank_layouts(**cell(shape, engine), tp=1, pp=1)[0, 0]}
@@ -89,7 +98,7 @@ def test_the_declared_parts_are_the_model_once(engine, tp):
         assert all(one[axis] == size for one in held for axis, size in enumerate(whole.shape) if axis not in dealt), name
 
 
-def test_every_matrix_of_the_known_architectures_is_declared():
+def test_every_matrix_of_the_known_architectures_is_declared() -> None:
     gpt2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 90}
     for shape in (replace(SHAPE, qkv_bias=True), ModelShape.from_config(gpt2)):
         named = {weight.name.split(".")[-2] for weight in shape.parameters() if weight.role not in ("norm", "position")}
@@ -98,7 +107,7 @@ def test_every_matrix_of_the_known_architectures_is_declared():
 
 @every_engine
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (2, 2)])
-def test_bytes_are_those_of_the_memory_model(engine, tp, pp):
+def test_bytes_are_those_of_the_memory_model(engine: Any, tp: int, pp: int) -> None:
     spread = {**cell(SHAPE, engine), "tp": tp, "pp": pp, "plan": ENDS}
     expected = expected_rank_weights(**spread)
     for (stage, _), weights in expected_rank_layouts(**spread).items():
@@ -116,7 +125,7 @@ IN_VLLM = {
 
 
 @pytest.mark.parametrize("quantization", IN_VLLM)
-def test_quantized_parts_are_those_of_vllm(quantization):
+def test_quantized_parts_are_those_of_vllm(quantization: str) -> None:
     stem = DOWN.removesuffix("weight")
     for rank in loaded(quantization=quantization):
         found = {

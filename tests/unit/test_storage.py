@@ -4,29 +4,33 @@ import json
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import loaded, profile
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.models.shape import ROLES, ModelShape
 from pytest_llminfer.predict.declared_formats import find, formats, size
 from pytest_llminfer.predict.layout import expected_layout
+from pytest_llminfer.predict.rules import SAFETENSORS
 from pytest_llminfer.spec import QUANTIZATIONS
 
 LLAMA = ModelShape("llama", layers=2, hidden=128, heads=2, kv_heads=1, head_dim=64, intermediate=192, vocab=320, tied=True)
 GPT2 = ModelShape.from_config({"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 90})
 
 
-def stored(quantization, shape=LLAMA, **options):
-    layout = expected_layout(shape=shape, dtype="bf16", quantization=quantization, **options)
+def stored(quantization: Any, shape: ModelShape = LLAMA, **options: Any) -> dict[Any, Any]:
+    layout = expected_layout(shape=shape, dtype="bf16", quantization=quantization, engine=profile("transformers"), **options)
     return {weight.parameter.name: weight for weight in layout}
 
 
-def test_every_quantization_that_is_declared_is_one_of_a_cell_and_names_roles_and_sizes_that_exist():
-    assert {name for name, _ in formats()} == set(QUANTIZATIONS) - {"none", "q4_0", "q4_k_m", "q8_0"}
+def test_every_quantization_that_is_declared_is_one_of_a_cell_and_names_roles_and_sizes_that_exist() -> None:
+    declared_by = {holder: formats(holder) for holder in (SAFETENSORS, *loaded()) if holder.storage is not None}
+    assert {name for each in declared_by.values() for name, _ in each} == set(QUANTIZATIONS) - {"none", "q4_0", "q4_k_m", "q8_0"}
     sizes = {"out": 640, "in": 768, "group": 128, "parts": 3}
-    for (name, holder), declared in formats().items():
-        assert declared == find(name, *holder.rsplit("-", 1))
+    for holder, (name, device), declared in [(holder, *item) for holder, each in declared_by.items() for item in each.items()]:
+        assert declared == find(name, holder, device)
         assert set(declared.roles) <= set(ROLES)
         rules = [part for rule in (*declared.tensors, *declared.double) for part in rule.shape]
         # SGLang keeps some tensors of nothing: those say so outright.
@@ -36,17 +40,17 @@ def test_every_quantization_that_is_declared_is_one_of_a_cell_and_names_roles_an
 @pytest.mark.parametrize(
     ("rule", "value"), [("in", 768), ("16", 16), ("in/8", 96), ("out*in/group/256", 1), ("in/500", 2), ("in / 8 * out", 960)]
 )
-def test_a_shape_rule_is_read_from_left_to_right_and_rounded_up(rule, value):
+def test_a_shape_rule_is_read_from_left_to_right_and_rounded_up(rule: str, value: int) -> None:
     assert size(rule, {"out": 10, "in": 768, "group": 128}) == value
 
 
 @pytest.mark.parametrize("rule", ["", "in+8", "in*", "*in", "in//8", "rows", "group"])
-def test_another_shape_rule_is_refused(rule):
+def test_another_shape_rule_is_refused(rule: str) -> None:
     with pytest.raises(BadInputError, match=r"formats\.toml"):
         size(rule, {"out": 10, "in": 768})
 
 
-def test_unquantized_weights_are_what_their_shapes_say():
+def test_unquantized_weights_are_what_their_shapes_say() -> None:
     for weight in stored("none").values():
         assert weight.parameter.stored_bytes == 2 * math.prod(weight.parameter.shape)
         assert (weight.parameter.dtype, weight.parameter.packing, weight.tensors) == (
@@ -57,13 +61,13 @@ def test_unquantized_weights_are_what_their_shapes_say():
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4", "fp4"])
-def test_only_linears_of_layers_are_quantized(quantization):
+def test_only_linears_of_layers_are_quantized(quantization: str) -> None:
     packed = {name for name, weight in stored(quantization).items() if weight.parameter.packing}
     assert packed == {name for name in stored("none") if name.endswith("_proj.weight")}
     assert len(packed) == 14
 
 
-def test_int8_keeps_a_scale_for_every_output_row():
+def test_int8_keeps_a_scale_for_every_output_row() -> None:
     weight = stored("int8")["model.layers.0.mlp.up_proj.weight"].parameter
     assert (weight.dtype, weight.shape, weight.stored_shape) == ("int8", (192, 128), (192, 128))
     assert (weight.state_bytes, weight.stored_bytes) == (4 * 192, 192 * 128 + 4 * 192)
@@ -71,39 +75,39 @@ def test_int8_keeps_a_scale_for_every_output_row():
 
 
 @pytest.mark.parametrize(("double", "state"), [(False, 4 * 384 + 64), (True, 384 + 64 + 4 + 2 * 4 + 1024)])
-def test_four_bit_state_has_the_bytes_that_bitsandbytes_keeps(double, state):
+def test_four_bit_state_has_the_bytes_that_bitsandbytes_keeps(double: bool, state: int) -> None:
     weight = stored("nf4", double_quantized=double)["model.layers.1.mlp.down_proj.weight"].parameter
     assert (weight.dtype, weight.shape, weight.stored_shape) == ("uint8", (128, 192), (12288, 1))
     assert (weight.state_bytes, weight.stored_bytes, weight.block_size) == (state, 12288 + state, 64)
     assert weight.double_quantized is double
 
 
-def test_unless_told_otherwise_nf4_quantizes_its_scales_and_fp4_does_not():
+def test_unless_told_otherwise_nf4_quantizes_its_scales_and_fp4_does_not() -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     assert stored("nf4")[name].parameter.double_quantized is True
     assert stored("fp4")[name].parameter.double_quantized is False
 
 
-def test_odd_sizes_are_rounded_up_to_whole_bytes_and_blocks():
+def test_odd_sizes_are_rounded_up_to_whole_bytes_and_blocks() -> None:
     shape = ModelShape("llama", layers=1, hidden=7, heads=1, kv_heads=1, head_dim=9, intermediate=3, vocab=5, tied=True)
     weight = stored("fp4", shape)["model.layers.0.self_attn.q_proj.weight"].parameter
     assert (weight.stored_shape, weight.state_bytes) == ((32, 1), 4 + 64)
 
 
-def test_gpt2_is_turned_round_when_it_is_quantized():
+def test_gpt2_is_turned_round_when_it_is_quantized() -> None:
     name = "transformer.h.0.attn.c_attn.weight"
     assert stored("none", GPT2)[name].parameter.shape == (64, 192)
     assert stored("int8", GPT2)[name].parameter.shape == (192, 64)
     assert stored("int8", GPT2)[name].parameter.state_bytes == 4 * 192
 
 
-def test_tensors_add_up_to_the_weight():
+def test_tensors_add_up_to_the_weight() -> None:
     for quantization in ("none", "int8", "nf4", "fp4"):
         for weight in stored(quantization).values():
             assert sum(weight.tensors) == weight.parameter.stored_bytes
 
 
-def test_an_unknown_quantization_is_a_visible_skip():
+def test_an_unknown_quantization_is_a_visible_skip() -> None:
     with pytest.raises(UnsupportedError, match="how transformers stores quantization 'q4_0' on cpu is not known here"):
         stored("q4_0")
 
@@ -123,7 +127,7 @@ json.dump(found, sys.stdout)
 """
 
 
-def test_the_state_is_that_of_the_real_library():
+def test_the_state_is_that_of_the_real_library() -> None:
     done = subprocess.run(
         [sys.executable, "-c", IN_BITSANDBYTES], input=json.dumps(SIZES), capture_output=True, text=True, check=False
     )

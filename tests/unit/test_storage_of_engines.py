@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.models.shape import ModelShape
@@ -27,28 +29,29 @@ GGML_BYTES = {"q8_0": (32, 34), "q4_k": (256, 144), "q6_k": (256, 210), "q5_0": 
 fusing = pytest.mark.parametrize("engine", ["vllm", "sglang"])
 
 
-def loaded(engine, quantization="none", shape=LLAMA, dtype="bf16"):
-    return [weight.parameter for weight in expected_layout(shape=shape, dtype=dtype, quantization=quantization, engine=engine)]
+def loaded(engine: Any, quantization: str = "none", shape: ModelShape = LLAMA, dtype: str = "bf16") -> list[Any]:
+    weights = expected_layout(shape=shape, dtype=dtype, quantization=quantization, engine=profile(engine))
+    return [weight.parameter for weight in weights]
 
 
-def by_name(engine, *arguments, **options):
+def by_name(engine: Any, *arguments: Any, **options: Any) -> dict[Any, Any]:
     return {parameter.name: parameter for parameter in loaded(engine, *arguments, **options)}
 
 
-def outcome(parameters, engine, quantization="none", shape=LLAMA, dtype="bf16"):
+def outcome(parameters: Any, engine: str, quantization: str = "none", shape: ModelShape = LLAMA, dtype: str = "bf16") -> Outcome:
     verdict = check_layout(
-        parameters=parameters, shape=shape, dtype=dtype, quantization=quantization, tied=shape.tied_pairs, engine=engine
+        parameters=parameters, shape=shape, dtype=dtype, quantization=quantization, tied=shape.tied_pairs, engine=profile(engine)
     )
     return verdict.outcome
 
 
-def changed(parameters, name, **fields):
+def changed(parameters: Any, name: str, **fields: Any) -> list[Any]:
     assert name in {parameter.name for parameter in parameters}
     return [replace(parameter, **fields) if parameter.name == name else parameter for parameter in parameters]
 
 
 @fusing
-def test_what_is_multiplied_together_is_one_matrix(engine):
+def test_what_is_multiplied_together_is_one_matrix(engine: Any) -> None:
     found = by_name(engine)
     assert {name.removeprefix(LAYER): found[name].shape for name in found if name.startswith(LAYER)} == FUSED_LAYER
     assert len(found) == 4 * len(FUSED_LAYER) + 3
@@ -58,7 +61,7 @@ def test_what_is_multiplied_together_is_one_matrix(engine):
 
 
 @fusing
-def test_biases_are_fused_with_their_matrices(engine):
+def test_biases_are_fused_with_their_matrices(engine: Any) -> None:
     found = by_name(engine, shape=replace(LLAMA, architecture="qwen2", qkv_bias=True, tied=True))
     assert found[f"{LAYER}self_attn.qkv_proj.bias"].shape == (512,)
     assert [name for name in found if name.endswith(".bias")] == [f"model.layers.{n}.self_attn.qkv_proj.bias" for n in range(4)]
@@ -67,25 +70,25 @@ def test_biases_are_fused_with_their_matrices(engine):
 
 @fusing
 @pytest.mark.parametrize(("vocab", "rows"), [(1, 64), (64, 64), (65, 128), (1000, 1024), (1024, 1024)])
-def test_the_vocabulary_is_filled_up_to_whole_blocks(engine, vocab, rows):
+def test_the_vocabulary_is_filled_up_to_whole_blocks(engine: Any, vocab: int, rows: int) -> None:
     found = by_name(engine, shape=replace(LLAMA, vocab=vocab))
     assert {found[name].shape for name in ("model.embed_tokens.weight", "lm_head.weight")} == {(rows, 256)}
 
 
 @pytest.mark.parametrize(("engine", "shape"), [("transformers", LLAMA), ("llamacpp", LLAMA), ("vllm", GPT2), ("sglang", GPT2)])
-def test_all_others_hold_the_weights_of_the_model_one_by_one(engine, shape):
-    assert held_weights(shape, engine) == shape.parameters()
+def test_all_others_hold_the_weights_of_the_model_one_by_one(engine: str, shape: ModelShape) -> None:
+    assert held_weights(shape, profile(engine)) == shape.parameters()
 
 
 @fusing
 @pytest.mark.parametrize("quantization", ["nf4", "fp4"])
-def test_a_quantization_that_is_not_known_of_an_engine_is_a_visible_skip(engine, quantization):
+def test_a_quantization_that_is_not_known_of_an_engine_is_a_visible_skip(engine: Any, quantization: str) -> None:
     with pytest.raises(UnsupportedError, match=f"how {engine} stores quantization '{quantization}' on cpu is not known"):
         loaded(engine, quantization)
 
 
 @fusing
-def test_a_fused_layout_that_is_wrong_fails(engine):
+def test_a_fused_layout_that_is_wrong_fails(engine: Any) -> None:
     right = loaded(engine)
     assert outcome(right, engine) is Outcome.PASS
     assert outcome(loaded("transformers"), engine) is Outcome.FAIL, "nothing was fused"
@@ -98,7 +101,7 @@ def test_a_fused_layout_that_is_wrong_fails(engine):
     assert outcome(wide, engine) is Outcome.FAIL
 
 
-def kinds(parameters):
+def kinds(parameters: Any) -> dict[Any, Any]:
     """The dtype of every role of a layer and of what stands outside, by the layers that have it."""
     found = {}
     for parameter in parameters:
@@ -125,7 +128,7 @@ NORMS = {
 
 
 @pytest.mark.parametrize(("quantization", "kind"), [("none", "float16"), ("q8_0", "q8_0")])
-def test_a_gguf_file_has_one_type_of_matrix_and_norms_in_float32(quantization, kind):
+def test_a_gguf_file_has_one_type_of_matrix_and_norms_in_float32(quantization: str, kind: str) -> None:
     assert kinds(loaded("llamacpp", quantization, dtype="fp16")) == {
         **{(f"{name}.weight", kind): "0123" for name in MATRICES},
         ("model.embed_tokens.weight", kind): "",
@@ -134,7 +137,7 @@ def test_a_gguf_file_has_one_type_of_matrix_and_norms_in_float32(quantization, k
     }
 
 
-def test_q4_k_m_is_wider_where_llama_cpp_makes_it_so():
+def test_q4_k_m_is_wider_where_llama_cpp_makes_it_so() -> None:
     assert kinds(loaded("llamacpp", "q4_k_m")) == {
         **{(f"{name}.weight", "q4_k"): "0123" for name in MATRICES if name not in ("self_attn.v_proj", "mlp.down_proj")},
         ("self_attn.v_proj.weight", "q4_k"): "01",
@@ -152,7 +155,7 @@ def test_q4_k_m_is_wider_where_llama_cpp_makes_it_so():
 
 
 @pytest.mark.parametrize("quantization", ["none", "q8_0", "q4_k_m"])
-def test_bytes_of_a_gguf_file_are_those_of_whole_blocks(quantization):
+def test_bytes_of_a_gguf_file_are_those_of_whole_blocks(quantization: str) -> None:
     parameters = loaded("llamacpp", quantization, dtype="fp16")
     for weight, parameter in zip(LLAMA.parameters(), parameters, strict=True):
         block, size = GGML_BYTES[parameter.dtype]
@@ -163,7 +166,7 @@ def test_bytes_of_a_gguf_file_are_those_of_whole_blocks(quantization):
 
 
 @pytest.mark.parametrize("quantization", ["none", "q8_0", "q4_k_m"])
-def test_a_gguf_layout_that_is_wrong_fails(quantization):
+def test_a_gguf_layout_that_is_wrong_fails(quantization: str) -> None:
     right, name = loaded("llamacpp", quantization), f"{LAYER}self_attn.v_proj.weight"
     assert outcome(right, "llamacpp", quantization) is Outcome.PASS
     assert outcome(right, "transformers" if quantization == "none" else "llamacpp") is Outcome.FAIL
@@ -175,6 +178,6 @@ def test_a_gguf_layout_that_is_wrong_fails(quantization):
     assert outcome(right[:-1], "llamacpp", quantization) is Outcome.FAIL
 
 
-def test_a_mixture_that_is_not_known_is_a_visible_skip():
+def test_a_mixture_that_is_not_known_is_a_visible_skip() -> None:
     with pytest.raises(UnsupportedError, match="'nf4' is not known here"):
         loaded("llamacpp", "nf4")

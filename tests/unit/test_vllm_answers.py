@@ -9,7 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from signal import Handlers
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +29,7 @@ SAMPLING = {
 }  # fmt: skip
 
 
-def flat(rows):
+def flat(rows: list[list[tuple[int, float]]]) -> Any:
     """As vLLM's flat log-probabilities: the chosen token of a step first, then the likeliest."""
     return SimpleNamespace(
         start_indices=list(range(len(rows))),
@@ -35,7 +38,7 @@ def flat(rows):
     )
 
 
-def test_the_likeliest_are_kept_whether_or_not_the_chosen_one_is_among_them():
+def test_the_likeliest_are_kept_whether_or_not_the_chosen_one_is_among_them() -> None:
     rows = [[(9, -4.0), (3, -0.1), (5, -2.0)], [(3, -0.5), (3, -0.5), (9, -1.0)]]
     ids, values = generation.top_logprobs(flat(rows), 2)
     np.testing.assert_array_equal(ids, [[3, 5], [3, 9]])
@@ -47,7 +50,7 @@ def test_the_likeliest_are_kept_whether_or_not_the_chosen_one_is_among_them():
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_every_sampling_field_is_sent():
+def test_every_sampling_field_is_sent() -> None:
     fields = generation.sampling_fields(SAMPLING, [2], logprobs=0)
     assert fields["stop_token_ids"] == [2, 7]
     assert (fields["top_k"], fields["logprobs"], fields["ignore_eos"], fields["min_tokens"], fields["seed"]) == (
@@ -60,14 +63,14 @@ def test_every_sampling_field_is_sent():
     assert generation.sampling_fields({**SAMPLING, "ignore_eos": True}, [2], logprobs=4)["stop_token_ids"] == [7]
 
 
-def test_slices_hold_every_sequence_once_and_in_order():
+def test_slices_hold_every_sequence_once_and_in_order() -> None:
     sequences = [[number] * length for number, length in enumerate((3, 3, 9, 1, 1, 4))]
     parts = list(slices(sequences, most=6))
     assert [sequence for part in parts for sequence in part] == sequences
     assert [sum(map(len, part)) for part in parts] == [6, 9, 6]
 
 
-def test_frames_carry_arrays():
+def test_frames_carry_arrays() -> None:
     message = unpack(pack({"result": {"row": np.arange(3, dtype=np.float32), "n": 1}}))
     np.testing.assert_array_equal(message["result"]["row"], [0, 1, 2])
 
@@ -84,11 +87,11 @@ LOG = """\
 """
 
 
-def log(text):
+def log(text: str) -> Any:
     return SimpleNamespace(text=lambda: text)
 
 
-def test_the_reason_is_taken_from_the_process_that_had_it():
+def test_the_reason_is_taken_from_the_process_that_had_it() -> None:
     generic = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
     with (
         pytest.raises(OutOfMemoryError, match=r"loading m: ValueError: Available memory .* \(9 GiB\)"),
@@ -102,7 +105,7 @@ def test_the_reason_is_taken_from_the_process_that_had_it():
         raise KeyError("here")
 
 
-def test_a_dead_process_is_named():
+def test_a_dead_process_is_named() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     ended = rf"rank 0 \(process {child.pid}\) of vllm has ended while generating"
@@ -114,7 +117,7 @@ def test_a_dead_process_is_named():
         raise EngineDeadError("see above")
 
 
-def test_a_wait_that_would_never_end_is_ended_when_a_process_is_gone():
+def test_a_wait_that_would_never_end_is_ended_when_a_process_is_gone() -> None:
     lock = threading.Lock()
     lock.acquire()
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -133,7 +136,7 @@ def test_a_wait_that_would_never_end_is_ended_when_a_process_is_gone():
 
 
 @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN, lambda *_: None])
-def test_the_handler_of_before_is_put_back(before):
+def test_the_handler_of_before_is_put_back(before: Handlers | Callable[..., None]) -> None:
     own = signal.signal(signal.SIGUSR2, before)
     try:
         with watched([]):
@@ -146,11 +149,11 @@ def test_the_handler_of_before_is_put_back(before):
         signal.signal(signal.SIGUSR2, own)
 
 
-def test_a_handler_that_is_not_pythons_leaves_the_signal_without_effect(monkeypatch):
+def test_a_handler_that_is_not_pythons_leaves_the_signal_without_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     own, real = signal.getsignal(signal.SIGUSR2), signal.signal
     answers = [None]
 
-    def handed_over(number, handler):
+    def handed_over(number: Any, handler: Any) -> Any:
         before = real(number, handler)
         return answers.pop() if answers else before
 
@@ -163,7 +166,7 @@ def test_a_handler_that_is_not_pythons_leaves_the_signal_without_effect(monkeypa
         real(signal.SIGUSR2, own)
 
 
-def test_a_process_that_is_found_gone_after_the_watch_sends_nothing(monkeypatch):
+def test_a_process_that_is_found_gone_after_the_watch_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = []
     monkeypatch.setattr(signal, "pthread_kill", lambda *given: sent.append(given))
     child = subprocess.Popen([sys.executable, "-c", ""])
@@ -177,7 +180,7 @@ def test_a_process_that_is_found_gone_after_the_watch_sends_nothing(monkeypatch)
     assert len(sent) == 1
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(KeyError), failures.running("generating", {}, log("")):
         raise KeyError("x")
     with pytest.raises(OutOfMemoryError, match="while generating: CUDA out of memory"), failures.running("generating", {}, log("")):
@@ -201,11 +204,11 @@ class EngineArgs:
     _api_process_rank: int = 0
 
 
-def test_defaults_are_plain_and_about_no_machine():
+def test_defaults_are_plain_and_about_no_machine() -> None:
     assert settings.defaults(EngineArgs) == {"max_model_len": None, "mode": "FULL", "layers": ["a", "b"]}
 
 
-def test_resolved_settings_are_what_this_version_has():
+def test_resolved_settings_are_what_this_version_has() -> None:
     config = SimpleNamespace(
         model_config=SimpleNamespace(max_model_len=64, dtype=Mode),
         cache_config=SimpleNamespace(block_size=16),

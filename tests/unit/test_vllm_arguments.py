@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -25,39 +26,39 @@ GPU = replace(CPU, methods=CPU.methods | {"bitsandbytes"}, on_cpu=False)
 PLAIN = {"model_type": "llama"}
 
 
-def chosen(installed=CPU, configuration=PLAIN, engine_args=None, **cell):
+def chosen(installed: Installed = CPU, configuration: Any = PLAIN, engine_args: Any = None, **cell: Any) -> dict[str, Any]:
     arguments = Arguments.read(engine_args or {}, installed.fields)
     return build(EngineSpec("vllm", **cell), "/models/a", arguments, installed, configuration)
 
 
-def stored(**quantization):
+def stored(**quantization: Any) -> dict[Any, Any]:
     return {**PLAIN, "quantization_config": quantization}
 
 
-def compressed(bits, inputs=None, kind="int"):
+def compressed(bits: int, inputs: None = None, kind: str = "int") -> Any:
     group = {"weights": {"num_bits": bits, "type": kind}, "input_activations": inputs and {"num_bits": inputs}}
     return stored(quant_method="compressed-tensors", config_groups={"group_0": group})
 
 
-def test_a_plain_cell_on_a_cpu():
+def test_a_plain_cell_on_a_cpu() -> None:
     assert chosen() == {
         "model": "/models/a", "seed": 0, "skip_tokenizer_init": True, "generation_config": "vllm", "enforce_eager": True,
         "worker_extension_cls": "llminfer_vllm_extension.RankExtension", "kv_cache_memory_bytes": 1 << 30,
     }  # fmt: skip
 
 
-def test_what_the_user_says_comes_before_the_defaults_of_the_backend():
+def test_what_the_user_says_comes_before_the_defaults_of_the_backend() -> None:
     arguments = {"seed": 7, "enforce_eager": False, "gpu_memory_utilization": 0.3, "generation_config": "auto"}
     keywords = chosen(engine_args=arguments)
     assert {name: keywords[name] for name in arguments} == arguments
     assert "kv_cache_memory_bytes" not in keywords
 
 
-def test_a_gpu_is_left_to_vllm():
+def test_a_gpu_is_left_to_vllm() -> None:
     assert set(chosen(GPU)) == {"model", "seed", "skip_tokenizer_init", "generation_config", "worker_extension_cls"}
 
 
-def test_the_cell_in_the_words_of_vllm():
+def test_the_cell_in_the_words_of_vllm() -> None:
     keywords = chosen(GPU, dtype="bf16", kv_dtype="fp8_e5m2", tp=2, pp=2, weights="dummy")
     expected = {
         "dtype": "bfloat16", "kv_cache_dtype": "fp8_e5m2", "tensor_parallel_size": 2, "pipeline_parallel_size": 2,
@@ -68,7 +69,7 @@ def test_the_cell_in_the_words_of_vllm():
     assert chosen(kv_dtype="bf16")["kv_cache_dtype"] == "bfloat16"
 
 
-def test_a_version_that_lacks_a_name_is_not_given_it():
+def test_a_version_that_lacks_a_name_is_not_given_it() -> None:
     older = replace(CPU, fields=FIELDS - {"generation_config", "kv_cache_memory_bytes"})
     assert not {"generation_config", "kv_cache_memory_bytes"} & set(chosen(older))
     with pytest.raises(UnsupportedError, match="no engine argument pipeline_parallel_size, which the cell vllm-pp2 needs"):
@@ -86,12 +87,12 @@ def test_a_version_that_lacks_a_name_is_not_given_it():
         ({"worker_extension_cls": "a.B"}, "set by this backend"),
     ],
 )
-def test_arguments_that_nothing_would_read_are_refused(arguments, message):
+def test_arguments_that_nothing_would_read_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         chosen(engine_args=arguments)
 
 
-def test_what_the_cell_says_is_not_said_twice():
+def test_what_the_cell_says_is_not_said_twice() -> None:
     with pytest.raises(BadInputError, match="the cell vllm-bf16 chooses dtype='bfloat16' already"):
         chosen(dtype="bf16", engine_args={"dtype": "float16"})
     assert chosen(engine_args={"dtype": "float16"})["dtype"] == "float16"
@@ -108,12 +109,12 @@ def test_what_the_cell_says_is_not_said_twice():
         ({"quantization": "q8_0"}, "reads no GGUF"),
     ],
 )
-def test_what_this_build_cannot_do_is_unsupported(cell, message):
+def test_what_this_build_cannot_do_is_unsupported(cell: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         chosen(**cell)
 
 
-def test_bitsandbytes_is_nf4_or_what_the_checkpoint_is():
+def test_bitsandbytes_is_nf4_or_what_the_checkpoint_is() -> None:
     assert chosen(GPU, quantization="nf4")["quantization"] == "bitsandbytes"
     for cell, message in [
         ({"quantization": "int8"}, "quantizes to nf4 .* not to int8"),
@@ -141,7 +142,7 @@ def test_bitsandbytes_is_nf4_or_what_the_checkpoint_is():
         ("fp8", stored(quant_method="fp8")),
     ],
 )
-def test_a_quantized_checkpoint_must_be_what_the_cell_names(quantization, configuration):
+def test_a_quantized_checkpoint_must_be_what_the_cell_names(quantization: str, configuration: Any) -> None:
     assert "quantization" not in chosen(configuration=configuration, quantization=quantization)
     with pytest.raises(BadInputError, match=rf"is quantized already; name the cell for what it is: quantization={quantization}"):
         chosen(configuration=configuration)
@@ -153,12 +154,12 @@ def test_a_quantized_checkpoint_must_be_what_the_cell_names(quantization, config
             chosen(quantization=quantization)
 
 
-def test_a_model_that_is_fetched_is_left_to_vllm():
+def test_a_model_that_is_fetched_is_left_to_vllm() -> None:
     assert "quantization" not in chosen(configuration=None, quantization="gptq")
     assert chosen(GPU, None, quantization="fp8")["quantization"] == "fp8"
 
 
-def test_variables_are_set_only_where_unset(monkeypatch):
+def test_variables_are_set_only_where_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variables, "usable_cores", lambda: [0, 1, 2, 3, 8])
     one, two, given, many = {}, {"OMP_NUM_THREADS": "7"}, {"VLLM_CPU_OMP_THREADS_BIND": "3"}, {}
     variables.set_for_cpu(one, ranks=1)
@@ -171,7 +172,7 @@ def test_variables_are_set_only_where_unset(monkeypatch):
     assert many == {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
 
-def test_the_path_of_children_gets_one_folder_that_holds_one_module(monkeypatch):
+def test_the_path_of_children_gets_one_folder_that_holds_one_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variables.sys, "path", [])
     environment = {"PYTHONPATH": "/theirs", "HF_HUB_OFFLINE": "0"}
     for _ in range(2):

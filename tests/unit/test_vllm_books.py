@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ SEGMENTS = [
 ]
 
 
-def worker(**change):
+def worker(**change: Any) -> Any:
     runner = SimpleNamespace(model_memory_usage=15 * GIB, kv_caches=[])
     books = {
         "requested_memory": 129 * GIB,
@@ -29,17 +31,17 @@ def worker(**change):
 
 
 @pytest.fixture
-def books(monkeypatch):
+def books(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setattr(rank_memory.torch.cuda, "memory_snapshot", lambda: SEGMENTS)
 
-    def read(subject, *, subtracted, pool=110 * GIB):
+    def read(subject: Any, *, subtracted: bool, pool: int = 110 * GIB) -> Any:
         monkeypatch.setattr(rank_memory, "_graphs_are_subtracted", lambda: subtracted)
         return rank_memory._books(subject, pool)
 
     return read
 
 
-def test_the_parts_are_added_up_with_the_graphs_that_were_subtracted(books):
+def test_the_parts_are_added_up_with_the_graphs_that_were_subtracted(books: Any) -> None:
     assert books(worker(), subtracted=True) == {
         "activation_peak_bytes": 2 * GIB,
         "non_torch_bytes": GIB,
@@ -54,7 +56,7 @@ def test_the_parts_are_added_up_with_the_graphs_that_were_subtracted(books):
     assert books(worker(cudagraph_memory_estimate=0), subtracted=True)["accounted_bytes"] == 128 * GIB
 
 
-def test_a_pool_that_was_given_leaves_nothing_to_add_up(books):
+def test_a_pool_that_was_given_leaves_nothing_to_add_up(books: Any) -> None:
     given = worker(peak_activation_memory=None, non_torch_memory=None, cudagraph_memory_estimate=None)
     found = books(given, subtracted=True)
     assert (found["requested_bytes"], found["accounted_bytes"]) == (129 * GIB, None)

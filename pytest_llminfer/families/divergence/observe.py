@@ -9,6 +9,7 @@ import numpy as np
 
 from pytest_llminfer.datasets.fingerprint import prompts_sha256
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.divergence.check import LIMITS, SAME_WEIGHTS, Limits, compare, kind_of
 from pytest_llminfer.observations.generation import Scores
@@ -167,8 +168,8 @@ class Divergence:
             observe=self._observe,
             conditions=self._teacher_forced.conditions,
             n=PROMPTS * POSITIONS,
-            per_hardware=spec.draws_on_device,
-            per_parallelism=spec.draws_per_rank,
+            per_hardware=profile(spec.engine).draws_on_device(spec),
+            per_parallelism=profile(spec.engine).draws_per_rank(spec),
             **which,
         )
         arrays = self._baseline.attached(FAMILY, expected)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_llminfer.datasets.load import SYNTHETIC, load
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.execution_modes.check import decoded, k3, kl_of_answers, kl_of_scores
 from pytest_llminfer.families.execution_modes.prefixes import CachedTokens, whole_blocks
@@ -235,8 +236,7 @@ def _changed(prompt: Sequence[int], position: int) -> list[int]:
 
 def promised_invariance(engine: Engine) -> str:
     """What promises that answers do not depend on the batch; empty where nothing does."""
-    if engine.spec.engine == "vllm" and os.environ.get("VLLM_BATCH_INVARIANT") == "1":
-        return "VLLM_BATCH_INVARIANT=1"
-    if engine.spec.engine == "sglang" and engine.engine_args.get("enable_deterministic_inference"):
-        return "enable_deterministic_inference"
-    return ""
+    of = profile(engine.spec.engine)
+    if of.invariant_variable and os.environ.get(of.invariant_variable) == "1":
+        return f"{of.invariant_variable}=1"
+    return of.invariant_argument if engine.engine_args.get(of.invariant_argument) else ""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pytest_llminfer.models.shape import ModelShape
     from pytest_llminfer.observations.layout import Parameter
+    from pytest_llminfer.predict.rules import EngineRules
 
 
 def check_layout(  # noqa: PLR0913 - what a cell is, and what was found
@@ -35,16 +36,17 @@ def check_layout(  # noqa: PLR0913 - what a cell is, and what was found
     quantization: str,
     tied: Iterable[Sequence[str]],
     double_quantized: bool | None = None,
-    engine: str = "transformers",
+    engine: EngineRules,
     group_size: int | None = None,
     asked: str = "",
 ) -> Verdict:
     """Whether every tensor is there, once, with the dtype, shape, packing and bytes that the cell implies, and no other.
 
     dtype: the model's, resolved (fp32, fp16, bf16 or torch's words). tied: the pairs of names that the engine reports as one
-    tensor; a tied output matrix is not a parameter of its own. engine: whose names are meant, or ``checkpoint`` for files. Bytes
-    are exact, quantization state included (``declared_formats``). group_size: that a checkpoint declares. asked: a quantization
-    that the engine itself says it was asked for, beside the cell's: linears in the model's dtype then show that it does nothing.
+    tensor; a tied output matrix is not a parameter of its own. engine: whose names are meant, or the rules of a kind of files.
+    Bytes are exact, quantization state included (``declared_formats``). group_size: that a checkpoint declares. asked: a
+    quantization that the engine itself says it was asked for, beside the cell's: linears in the model's dtype then show that it
+    does nothing.
 
     Raises:
         UnsupportedError: a quantization whose storage is not known here.
@@ -109,6 +111,7 @@ def check_layout_unchanged(*, parameters: Sequence[Parameter], expected: Mapping
     """
     recorded = recorded_fields(expected)
     stored = sum(parameter.stored_bytes for parameter in parameters)
+    before = sum(entry["stored_bytes"] for entry in recorded.values())
     return _verdict(
         claim="every parameter is stored as in the baseline",
         key=f"{len(parameters):,} tensors",
@@ -116,8 +119,8 @@ def check_layout_unchanged(*, parameters: Sequence[Parameter], expected: Mapping
         expected=len(recorded),
         lines=[*differences(parameters, recorded), *device_differences(parameters)],
         extra=(
-            Measurement("bytes before", sum(entry["stored_bytes"] for entry in recorded.values()), "bytes", len(recorded)),
-            Measurement("bytes now", stored, "bytes", len(parameters)),
+            Measurement("bytes before", before, "bytes", len(recorded)),
+            Measurement("bytes now", stored, "bytes", len(parameters), baseline=before),
         ),
         source="the baseline",
         advice="if the new storage is meant, record a new baseline",
@@ -157,9 +160,15 @@ def _verdict(  # noqa: PLR0913 - the parts that two checks word differently
         claim=claim,
         key=key,
         measurements=(
-            Measurement("tensors", len(parameters), "tensors", len(parameters), f"expected {expected}"),
+            Measurement("tensors", len(parameters), "tensors", len(parameters), f"expected {expected}", expected),
             *(
-                Measurement(f"stored in {dtype}", found.get(dtype, 0), "bytes", spread=said.get(dtype, ""))
+                Measurement(
+                    f"stored in {dtype}",
+                    found.get(dtype, 0),
+                    "bytes",
+                    spread=said.get(dtype, ""),
+                    baseline=(implied or {}).get(dtype),
+                )
                 for dtype in sorted(found | said)
             ),
             *extra,

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.families.layout.differences import grouped
-from pytest_llminfer.predict.declared_formats import CHECKPOINT, find
+from pytest_llminfer.predict.declared_formats import find
 from pytest_llminfer.predict.formats import BLOCKWISE, NESTED_BLOCK
+from pytest_llminfer.predict.rules import FILES, SAFETENSORS
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict, first_offenders
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ def check_checkpoint(stored: StoredModel, quantization: str | None = None) -> tu
         quantization=quantization or stored.quantization,
         double_quantized=stored.double_quantized,
         tied=stored.layout.tied,
-        engine=stored.holder,
+        engine=FILES[stored.holder],
         group_size=stored.group_size,
     )
     verdicts = [layout]
-    if (quantization or stored.quantization) in BLOCKWISE and stored.holder == CHECKPOINT:
+    if (quantization or stored.quantization) in BLOCKWISE and stored.holder == SAFETENSORS.name:
         verdicts.append(
             check_notes(
                 notes=stored.notes,
@@ -57,7 +58,7 @@ def check_notes(
     The tensors of nf4 and fp4 are alike, and so are those of two shapes of as many elements: only the notes tell them apart.
     notes: by the weight's name. Where the scales are quantized too, their offset is in the note, and must be a number.
     """
-    declared = find(quantization, CHECKPOINT)
+    declared = find(quantization, SAFETENSORS)
     constant = {"quant_type": quantization, "blocksize": declared.group, "dtype": dtype}
     nested = {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32"} if double_quantized else {}
     linears = [weight for weight in shape.parameters() if weight.role in declared.roles]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.memory.check import predict_weights
 from pytest_llminfer.families.memory.profile import ProfileLine, pinned_capacity, profile_lines
 from pytest_llminfer.families.memory.section import MEMORY
@@ -59,13 +60,14 @@ class MemoryProfile:
             UnsupportedError: an architecture, or a split of it, that nothing predicts.
         """
         engine, spec = self._engine, self._engine.spec
+        rules = profile(spec.engine)
         shape, config = engine.model.shape, engine.model.config
         resolved = engine.settings()["resolved"] if engine.supports("settings") else {}
         of: dict[str, Any] = {
             "shape": shape,
             "dtype": engine.info.dtype,
             "quantization": spec.quantization,
-            "engine": spec.engine,
+            "engine": rules,
             "group_size": declared_groups(config),
         }
         if spec.tp * spec.pp == 1:
@@ -83,12 +85,12 @@ class MemoryProfile:
                 "capacity": pinned_capacity(resolved=resolved, pool=pool, rank_bytes_per_token=rank // spec.pp),
             }
         report = engine.memory()
-        buffers = rope_bytes(config, shape, engine=spec.engine, dtype=engine.info.dtype, on_gpu=engine.info.device != "cpu")
+        buffers = rope_bytes(config, shape, engine=rules, dtype=engine.info.dtype, on_gpu=engine.info.device != "cpu")
         if report.engine_weights_bytes is not None and spec.quantization == "none" and spec.tp * spec.pp == 1:
             # What is quantized while it loads is cut out of segments that were taken for unquantized weights, and
             # ranks also hold what
             # they talk through.
-            held = held_weights(shape, dtype=engine.info.dtype, engine=spec.engine)
+            held = held_weights(shape, dtype=engine.info.dtype, engine=rules)
             known["allocated"] = max(map(allocated_bytes, held.values())) + cuda_allocation(buffers)
         lines = profile_lines(report=report, weights=max(weights.values()), buffers=buffers, **known)
         rows = [line.to_dict() for line in lines]

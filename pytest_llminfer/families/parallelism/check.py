@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.predict.shards import SHARDED
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict, first_offenders
 
 if TYPE_CHECKING:
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
 
     from pytest_llminfer.families.accuracy.grading import Answer
     from pytest_llminfer.observations.engine import Rank
+    from pytest_llminfer.predict.rules import EngineRules
 
 TOLERANCE = 0.003
 _LEAST_ACCURACY = 0.1
@@ -51,14 +51,14 @@ def check_ranks(*, ranks: Sequence[Rank], tp: int, pp: int, dp: int) -> Verdict:
     )
 
 
-def check_rank_weights(*, ranks: Sequence[Rank], expected: Mapping[int, int], engine: str) -> Verdict:
+def check_rank_weights(*, ranks: Sequence[Rank], expected: Mapping[int, int], engine: EngineRules) -> Verdict:
     """Whether each rank holds its share of the weights, neither more nor less.
 
     expected: bytes by pipeline rank, from :func:`expected_rank_weights`. A rank that holds everything passes every comparison of
     outputs; only its memory tells.
     """
     lines = [] if ranks else ["nothing was compared: the engine reported no ranks"]
-    shards = sorted(SHARDED.get(engine, ()))
+    shards = sorted(engine.splitting.roles) if engine.splitting is not None else []
     for rank in ranks:
         share = expected.get(rank.pp_rank)
         place = f"{_place((rank.dp_rank, rank.pp_rank, rank.tp_rank))} ({rank.name}, process {rank.pid})"
@@ -77,7 +77,7 @@ def check_rank_weights(*, ranks: Sequence[Rank], expected: Mapping[int, int], en
             Measurement("expected", max(expected.values()), "bytes", len(expected), "of the fullest stage"),
         ),
         threshold=f"within {TOLERANCE:.1%} of the share",
-        threshold_source="the model's shape" + (f", and what {engine} shards: {', '.join(shards)}" if shards else ""),
+        threshold_source="the model's shape" + (f", and what {engine.name} shards: {', '.join(shards)}" if shards else ""),
         smallest_detectable=f"{TOLERANCE:.1%} of a rank's weights",
         advice="a rank with too much holds a copy of what should be sharded; with too little, look for parameters left on meta",
         details=first_offenders(lines),

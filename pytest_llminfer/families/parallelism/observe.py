@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.accuracy.record import ORDER_SEED
 from pytest_llminfer.families.accuracy.recorded import recorded_runs
@@ -67,7 +68,7 @@ class OneGpu:
         return recorded_runs([self._find(self._answers.graded)], ORDER_SEED)
 
     def _find(self, kept: Mapping[EngineSpec, T]) -> T:
-        if self._spec.draws_per_rank:
+        if profile(self._spec.engine).draws_per_rank(self._spec):
             raise UnsupportedError(
                 f"{self._spec}: {self._spec.engine} draws dummy weights on each rank anew, so this is another model than on one "
                 "GPU; use real weights to compare outputs"

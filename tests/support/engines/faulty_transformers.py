@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
@@ -13,7 +16,7 @@ KV_FAULTS = FAULTS / "kv_cache.py"
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Started once for all tests of a file."""
     log = tmp_path_factory.mktemp("worker") / "log"
     engine = Engine(Launch(EngineSpec("transformers"), Model("reference"), {}, {"OMP_NUM_THREADS": "2"}, timeout=240, log=log))
@@ -22,7 +25,7 @@ def engine(tmp_path_factory):
 
 
 @pytest.fixture
-def faulty(engine):
+def faulty(engine: Engine) -> Iterator[Callable[..., Any]]:
     """Inject a fault into the worker, which is sound again afterwards."""
     yield lambda fault, **arguments: engine.run(f"{KV_FAULTS}::{fault}", **arguments)
     engine.run(f"{KV_FAULTS}::undo")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from pytest_llminfer.observations.generation import Sampling
@@ -11,7 +15,7 @@ from tests.support.openai_server import Fake
 
 
 @pytest.fixture
-def fake(monkeypatch, tmp_path):
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fake]:
     monkeypatch.chdir(tmp_path)
     for name in ("OPENAI_API_KEY", "OPENROUTER_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -22,10 +26,10 @@ def fake(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def load(fake):
+def load(fake: Fake) -> Iterator[Callable[..., OpenaiBackend]]:
     backends = []
 
-    def load(model_path: str = "nowhere", cell: dict | None = None, **engine_args) -> OpenaiBackend:
+    def load(model_path: str = "nowhere", cell: dict | None = None, **engine_args: Any) -> OpenaiBackend:
         spec = EngineSpec("openai", environment=fake.address, **(cell or {}))
         backend = OpenaiBackend(spec, model_path, engine_args, lambda *step: backend.progress.append(step))
         backend.progress = []
@@ -39,6 +43,6 @@ def load(fake):
         backend.close()
 
 
-def generate(backend, prompts, logprobs=0, **sampling):
+def generate(backend: OpenaiBackend, prompts: list[Any], logprobs: int = 0, **sampling: Any) -> Any:
     given = Sampling(**{"max_tokens": 1, **sampling}).to_dict()
     return backend.generate(prompts=prompts, sampling=given, logprobs=logprobs)["outputs"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,37 +19,46 @@ from tests.support.paths import REFERENCE
 PROBLEMS = Path(pytest_llminfer.__file__).parent / "datasets" / "synthetic.jsonl"
 
 
-def load(model_path: Path = REFERENCE, progress=lambda *_: None, cell: dict | None = None, **engine_args) -> SimulatedBackend:
+def load(
+    model_path: Path = REFERENCE, progress: Callable[..., None] = lambda *_: None, cell: dict | None = None, **engine_args: Any
+) -> SimulatedBackend:
     backend = SimulatedBackend(EngineSpec("simulated", **(cell or {})), str(model_path), engine_args, progress)
     backend.info = backend.load()
     return backend
 
 
-def generate(backend, prompts, max_tokens=40, logprobs=0, cache_path="engine", **fields):
+def generate(
+    backend: SimulatedBackend,
+    prompts: list[Any],
+    max_tokens: int = 40,
+    logprobs: int = 0,
+    cache_path: str = "engine",
+    **fields: Any,
+) -> Any:
     sampling = Sampling(max_tokens=max_tokens, **fields).to_dict()
     return backend.generate(prompts=prompts, sampling=sampling, logprobs=logprobs, cache_path=cache_path)["outputs"]
 
 
-def tokens(outputs):
+def tokens(outputs: Any) -> list[Any]:
     return [output["token_ids"] for output in outputs]
 
 
 @pytest.fixture(scope="module")
-def backend():
+def backend() -> SimulatedBackend:
     return load()
 
 
 @pytest.fixture(scope="module")
-def problems():
+def problems() -> list[Any]:
     return [json.loads(line) for line in PROBLEMS.read_text().splitlines()[:10]]
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     tokenizers = pytest.importorskip("tokenizers")
     return tokenizers.Tokenizer.from_file(str(REFERENCE / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
-def prompts(problems):
+def prompts(problems: Any) -> list[list[int]]:
     return Model("reference").prompts(len(problems))

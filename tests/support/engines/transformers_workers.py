@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llminfer.engines.launchers import local
+from pytest_llminfer.engines.profiles import backend
 from pytest_llminfer.engines.worker_process import WorkerProcess
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.generation import Sampling
@@ -23,26 +26,26 @@ class Worker:
         self.process = WorkerProcess(local.start("", {"OMP_NUM_THREADS": "2", **variables}, log), log)
         self.progress: list[tuple[str, int, int]] = []
 
-    def load(self, model_path: Path = REFERENCE, engine_args: dict | None = None, **cell: object):
+    def load(self, model_path: Path = REFERENCE, engine_args: dict | None = None, **cell: object) -> Any:
         spec = EngineSpec("transformers", **cell).to_dict()
-        return self.ask("load", spec=spec, model_path=str(model_path), engine_args=engine_args or {})
+        return self.ask("load", spec=spec, model_path=str(model_path), engine_args=engine_args or {}, **backend("transformers"))
 
-    def ask(self, method: str, **params: object):
+    def ask(self, method: str, **params: object) -> Any:
         return self.process.request(method, params, timeout=300, progress=lambda *step: self.progress.append(step))
 
-    def generate(self, prompts, max_tokens=48, logprobs=0, cache_path="engine", **fields):
+    def generate(self, prompts: Any, max_tokens: int = 48, logprobs: int = 0, cache_path: str = "engine", **fields: Any) -> Any:
         sampling = Sampling(max_tokens=max_tokens, **fields).to_dict()
         return self.ask("generate", prompts=prompts, sampling=sampling, logprobs=logprobs, cache_path=cache_path)["outputs"]
 
 
 @pytest.fixture(scope="module")
-def prompts():
+def prompts() -> list[list[int]]:
     """Token ids of chat prompts of different lengths."""
     return Model("reference").prompts(12)
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Worker]]:
     workers = []
 
     def start(**variables: str) -> Worker:
@@ -55,5 +58,5 @@ def start(tmp_path_factory):
         worker.process.kill()
 
 
-def tokens(outputs):
+def tokens(outputs: Any) -> list[Any]:
     return [output["token_ids"] for output in outputs]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.models.model import Model
+from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome
 
@@ -18,7 +21,9 @@ POOL = 64 << 20
 NORM = "model.layers.1.input_layernorm.weight"
 
 
-def start(folder: Path, python: str, progress=None, engine_args=None, **cell) -> Engine:
+def start(
+    folder: Path, python: str, progress: Callable[..., Any] | None = None, engine_args: dict[Any, Any] | None = None, **cell: Any
+) -> Engine:
     spec = EngineSpec("vllm", environment=python, **cell)
     arguments = {"kv_cache_memory_bytes": POOL, **(engine_args or {})}
     variables = {"OMP_NUM_THREADS": "2"}
@@ -26,17 +31,17 @@ def start(folder: Path, python: str, progress=None, engine_args=None, **cell) ->
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("vllm")
 
 
 @pytest.fixture(scope="module")
-def prompts():
+def prompts() -> list[list[int]]:
     return MODEL.prompts(8)
 
 
 @pytest.fixture(scope="module")
-def reference(folder, prompts):
+def reference(folder: Path, prompts: list[list[int]]) -> Any:
     """What transformers answers in the same dtype: generations, and scores of the prompts with their answers."""
     engine = Engine(Launch(EngineSpec("transformers"), MODEL, {}, {"OMP_NUM_THREADS": "2"}, 240, folder / "transformers.log"))
     generations = engine.generate(prompts, max_tokens=120, logprobs=8)
@@ -45,13 +50,13 @@ def reference(folder, prompts):
     return generations, scores
 
 
-def whole(prompts, generations):
+def whole(prompts: list[list[int]], generations: list[Generation]) -> list[Any]:
     return [[*prompt, *answer.token_ids] for prompt, answer in zip(prompts, generations, strict=True)]
 
 
-def tokens(generations):
+def tokens(generations: list[Generation]) -> list[Any]:
     return [generation.token_ids for generation in generations]
 
 
-def outcome(candidate, reference) -> Outcome:
+def outcome(candidate: list[Generation], reference: Any) -> Outcome:
     return check_same_greedy_tokens(candidate=candidate, reference=reference, dtype="bf16", claim="").outcome

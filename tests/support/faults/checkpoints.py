@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +92,9 @@ def split(source: Path, target: Path) -> Path:
     return target
 
 
-def copy(source: Path, target: Path, *, drop: str = "\0", put: dict | None = None, change=lambda _: None) -> Path:
+def copy(
+    source: Path, target: Path, *, drop: str = "\0", put: dict | None = None, change: Callable[..., Any] = lambda _: None
+) -> Path:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors*"))
     config = json.loads((target / "config.json").read_text())
     change(config)

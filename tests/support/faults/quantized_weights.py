@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
 
-def leave_a_layer_alone(model) -> None:
+
+def leave_a_layer_alone(model: Any) -> None:
     """The up projection of layer 2 computes with its weight in bf16, as a module that was skipped does."""
     import torch
 
@@ -14,7 +17,7 @@ def leave_a_layer_alone(model) -> None:
     mlp.up_proj = plain
 
 
-def never_quantized(model) -> None:
+def never_quantized(model: Any) -> None:
     """The down projection of layer 2 is a plain linear, as a module that a loader skipped is."""
     import torch
 
@@ -24,7 +27,7 @@ def never_quantized(model) -> None:
     mlp.down_proj = plain
 
 
-def scale_a_layer(model) -> None:
+def scale_a_layer(model: Any) -> None:
     """The scales of layer 1's value projection are doubled."""
     state = model.model.layers[1].self_attn.v_proj.weight.quant_state
     state.offset = state.offset * 2 if state.offset is not None else None
@@ -33,7 +36,7 @@ def scale_a_layer(model) -> None:
         state.state2.absmax = state.state2.absmax * 2
 
 
-def swap_codes(model) -> None:
+def swap_codes(model: Any) -> None:
     """The codebook of every 4-bit weight is evenly spaced."""
     import torch
 
@@ -43,32 +46,32 @@ def swap_codes(model) -> None:
             state.code = torch.linspace(-1, 1, 16)
 
 
-def larger_blocks(model) -> None:
+def larger_blocks(model: Any) -> None:
     """The first quantized linear declares blocks of 128."""
     next(module for module in model.modules() if type(module).__name__ == "Linear4bit").weight.quant_state.blocksize = 128
 
 
-def flush_subnormals(_model) -> None:
+def flush_subnormals(_model: Any) -> None:
     """Casts to fp16 lose what is below its least normal number."""
     _cast(lambda torch, tensor, dtype: tensor * (tensor.abs() >= 2.0**-14) if dtype is torch.float16 else tensor)
 
 
-def round_towards_zero(_model) -> None:
+def round_towards_zero(_model: Any) -> None:
     """Casts to bf16 cut the lower bits off."""
 
-    def cut(torch, tensor, dtype):
+    def cut(torch: Any, tensor: Any, dtype: Any) -> Any:
         return (tensor.view(torch.int32) & -0x10000).view(torch.float32) if dtype is torch.bfloat16 else tensor
 
     _cast(cut)
 
 
-def _cast(change) -> None:
+def _cast(change: Callable[..., Any]) -> None:
     """Change what is cast from float32 to another dtype."""
     import torch
 
     to = torch.Tensor.to
 
-    def faulty(tensor, *args, **kwargs):
+    def faulty(tensor: Any, *args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], torch.dtype) and tensor.dtype is torch.float32:
             tensor = change(torch, tensor, args[0])
         return to(tensor, *args, **kwargs)
@@ -76,20 +79,20 @@ def _cast(change) -> None:
     torch.Tensor.to = faulty
 
 
-def freeze_a_norm(model) -> None:
+def freeze_a_norm(model: Any) -> None:
     """The last norm takes no part in training."""
     import torch
 
     norm = model.model.norm
 
-    def frozen(hidden):
+    def frozen(hidden: Any) -> Any:
         variance = hidden.float().pow(2).mean(-1, keepdim=True)
         return norm.weight.detach() * (hidden.float() * torch.rsqrt(variance + norm.variance_epsilon)).to(hidden.dtype)
 
     norm.forward = frozen
 
 
-def lose_a_norm(model) -> None:
+def lose_a_norm(model: Any) -> None:
     """What is saved of the last norm is all ones."""
     from pathlib import Path
 
@@ -97,7 +100,7 @@ def lose_a_norm(model) -> None:
 
     save = model.save_pretrained
 
-    def faulty(folder, **kwargs):
+    def faulty(folder: Any, **kwargs: Any) -> None:
         save(folder, **kwargs)
         for file in Path(folder).glob("*.safetensors"):
             tensors = load_file(file)
@@ -108,7 +111,7 @@ def lose_a_norm(model) -> None:
     model.save_pretrained = faulty
 
 
-def save_in_every_format(_model, path: str, folder: str) -> list[str]:
+def save_in_every_format(_model: Any, path: str, folder: str) -> list[str]:
     """No fault: the checkpoint at ``path`` in each format of bitsandbytes, as save_pretrained writes it; names of the folders."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -127,7 +130,7 @@ def save_in_every_format(_model, path: str, folder: str) -> list[str]:
     return list(formats)
 
 
-def _checkpoint(model, name):
+def _checkpoint(model: Any, name: str) -> Any:
     from pathlib import Path
 
     from safetensors import safe_open

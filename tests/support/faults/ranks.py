@@ -1,7 +1,12 @@
 """What goes wrong in one rank of a live model of vLLM or SGLang, called in both: nothing that its next answer must show."""
 
+from typing import Any
 
-def store_otherwise(model):
+from pytest_llminfer.engines.engine import Engine
+from pytest_llminfer.verdict import Verdict
+
+
+def store_otherwise(model: Any) -> None:
     import torch
 
     # The same part on both ranks, whichever it is.
@@ -20,8 +25,9 @@ SAID = (
 """What the layout check says of it."""
 
 
-def check(engine):
+def check(engine: Engine) -> Verdict:
     """The layout of every rank, judged."""
+    from pytest_llminfer.engines.profiles import profile
     from pytest_llminfer.families.layout.ranks import check_rank_layouts
 
     spec = engine.spec
@@ -30,7 +36,7 @@ def check(engine):
         shape=engine.model.shape,
         dtype=engine.info.dtype,
         quantization=spec.quantization,
-        engine=spec.engine,
+        engine=profile(spec.engine),
         tp=spec.tp,
         pp=spec.pp,
     )

@@ -20,6 +20,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
+from collections.abc import Callable
+from typing import Any
+
 import random_checkpoint
 
 NARROW = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 512, "vocab_size": 8192}
@@ -29,12 +32,12 @@ PROMPTS, TOKENS, ANSWER, BLOCK = 5, 64, 6, 16
 class Fp8Cache(DynamicCache):
     """Keys and values as e4m3 keeps them."""
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
         kept = (states.to(torch.float8_e4m3fn).to(states.dtype) for states in (key_states, value_states))
         return super().update(*kept, *args, **kwargs)
 
 
-def _make(weights):
+def _make(weights: str) -> Any:
     config = AutoConfig.from_pretrained(random_checkpoint.SHAPES / "qwen2.5-7b", **NARROW)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
@@ -48,7 +51,9 @@ def _make(weights):
     return model
 
 
-def _decode(model, ids, *, cache=None, change=None, shift=0):
+def _decode(
+    model: Any, ids: Any, *, cache: Fp8Cache | None = None, change: Callable[..., None] | None = None, shift: int = 0
+) -> Any:
     """Log-probabilities (prompts, ANSWER, V): the prompt in one pass, then its answer token by token."""
     cache = DynamicCache() if cache is None else cache
     found = [model(ids[:, :TOKENS], past_key_values=cache, logits_to_keep=1).logits]
@@ -61,11 +66,11 @@ def _decode(model, ids, *, cache=None, change=None, shift=0):
     return torch.cat(found, 1).float().log_softmax(-1)
 
 
-def _prefill(model, ids):
+def _prefill(model: Any, ids: Any) -> Any:
     return model(ids[:, :-1], logits_to_keep=ANSWER).logits.float().log_softmax(-1)
 
 
-def _answered(model, prompts):
+def _answered(model: Any, prompts: Any) -> Any:
     cache, ids, new = DynamicCache(), prompts, prompts
     for _ in range(ANSWER):
         new = model(new, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
@@ -73,17 +78,17 @@ def _answered(model, prompts):
     return ids
 
 
-def _wrong_block(layer):
+def _wrong_block(layer: Any) -> None:
     for held in (layer.keys, layer.values):
         held[:, :, BLOCK : 2 * BLOCK] = held[:, :, 2 * BLOCK : 3 * BLOCK].clone()
 
 
-def _permuted_keys(layer):
+def _permuted_keys(layer: Any) -> None:
     layer.keys[:, :, BLOCK : 2 * BLOCK] = layer.keys[:, :, BLOCK : 2 * BLOCK].flip(2)
 
 
 @torch.inference_mode()
-def _measure(weights):
+def _measure(weights: str) -> dict[Any, Any]:
     model = _make(weights)
     prompts = torch.randint(NARROW["vocab_size"], (PROMPTS, TOKENS), generator=torch.Generator().manual_seed(1))
     ids = _answered(model, prompts)

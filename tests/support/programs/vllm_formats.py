@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -47,7 +48,7 @@ def take_a_small_pool() -> mock._patch:
 
     take = GPUModelRunner.initialize_kv_cache_tensors
 
-    def smaller(runner, config, *args, **kwargs):
+    def smaller(runner: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
         size = config.kv_cache_tensors[0].size * 9 // 10
         return take(runner, get_kv_cache_config_from_groups(runner.vllm_config, config.kv_cache_groups, size), *args, **kwargs)
 
