@@ -6,12 +6,13 @@ imported when a test asks for one.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_llminfer.plugin import command_line
-from pytest_llminfer.plugin.session import cells_of, is_used, settings_of
+from pytest_llminfer.plugin.session import cells_of, is_used, refuse_platform, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -48,6 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     if command_line.is_given(config):
         cells_of(config)
+        if not settings_of(config).checkpoints.paths:
+            refuse_platform(pytest.UsageError)
     if not hasattr(config, "workerinput"):
         from pytest_llminfer.plugin.collector import SessionReport
 
@@ -147,12 +150,12 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, tuple
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One process a cell under pytest-xdist."""
-    from pytest_llminfer.plugin.xdist import CellScheduling
-
+    """One process a cell under pytest-xdist; where there are no cells, whatever the session has without this plugin."""
     if config.getoption("dist") == "each":
         return None
-    return CellScheduling(config, log, {str(cell): cell.judged_together for cell in cells_of(config)})
+    from pytest_llminfer.plugin.xdist import Undecided
+
+    return Undecided(config, log, sys.modules[__name__])
 
 
 @pytest.hookimpl(optionalhook=True)
