@@ -110,7 +110,7 @@ def test_a_slow_server_is_caught_and_a_fast_one_never_fails(
 
 
 def test_a_cell_that_is_not_served_has_no_such_tests_and_the_session_says_what_would_bring_them(
-    pytester: pytest.Pytester, run
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
 ) -> None:
     shutil.copy(SUITES / "test_serving.py", pytester.path)
     result = run()
