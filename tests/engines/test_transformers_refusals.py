@@ -86,7 +86,7 @@ def spoil_the_configuration(model: Path) -> None:
     ],
 )
 def test_a_damaged_model_is_named(
-    start: Callable[..., Worker], tmp_path: Path, damage: Callable[..., None] | Any, words: str
+    start: Callable[..., Worker], tmp_path: Path, damage: Callable[[Path], object], words: str
 ) -> None:
     model = shutil.copytree(REFERENCE, tmp_path / "model")
     damage(model)

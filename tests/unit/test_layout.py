@@ -14,8 +14,8 @@ from pytest_llminfer.observations.layout import Parameter
 from pytest_llminfer.predict.layout import expected_layout
 from pytest_llminfer.predict.rules import FILES, EngineRules
 from pytest_llminfer.verdict import Outcome, Verdict, first_offenders
+from tests.support.held_layouts import SHAPE, held
 
-SHAPE = ModelShape("llama", layers=12, hidden=64, heads=2, kv_heads=1, head_dim=32, intermediate=96, vocab=50, tied=True)
 TIED = [["model.embed_tokens.weight", "lm_head.weight"]]
 UP = "model.layers.3.mlp.up_proj.weight"
 
@@ -47,9 +47,8 @@ def changed(parameters: Any, name: str, **fields: Any) -> list[Any]:
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4", "fp4"])
 def test_the_right_layout_passes(quantization: str) -> None:
-    verdict = check(loaded(quantization), quantization)
-    assert verdict.outcome is Outcome.PASS
-    assert verdict.details == ()
+    verdict = check(held(quantization), quantization)
+    assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
     assert verdict.smallest_detectable == "exact"
 
 

@@ -114,11 +114,18 @@ def test_more_ranks_than_kv_heads_hold_each_several_times() -> None:
     assert four - kv_of_one_head - replicated == (two - kv_of_one_head - replicated) // 2
 
 
-@pytest.mark.parametrize("fields", [{"pp": 3}, {"quantization": "exl2"}, {"engine": "llamacpp", "tp": 2}])
-def test_what_is_not_known_is_said(fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"pp": 3}, "layers do not divide by pp=3"),
+        ({"quantization": "exl2"}, "exl2"),
+        ({"engine": "llamacpp", "tp": 2}, "llamacpp does not split a model"),
+    ],
+)
+def test_what_is_not_known_is_said(fields: dict[str, Any], said: str) -> None:
     cell = {"dtype": "bf16", "quantization": "none", "tp": 1, "pp": 1, **fields}
     cell["engine"] = profile(cell.get("engine", "vllm"))
-    with pytest.raises(UnsupportedError):
+    with pytest.raises(UnsupportedError, match=said):
         expected_rank_weights(shape=LLAMA, **cell)
 
 

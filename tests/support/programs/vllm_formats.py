@@ -30,8 +30,6 @@ def load_package() -> None:
     )
     assert spec is not None
     assert spec.loader is not None
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["pytest_llminfer"] = module
     spec.loader.exec_module(module)
