@@ -37,7 +37,8 @@ class Undecided:
     def add_node_collection(self, node: Any, collection: Sequence[str]) -> None:
         """Decide, and let the scheduler take everything from here."""
         scheduler = self._scheduler(collection)
-        self._config.pluginmanager.get_plugin("dsession").sched = scheduler
+        session: Any = self._config.pluginmanager.get_plugin("dsession")
+        session.sched = scheduler
         for known in self.nodes:
             scheduler.add_node(known)
         scheduler.add_node_collection(node, collection)
