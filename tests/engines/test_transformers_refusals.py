@@ -38,7 +38,7 @@ start = transformers_workers.start
     ],
 )
 def test_a_cell_that_cannot_be_is_refused_in_words(
-    start: Callable[..., Worker], cell: Any, engine_args: Any, error: Callable[..., Any], words: str
+    start: Callable[..., Worker], cell: Any, engine_args: Any, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         start().load(engine_args=engine_args, **cell)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,7 @@ def test_an_engine_argument_that_does_not_exist(pytester: pytest.Pytester, run: 
     ],
 )
 def test_a_dataset_row_without_an_answer(
-    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], row: dict, message: str
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], row: dict[str, Any], message: str
 ) -> None:
     shutil.copy(SUITES / "test_accuracy.py", pytester.path)
     good = {"question": "What is 1 + 1?", "answer": "1 + 1 = 2\n#### 2"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def project(pytester: pytest.Pytester, value: int, prompt: str = "p") -> None:
     pytester.makepyfile(test_answer=TEST.format(value=value, prompt=prompt))
 
 
-def stored(pytester: pytest.Pytester) -> dict:
+def stored(pytester: pytest.Pytester) -> dict[str, Any]:
     return json.loads((pytester.path / FILE).read_text())
 
 

@@ -9,7 +9,7 @@ from pytest_llminfer.predict.gpus import GPUS, find_gpu
 
 
 @pytest.mark.parametrize("name", [gpu.name for gpu in GPUS])
-def test_every_card_is_found_by_its_name_and_as_nvidia_smi_writes_it(name: object) -> None:
+def test_every_card_is_found_by_its_name_and_as_nvidia_smi_writes_it(name: str) -> None:
     assert find_gpu(name).name == find_gpu(f"NVIDIA {name}").name == find_gpu(name.lower().replace(" ", "-")).name == name
     gpu = find_gpu(name)
     assert gpu.source

@@ -69,7 +69,7 @@ def test_the_histogram_adds_up() -> None:
         "stored in int8": 12 * (64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 96 * 64),
     }
     assert [entry.spread for entry in stored.values()] == [f"expected {entry.value:,}" for entry in stored.values()]
-    assert sum(entry.value for entry in stored.values()) == sum(parameter.stored_bytes for parameter in parameters)
+    assert sum(int(entry.value) for entry in stored.values()) == sum(parameter.stored_bytes for parameter in parameters)
 
 
 def test_state_in_another_dtype_of_the_same_size_fails() -> None:
@@ -97,7 +97,7 @@ def test_a_packed_linear_that_was_left_in_the_models_dtype_is_one_line_that_name
 
 def test_a_quantization_that_an_engine_takes_and_ignores_fails_and_names_every_linear() -> None:
     parameters = loaded("none", engine="vllm")
-    of = {"quantization": "none", "engine": "vllm"}
+    of: dict[str, Any] = {"quantization": "none", "engine": "vllm"}
     assert check(parameters, **of).outcome is Outcome.PASS
     verdict = check(parameters, **of, asked="int8_per_channel_weight_only")
     assert verdict.outcome is Outcome.FAIL

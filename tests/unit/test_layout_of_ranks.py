@@ -34,7 +34,7 @@ def loaded(
     plan: tuple[str, str] = ENDS,
 ) -> list[Any]:
     """Ranks as they should be: parts with contents of their own, copies alike."""
-    of = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": profile(engine)}
+    of: dict[str, Any] = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": profile(engine)}
     expected = expected_rank_layouts(**of, tp=tp, pp=pp, plan=plan)
     whole = {weight.parameter.name: weight.parameter for weight in expected_rank_layouts(**of, tp=1, pp=1)[0, 0]}
     return [

@@ -77,7 +77,14 @@ def test_a_share_by_hand() -> None:
 
 
 def test_the_engine_says_whether_the_ends_are_shared_out() -> None:
-    cell = {"shape": LLAMA, "dtype": "fp32", "quantization": "none", "engine": profile("transformers"), "tp": 2, "pp": 1}
+    cell: dict[str, Any] = {
+        "shape": LLAMA,
+        "dtype": "fp32",
+        "quantization": "none",
+        "engine": profile("transformers"),
+        "tp": 2,
+        "pp": 1,
+    }
     whole, ends, nothing = (
         expected_rank_weights(**cell, plan=plan)[0] for plan in ((), ("model.embed_tokens", "lm_head"), ("model.norm",))
     )
