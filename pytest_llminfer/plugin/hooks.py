@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.plugin import command_line
+from pytest_llminfer.plugin import command_line, family_fixtures, fixtures, short_names
 from pytest_llminfer.plugin.session import cells_of, is_used, refuse_platform, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-pytest_plugins = [f"pytest_llminfer.plugin.{name}" for name in ("fixtures", "family_fixtures", "short_names")]
 
 MARKERS = (
     "llminfer_only(**fields): collect this test for cells with these values alone, as in llminfer_only(engine='transformers')",
@@ -27,8 +25,11 @@ FIXTURES = ("llminfer_engine_spec", "llminfer_checkpoint")
 """A test that asks for one of these, directly or through other fixtures, is run once a cell, or once a checkpoint."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """The names of the ini file; what stands on the command line comes after the project's own options."""
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """The fixtures, and the names of the ini file; what stands on the command line comes after the project's own options."""
+    # Not through pytest_plugins: for each name there pytest reads the metadata of every installed distribution.
+    for module in (fixtures, family_fixtures, short_names):
+        pluginmanager.register(module, module.__name__)
     command_line.add_ini(parser)
 
 

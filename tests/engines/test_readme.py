@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llminfer.plugin.command_line import OPTIONS
+from pytest_llminfer.plugin.command_line import OPTIONS, PREFIX
 from tests.support.paths import REPOSITORY, SUITES
 
 README = (REPOSITORY / "README.md").read_text()
@@ -26,9 +26,9 @@ def test_the_test_of_ones_own_model_has_ten_lines_and_passes(pytester: pytest.Py
 
 
 def test_every_option_is_in_the_readme() -> None:
-    flags = [option.flag for option in OPTIONS]
-    assert len(flags) > 20
-    assert [flag for flag in flags if f"`{flag}" not in README] == []
+    assert len(OPTIONS) > 20
+    assert [option.flag for option in OPTIONS if f"`{option.flag}" not in README] == []
+    assert f"`{PREFIX}" in README
 
 
 def test_every_suite_is_in_the_readme() -> None:
@@ -41,7 +41,7 @@ def test_every_suite_is_in_the_readme() -> None:
 def test_every_option_and_file_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text()
     sources = [path for name in ("pytest_llminfer", "tools", "benchmarks") for path in (REPOSITORY / name).rglob("*.py")]
-    known = "".join(path.read_text() for path in sources)
+    known = "".join([*(path.read_text() for path in sources), *(f'"{option.canonical}"' for option in OPTIONS)])
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) - {"--pyargs"}
     assert [flag for flag in sorted(flags) if f'"{flag}"' not in known] == []
     files = re.findall(r"\b((?:tools|tests|suites|benchmarks|docs|pytest_llminfer)/[\w./]*\.(?:py|sh|md|toml))", text)

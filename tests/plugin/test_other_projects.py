@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+Session = Callable[..., pytest.RunResult]
 OWN_FIXTURES = """
     import pytest
 
@@ -30,14 +31,12 @@ ENGINE_TEST = """
 
 
 @pytest.fixture
-def session(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+def session(pytester: pytest.Pytester) -> Session:
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
     return pytester.runpytest_subprocess
 
 
-def test_a_project_keeps_fixtures_that_have_our_short_names(
-    pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]
-) -> None:
+def test_a_project_keeps_fixtures_that_have_our_short_names(pytester: pytest.Pytester, session: Session) -> None:
     pytester.makeconftest(OWN_FIXTURES)
     pytester.makepyfile(
         """
@@ -51,9 +50,7 @@ def test_a_project_keeps_fixtures_that_have_our_short_names(
     assert "llminfer:" not in result.stdout.str()
 
 
-def test_our_fixtures_do_not_take_a_projects_own_for_ours(
-    pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]
-) -> None:
+def test_our_fixtures_do_not_take_a_projects_own_for_ours(pytester: pytest.Pytester, session: Session) -> None:
     pytester.makeconftest(OWN_FIXTURES)
     pytester.makepyfile(
         """
@@ -66,9 +63,7 @@ def test_our_fixtures_do_not_take_a_projects_own_for_ours(
     session("--engine=simulated").assert_outcomes(passed=1)
 
 
-def test_the_suites_run_in_a_project_with_such_fixtures(
-    pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]
-) -> None:
+def test_the_suites_run_in_a_project_with_such_fixtures(pytester: pytest.Pytester, session: Session) -> None:
     pytester.makeconftest(OWN_FIXTURES + "\n    @pytest.fixture\n    def engine(): return 'v8'\n")
     pytester.makepyfile("def test_own(engine, model): assert (engine, model) == ('v8', 'bert')")
     suites = ("--pyargs", "pytest_llminfer.suites.test_layout", "pytest_llminfer.suites.test_memory")
@@ -78,9 +73,7 @@ def test_the_suites_run_in_a_project_with_such_fixtures(
     session().assert_outcomes(passed=1)
 
 
-def test_a_project_may_register_and_use_a_marker_of_our_name(
-    pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]
-) -> None:
+def test_a_project_may_register_and_use_a_marker_of_our_name(pytester: pytest.Pytester, session: Session) -> None:
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider --strict-markers\nmarkers = llminfer_only: mine\n")
     pytester.makepyfile(
         """
@@ -93,18 +86,14 @@ def test_a_project_may_register_and_use_a_marker_of_our_name(
     session().assert_outcomes(passed=1)
 
 
-def test_without_pytest_benchmark_only_what_measures_speed_fails(
-    pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]
-) -> None:
+def test_without_pytest_benchmark_only_what_measures_speed_fails(pytester: pytest.Pytester, session: Session) -> None:
     pytester.makepyfile(ENGINE_TEST + "\n    def test_speed(throughput): pass\n    def test_plain(): pass\n")
     result = session("--engine=simulated", "-p", "no:benchmark")
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["*fixture 'benchmark' not found*"])
 
 
-def test_without_the_extras_a_project_runs_and_an_engine_names_what_it_needs(
-    pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]
-) -> None:
+def test_without_the_extras_a_project_runs_and_an_engine_names_what_it_needs(pytester: pytest.Pytester, session: Session) -> None:
     pytester.makeconftest(
         """
         import sys
@@ -119,16 +108,14 @@ def test_without_the_extras_a_project_runs_and_an_engine_names_what_it_needs(
     result.stdout.fnmatch_lines(["BadInputError: * needs the package tokenizers: pip install 'pytest-llminfer[[]suites[]]'"])
 
 
-def test_a_session_without_numpy(pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]) -> None:
+def test_a_session_without_numpy(pytester: pytest.Pytester, session: Session) -> None:
     pytester.makeconftest("import sys\nsys.modules['numpy'] = None")
     pytester.makepyfile("def test_plain(): pass")
     session("-p", "no:hypothesispytest").assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize("dist", ["load", "worksteal", "loadscope"])
-def test_pytest_xdist_distributes_a_projects_tests_as_without_us(
-    pytester: pytest.Pytester, session: Callable[..., pytest.RunResult], dist: str
-) -> None:
+def test_pytest_xdist_distributes_a_projects_tests_as_without_us(pytester: pytest.Pytester, session: Session, dist: str) -> None:
     pytester.makepyfile("import pytest\n\n@pytest.mark.parametrize('n', range(4))\ndef test_it(n): pass")
     expected = {"load": "LoadScheduling", "worksteal": "WorkStealingScheduling", "loadscope": "LoadScopeScheduling"}
     result = session("-n2", f"--dist={dist}", "-v")
