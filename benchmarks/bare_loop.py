@@ -17,7 +17,7 @@ import transformers
 from pytest_llminfer.datasets.gsm8k import Problem, grade
 from pytest_llminfer.datasets.load import SYNTHETIC, load
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
-from pytest_llminfer.families.accuracy.observe import ORDER_SEED
+from pytest_llminfer.families.accuracy.record import ORDER_SEED
 from pytest_llminfer.models.model import Model
 
 Answers = dict[str, tuple[list[int], tuple[bool, bool, bool, bool]]]

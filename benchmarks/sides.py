@@ -50,7 +50,7 @@ class Side:
                 connection = listener.accept()
             except TimeoutError:
                 continue
-            return connection  # type: ignore[return-value]
+            return connection
         self._process.kill()
         sys.exit(f"a side did not start:\n{self._last_lines()}")
 

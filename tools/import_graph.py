@@ -10,6 +10,7 @@ import argparse
 import ast
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "pytest_llminfer"
@@ -134,7 +135,7 @@ def rooms(graph: dict[str, set[str]]) -> dict[str, list[str]]:
 
 def table(graph: dict[str, set[str]]) -> str:
     """A row a room: how many modules it has, and which rooms it imports."""
-    counts = defaultdict(int)
+    counts: defaultdict[Any, int] = defaultdict(int)
     for module in graph:
         counts[module.partition(".")[0]] += 1
     rows = ["| room | modules | imports |", "|---|---|---|"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.plugin.session import settings_of
+from pytest_llminfer.plugin.session import refuse_platform, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def llminfer_engine_spec(request: pytest.FixtureRequest) -> EngineSpec:
     """The cell under test."""
+    from pytest_llminfer.errors import UnsupportedPlatformError
+
+    refuse_platform(UnsupportedPlatformError)
     return request.param  # type: ignore[no-any-return]
 
 

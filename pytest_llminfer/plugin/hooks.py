@@ -6,17 +6,16 @@ imported when a test asks for one.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.plugin import command_line
-from pytest_llminfer.plugin.session import cells_of, is_used, settings_of
+from pytest_llminfer.plugin import command_line, family_fixtures, fixtures, short_names
+from pytest_llminfer.plugin.session import cells_of, is_used, refuse_platform, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-pytest_plugins = [f"pytest_llminfer.plugin.{name}" for name in ("fixtures", "family_fixtures", "short_names")]
 
 MARKERS = (
     "llminfer_only(**fields): collect this test for cells with these values alone, as in llminfer_only(engine='transformers')",
@@ -26,8 +25,11 @@ FIXTURES = ("llminfer_engine_spec", "llminfer_checkpoint")
 """A test that asks for one of these, directly or through other fixtures, is run once a cell, or once a checkpoint."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """The names of the ini file; what stands on the command line comes after the project's own options."""
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """The fixtures, and the names of the ini file; what stands on the command line comes after the project's own options."""
+    # Not through pytest_plugins: for each name there pytest reads the metadata of every installed distribution.
+    for module in (fixtures, family_fixtures, short_names):
+        pluginmanager.register(module, module.__name__)
     command_line.add_ini(parser)
 
 
@@ -48,6 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     if command_line.is_given(config):
         cells_of(config)
+        if not settings_of(config).checkpoints.paths:
+            refuse_platform(pytest.UsageError)
     if not hasattr(config, "workerinput"):
         from pytest_llminfer.plugin.collector import SessionReport
 
@@ -147,12 +151,12 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, tuple
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One process a cell under pytest-xdist."""
-    from pytest_llminfer.plugin.xdist import CellScheduling
-
+    """One process a cell under pytest-xdist; where there are no cells, whatever the session has without this plugin."""
     if config.getoption("dist") == "each":
         return None
-    return CellScheduling(config, log, {str(cell): cell.judged_together for cell in cells_of(config)})
+    from pytest_llminfer.plugin.xdist import Undecided
+
+    return Undecided(config, log, sys.modules[__name__])
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,6 +39,15 @@ def cells_of(config: pytest.Config) -> tuple[EngineSpec, ...]:
 
         config.stash[_CELLS] = expand(settings_of(config).matrix)
     return config.stash[_CELLS]
+
+
+def refuse_platform(kind: type[Exception]) -> None:
+    """Raise this kind of error where engines cannot be started: locks, process groups and /proc are as on Linux."""
+    if sys.platform != "linux":
+        raise kind(
+            f"pytest-llminfer starts engines on Linux alone, and this is {sys.platform}; tests that ask for no engine run here, "
+            "and so does suites/test_checkpoint.py with --llminfer-checkpoint=PATH"
+        )
 
 
 def is_used(config: pytest.Config) -> bool:

@@ -96,11 +96,16 @@ def expected_rank_layouts(  # noqa: PLR0913 - what a cell is
     for weight in shape.parameters():
         for stage, rank in itertools.product(stages_of(weight, shape, pp, engine), range(tp)):
             held[stage, rank].append(rank_part(weight, shape, engine=engine, tp=tp, sharded=sharded, rank=rank))
-    if is_fused(shape, engine):
-        held = {place: list(fused(parts, engine)) for place, parts in held.items()}
-    double = declared.double_quantized
+    fuses = is_fused(shape, engine)
     return {
-        place: _stored(parts, declared, torch_dtype(dtype), engine=engine, double_quantized=double) for place, parts in held.items()
+        place: _stored(
+            fused(parts, engine) if fuses else parts,
+            declared,
+            torch_dtype(dtype),
+            engine=engine,
+            double_quantized=declared.double_quantized,
+        )
+        for place, parts in held.items()
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import accuracy_faults
 import pytest
@@ -55,7 +56,7 @@ def test_another_sampling_field_is_another_condition(bench: Bench, engine: Engin
 
 @pytest.mark.parametrize("where", ["in the worker", "on the way to it"])
 def test_a_penalty_that_nobody_asked_for_is_invalid(bench: Bench, engine: Engine, where: str) -> None:
-    asked = accuracy_faults.Penalised(engine)
+    asked: Any = accuracy_faults.Penalised(engine)
     if where == "in the worker":
         engine.run(f"{FAULTS}::penalise")
         asked = engine

@@ -26,12 +26,12 @@ MINE = """
 
 
 @pytest.fixture
-def found() -> list:
+def found() -> list[Any]:
     return []
 
 
 @pytest.fixture
-def equivalence(engine: Engine, found: list) -> KVEquivalence:
+def equivalence(engine: Engine, found: list[Any]) -> KVEquivalence:
     """Its verdicts are kept instead of judged."""
     return KVEquivalence(engine, found.append)
 
@@ -45,7 +45,7 @@ CASES = [(fault, shape) for fault in TABLE for shape in ("own", SLIDING) if shap
 
 @pytest.mark.parametrize(("fault", "shape"), CASES, ids=lambda entry: getattr(entry, "name", entry))
 def test_a_fault_is_caught_by_every_family_in_which_it_acts(
-    equivalence: KVEquivalence, found: list, faulty: Any, fault: Fault, shape: str
+    equivalence: KVEquivalence, found: list[Any], faulty: Any, fault: Fault, shape: str
 ) -> None:
     faulty(fault.name)
     for family in fault.families:
@@ -58,7 +58,7 @@ def test_a_fault_is_caught_by_every_family_in_which_it_acts(
         assert kinds(found) == ([fault.kind] if fault.first_layer else [])
 
 
-def test_a_block_of_the_first_layer_shows_in_its_own_dtype(equivalence: KVEquivalence, found: list, faulty: Any) -> None:
+def test_a_block_of_the_first_layer_shows_in_its_own_dtype(equivalence: KVEquivalence, found: list[Any], faulty: Any) -> None:
     faulty("wrong_block", layer=0)
     equivalence.first_layer()
     assert kinds(found) == [Kind.BLOCK]
@@ -73,7 +73,7 @@ def test_a_fault_of_a_deeper_layer_shows_in_a_quantized_cache_too(equivalence: K
     assert set(told) == {Kind.ATTENTION}
 
 
-def test_a_window_that_is_too_long_reaches_too_far(equivalence: KVEquivalence, found: list, faulty: Any) -> None:
+def test_a_window_that_is_too_long_reaches_too_far(equivalence: KVEquivalence, found: list[Any], faulty: Any) -> None:
     equivalence.window(SLIDING)
     assert kinds(found) == []
     faulty("long_window")
@@ -82,7 +82,7 @@ def test_a_window_that_is_too_long_reaches_too_far(equivalence: KVEquivalence, f
     assert "windows are too long" in found[1].details[0]
 
 
-def test_a_sound_cache_is_told_to_be_sound_and_what_is_refused_is_named(equivalence: KVEquivalence, found: list) -> None:
+def test_a_sound_cache_is_told_to_be_sound_and_what_is_refused_is_named(equivalence: KVEquivalence, found: list[Any]) -> None:
     equivalence.structure(SLIDING, families=("sliding", "fp8"), examples=2)
     assert [verdict.outcome for verdict in found] == [Outcome.PASS] * 3
     assert found[-1].key == "1 of 2 families"

@@ -14,6 +14,7 @@ from pytest_llminfer.families.kv_cache.pool import check_kv_pool
 from pytest_llminfer.families.tokens.observe import Greedy
 from pytest_llminfer.verdict import Outcome
 from tests.support.engines import llamacpp_engines
+from tests.support.present import present
 
 model, cache, start = llamacpp_engines.model, llamacpp_engines.cache, llamacpp_engines.start
 
@@ -38,7 +39,9 @@ def test_a_quantized_cache_is_told_from_one_that_is_not(start: Callable[..., Eng
         variant = Variant("kv-q8_0", {"llamacpp": arguments}, kv_dtype="q8_0")
         found = KVVariants(cell, greedy, launch, asked_for=True).ask(variant)
         noise, candidate = kl_of_answers(greedy.one_by_one, greedy.batched), kl_of_answers(found.batched, found.reference)
-        pool = check_kv_pool(pool=found.pool, layers=shape.layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim, dtype="q8_0")
+        pool = check_kv_pool(
+            pool=present(found.pool), layers=shape.layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim, dtype="q8_0"
+        )
         return pool, check_execution_modes(candidate=candidate, noise=noise, dtype="fp16", kv_dtype="q8_0", claim="quantized")
 
     assert [verdict.outcome for verdict in verdicts({"flash_attn": True}, kv_dtype="q8_0")] == [Outcome.PASS] * 2

@@ -25,6 +25,7 @@ from pytest_llminfer.worker.backends.llamacpp.source import read_tensor
 from tests.support.engines import llamacpp_engines
 from tests.support.engines.llamacpp_engines import tensor
 from tests.support.paths import REFERENCE
+from tests.support.present import present
 
 model, prompts, cache, start, fp16, converted = (
     llamacpp_engines.model,
@@ -42,7 +43,7 @@ def test_every_tensor_is_that_of_the_checkpoint(converted: Path) -> None:
     for name, stored in checkpoint.items():
         values = read_tensor(stored)
         wanted = values.astype(np.float16) if values.ndim > 1 else values
-        np.testing.assert_array_equal(tensor(converted, to_gguf(name), values.size), wanted, err_msg=name)
+        np.testing.assert_array_equal(tensor(converted, present(to_gguf(name)), values.size), wanted, err_msg=name)
 
 
 def test_a_conversion_gives_the_same_bytes_again(start: Callable[..., Engine], converted: Path, tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_dummy_weights_need_a_configuration_only_and_are_the_same_every_time(sta
         engine = start(tmp_path, weights="dummy", quantization="q8_0", variables={"XDG_CACHE_HOME": str(tmp_path / folder)})
         scores += engine.score([list(range(100, 120))])
         assert {parameter.dtype for parameter in engine.layout().parameters} == {"q8_0", "float32"}
-    np.testing.assert_array_equal(*scores)
+    np.testing.assert_array_equal(scores[0], scores[1])
 
 
 def truncate(file: Any) -> None:

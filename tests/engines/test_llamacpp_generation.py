@@ -22,6 +22,7 @@ from pytest_llminfer.verdict import Outcome
 from tests.support.engines import llamacpp_engines
 from tests.support.engines.llamacpp_engines import same, tensor
 from tests.support.paths import REFERENCE
+from tests.support.present import present
 
 model, prompts, cache, start, fp16, answers, transformers, converted = (
     llamacpp_engines.model,
@@ -40,9 +41,9 @@ def test_tokens_equal_those_of_transformers(answers: list[Generation], transform
     assert verdict.outcome is Outcome.PASS, verdict
     for ours, theirs in zip(answers, transformers, strict=True):
         if ours.token_ids == theirs.token_ids:
-            likely = theirs.top_logprobs > -8
-            np.testing.assert_allclose(ours.top_logprobs[likely], theirs.top_logprobs[likely], atol=0.05)
-            np.testing.assert_allclose(ours.max_logit, theirs.max_logit, rtol=5e-3)
+            likely = present(theirs.top_logprobs) > -8
+            np.testing.assert_allclose(present(ours.top_logprobs)[likely], present(theirs.top_logprobs)[likely], atol=0.05)
+            np.testing.assert_allclose(present(ours.max_logit), present(theirs.max_logit), rtol=5e-3)
 
 
 def test_rows_that_were_not_permuted_are_seen(
@@ -66,7 +67,7 @@ def test_bf16_is_the_choice_of_auto_and_bit_equal_to_the_checkpoint(
     assert engine.info.dtype == "bf16"
     (file,) = cache.glob("pytest-llminfer/gguf/*/model-bf16.gguf")
     name = "model.layers.1.mlp.down_proj.weight"
-    stored, entry = read_checkpoint(REFERENCE)[name], read_gguf(file).tensors[to_gguf(name)]
+    stored, entry = read_checkpoint(REFERENCE)[name], read_gguf(file).tensors[present(to_gguf(name))]
     ours, theirs = (
         path.read_bytes()[offset : offset + stored.stored_bytes]
         for path, offset in ((file, entry.offset), (stored.file, stored.offset))
@@ -96,7 +97,7 @@ def test_all_routes_give_the_same_tokens(fp16: Engine, prompts: list[list[int]])
         verdict = same(found, batched)
         assert verdict.outcome is Outcome.PASS, verdict
         for one, other in zip(found, batched, strict=True):
-            np.testing.assert_allclose(one.top_logprobs[:, 0], other.top_logprobs[:, 0], atol=0.02)
+            np.testing.assert_allclose(present(one.top_logprobs)[:, 0], present(other.top_logprobs)[:, 0], atol=0.02)
 
 
 def test_answers_come_in_order_whatever_shares_the_cache(
@@ -131,7 +132,7 @@ def test_sampling_follows_its_seed_and_its_fields(fp16: Engine, prompts: list[li
     def drawn(count: int = 3, **fields: Any) -> list[Any]:
         return [answer.token_ids for answer in fp16.generate(prompts[:count], Sampling(max_tokens=40, **fields))]
 
-    hot = {"temperature": 4.0, "top_p": 0.999}
+    hot: dict[str, Any] = {"temperature": 4.0, "top_p": 0.999}
     assert drawn(seed=1, **hot) == drawn(seed=1, **hot) != drawn(seed=2, **hot)
     assert len({answer.token_ids for answer in fp16.generate([prompts[0]] * 3, Sampling(max_tokens=40, **hot))}) == 3
     greedy = [answer.token_ids[:40] for answer in answers[:3]]
@@ -149,7 +150,7 @@ def test_scores_by_prefill_and_by_decode_agree_with_the_generation(
     assert prefill.shape == (len(sequence) - 1,)
     assert prefill.dtype == np.float32
     np.testing.assert_allclose(prefill, decode, atol=0.05)
-    np.testing.assert_allclose(decode[len(prompts[0]) - 1 :], answers[0].top_logprobs[:, 0], atol=0.05)
+    np.testing.assert_allclose(decode[len(prompts[0]) - 1 :], present(answers[0].top_logprobs)[:, 0], atol=0.05)
     long = (sequence * 20)[:1500]
     (pieces,) = fp16.score([long])
     np.testing.assert_allclose(pieces[: len(prefill)], prefill, atol=0.05)

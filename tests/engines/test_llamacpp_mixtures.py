@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ def files(llamacpp_python: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_every_weight_has_the_type_that_llama_cpp_gave_it(files: Path, mixture: str) -> None:
-    of = {"quantization": mixture, "dtype": "f16", "layers": LAYERS, "tied": False, "groups": GROUPS}
+    of: dict[str, Any] = {"quantization": mixture, "dtype": "f16", "layers": LAYERS, "tied": False, "groups": GROUPS}
     compared = 0
     for name, tensor in read_gguf(files / f"{mixture}.gguf").tensors.items():
         part = name.split(".")[-2]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import lm_eval_environment
 import pytest
@@ -65,10 +66,10 @@ json.dump(
 
 
 @pytest.fixture(scope="session")
-def lm_eval() -> Callable[..., dict]:
+def lm_eval() -> Callable[..., dict[str, Any]]:
     python = lm_eval_environment.filters()
 
-    def ask(*, graded: Sequence = (), cut: Sequence = (), worded: Sequence = ()) -> dict:
+    def ask(*, graded: Sequence[Any] = (), cut: Sequence[Any] = (), worded: Sequence[Any] = ()) -> dict[str, Any]:
         request = json.dumps({"graded": graded or [("#### 1", "#### 1")], "cut": cut, "worded": worded})
         done = subprocess.run([str(python), "-c", THEIRS], input=request, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -129,7 +130,7 @@ class Comparison:
     wrong: list[int]
 
 
-def compare(name: str, asked: list, theirs: list, read: Callable[[str], Decimal | None]) -> Comparison:
+def compare(name: str, asked: list[Any], theirs: list[Any], read: Callable[[str], Decimal | None]) -> Comparison:
     found = Comparison(0, [], [])
     for number, ((gold, text), each) in enumerate(zip(asked, theirs, strict=True)):
         (extracted, right), ours = each[name], read(text)
@@ -161,13 +162,13 @@ def asked() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def theirs(lm_eval: Callable[..., dict], asked: list[tuple[str, str]]) -> list[dict]:
+def theirs(lm_eval: Callable[..., dict[str, Any]], asked: list[tuple[str, str]]) -> list[dict[str, Any]]:
     return lm_eval(graded=asked)["graded"]
 
 
 @pytest.mark.parametrize(("name", "by_value"), [("strict-match", 111), ("flexible-extract", 244)])
 def test_our_reading_is_that_of_lm_eval_but_by_value(
-    name: str, by_value: int, asked: list[tuple[str, str]], theirs: list[dict]
+    name: str, by_value: int, asked: list[tuple[str, str]], theirs: list[dict[str, Any]]
 ) -> None:
     found = compare(name, asked, theirs, READERS[name])
     assert [asked[number] for number in found.wrong] == []
@@ -180,7 +181,9 @@ def test_our_reading_is_that_of_lm_eval_but_by_value(
     assert 0.2 * TEXTS < sum(outcomes) < 0.8 * TEXTS
 
 
-def test_a_grade_is_lm_evals_wherever_the_number_is_written_alike(asked: list[tuple[str, str]], theirs: list[dict]) -> None:
+def test_a_grade_is_lm_evals_wherever_the_number_is_written_alike(
+    asked: list[tuple[str, str]], theirs: list[dict[str, Any]]
+) -> None:
     for (gold, text), each in zip(asked, theirs, strict=True):
         graded = grade(Problem("one", "How many?", gold), text)
         assert graded.strict >= each["strict-match"][1]
@@ -201,7 +204,7 @@ def test_a_grade_is_lm_evals_wherever_the_number_is_written_alike(asked: list[tu
     ids=["last", "no space", "any digit", "other pattern", "first"],
 )
 def test_another_reading_is_seen(
-    name: str, broken: Callable[..., Decimal | None], asked: list[tuple[str, str]], theirs: list[dict]
+    name: str, broken: Callable[..., Decimal | None], asked: list[tuple[str, str]], theirs: list[dict[str, Any]]
 ) -> None:
     assert compare(name, asked, theirs, broken).wrong
 
@@ -213,7 +216,7 @@ def number_of(found: list[str]) -> Decimal | None:
         return None
 
 
-def test_the_five_shot_form_is_the_tasks(lm_eval: Callable[..., dict]) -> None:
+def test_the_five_shot_form_is_the_tasks(lm_eval: Callable[..., dict[str, Any]]) -> None:
     form, examples = FORMS["5-shot"], load_examples("synthetic", shots=5)
     (asked,) = load("synthetic").problems[:1]
     documents = [{"question": each.question, "answer": each.answer} for each in (*examples, asked)]
@@ -223,7 +226,7 @@ def test_the_five_shot_form_is_the_tasks(lm_eval: Callable[..., dict]) -> None:
     assert form.word(asked.question, examples) == "\n\n".join([*(f"{text} {target}" for text, target in solved), last])
 
 
-def test_answers_end_where_lm_eval_ends_them(lm_eval: Callable[..., dict], asked: list[tuple[str, str]]) -> None:
+def test_answers_end_where_lm_eval_ends_them(lm_eval: Callable[..., dict[str, Any]], asked: list[tuple[str, str]]) -> None:
     rng = random.Random(3)
     ends = ("", "\n\nQuestion: ", "Question:", "Question", "</s>", "<|im_end|>", "<|im_end|", "question:", "</s>Question:")
     texts = [f"{text}{rng.choice(ends)}{other}{rng.choice(ends)}" for (_, text), (_, other) in pairwise(asked)]

@@ -77,7 +77,7 @@ def judged(engine: Engine) -> Verdict:
 
 
 def weighed(engine: Engine) -> Verdict:
-    of = {
+    of: dict[str, Any] = {
         "dtype": engine.info.dtype,
         "quantization": engine.spec.quantization,
         "engine": profile(engine.spec.engine),
@@ -215,7 +215,13 @@ def test_groups_of_another_size_are_held_and_predicted_as_declared(vllm: Any) ->
     verdict = in_vllm(vllm["grouped"], "gptq", group_size=GROUP)
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
     stored = sum(parameter["stored_bytes"] for parameter in vllm["grouped"]["layout"]["parameters"])
-    of = {"shape": REFERENCE.shape, "dtype": "bf16", "quantization": "gptq", "engine": profile("vllm"), "device": "cpu"}
+    of: dict[str, Any] = {
+        "shape": REFERENCE.shape,
+        "dtype": "bf16",
+        "quantization": "gptq",
+        "engine": profile("vllm"),
+        "device": "cpu",
+    }
     assert stored == predict_weights(**of, group_size=GROUP) == predict_weights(**of) + 3 * 49_152
     # Every scale four times: the same weights, and so the same words as in groups of 128.
     assert vllm["grouped"]["tokens"] == vllm["gptq"]["tokens"]

@@ -43,7 +43,7 @@ def mean(measured: Any, weights: str, execution_mode: str) -> float:
 def test_predictions_are_peaked_and_tell_tokens_apart(measured: Any) -> None:
     drawn = [np.array(rows, np.float32) for rows in measured["drawn"]["top_logprobs"]]
     ids = np.zeros(drawn[0].shape, np.int32)
-    engine = SimpleNamespace(spec=EngineSpec("transformers"))
+    engine: Any = SimpleNamespace(spec=EngineSpec("transformers"))
     refuse_flat(engine, [Generation((0,) * len(rows), "length", top_ids=ids, top_logprobs=rows) for rows in drawn])
     assert 1 < measured["drawn"]["entropy"] < 5 < measured["plain"]["entropy"]
     first, second = (np.array(drawn)[..., number] for number in (0, 1))

@@ -35,8 +35,8 @@ def served(vllm_python: str) -> Iterator[ServedBackend]:
     given = {"server_variables": {"OMP_NUM_THREADS": "2"}, "max_num_seqs": 16, "concurrency": 8}
     backend = ServedBackend(spec, MODEL.path, given, lambda *step: progress.append(step))
     try:
-        backend.info = backend.load()
-        backend.progress = progress
+        vars(backend)["info"] = backend.load()
+        vars(backend)["progress"] = progress
         yield backend
     finally:
         backend.close()
@@ -59,11 +59,11 @@ def reference(prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory
 
 
 def test_it_says_what_it_is(served: ServedBackend) -> None:
-    info = served.info
+    info = vars(served)["info"]
     assert (info["dtype"], info["device"], info["device_count"]) == ("bf16", "cpu", 1)
     assert {"generate", "generate:logprobs", "settings", "talk", "serving:stop"} <= served.capabilities
     assert info["versions"]["engine"].startswith("vllm 0.")
-    assert ("starting the server", 1, 1) in served.progress
+    assert ("starting the server", 1, 1) in vars(served)["progress"]
     resolved = served.settings()["resolved"]
     assert (resolved["model"], resolved["max_model_len"], resolved["token_ids"]) == ("reference", 2048, "from the server")
 

@@ -25,7 +25,9 @@ from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.generation import Generation, Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome, Verdict
+from tests.support.faults import ranks as rank_faults
 from tests.support.paths import PROBES as FOLDER
+from tests.support.present import present
 
 MODEL = Model("reference")
 MAX_TOKENS, TOP = 48, 20
@@ -86,9 +88,9 @@ def test_tokens_are_those_of_transformers(single: Engine, prompts: list[list[int
     verdict = same_tokens(answers, reference["answers"])
     assert verdict.outcome is Outcome.PASS, str(verdict)
     for answer in answers:
-        assert answer.top_ids.shape == answer.top_logprobs.shape == (len(answer.token_ids), TOP)
-        assert (answer.top_ids.dtype, answer.top_logprobs.dtype) == (np.int32, np.float32)
-        np.testing.assert_array_equal(answer.top_ids[:, 0], answer.token_ids)
+        assert present(answer.top_ids).shape == present(answer.top_logprobs).shape == (len(answer.token_ids), TOP)
+        assert (present(answer.top_ids).dtype, present(answer.top_logprobs).dtype) == (np.dtype(np.int32), np.dtype(np.float32))
+        np.testing.assert_array_equal(present(answer.top_ids)[:, 0], answer.token_ids)
 
 
 def test_a_wrong_weight_is_seen_in_the_tokens(single: Engine, prompts: list[list[int]], reference: Any) -> None:
@@ -166,7 +168,7 @@ def test_without_a_cache_the_tokens_are_the_same(single: Engine, prompts: list[l
 
 def test_scores_are_those_of_transformers(single: Engine, reference: Any) -> None:
     for ours, theirs in zip(single.score(reference["sequences"]), reference["scores"], strict=True):
-        assert (ours.dtype, ours.shape) == (np.float32, theirs.shape)
+        assert (ours.dtype, ours.shape) == (np.dtype(np.float32), theirs.shape)
         assert np.abs(ours - theirs).max() < 1.5
         assert np.abs(ours - theirs).mean() < 0.1
         # One position off is the mistake that this would hide otherwise.
@@ -225,14 +227,14 @@ def test_two_tensor_parallel_ranks_answer_as_one(
         verdict = same_tokens(engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP), reference["answers"])
         pool = engine.kv_pool()
         anew = engine.generate(prompts[:1], max_tokens=4, cache_path="no_cache")
-        stored = ranks.check(engine)
-        engine.run(f"{ranks.__file__}::store_otherwise")
-        faulty = ranks.check(engine)
+        stored = rank_faults.check(engine)
+        engine.run(f"{rank_faults.__file__}::store_otherwise")
+        faulty = rank_faults.check(engine)
     finally:
         engine.close()
     assert verdict.outcome is Outcome.PASS, str(verdict)
     assert (stored.outcome, stored.details) == (Outcome.PASS, ())
-    assert faulty.details == ranks.SAID
+    assert faulty.details == rank_faults.SAID
     assert [(rank.name, rank.tp_rank) for rank in ranks] == [("sglang::scheduler_TP0", 0), ("sglang::scheduler_TP1", 1)]
     assert all(WEIGHTS_BYTES / 2 <= rank.weights_bytes < 0.6 * WEIGHTS_BYTES for rank in ranks)
     assert pool.bytes_per_token == BYTES_PER_TOKEN

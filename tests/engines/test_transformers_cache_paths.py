@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,13 @@ import numpy.typing as npt
 import pytest
 
 from pytest_llminfer.engines.engine import Engine
-from pytest_llminfer.errors import BadInputError, LlminferError, UnsupportedError
+from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.observations.cache_paths import CachePath
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.transformers.backend import TransformersBackend
 from tests.support.cache_paths import BENIGN, HOLE, LATE, SHAPES, SLIDING, TOKENS, WINDOW, sequences
 from tests.support.engines import faulty_transformers
+from tests.support.present import present
 
 engine, faulty = faulty_transformers.engine, faulty_transformers.faulty
 LIMIT = 1e-8
@@ -50,13 +50,13 @@ def test_benign_routes_agree_with_prefill_in_fp32(engine: Engine, shape: str) ->
             assert (largest(one.key_error) <= bound).all(), cache_path
             assert (largest(one.value_error) <= bound).all(), cache_path
             kept = np.isfinite(one.value_error).all(axis=1)
-            assert (one.nearest_position == np.where(kept, np.arange(TOKENS), -1)).all(), cache_path
-            heads = np.arange(one.nearest_head.shape[1])[:, None]
-            assert (one.nearest_head == np.where(kept[:, None], heads, -1)).all(), cache_path
+            assert np.array_equal(present(one.nearest_position), np.where(kept, np.arange(TOKENS), -1)), cache_path
+            heads = np.arange(present(one.nearest_head).shape[1])[:, None]
+            assert np.array_equal(present(one.nearest_head), np.where(kept[:, None], heads, -1)), cache_path
 
 
 @pytest.mark.parametrize("cache_path", [*BENIGN[1:], HOLE], ids=str)
-def test_the_first_layer_is_equal_to_the_last_place_in_bf16(engine: Engine, cache_path: object) -> None:
+def test_the_first_layer_is_equal_to_the_last_place_in_bf16(engine: Engine, cache_path: CachePath) -> None:
     found, _ = of(engine, cache_path)
     assert found.dtype == "bf16"
     assert np.nanmax(found.key_ulps) <= 1
@@ -69,7 +69,7 @@ def test_sequences_of_a_request_are_each_others_neighbours(engine: Engine) -> No
         found = engine.compare_cache_paths(ids, candidate=cache_path, config=SHAPES["llama"])
         assert [len(one.kl) for one in found.sequences] == [40, 64, 23]
         assert all(one.kl.mean() <= LIMIT for one in found.sequences)
-        assert found.cache.key_shapes[0][0] == cache_path.batch * cache_path.beams
+        assert present(found.cache).key_shapes[0][0] == cache_path.batch * cache_path.beams
 
 
 def test_a_model_depends_on_its_seed_and_dtype_alone(engine: Engine) -> None:
@@ -163,7 +163,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("cache_path", "shape", "error", "words"), REFUSED)
 def test_what_cannot_be_is_refused_in_words(
-    engine: Engine, cache_path: CachePath, shape: str, error: Callable[..., LlminferError], words: str
+    engine: Engine, cache_path: CachePath, shape: str, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         of(engine, cache_path, shape)

@@ -111,7 +111,7 @@ def two(folder: Path) -> Iterator[Engine]:
     engine.close()
 
 
-def answers(engine: Engine, prompts: list[list[int]]) -> dict:
+def answers(engine: Engine, prompts: list[list[int]]) -> dict[str, Any]:
     generated = engine.generate(prompts, max_tokens=32, logprobs=4)
     sequences = [prompt + list(answer.token_ids) for prompt, answer in zip(prompts[:2], generated, strict=False)]
     return {
@@ -124,7 +124,7 @@ def answers(engine: Engine, prompts: list[list[int]]) -> dict:
     }
 
 
-def tokens(generations: Any) -> list:
+def tokens(generations: Any) -> list[Any]:
     return [generation.token_ids for generation in generations]
 
 

@@ -38,7 +38,7 @@ start = transformers_workers.start
     ],
 )
 def test_a_cell_that_cannot_be_is_refused_in_words(
-    start: Callable[..., Worker], cell: Any, engine_args: Any, error: Callable[..., Any], words: str
+    start: Callable[..., Worker], cell: Any, engine_args: Any, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         start().load(engine_args=engine_args, **cell)
@@ -86,7 +86,7 @@ def spoil_the_configuration(model: Path) -> None:
     ],
 )
 def test_a_damaged_model_is_named(
-    start: Callable[..., Worker], tmp_path: Path, damage: Callable[..., None] | Any, words: str
+    start: Callable[..., Worker], tmp_path: Path, damage: Callable[[Path], object], words: str
 ) -> None:
     model = shutil.copytree(REFERENCE, tmp_path / "model")
     damage(model)

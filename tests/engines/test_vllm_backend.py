@@ -31,6 +31,7 @@ from suites.test_execution_modes import VARIANTS
 from tests.support.engines import vllm_engines
 from tests.support.engines.vllm_engines import MODEL, NORM, POOL, SHAPE, outcome, start, tokens, whole
 from tests.support.paths import PROBES as FOLDER
+from tests.support.present import present
 
 folder, prompts, reference = vllm_engines.folder, vllm_engines.prompts, vllm_engines.reference
 PROBES = FOLDER / "vllm_model.py"
@@ -61,12 +62,12 @@ def test_tokens_are_those_of_transformers(answers: list[Generation], reference: 
 
 def test_log_probabilities_are_sorted_and_those_of_transformers(answers: list[Generation], reference: Any) -> None:
     for answer, other in zip(answers, reference[0], strict=True):
-        assert answer.top_ids.shape == answer.top_logprobs.shape == (len(answer.token_ids), 8)
-        assert (answer.top_ids.dtype, answer.top_logprobs.dtype) == (np.int32, np.float32)
-        assert (np.diff(answer.top_logprobs) <= 0).all()
-        np.testing.assert_array_equal(answer.top_ids[:, 0], answer.token_ids)
+        assert present(answer.top_ids).shape == present(answer.top_logprobs).shape == (len(answer.token_ids), 8)
+        assert (present(answer.top_ids).dtype, present(answer.top_logprobs).dtype) == (np.dtype(np.int32), np.dtype(np.float32))
+        assert (np.diff(present(answer.top_logprobs)) <= 0).all()
+        np.testing.assert_array_equal(present(answer.top_ids)[:, 0], answer.token_ids)
         if answer.token_ids == other.token_ids:
-            np.testing.assert_allclose(answer.top_logprobs[:, 0], other.top_logprobs[:, 0], atol=0.25)
+            np.testing.assert_allclose(present(answer.top_logprobs)[:, 0], present(other.top_logprobs)[:, 0], atol=0.25)
 
 
 def test_without_the_cache_the_tokens_are_the_same_and_nothing_was_cached(engine: Engine, prompts: list[list[int]]) -> None:
@@ -75,7 +76,7 @@ def test_without_the_cache_the_tokens_are_the_same_and_nothing_was_cached(engine
         assert [answer.cached_tokens for answer in anew] == [0] * 4
     cut = engine.generate(prompts[:4], max_tokens=24, logprobs=8)
     assert outcome(anew, cut) is Outcome.PASS
-    assert [answer.top_ids.shape for answer in anew] == [answer.top_ids.shape for answer in cut]
+    assert [present(answer.top_ids).shape for answer in anew] == [present(answer.top_ids).shape for answer in cut]
 
 
 def test_cached_tokens_are_told(engine: Engine, prompts: list[list[int]]) -> None:
@@ -179,7 +180,7 @@ def test_the_pool_is_what_was_asked_for(engine: Engine) -> None:
     # vLLM counts the block that it keeps to itself.
     assert pool.max_concurrency == maximum_concurrency(num_blocks=blocks, block_size=pool.block_size, max_model_len=2048)
     # A pool a tenth smaller than the one that was pinned is a line outside its gate.
-    of = {"report": engine.memory(), "weights": 7_344_640, "buffers": 0, "pool": pool, "bytes_per_token": a_token}
+    of: dict[str, Any] = {"report": engine.memory(), "weights": 7_344_640, "buffers": 0, "pool": pool, "bytes_per_token": a_token}
     for asked, expected in ((POOL, Outcome.PASS), (POOL * 10 // 9, Outcome.FAIL)):
         capacity = pinned_capacity(resolved={"kv_cache_memory_bytes": asked}, pool=pool, rank_bytes_per_token=a_token)
         assert check_profile(lines=profile_lines(**of, capacity=capacity)).outcome is expected
@@ -277,8 +278,8 @@ def test_a_tiny_pool_preempts_and_gives_the_same_answers(engine: Engine, folder:
 
     (tiny,) = [variant for variant in VARIANTS if variant.preempts]
     found = KVVariants(engine, greedy, launch, asked_for=True).ask(tiny)
-    assert check_preempted(counters=found.counters, requests=8).outcome is Outcome.PASS
-    assert found.counters.prefix_queries > found.counters.prefix_hits
+    assert check_preempted(counters=present(found.counters), requests=8).outcome is Outcome.PASS
+    assert present(present(found.counters).prefix_queries) > present(present(found.counters).prefix_hits)
     verdict = check_resynchronised_tokens(
         candidate=found.batched,
         reference=greedy.batched,

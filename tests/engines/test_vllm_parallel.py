@@ -20,7 +20,7 @@ from pytest_llminfer.verdict import Outcome
 from tests.support.engines import vllm_engines
 from tests.support.engines.processes import left, members
 from tests.support.engines.vllm_engines import NORM, POOL, SHAPE, outcome, start, tokens
-from tests.support.faults import ranks
+from tests.support.faults import ranks as rank_faults
 from tests.support.paths import PROBES as FOLDER
 
 PROBES = FOLDER / "vllm_model.py"
@@ -60,9 +60,9 @@ def test_two_ranks_answer_as_one_and_hold_half_each(engine: Engine, answers: lis
 def test_what_is_wrong_in_a_rank_is_seen(engine: Engine, answers: list[Generation], prompts: list[list[int]]) -> None:
     engine.run(f"{PROBES}::scale", name=NORM, factor=-1.0)
     assert outcome(engine.generate(prompts, max_tokens=120, logprobs=8), answers) is Outcome.FAIL
-    assert ranks.check(engine).outcome is Outcome.PASS
-    engine.run(f"{ranks.__file__}::store_otherwise")
-    assert ranks.check(engine).details == ranks.SAID
+    assert rank_faults.check(engine).outcome is Outcome.PASS
+    engine.run(f"{rank_faults.__file__}::store_otherwise")
+    assert rank_faults.check(engine).details == rank_faults.SAID
 
 
 def test_a_killed_rank_is_named_the_next_request_starts_anew_and_a_stopped_one_is_a_hang(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,10 @@ def test_a_truncated_safetensors_file(pytester: pytest.Pytester, run: Callable[.
     weights = model / "model.safetensors"
     content = weights.read_bytes()[:100_000]
     weights.write_bytes(content)
-    refused(run("--model=./model", engine=engine), "BadInputError: *model.safetensors*")
+    refused(
+        run("--model=./model", engine=engine),
+        "BadInputError: */model.safetensors is no intact safetensors file (*); fetch it again",
+    )
     assert weights.read_bytes() == content
 
 
@@ -45,7 +49,7 @@ def test_safetensors_that_is_something_else(pytester: pytest.Pytester, run: Call
     model = pytester.path / "model"
     shutil.copytree(REFERENCE, model)
     (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
-    refused(run("--model=./model"), "BadInputError: *model.safetensors*")
+    refused(run("--model=./model"), "BadInputError: */model.safetensors is no intact safetensors file (*); fetch it again")
 
 
 def test_a_model_without_weights(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
@@ -53,7 +57,10 @@ def test_a_model_without_weights(pytester: pytest.Pytester, run: Callable[..., p
     model = pytester.path / "model"
     shutil.copytree(REFERENCE, model)
     (model / "model.safetensors").unlink()
-    refused(run("--model=./model"), "BadInputError: *")
+    refused(
+        run("--model=./model"),
+        "BadInputError: */model has no [*].safetensors weights; fetch them, or use weights=dummy for random ones",
+    )
 
 
 PROMPTS = """
@@ -118,7 +125,7 @@ def test_an_engine_argument_that_does_not_exist(pytester: pytest.Pytester, run: 
     ],
 )
 def test_a_dataset_row_without_an_answer(
-    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], row: dict, message: str
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], row: dict[str, Any], message: str
 ) -> None:
     shutil.copy(SUITES / "test_accuracy.py", pytester.path)
     good = {"question": "What is 1 + 1?", "answer": "1 + 1 = 2\n#### 2"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def project(pytester: pytest.Pytester, value: int, prompt: str = "p") -> None:
     pytester.makepyfile(test_answer=TEST.format(value=value, prompt=prompt))
 
 
-def stored(pytester: pytest.Pytester) -> dict:
+def stored(pytester: pytest.Pytester) -> dict[str, Any]:
     return json.loads((pytester.path / FILE).read_text())
 
 
@@ -147,17 +148,33 @@ def test_a_broken_file_is_one_clear_line_and_stays_as_it_is(
     assert path.read_text() == content
 
 
-def test_an_unwritable_directory_fails_the_session_and_keeps_the_records(
+def test_a_file_where_the_folder_of_baselines_should_be_fails_the_test_and_stays(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
 ) -> None:
     project(pytester, 5)
     (pytester.path / "baselines").write_text("a file where a folder is needed")
     result = run("--update-baselines", *mode)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    text = result.stdout.str()
-    assert "baselines" in text
-    result.stdout.fnmatch_lines(["*baseline*"])
+    result.stdout.fnmatch_lines([f"BaselineError: baseline file {pytester.path / FILE} cannot be read: Not a directory"])
     assert (pytester.path / "baselines").read_text() == "a file where a folder is needed"
+
+
+def test_a_record_that_cannot_be_written_fails_the_session_and_is_kept_elsewhere(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
+    project(pytester, 5)
+    assert run("--update-baselines", *mode).ret == pytest.ExitCode.OK
+    before = (pytester.path / FILE).read_text()
+    # Not by permissions, which do not bind root.
+    (pytester.path / FILE).with_name(f".{FILE.name}.lock").mkdir()
+    project(pytester, 7)
+    result = run("--update-baselines", *mode)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    start = f"ERROR: baseline file {pytester.path / FILE} cannot be written: Is a directory; 1 record not written, kept in "
+    (kept,) = [line.removeprefix(start) for line in result.outlines if line.startswith(start)]
+    (entry,) = json.loads(Path(kept).read_text())["entries"].values()
+    assert entry["expected"] == {"value": 7}
+    assert (pytester.path / FILE).read_text() == before
 
 
 def test_what_was_recorded_outlives_a_session_that_is_killed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def names(result: pytest.RunResult) -> list[str]:
     return sorted(line.split(" PASSED")[0].split("::")[-1] for line in result.outlines if " PASSED" in line and "::" in line)
 
 
-def test_what_a_cell_can_never_run_is_no_test_of_it(pytester: pytest.Pytester, run) -> None:
+def test_what_a_cell_can_never_run_is_no_test_of_it(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(SOME)
     result = run("-v", "--quantization=none,nf4")
     result.assert_outcomes(passed=6)
@@ -69,21 +70,23 @@ def test_what_a_cell_can_never_run_is_no_test_of_it(pytester: pytest.Pytester, r
     assert result.ret == 0
 
 
-def test_every_process_of_xdist_collects_the_same(pytester: pytest.Pytester, run) -> None:
+def test_every_process_of_xdist_collects_the_same(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(SOME)
     result = run("-v", "-n2", "--quantization=none,nf4")
     result.assert_outcomes(passed=6)
     result.stdout.fnmatch_lines(["2 workers [[]6 items[]]"])
 
 
-def test_an_option_or_its_ini_file_brings_its_tests(pytester: pytest.Pytester, run) -> None:
+def test_an_option_or_its_ini_file_brings_its_tests(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(SOME)
     assert "test_variants[simulated]" in names(run("-v", "--kv-variants"))
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\nllminfer_kv_variants = true\n")
     assert "test_variants[simulated]" in names(run("-v"))
 
 
-def test_a_session_in_which_nothing_applies_says_what_is_needed(pytester: pytest.Pytester, run, mode) -> None:
+def test_a_session_in_which_nothing_applies_says_what_is_needed(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
+) -> None:
     pytester.makepyfile(NONE)
     result = run(*mode)
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
@@ -101,7 +104,9 @@ NAMED = {
 }
 
 
-def test_a_test_that_is_named_and_does_not_apply_says_what_it_needs(pytester: pytest.Pytester, run) -> None:
+def test_a_test_that_is_named_and_does_not_apply_says_what_it_needs(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
     file = pytester.makepyfile(SOME).name
     result = run(*(f"{file}::{name}" for name in NAMED))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -114,12 +119,14 @@ def test_a_test_that_is_named_and_does_not_apply_says_what_it_needs(pytester: py
     assert "not found" not in result.stderr.str()
 
 
-def test_a_named_test_is_explained_under_xdist_too_which_hides_what_pytest_says(pytester: pytest.Pytester, run) -> None:
+def test_a_named_test_is_explained_under_xdist_too_which_hides_what_pytest_says(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
     result = run("-n2", f"{pytester.makepyfile(SOME).name}::test_variants")
     result.stdout.fnmatch_lines(["*::test_variants applies to no cell of this session: it needs --kv-variants"])
 
 
-def test_what_does_not_exist_is_told_by_pytest(pytester: pytest.Pytester, run) -> None:
+def test_what_does_not_exist_is_told_by_pytest(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     result = run(f"{pytester.makepyfile(SOME).name}::test_pools")
     result.stderr.fnmatch_lines(["ERROR: not found: *::test_pools", "(no match in any of *)"])
 
@@ -131,7 +138,9 @@ UNREADABLE = {
 }
 
 
-def test_a_marker_that_cannot_be_read_is_an_error_of_its_file(pytester: pytest.Pytester, run) -> None:
+def test_a_marker_that_cannot_be_read_is_an_error_of_its_file(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
     for number, marker in enumerate(UNREADABLE):
         pytester.path.joinpath(f"test_{number}.py").write_text(
             f"import pytest\n@pytest.mark.{marker}\ndef test_it(engine_spec): pass\n"
@@ -152,7 +161,7 @@ def test_fact(model, fact): pass
 """
 
 
-def test_facts_about_a_model_are_read_from_its_files(pytester: pytest.Pytester, run) -> None:
+def test_facts_about_a_model_are_read_from_its_files(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(OF_MODELS)
     assert names(run("-v")) == ["test_fact[simulated-chat_template]", "test_fact[simulated-tokenizer]"]
     # A bundled shape has a configuration and nothing else.
@@ -160,7 +169,9 @@ def test_facts_about_a_model_are_read_from_its_files(pytester: pytest.Pytester, 
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
-def test_a_model_that_is_fetched_or_a_projects_own_is_not_judged_by_its_name(pytester: pytest.Pytester, run) -> None:
+def test_a_model_that_is_fetched_or_a_projects_own_is_not_judged_by_its_name(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(OF_MODELS)
     assert run("--collect-only", "-q", "--model=some/model").stdout.str().count("test_fact[") == 3
     pytester.makeconftest("import pytest\n@pytest.fixture(scope='session')\ndef model(engine_spec): return None")
@@ -175,7 +186,9 @@ def test_an_empty_parameter_set_is_an_error_in_this_repository(pytester: pytest.
 
 
 @pytest.mark.parametrize("arguments", [(), ("--serve",)])
-def test_a_live_engine_answers_what_was_said_of_it_before_it_started(pytester: pytest.Pytester, run, arguments) -> None:
+def test_a_live_engine_answers_what_was_said_of_it_before_it_started(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], arguments: tuple[str, ...]
+) -> None:
     pytester.makepyfile(
         """
         from pytest_llminfer.engines.capabilities import possible_capabilities

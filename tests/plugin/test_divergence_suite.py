@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def folder(pytester: pytest.Pytester) -> Path:
     return pytester.path / "baselines" / "any" / "reference"
 
 
-def entry(folder: Path) -> dict:
+def entry(folder: Path) -> dict[str, Any]:
     (found,) = json.loads((folder / "divergence.json").read_text())["entries"].values()
     return found
 

@@ -199,7 +199,7 @@ def test_a_file_in_the_way_is_one_error(
     assert (pytester.path / "in_the_way").read_text() == "kept"
 
 
-def refused(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], folder: str, why: str, mode: tuple[()]) -> None:
+def refused(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], folder: str, why: str, mode: tuple[str, ...]) -> None:
     pytester.makepyfile("def test_first(engine): pass")
     result = run(f"--llminfer-report={folder}", *mode)
     assert result.ret == pytest.ExitCode.TESTS_FAILED

@@ -9,7 +9,7 @@ import numpy as np
 from pytest_llminfer.families.kv_equivalence.check import Compared, check_cache_paths
 from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
 from pytest_llminfer.models.cut import CacheSizes
-from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparison, CachePathComparisons
+from pytest_llminfer.observations.cache_paths import CachedTensors, CachePath, CachePathComparison, CachePathComparisons
 from pytest_llminfer.verdict import Outcome, Verdict
 
 LAYERS, HEADS, TOKENS, DIM = 3, 4, 48, 32
@@ -55,7 +55,7 @@ class Bug:
             **ulps,
         )
 
-    def compared(self, cache_path: CachePath = DECODE, cache: None = None, repeated: Bug | None = None) -> Compared:
+    def compared(self, cache_path: CachePath = DECODE, cache: CachedTensors | None = None, repeated: Bug | None = None) -> Compared:
         again = CachePathComparisons((repeated.one(),), None) if repeated else None
         return Compared(cache_path, CachePathComparisons((self.one(),), cache), again)
 

@@ -6,7 +6,9 @@ import http.server
 import json
 import threading
 import time
+from collections.abc import Callable
 from email.message import Message
+from typing import Any
 
 
 class Fake:
@@ -14,8 +16,8 @@ class Fake:
 
     def __init__(self) -> None:
         self.models = [{"id": "served", "object": "model", "owned_by": "vllm", "max_model_len": 64}]
-        self.answer = self.continue_numbers
-        self.bodies: list[dict] = []
+        self.answer: Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]] = self.continue_numbers
+        self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.key = ""
         self.delay = 0.0
@@ -45,7 +47,7 @@ class Fake:
                     fake.under_way -= 1
                 self.reply(401 if fake.refuses(self.headers) else status, message)
 
-            def reply(self, status: int, message: dict) -> None:
+            def reply(self, status: int, message: dict[str, Any]) -> None:
                 if status == 401:
                     message = {"error": {"message": f"Incorrect API key provided: {self.headers['Authorization']}"}}
                 data = json.dumps(message).encode()
@@ -65,11 +67,11 @@ class Fake:
     def refuses(self, headers: Message[str, str]) -> bool:
         return bool(self.key) and headers["Authorization"] != f"Bearer {self.key}"
 
-    def continue_numbers(self, path: str, body: dict) -> tuple[int, dict]:
+    def continue_numbers(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """The answer to a prompt that starts with n is n + 1."""
         prompt = body["prompt"] if path.endswith("/completions") and "prompt" in body else [len(body["messages"][0]["content"])]
         token = prompt[0] + 1
-        choice: dict = {"text": f"<{token}>", "finish_reason": "length", "message": {"content": f"<{token}>"}}
+        choice: dict[str, Any] = {"text": f"<{token}>", "finish_reason": "length", "message": {"content": f"<{token}>"}}
         if body.get("return_token_ids"):
             choice["token_ids"] = [token]
         if body.get("logprobs"):

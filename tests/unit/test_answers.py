@@ -71,7 +71,7 @@ def test_each_gate_looks_at_its_own_fault(check: Callable[..., Verdict]) -> None
 
 
 @pytest.mark.parametrize("check", [*GATES, check_length, check_flips])
-def test_nothing_to_compare(check: object) -> None:
+def test_nothing_to_compare(check: Callable[..., Verdict]) -> None:
     for given in ({}, {"other": RIGHT}):
         verdict = check(answers=given, recorded=record())
         assert (verdict.outcome, verdict.key) == (Outcome.INVALID, "no comparison")

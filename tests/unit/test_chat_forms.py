@@ -90,7 +90,7 @@ def test_the_forms_as_their_makers_show_them() -> None:
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_no_template_in_use_departs(name: str | tuple[str, str, str]) -> None:
+def test_no_template_in_use_departs(name: str) -> None:
     source, end, expected = STOCK[name]
     form = form_of(source, TOKENS | {"eos_token": end})
     assert (form.name if form else "") == expected
@@ -238,7 +238,7 @@ def test_other_tokens_fail_and_are_named(found: list[list[int]], says: str) -> N
 
 
 def test_equal_tokens_pass_and_a_departure_does_not() -> None:
-    same = {"found": [[1, 5, 6]], "expected": [[1, 5, 6]], "claim": "the same", "source": "a record"}
+    same: dict[str, Any] = {"found": [[1, 5, 6]], "expected": [[1, 5, 6]], "claim": "the same", "source": "a record"}
     assert check_conversations(**same).outcome is Outcome.PASS
     assert check_conversations(**same, departures=["ChatML: no end"]).outcome is Outcome.FAIL
     assert check_conversations(found=[], expected=[], claim="the same", source="a record").outcome is Outcome.FAIL

@@ -18,6 +18,7 @@ from pytest_llminfer.models.stored import StoredModel, read_stored
 from pytest_llminfer.verdict import Outcome, Verdict
 from tests.support.faults import checkpoints
 from tests.support.paths import ASSETS, REFERENCE
+from tests.support.present import present
 
 SAFETENSORS = ("awq", "fp8", "gptq", "w4a16", "w8a8")
 MIXTURES = {"F16": "none", "Q8_0": "q8_0", "Q4_K_M": "q4_k_m"}
@@ -161,7 +162,7 @@ def test_an_index_is_judged_by_the_files_that_it_names(tmp_path: Path) -> None:
     layout, index = check_checkpoint(stored)
     assert (layout.outcome, index.outcome, index.key) == (Outcome.PASS, Outcome.PASS, "67 indexed")
     moved, made_up = "model.norm.weight", "model.layers.4.input_layernorm.weight"
-    wrong = {**stored.index, moved: "elsewhere.safetensors", made_up: "elsewhere.safetensors"}
+    wrong = {**present(stored.index), moved: "elsewhere.safetensors", made_up: "elsewhere.safetensors"}
     verdict = check_index(indexed=wrong, stored=stored.files)
     assert verdict.outcome is Outcome.FAIL
     assert verdict.details == (

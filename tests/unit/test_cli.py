@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def llminfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., C
     return run
 
 
-def engines(done: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], dict]:
+def engines(done: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], dict[str, Any]]:
     return {(each["engine"], each["place"]): each for each in json.loads(done.stdout)["engines"]}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pytest_llminfer import cli
-from pytest_llminfer.cli import memory
+from pytest_llminfer.models.files import SHAPES
 
 GIB = 2**30
 CHANNELS = {"strategy": "channel"}
@@ -204,9 +204,7 @@ def test_skipped_modules_that_no_format_quantizes_are_no_variant(llminfer: Calla
 
 
 def folder(tmp_path: Path, **config: Any) -> str:
-    (tmp_path / "config.json").write_text(
-        json.dumps(json.loads((memory.SHAPES / "llama-3-8b" / "config.json").read_text()) | config)
-    )
+    (tmp_path / "config.json").write_text(json.dumps(json.loads((SHAPES / "llama-3-8b" / "config.json").read_text()) | config))
     return str(tmp_path)
 
 

@@ -176,10 +176,10 @@ def test_a_top1_below_its_limit_fails_although_the_divergence_is_small() -> None
     rows[:, 0], rows[:, 1] = 1.0, 0.99
     turned = rows.copy()
     turned[:64, 1] = 1.01
-    asked = {"kind": "4-bit", "of": "the reference", "limit": Limits(0.06, 0.9)}
+    asked: dict[str, Any] = {"kind": "4-bit", "of": "the reference", "limit": Limits(0.06, 0.9)}
     verdict = check_divergence(candidate=[scores(turned)] * 4, reference=[scores(rows)] * 4, dtype="fp32", **asked)
     assert verdict.outcome is Outcome.FAIL
-    assert verdict.measurements[0].value < 0.001
+    assert float(verdict.measurements[0].value) < 0.001
     # The same is a tie within rounding in bf16, whose steps are 0.125 at logits of 16.
     verdict = check_divergence(candidate=[scores(turned)] * 4, reference=[scores(rows)] * 4, dtype="bf16", **asked)
     assert verdict.outcome is Outcome.PASS
@@ -203,7 +203,7 @@ def test_ratio_to_the_record(reference: Any, size: float, outcome: Outcome) -> N
 
 
 def test_two_figures_that_are_both_noise_make_no_ratio(reference: Any) -> None:
-    asked = {
+    asked: dict[str, Any] = {
         "candidate": seen(noisy(reference, 0.004)),
         "recorded": seen(noisy(reference, 0.001)),
         "reference": seen(reference),
@@ -217,7 +217,7 @@ def test_unchanged_up_to_four_times_the_noise(reference: Any) -> None:
     recorded = seen(reference)
     candidate = seen(noisy(reference, 0.05))
     measured = float(compare(candidate=candidate, reference=recorded, dtype="bf16").kl.mean())
-    asked = {"candidate": candidate, "recorded": recorded, "dtype": "bf16"}
+    asked: dict[str, Any] = {"candidate": candidate, "recorded": recorded, "dtype": "bf16"}
     assert measured > 4 * NOISE_FLOOR["bfloat16"]
     assert check_unchanged(**asked, noise=measured / 3, same_setting=True).outcome is Outcome.PASS
     assert check_unchanged(**asked, noise=measured / 4, same_setting=True).outcome is Outcome.INCONCLUSIVE
@@ -268,5 +268,5 @@ def test_sequences_are_chats_with_128_positions_after_the_first_prompt_or_drawn(
         question = next(question for question in problems if question in prompt)
         assert prompt.rstrip().endswith("assistant")
         assert teacher_forced.startswith(problems[question][:40])
-    drawn = SimpleNamespace(weights="dummy", has_tokenizer=True, sample_prompts=model.sample_prompts)
+    drawn: Any = SimpleNamespace(weights="dummy", has_tokenizer=True, sample_prompts=model.sample_prompts)
     assert {len(ids) for ids in teacher_forced_sequences(drawn, dataset)} == {64 + POSITIONS}

@@ -12,7 +12,8 @@ from pytest_llminfer.engines.environments import cache, interpreter, making
 from pytest_llminfer.engines.environments.making import write_alias
 from pytest_llminfer.errors import BadInputError, EngineStartError
 from tests.support import tiny_environments
-from tests.support.tiny_environments import Phases, evaluate, makes, wheel
+from tests.support.tiny_environments import Phases, evaluate, makes
+from tests.support.tiny_wheels import wheel
 
 index, uv = tiny_environments.index, tiny_environments.uv
 

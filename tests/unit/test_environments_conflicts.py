@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -91,8 +91,13 @@ def test_a_constraint_on_what_asks_is_blamed_where_it_forbids_other_versions_of_
 
 
 def test_a_conflict_that_nothing_constrains_asks_pip_for_no_versions() -> None:
-    asked = []
-    assert explain_pip(LEFT, ["whole==1.0"], lambda arguments: str(asked.append(arguments[0]) or ""), {}) == ""
+    asked: list[str] = []
+
+    def record(arguments: Sequence[str]) -> str:
+        asked.append(arguments[0])
+        return ""
+
+    assert explain_pip(LEFT, ["whole==1.0"], record, {}) == ""
     assert asked == ["config"]
     assert explain_pip("ERROR: No matching distribution found for part", [], lambda _: pytest.fail("asked"), {}) == ""
 

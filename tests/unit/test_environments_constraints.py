@@ -17,7 +17,7 @@ from pytest_llminfer.engines.environments import cache, interpreter
 from pytest_llminfer.engines.environments.installer import Installer
 from pytest_llminfer.errors import EngineStartError
 from tests.support import tiny_environments
-from tests.support.tiny_environments import wheel
+from tests.support.tiny_wheels import wheel
 
 index = tiny_environments.index
 SECRET = "hunter2"  # noqa: S105 - nobody's

@@ -10,7 +10,8 @@ import pytest
 from pytest_llminfer.engines.environments import cache, interpreter
 from pytest_llminfer.errors import EngineStartError
 from tests.support import tiny_environments
-from tests.support.tiny_environments import left_behind, wheel
+from tests.support.tiny_environments import left_behind
+from tests.support.tiny_wheels import wheel
 
 index, uv = tiny_environments.index, tiny_environments.uv
 

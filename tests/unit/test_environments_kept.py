@@ -11,7 +11,8 @@ import pytest
 from pytest_llminfer.engines.environments import EnvironmentInUseError, cache, interpreter, list_environments, remove
 from pytest_llminfer.errors import InvalidSpecError
 from tests.support import tiny_environments
-from tests.support.tiny_environments import left_behind, wheel
+from tests.support.tiny_environments import left_behind
+from tests.support.tiny_wheels import wheel
 
 index, uv = tiny_environments.index, tiny_environments.uv
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pytest_llminfer.families.accuracy import section as evidence
 
 
-def note(cell: str, p_value: float, outcome: str = "pass", past_run: dict | None = None) -> dict:
+def note(cell: str, p_value: float, outcome: str = "pass", past_run: dict[str, Any] | None = None) -> dict[str, Any]:
     shown = {"cell": cell, "against": "record", "outcome": outcome, "asked": 38, "of": 300}
     return {**shown, "p_value": p_value, "log_e": 0.7, "past_run": past_run}
 

@@ -160,7 +160,7 @@ def test_a_minus_that_is_no_hyphen_is_not_read(minus: str) -> None:
     "piece", [*MARKS, "9", "$-", "-$", "9-", "$ ", ".,", "#", "#### ", "####", "#### -", "9 ", "-9", "1.2.", "٣"]
 )
 @pytest.mark.parametrize("before", ["", "#### ", "#### 7 "])
-def test_long_texts_are_read_in_linear_time(piece: object, before: str) -> None:
+def test_long_texts_are_read_in_linear_time(piece: str, before: str) -> None:
     text = before + piece * (5 * LONG // len(piece))
     start = time.process_time()
     strict, flexible = extract_strict(text), extract_flexible(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pytest_llminfer.families.execution_modes.observe import FLATTEST, refuse_fl
 from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.spec import EngineSpec
 
-ENGINE = SimpleNamespace(spec=EngineSpec("vllm", weights="dummy"))
+ENGINE: Any = SimpleNamespace(spec=EngineSpec("vllm", weights="dummy"))
 
 
 def answers(spread: float, positions: int = 6) -> list[Generation]:

@@ -183,7 +183,7 @@ def test_a_fused_linear_has_a_codebook_for_each_of_its_parts() -> None:
 
 
 def test_what_a_checkpoint_brought_along_is_not_judged_by_what_the_engine_makes() -> None:
-    of = {"shape": SHAPE, "dtype": "bf16", "quantization": "fp8", "engine": profile("vllm")}
+    of: dict[str, Any] = {"shape": SHAPE, "dtype": "bf16", "quantization": "fp8", "engine": profile("vllm")}
     assert expected_layout(**of, device="cuda-fp8")
     assert expected_layout(**of, device="cuda-compressed-tensors") == expected_layout(**of, device="cuda")
     assert expected_layout(**of, device="cuda-compressed-tensors") != expected_layout(**of, device="cuda-fp8")

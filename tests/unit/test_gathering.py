@@ -149,7 +149,15 @@ def test_a_cell_has_what_its_engine_said_and_every_load() -> None:
     assert (never.spec["tp"], never.versions, never.loads) == (2, {}, ())
 
 
-PROFILE = {"line": "weights", "unit": "bytes", "predicted": 100, "measured": 120, "difference": 20, "gate": "±10", "within": False}
+PROFILE: dict[str, Any] = {
+    "line": "weights",
+    "unit": "bytes",
+    "predicted": 100,
+    "measured": 120,
+    "difference": 20,
+    "gate": "±10",
+    "within": False,
+}
 PROVEN = {
     "cell": "vllm",
     "against": "record",
@@ -164,7 +172,7 @@ SPLIT = {"cell": "vllm", "questions": 300, "seconds": 10.0, "tokens_per_second":
 
 
 def session(gathering: Gathering) -> SessionResult:
-    words = dict.fromkeys(("started", "ended", "pytest", "llminfer", "python", "command"), "")
+    words: dict[str, Any] = dict.fromkeys(("started", "ended", "pytest", "llminfer", "python", "command"), "")
     tests, cells, sections = gathering.tests(), gathering.cells(), gathering.sections()
     return SessionResult(**words, exit_status=0, hardware={}, cells=cells, tests=tests, sections=sections)
 

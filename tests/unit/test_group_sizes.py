@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -49,10 +49,11 @@ def name(request: pytest.FixtureRequest) -> Any:
 
 def weighed(path: Path, quantization: Any) -> Any:
     """The verdict of the suite on weights, and the line of the profile."""
-    engine, verdicts = HoldsFiles(path, quantization), []
+    engine: Any = HoldsFiles(path, quantization)
+    verdicts: Any = []
     memory_suite.test_weights_take_the_bytes_that_the_configuration_implies(engine, verdicts.append)
     baseline, item = SimpleNamespace(keep=lambda *_, **__: None), SimpleNamespace(user_properties=[])
-    (line, *_) = MemoryProfile(item, engine, baseline).take()
+    (line, *_) = MemoryProfile(cast("Any", item), engine, baseline).take()
     return verdicts[0], line
 
 
@@ -67,14 +68,14 @@ def test_the_suite_and_the_ledger_predict_with_the_groups_that_are_declared(name
 @pytest.mark.parametrize("left", [False, True])
 def test_a_variant_of_a_format_is_a_visible_skip_in_every_suite_that_predicts(name: Any, tmp_path: Path, left: bool) -> None:
     """Of 8 bits, with zero points, or with a matrix left in 16 bits: the tensors that it has are not those declared here."""
-    engine = HoldsFiles(ASSETS / name, name)
+    engine: Any = HoldsFiles(ASSETS / name, name)
     weights = {"num_bits": 4, "strategy": "group", "group_size": 128, "symmetric": False}
-    changed = {"config_groups": {"a": {"weights": weights}}} if name == "w4a16" else {"bits": 8}
+    changed: dict[str, Any] = {"config_groups": {"a": {"weights": weights}}} if name == "w4a16" else {"bits": 8}
     if left:
         changed = {"modules_to_not_convert": ["lm_head", "o_proj"]}
     engine.model = Model(str(checkpoints.declare(ASSETS / name, tmp_path / name, **changed)))
-    profile = MemoryProfile(SimpleNamespace(user_properties=[]), engine, SimpleNamespace())
-    verdicts = []
+    profile = MemoryProfile(cast("Any", SimpleNamespace(user_properties=[])), engine, SimpleNamespace())
+    verdicts: Any = []
     for judged in (
         lambda: memory_suite.test_weights_take_the_bytes_that_the_configuration_implies(engine, verdicts.append),
         lambda: layout_suite.test_every_parameter_is_stored_as_declared(engine, verdicts.append),

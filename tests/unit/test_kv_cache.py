@@ -199,7 +199,7 @@ def test_a_batch_multiplies_the_bytes() -> None:
     shape = (4, HEADS, 3, DIM)
     layers = (CacheLayer(shape, shape, "float32", 2 * math.prod(shape) * 4),)
     report = CacheReport(3, 0, layers, layers, ((0.0, 0.0),))
-    check = {"report": report, "layers": 1, "kv_heads": HEADS, "head_dim": DIM, "dtype": "fp32"}
+    check: dict[str, Any] = {"report": report, "layers": 1, "kv_heads": HEADS, "head_dim": DIM, "dtype": "fp32"}
     assert check_cache_shape(**check, batch=4).outcome is Outcome.PASS
     assert check_cache_shape(**check).outcome is Outcome.FAIL
 

@@ -74,5 +74,5 @@ def test_the_engines_own_concurrency_is_that_of_its_blocks(told: float, outcome:
 
 
 def test_an_unknown_dtype_is_said() -> None:
-    with pytest.raises(UnsupportedError):
+    with pytest.raises(UnsupportedError, match="auto"):
         check_kv_pool(pool=POOL, **SHAPE, dtype="auto")

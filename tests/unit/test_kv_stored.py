@@ -39,7 +39,7 @@ def test_rounding_to_the_steps_of_a_group_errs_as_much_as_is_said() -> None:
     assert format_error("int4", FULL) == pytest.approx(error, rel=0.05)
 
 
-def quantized(dtype: str, ratio: int, **cache: Any) -> Any:
+def quantized(dtype: str, ratio: float, **cache: Any) -> Any:
     bug = Bug()
     bug.dtype = dtype
     size = ratio * format_error(dtype, FULL)

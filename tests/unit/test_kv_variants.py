@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ class Fake:
         device: str = "cpu",
         args: dict[Any, Any] | None = None,
         spec: Any = None,
-        ignores: tuple[()] = (),
+        ignores: tuple[str, ...] = (),
         model: Model = MODEL,
     ) -> None:
         self.log, self.name, self.model = log, name, model
@@ -75,7 +75,7 @@ def variants(
         log.append(f"variant starts with {args} {variables} {spec.kv_dtype}")
         return Fake(log, "variant", device, args, spec, ignores, model)
 
-    return KVVariants(engine, greedy, launch, asked_for=asked_for)
+    return KVVariants(cast("Any", engine), greedy, cast("Any", launch), asked_for=asked_for)
 
 
 CHUNKS = Variant("chunks", {"vllm": {"max_num_batched_tokens": 64}})
@@ -83,7 +83,7 @@ FP8 = Variant("kv-fp8", {"vllm": {}}, kv_dtype="fp8")
 
 
 def test_a_variant_has_the_arguments_of_the_cell_and_its_own_and_is_started_once() -> None:
-    log = []
+    log: list[Any] = []
     kept = variants(log)
     found = kept.ask(CHUNKS)
     assert kept.ask(CHUNKS) is found
@@ -96,7 +96,7 @@ def test_a_variant_has_the_arguments_of_the_cell_and_its_own_and_is_started_once
 
 
 def test_on_a_gpu_the_cell_makes_room_and_comes_back() -> None:
-    log = []
+    log: list[Any] = []
     kept = variants(log, "cuda")
     kept.ask(CHUNKS)
     kept.ask(FP8)
@@ -111,7 +111,7 @@ def test_on_a_gpu_the_cell_makes_room_and_comes_back() -> None:
 
 
 def test_a_tiny_pool_is_made_from_the_prompts_at_hand() -> None:
-    log = []
+    log: list[Any] = []
     variants(log).ask(Variant("tiny", {"vllm": lambda sizes: {"blocks": sizes.tiny_blocks, "tokens": sizes.tiny_tokens}}))
     prompt = max(map(len, MODEL.prompts(8)))
     blocks = 2 * -(-prompt // 16)
@@ -134,14 +134,14 @@ def test_two_prompts_fit_into_a_tiny_pool_and_not_their_answers(block: int, bloc
     ],
 )
 def test_what_means_nothing_is_a_visible_skip(variant: Variant, cell: Any, reason: str) -> None:
-    log = []
+    log: list[Any] = []
     with pytest.raises(UnsupportedError, match=reason):
         variants(log, **cell).ask(variant)
     assert not log
 
 
 def test_an_argument_that_is_not_in_force_is_an_error_and_leaves_no_engine() -> None:
-    log = []
+    log: list[Any] = []
     with pytest.raises(EngineError, match="max_num_batched_tokens=64, and None is in force"):
         variants(log, ignores=("max_num_batched_tokens",)).ask(CHUNKS)
     assert log[-1] == "variant ends"
@@ -152,7 +152,8 @@ def test_a_long_context_needs_a_gpu_and_a_model_that_has_it() -> None:
         variants([]).long(FP8)
     with pytest.raises(UnsupportedError, match="no room for 16,384 tokens"):
         variants([], "cuda").long(FP8)
-    log, model = [], Model("qwen2.5-7b", weights="dummy")
+    log: list[Any] = []
+    model = Model("qwen2.5-7b", weights="dummy")
     found = variants(log, "cuda", model=model).long(FP8)
     assert len(found.long) == len(found.long_reference) == 8
     assert log.count("cell answers 8") == log.count("variant answers 8") == 1

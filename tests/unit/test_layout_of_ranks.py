@@ -16,8 +16,9 @@ from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations.layout import Layout
 from pytest_llminfer.predict.layout import expected_layout, expected_rank_layouts
 from pytest_llminfer.verdict import Outcome, Verdict
+from tests.support.held_layouts import SPLIT as SHAPE
+from tests.support.held_layouts import held_by_two
 
-SHAPE = ModelShape("llama", layers=4, hidden=256, heads=8, kv_heads=2, head_dim=64, intermediate=768, vocab=1000, tied=False)
 ENDS = ("model.embed_tokens", "lm_head")
 DOWN = "model.layers.2.mlp.down_proj.weight"
 QKV = "model.layers.2.self_attn.qkv_proj.weight"
@@ -34,7 +35,7 @@ def loaded(
     plan: tuple[str, str] = ENDS,
 ) -> list[Any]:
     """Ranks as they should be: parts with contents of their own, copies alike."""
-    of = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": profile(engine)}
+    of: dict[str, Any] = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": profile(engine)}
     expected = expected_rank_layouts(**of, tp=tp, pp=pp, plan=plan)
     whole = {weight.parameter.name: weight.parameter for weight in expected_rank_layouts(**of, tp=1, pp=1)[0, 0]}
     return [
@@ -70,6 +71,12 @@ def changed(ranks: Any, number: int, name: str, **fields: Any) -> list[Any]:
     assert name in {each.name for each in ranks[number].parameters}
     parameters = tuple(replace(each, **fields) if each.name == name else each for each in ranks[number].parameters)
     return [*ranks[:number], replace(ranks[number], parameters=parameters), *ranks[number + 1 :]]
+
+
+@every_engine
+def test_halves_on_two_ranks_pass(engine: str) -> None:
+    verdict = check(held_by_two(engine), engine)
+    assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
 
 
 @every_engine

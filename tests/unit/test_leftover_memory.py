@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import shared_memory
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
     def start(program: str) -> WorkerProcess:
         log = tmp_path / "log"
         with log.open("ab") as stream:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stream}
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stream}
             process = subprocess.Popen([sys.executable, "-c", program], **pipes, start_new_session=True)
         started.append(WorkerProcess(process, log))
         return started[-1]

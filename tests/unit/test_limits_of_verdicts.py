@@ -66,9 +66,13 @@ def test_a_throughput_fails_just_below_its_limit(recorded: list[float]) -> None:
     sessions = [Session(rate, 5, CALIBRATION) for rate in recorded]
 
     def speed(rate: float) -> Verdict:
-        yardstick = "copy_bytes_per_second"
         return check_throughput(
-            rounds=[rate] * 5, before=CALIBRATION, after=CALIBRATION, sessions=sessions, metric="decode", yardstick=yardstick
+            rounds=[rate] * 5,
+            before=CALIBRATION,
+            after=CALIBRATION,
+            sessions=sessions,
+            metric="decode",
+            yardstick="copy_bytes_per_second",
         )
 
     median = float(np.median(recorded))
@@ -90,7 +94,8 @@ def test_accuracy_has_its_record_its_margin_and_its_level() -> None:
     recorded = recorded_runs([answers(270), answers(271), answers(269), answers(270)], 0)
     verdict = check_accuracy_at_once(answers=answers(270), recorded=recorded, cells=2)
     now, before = number(verdict, "accuracy now"), number(verdict, "accuracy recorded")
-    assert (now.value, now.baseline) == (pytest.approx(90.0), before.value)
+    assert now.value == pytest.approx(90.0)
+    assert now.baseline == before.value
     assert number(verdict, "largest drop not ruled out").limit == 100 * MARGIN
     assert number(verdict, "sequential p-value").limit == ALPHA / 2
     flips = number(check_flips(answers=answers(270), recorded=recorded), "flips")

@@ -7,7 +7,6 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from pytest_llminfer.worker.backends.llamacpp.convert import permute
 from pytest_llminfer.worker.backends.llamacpp.source import CheckpointSource, DummySource, to_bf16
 from pytest_llminfer.worker.backends.llamacpp.tokenizer import CONTROL, UNUSED, pre_tokenizer, read_vocabulary
 from tests.support.paths import REFERENCE
+from tests.support.present import present
 
 CONFIG = json.loads((REFERENCE / "config.json").read_text())
 TINY = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q1sIQIQ", 1, b"x", 1, 1, 0, 0)
@@ -79,7 +79,7 @@ def test_the_tensors_are_those_of_the_shape_and_their_names_go_both_ways(changes
     assert shapes == {weight.name: weight.shape for weight in ModelShape.from_config(config).parameters()}
     targets = [to_gguf(name) for name in shapes]
     assert len(set(targets)) == len(shapes)
-    assert [to_transformers(target) for target in targets] == list(shapes)
+    assert [to_transformers(present(target)) for target in targets] == list(shapes)
     assert to_gguf("model.layers.0.self_attn.rotary_emb.inv_freq") is None
     assert to_transformers("rope_freqs.weight") == "rope_freqs.weight"
 
@@ -95,7 +95,7 @@ def test_the_tensors_are_those_of_the_shape_and_their_names_go_both_ways(changes
         ({"num_hidden_layers": None}, BadInputError, "num_hidden_layers"),
     ],
 )
-def test_a_model_without_a_place_in_gguf_is_refused(changes: dict[str, Any], error: Callable[..., Any], words: str) -> None:
+def test_a_model_without_a_place_in_gguf_is_refused(changes: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         Architecture.from_config({**CONFIG, **changes})
 
@@ -212,7 +212,7 @@ def test_arguments_resolve_to_what_the_class_takes(monkeypatch: pytest.MonkeyPat
         ({}, {"kv_dtype": "fp8"}, UnsupportedError, "no KV cache of dtype fp8"),
     ],
 )
-def test_arguments_that_nothing_would_read_are_refused(engine_args: Any, cell: Any, error: Callable[..., Any], words: str) -> None:
+def test_arguments_that_nothing_would_read_are_refused(engine_args: Any, cell: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         read(engine_args, **cell)
 

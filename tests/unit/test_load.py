@@ -16,7 +16,7 @@ from pytest_llminfer.datasets.gsm8k import Problem, gold
 from pytest_llminfer.datasets.load import Dataset, load
 from pytest_llminfer.errors import DatasetError
 
-ROWS = [
+ROWS: Any = [
     {"question": "A hen lays 3 eggs a day. How many in 6 days?", "answer": "3 * 6 = <<3*6=18>>18\n#### 18"},
     {"question": "Two pens cost $2,500. What does one cost?", "answer": "2,500 / 2 = 1,250\n#### 1,250"},
     {"id": "own", "question": "Five less than three?", "answer": "#### -2"},
@@ -143,7 +143,7 @@ def test_a_hub_that_cannot_be_read_is_a_dataset_error(monkeypatch: pytest.Monkey
     def load_dataset(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route\nto host")
 
-    module.load_dataset = load_dataset
+    vars(module)["load_dataset"] = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", module)
     with pytest.raises(DatasetError, match=r"cannot be read from the hub \(no route\); give a local"):
         load("openai/gsm8k")
@@ -156,7 +156,7 @@ def test_the_hub_is_asked_for_the_main_configuration(monkeypatch: pytest.MonkeyP
         asked.append((args, kwargs))
         return ROWS[:2]
 
-    module.load_dataset = load_dataset
+    vars(module)["load_dataset"] = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", module)
     assert len(load("openai/gsm8k", split="train").problems) == 2
     assert asked == [(("openai/gsm8k", "main"), {"split": "train"})]

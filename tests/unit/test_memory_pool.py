@@ -104,7 +104,7 @@ def test_a_window_in_vllm_keeps_what_is_still_being_computed(in_flight: int, blo
         ({"sliding_window": None, "use_sliding_window": True}, {None: 28}),
     ],
 )
-def test_which_layers_have_a_window_is_what_the_configuration_says(changes: Any, windows: dict[str, Any]) -> None:
+def test_which_layers_have_a_window_is_what_the_configuration_says(changes: Any, windows: dict[int | None, int]) -> None:
     config, shape = bundled("qwen2.5-7b", **changes)
     groups = kv_groups(config, shape)
     assert {group.window: group.layers for group in groups} == windows

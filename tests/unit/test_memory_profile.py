@@ -22,6 +22,7 @@ from pytest_llminfer.families.shutdown.check import Leftover, Stop, check_idle
 from pytest_llminfer.observations.kv_cache import KVPool
 from pytest_llminfer.observations.memory import MemoryReport
 from pytest_llminfer.verdict import Outcome
+from tests.support.present import present
 
 MIB = 2**20
 GIB = 2**30
@@ -219,7 +220,7 @@ def test_descendants_in_a_session_of_their_own_are_found_and_weighed() -> None:
     with subprocess.Popen([sys.executable, "-c", SPAWNS], start_new_session=True, stdout=subprocess.PIPE) as parent:
         left: list[tuple[int, int]] = []
         try:
-            parent.stdout.readline()
+            present(parent.stdout).readline()
             processes = idling.process_tree([parent.pid])
             assert parent.pid in dict(processes)
             assert len(processes) == 2

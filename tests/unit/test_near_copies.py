@@ -13,12 +13,13 @@ from pytest_llminfer.families.accuracy.grading import Answer
 from pytest_llminfer.families.accuracy.recorded import Recorded, recorded_runs
 from pytest_llminfer.stats.evalues import log_e_of_pairs
 from pytest_llminfer.verdict import Outcome
+from tests.support.present import present
 
 N, RIGHT = 1000, 900
 IDS = [f"q{number}" for number in range(N)]
 
 
-def answers(wrong: set[int] = frozenset(), right: set[int] = frozenset()) -> dict[str, Answer]:
+def answers(wrong: frozenset[int] | set[int] = frozenset(), right: frozenset[int] | set[int] = frozenset()) -> dict[str, Answer]:
     """The first 900 questions right, but for those in ``wrong``; the others wrong, but for those in ``right``."""
     outcomes = [(number < RIGHT and number not in wrong) or number in right for number in range(N)]
     return {name: Answer(strict=ok, flexible=ok, tokens=50) for name, ok in zip(IDS, outcomes, strict=True)}
@@ -51,7 +52,7 @@ def test_symmetric_changes_seldom_fail(copies: Recorded) -> None:
             verdict = test.look({name: changed[name] for name in test.order[:count]})
             if verdict:
                 break
-        failures += verdict.outcome is Outcome.FAIL
+        failures += present(verdict).outcome is Outcome.FAIL
     assert failures <= 3
 
 
@@ -78,7 +79,7 @@ def test_another_kernel_is_no_drift_of_an_engine_that_repeats_itself(runs: int, 
 def test_one_recorded_run_still_proves_what_is_lost_for_good() -> None:
     recorded = recorded_runs([answers()], seed=1)
     verdict = check_drift(recorded=recorded, past_runs=[past_run(recorded, answers(wrong=set(range(25))))] * 4)
-    assert verdict.outcome is Outcome.FAIL
+    assert present(verdict).outcome is Outcome.FAIL
     assert "25 questions lost and 0 won for good" in str(verdict)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
-from pytest_llminfer.worker.backends.openai.backend import OpenaiBackend
 from tests.support.engines import openai_backends
 from tests.support.engines.openai_backends import generate
 from tests.support.openai_server import Fake
@@ -19,7 +19,9 @@ pytest.importorskip("openai")
 fake, load = openai_backends.fake, openai_backends.load
 
 
-def test_answers_come_in_order_with_as_many_requests_at_once_as_allowed(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
+def test_answers_come_in_order_with_as_many_requests_at_once_as_allowed(
+    fake: Fake, load: Callable[..., openai_backends.Loaded]
+) -> None:
     backend = load(concurrency=3)
     fake.delay = 0.03
     fake.most_under_way = 0
@@ -30,7 +32,7 @@ def test_answers_come_in_order_with_as_many_requests_at_once_as_allowed(fake: Fa
 
 
 def test_every_sampling_field_is_said_to_an_engine_and_only_what_is_meant_to_a_stranger(
-    fake: Fake, load: Callable[..., OpenaiBackend]
+    fake: Fake, load: Callable[..., openai_backends.Loaded]
 ) -> None:
     generate(load(), [[1]])
     (body,) = fake.bodies
@@ -51,7 +53,7 @@ def test_every_sampling_field_is_said_to_an_engine_and_only_what_is_meant_to_a_s
     assert (fake.bodies[1]["top_k"], fake.bodies[1]["ignore_eos"]) == (5, True)
 
 
-def test_fields_of_the_user_go_along_and_null_takes_one_out(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
+def test_fields_of_the_user_go_along_and_null_takes_one_out(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
     provider = {"order": ["one"]}
     backend = load(extra_body={"provider": provider, "seed": None}, extra_headers={"X-Title": "tests"})
     generate(backend, [[1]])
@@ -60,7 +62,7 @@ def test_fields_of_the_user_go_along_and_null_takes_one_out(fake: Fake, load: Ca
     assert fake.headers[-1]["x-title"] == "tests"
 
 
-def test_logprobs_come_with_ids_most_likely_first(load: Callable[..., OpenaiBackend]) -> None:
+def test_logprobs_come_with_ids_most_likely_first(load: Callable[..., openai_backends.Loaded]) -> None:
     backend = load()
     assert "generate:logprobs" in backend.capabilities
     (output,) = generate(backend, [[7]], logprobs=2)
@@ -70,11 +72,11 @@ def test_logprobs_come_with_ids_most_likely_first(load: Callable[..., OpenaiBack
         generate(backend, [[7]], logprobs=21)
 
 
-def test_a_busy_server_is_asked_again_and_waited_for(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
+def test_a_busy_server_is_asked_again_and_waited_for(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
     backend = load()
     times: list[float] = []
 
-    def busy_twice(path: str, body: dict) -> tuple[int, dict]:
+    def busy_twice(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         times.append(time.monotonic())
         return (429, {"error": {"message": "slow down"}}) if len(times) < 3 else fake.continue_numbers(path, body)
 
@@ -84,7 +86,7 @@ def test_a_busy_server_is_asked_again_and_waited_for(fake: Fake, load: Callable[
     assert times[2] - times[1] > times[1] - times[0] > 0.3
 
 
-def test_requests_that_fail_are_no_wrong_answers(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
+def test_requests_that_fail_are_no_wrong_answers(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
     backend = load(max_retries=1, concurrency=4)
     fake.answer = lambda path, body: (500, {}) if body["prompt"][0] in (3, 5) else fake.continue_numbers(path, body)
     with pytest.raises(EngineError, match=r"2 of 8 requests .* failed while generating; first: InternalServerError.*500"):
@@ -92,7 +94,7 @@ def test_requests_that_fail_are_no_wrong_answers(fake: Fake, load: Callable[...,
     assert sum(body["prompt"] == [3] for body in fake.bodies) == 2
 
 
-def test_a_broken_server_is_not_asked_to_the_end(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
+def test_a_broken_server_is_not_asked_to_the_end(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
     backend = load(max_retries=0, concurrency=2)
     fake.answer = lambda *_: (500, {})
     with pytest.raises(EngineError, match=r"1\d of 100 requests .*\(8\d more were not asked\)"):
@@ -100,11 +102,11 @@ def test_a_broken_server_is_not_asked_to_the_end(fake: Fake, load: Callable[...,
     assert len(fake.bodies) < 20
 
 
-def test_a_connection_that_breaks_is_counted_too(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
+def test_a_connection_that_breaks_is_counted_too(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
     backend = load(max_retries=1)
-    fake.server.handle_error = lambda *_: None
+    vars(fake.server)["handle_error"] = lambda *_: None
 
-    def broken(_path: str, _body: dict) -> tuple[int, dict]:
+    def broken(_path: str, _body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         raise ConnectionAbortedError
 
     fake.answer = broken
@@ -114,22 +116,24 @@ def test_a_connection_that_breaks_is_counted_too(fake: Fake, load: Callable[...,
 
 
 @pytest.mark.parametrize(("said", "ours"), [("stop", "stop"), ("length", "length"), ("eos", "stop"), ("max_tokens", "length")])
-def test_finish_reasons_are_in_our_words(fake: Fake, load: Callable[..., OpenaiBackend], said: str, ours: str) -> None:
+def test_finish_reasons_are_in_our_words(fake: Fake, load: Callable[..., openai_backends.Loaded], said: str, ours: str) -> None:
     backend = load()
     fake.answer = lambda *_: (200, {"choices": [{"text": "x", "finish_reason": said, "token_ids": [9]}]})
     assert generate(backend, [[1]])[0]["finish_reason"] == ours
 
 
 @pytest.mark.parametrize("said", ["content_filter", "abort", None])
-def test_an_answer_that_was_broken_off_is_an_error(fake: Fake, load: Callable[..., OpenaiBackend], said: str | None) -> None:
+def test_an_answer_that_was_broken_off_is_an_error(
+    fake: Fake, load: Callable[..., openai_backends.Loaded], said: str | None
+) -> None:
     backend = load()
     fake.answer = lambda *_: (200, {"choices": [{"text": "x", "finish_reason": said, "token_ids": [9]}]})
     with pytest.raises(EngineError, match=said or "nothing"):
         generate(backend, [[1]])
 
 
-def test_chat_is_used_where_token_ids_are_refused(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
-    def chat_only(path: str, body: dict) -> tuple[int, dict]:
+def test_chat_is_used_where_token_ids_are_refused(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
+    def chat_only(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         refused = (404, {"detail": "Not Found"}) if not path.endswith("/chat/completions") else None
         return refused or fake.continue_numbers(path, body)
 
@@ -144,8 +148,8 @@ def test_chat_is_used_where_token_ids_are_refused(fake: Fake, load: Callable[...
     assert backend.settings()["resolved"]["api"] == "chat"
 
 
-def test_a_server_that_reads_token_ids_as_text_is_not_believed(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
-    def as_text(path: str, body: dict) -> tuple[int, dict]:
+def test_a_server_that_reads_token_ids_as_text_is_not_believed(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
+    def as_text(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         status, message = fake.continue_numbers(path, body)
         return status, {**message, "usage": {"prompt_tokens": 4, "completion_tokens": 1}}
 
@@ -153,11 +157,11 @@ def test_a_server_that_reads_token_ids_as_text_is_not_believed(fake: Fake, load:
     assert load().settings()["resolved"]["api"] == "chat"
 
 
-def test_token_ids_come_from_the_text_where_the_server_gives_none(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
+def test_token_ids_come_from_the_text_where_the_server_gives_none(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
     pytest.importorskip("tokenizers")
     said = "There are 12 apples."
 
-    def text_only(_path: str, _body: dict) -> tuple[int, dict]:
+    def text_only(_path: str, _body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         return 200, {"choices": [{"text": said, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}}
 
     fake.answer = text_only
@@ -173,10 +177,12 @@ def test_token_ids_come_from_the_text_where_the_server_gives_none(fake: Fake, lo
     assert generate(load(), [[20]])[0]["token_ids"] == []
 
 
-def test_text_is_sent_where_it_is_asked_for_and_means_the_same_tokens(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
+def test_text_is_sent_where_it_is_asked_for_and_means_the_same_tokens(
+    fake: Fake, load: Callable[..., openai_backends.Loaded]
+) -> None:
     tokenizers = pytest.importorskip("tokenizers")
 
-    def text_only(_path: str, body: dict) -> tuple[int, dict]:
+    def text_only(_path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if isinstance(body["prompt"], list):
             return 422, {"detail": "prompt must be a string"}
         return 200, {"choices": [{"text": " 2", "finish_reason": "length"}], "usage": {}}

@@ -24,7 +24,7 @@ fake, load = openai_backends.fake, openai_backends.load
 KEY = "sk-llminfer-secret-0123456789"
 
 
-def test_several_models_must_be_told_apart(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
+def test_several_models_must_be_told_apart(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
     fake.models.append({"id": "other", "owned_by": "vllm"})
     with pytest.raises(BadInputError, match=r"2 models; name one.*other, served"):
         load()
@@ -37,7 +37,7 @@ def test_several_models_must_be_told_apart(fake: Fake, load: Callable[..., Opena
 def test_wrong_arguments_and_addresses_are_refused(fake: Fake) -> None:
     def refused(match: str, address: str = fake.address, **engine_args: Any) -> None:
         with pytest.raises(BadInputError, match=match):
-            OpenaiBackend(EngineSpec("openai", environment=address), "nowhere", engine_args, print).load()
+            OpenaiBackend(EngineSpec("openai", environment=address), "nowhere", engine_args, lambda *_: None).load()
 
     refused("unknown engine argument 'concurency'.*Did you mean 'concurrency'", concurency=3)
     refused("concurrency must be a whole number of at least 1", concurrency=0)
@@ -53,7 +53,7 @@ def test_wrong_arguments_and_addresses_are_refused(fake: Fake) -> None:
 
 @pytest.mark.parametrize("key", ["", KEY])
 @pytest.mark.parametrize("engine_args", [{}, {"model": "served"}])
-def test_an_address_without_its_v1_is_told_so(fake: Fake, key: str, engine_args: dict) -> None:
+def test_an_address_without_its_v1_is_told_so(fake: Fake, key: str, engine_args: dict[str, Any]) -> None:
     fake.key = key
     root = fake.address.removesuffix("/v1")
     with pytest.raises(BadInputError, match=rf"answers under /v1 alone: --engine=openai@{fake.address}$"):
@@ -64,7 +64,7 @@ def test_an_address_without_its_v1_is_told_so(fake: Fake, key: str, engine_args:
             OpenaiBackend(EngineSpec("openai", environment=root), "nowhere", engine_args, lambda *_: None).load()
 
 
-def test_a_server_that_wants_a_key_says_so_itself(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
+def test_a_server_that_wants_a_key_says_so_itself(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
     fake.key = KEY
     with pytest.raises(EngineStartError, match=r"needs an API key \(AuthenticationError.*401.*\): set OPENAI_API_KEY"):
         load()
@@ -98,12 +98,12 @@ def test_the_values_of_headers_are_shown_nowhere() -> None:
 )
 def test_an_address_holds_nothing_but_the_place(address: str, message: str) -> None:
     with pytest.raises(BadInputError, match=message) as caught:
-        OpenaiBackend(EngineSpec("openai", environment=address), "nowhere", {}, print).load()
+        OpenaiBackend(EngineSpec("openai", environment=address), "nowhere", {}, lambda *_: None).load()
     assert "hidden" not in str(caught.value)
 
 
-def test_sglang_would_ignore_stop_tokens_beside_ignore_eos(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
-    both = {"ignore_eos": True, "stop_token_ids": [7]}
+def test_sglang_would_ignore_stop_tokens_beside_ignore_eos(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
+    both: dict[str, Any] = {"ignore_eos": True, "stop_token_ids": [7]}
     generate(load(), [[1]], **both)
     assert (fake.bodies[0]["ignore_eos"], fake.bodies[0]["stop_token_ids"]) == (True, [7])
     fake.models[0]["owned_by"] = "sglang"
@@ -116,7 +116,7 @@ def test_sglang_would_ignore_stop_tokens_beside_ignore_eos(fake: Fake, load: Cal
     assert [(body["ignore_eos"], body["stop_token_ids"]) for body in fake.bodies] == [(True, []), (False, [7])]
 
 
-def test_a_server_that_is_not_there_is_one_line(fake: Fake, load: Callable[..., OpenaiBackend]) -> None:
+def test_a_server_that_is_not_there_is_one_line(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
     fake.server.shutdown()
     fake.server.server_close()
     with pytest.raises(EngineStartError, match=r"127\.0\.0\.1:\d+ does not answer .*address is right") as caught:
@@ -127,7 +127,7 @@ def test_a_server_that_is_not_there_is_one_line(fake: Fake, load: Callable[..., 
 @pytest.mark.parametrize("place", ["environment", "file"])
 def test_the_key_is_found_sent_and_never_shown(
     fake: Fake,
-    load: Callable[..., OpenaiBackend],
+    load: Callable[..., openai_backends.Loaded],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -159,7 +159,7 @@ def test_the_key_is_found_sent_and_never_shown(
 
 
 def test_a_wrong_key_and_none_are_told_apart_from_the_right_one(
-    fake: Fake, load: Callable[..., OpenaiBackend], monkeypatch: pytest.MonkeyPatch
+    fake: Fake, load: Callable[..., openai_backends.Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UnsupportedError, match="was given no API key"):
         load().talk(requests=[{"endpoint": "models", "key": "wrong"}])

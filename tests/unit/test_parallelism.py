@@ -77,7 +77,14 @@ def test_a_share_by_hand() -> None:
 
 
 def test_the_engine_says_whether_the_ends_are_shared_out() -> None:
-    cell = {"shape": LLAMA, "dtype": "fp32", "quantization": "none", "engine": profile("transformers"), "tp": 2, "pp": 1}
+    cell: dict[str, Any] = {
+        "shape": LLAMA,
+        "dtype": "fp32",
+        "quantization": "none",
+        "engine": profile("transformers"),
+        "tp": 2,
+        "pp": 1,
+    }
     whole, ends, nothing = (
         expected_rank_weights(**cell, plan=plan)[0] for plan in ((), ("model.embed_tokens", "lm_head"), ("model.norm",))
     )
@@ -107,11 +114,18 @@ def test_more_ranks_than_kv_heads_hold_each_several_times() -> None:
     assert four - kv_of_one_head - replicated == (two - kv_of_one_head - replicated) // 2
 
 
-@pytest.mark.parametrize("fields", [{"pp": 3}, {"quantization": "exl2"}, {"engine": "llamacpp", "tp": 2}])
-def test_what_is_not_known_is_said(fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"pp": 3}, "layers do not divide by pp=3"),
+        ({"quantization": "exl2"}, "exl2"),
+        ({"engine": "llamacpp", "tp": 2}, "llamacpp does not split a model"),
+    ],
+)
+def test_what_is_not_known_is_said(fields: dict[str, Any], said: str) -> None:
     cell = {"dtype": "bf16", "quantization": "none", "tp": 1, "pp": 1, **fields}
     cell["engine"] = profile(cell.get("engine", "vllm"))
-    with pytest.raises(UnsupportedError):
+    with pytest.raises(UnsupportedError, match=said):
         expected_rank_weights(shape=LLAMA, **cell)
 
 

@@ -9,6 +9,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from pytest_llminfer.engines.pool import Pool
 from pytest_llminfer.engines.replicas import at_once
 from pytest_llminfer.errors import EngineStartError
 from pytest_llminfer.hardware import Gpu
+from tests.support.present import present
 
 GPUS = [Gpu(index, f"GPU-{index}", "NVIDIA H100", 81559, "580") for index in range(3)]
 HOLDER = """
@@ -58,7 +60,8 @@ def test_a_lease_knows_what_was_in_use_before_its_cell(pool: Pool, monkeypatch: 
     lease.ids()
     # What the cell itself left behind is no idle device.
     assert lease.idle_bytes == (3, ["GPU-0", "GPU-1"])
-    assert pool.lease_now(1).idle_bytes == (5, ["GPU-2"])
+    other: Any = present(pool.lease_now(1))
+    assert other.idle_bytes == (5, ["GPU-2"])
 
 
 def test_replicas_that_ask_at_the_same_time_are_given_the_same(pool: Pool) -> None:
@@ -71,7 +74,7 @@ def test_what_is_let_go_can_be_taken(pool: Pool, other: Pool) -> None:
     first.ids()
     with pytest.raises(EngineStartError, match=r"2 of 3 GPUs were not free for 0\.2 s"):
         second.ids()
-    first.release()
+    present(first).release()
     assert second.ids() == ("0", "1")
 
 
@@ -83,7 +86,7 @@ def test_nobody_waits_for_himself(tmp_path: Path) -> None:
     with pytest.raises(EngineStartError, match=r"2 GPUs are needed, and of 3 this session itself holds 2, for vllm-tp2: close"):
         second.ids()
     assert time.monotonic() - started < 10
-    first.release()
+    present(first).release()
     assert second.ids() == ("0", "1")
     assert pool.held == {"0": "another cell", "1": "another cell"}
     second.release()
@@ -92,7 +95,7 @@ def test_nobody_waits_for_himself(tmp_path: Path) -> None:
 
 def test_what_is_kept_for_later_makes_room(tmp_path: Path) -> None:
     ahead = Pool(GPUS, folder=tmp_path).lease_now(2, "next")
-    pool = Pool(GPUS, folder=tmp_path, timeout=60, held=ahead._pool.held, make_room=ahead.release)
+    pool = Pool(GPUS, folder=tmp_path, timeout=60, held=present(ahead)._pool.held, make_room=present(ahead).release)
     small, large = pool.lease(1), pool.lease(2)
     assert small.ids() == ("2",)
     assert pool.held["0"] == "next"
@@ -121,11 +124,15 @@ def test_another_process_that_holds_one_is_respected_and_waited_for(pool: Pool, 
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "GPU-0.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
-        assert holder.stdout.readline() == "held\n"
+        assert present(holder.stdout).readline() == "held\n"
         assert pool.lease(1).ids() == ("1",)
-        told = []
-        waiting = Pool(GPUS, folder=tmp_path, timeout=30).lease(3, lambda *call: (told.append(call), holder.kill()))
-        pool = None
+        told: list[tuple[str, int, int]] = []
+
+        def tell(*call: Any) -> None:
+            told.append(call)
+            holder.kill()
+
+        waiting = Pool(GPUS, folder=tmp_path, timeout=30).lease(3, tell)
         del pool
         assert waiting.ids() == ("0", "1", "2")
         assert told[0] == ("waiting for GPUs", 0, 3)
@@ -148,7 +155,7 @@ def test_who_waits_is_served_before_who_gave_back(tmp_path: Path, monkeypatch: p
         waiting = executor.submit(wait)
         while pool.lease_now(1) is not None:  # until the one that waits has the turn
             time.sleep(0.01)
-        first.release()
+        present(first).release()
         again = pool.lease(1)
         again.ids()
         order.append("again")
@@ -185,7 +192,7 @@ def test_sessions_meet_wherever_their_temporary_files_lie(tmp_path: Path, monkey
         monkeypatch.setattr(tempfile, "tempdir", None)
         leases.append(Pool(gpus).lease_now(1))
     first, second = leases
-    first.release()
+    present(first).release()
     (pool_module.default_folder() / f"{gpus[0].uuid}.lock").unlink()
     assert second is None
 

@@ -136,7 +136,7 @@ def test_error_beside_the_best() -> None:
     assert check_against_best(values=NORMAL, read=NORMAL, name="nf4", block=64).outcome is FAIL
 
 
-def test_double_quantization() -> Verdict:
+def test_double_quantization() -> None:
     rng = np.random.default_rng(1)
     plain = stored(NORMAL, codebooks.nf4(), 64)
     # Scales of 8 bits: each block's is off by up to half a step of 1/127 of the largest.

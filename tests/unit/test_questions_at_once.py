@@ -47,7 +47,7 @@ MODEL, DATASET = Model("reference"), load("synthetic")
     [(None, [40, 40]), (16, [16, 16, 16, 16, 16]), (64, [64, 36]), (100, [100]), (256, [100])],
 )
 def test_as_many_are_asked_at_once_as_was_said(concurrency: int | None, sizes: list[int]) -> None:
-    engine = Fake()
+    engine: Any = Fake()
     questions = QuestionSet(DATASET, MODEL, 100, concurrency=concurrency)
     order = questions.ids(engine)
     asking = questions.asking(engine)
@@ -58,7 +58,7 @@ def test_as_many_are_asked_at_once_as_was_said(concurrency: int | None, sizes: l
 
 
 def test_a_record_is_made_with_as_many_at_once() -> None:
-    engine = Fake()
+    engine: Any = Fake()
     questions = QuestionSet(DATASET, MODEL, 50, runs=2, concurrency=20)
     assert questions.record(engine, None)["questions"] == 50
     assert engine.sizes == [20, 20, 10] * 2

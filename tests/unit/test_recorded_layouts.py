@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,14 @@ ASKED = {"fp8": "fp8"}
 def recorded(model: str, quantization: str, *, engine: str = "vllm") -> list[Parameter]:
     """The parameters of a recorded layout, one for each layer."""
     hardware = "any" if quantization == "none" else "nvidia-h200-x1"
-    entries = json.loads((BASELINES / hardware / model / "dtype_layout.json").read_text())["entries"]
+    entries = json.loads((BASELINES / hardware / model / "layout.json").read_text())["entries"]
     expected = entries[f"{engine}-{quantization}-bf16-kv_bf16"]["expected"]
     found = []
     for name, groups in expected.items():
         for group in groups:
-            facts = {key: tuple(value) if isinstance(value, list) else value for key, value in group.items() if key != "layers"}
+            facts: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in group.items() if key != "layers"
+            }
             names = [name.replace("*", str(layer)) for layer in group["layers"]] if "layers" in group else [name]
             found += [Parameter(name=each, device="cuda", **facts) for each in names]
     return found
@@ -62,7 +65,7 @@ def test_what_an_engine_made_of_a_checkpoint_on_a_gpu_is_what_is_declared(quanti
     def outcome(found: list[Parameter], quantization: str = quantization) -> Outcome:
         shape = Model(str(REPOSITORY / "assets" / quantization)).shape
         asked = "compressed-tensors" if quantization in ("w4a16", "w8a8", "fp8") and engine == "vllm" else ""
-        facts = {
+        facts: dict[str, Any] = {
             "shape": shape,
             "dtype": "bf16",
             "quantization": quantization,

@@ -123,7 +123,7 @@ def test_replicas_that_store_otherwise_are_told_apart(engines: Callable[..., Eng
     engine = engines(2)
     real = Replica.ask
 
-    def ask(self, method: Any, params: Any, progress: None = None) -> Any:
+    def ask(self: Any, method: Any, params: Any, progress: None = None) -> Any:
         answer = real(self, method, params, progress)
         if method == "layout" and self.launch.index == 1:
             answer["parameters"][0]["dtype"] = "float64"

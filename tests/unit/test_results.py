@@ -115,12 +115,13 @@ def test_a_result_is_whole_after_a_round_trip_and_is_what_the_schema_says(result
 
 
 def test_numbers_of_numpy_and_those_that_are_not_finite_cross_as_numbers() -> None:
+    value: Any
     for value in (np.float64(0.5), np.float32(0.5), np.int64(3), np.uint8(3), math.inf, -math.inf, np.float32("inf")):
         data = through_json(Measurement("m", value, baseline=value, limit=value).to_dict())
         again = Measurement.from_dict(data)
         assert (again.value, again.baseline, again.limit) == (value, value, value)
         assert type(again.value) in (int, float)
-    assert math.isnan(Measurement.from_dict(through_json(Measurement("m", float("nan")).to_dict())).value)
+    assert math.isnan(float(Measurement.from_dict(through_json(Measurement("m", float("nan")).to_dict())).value))
 
 
 def test_a_baseline_and_a_limit_are_data_and_no_part_of_the_text() -> None:
@@ -146,6 +147,7 @@ def test_the_schema_is_one_and_refuses_what_is_wrong() -> None:
     Draft202012Validator.check_schema(SCHEMA)
     data = SOME.to_dict()
     VALIDATOR.validate(data)
+    wrong: dict[str, Any]
     for wrong in ({"exit_status": "0"}, {"schema": 2}, {"started": "yesterday"}, {"hardware": {}}, {"cells": [{"id": "a"}]}):
         assert not VALIDATOR.is_valid({**data, **wrong}), wrong
     assert not VALIDATOR.is_valid({name: value for name, value in data.items() if name != "tests"})

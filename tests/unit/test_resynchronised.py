@@ -12,6 +12,7 @@ from pytest_llminfer.families.execution_modes.resynchronised import binomial_tai
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.observations.generation import Generation, Scores
 from pytest_llminfer.verdict import Outcome, Verdict
+from tests.support.present import present
 
 LENGTH = 40
 RIVAL = 500
@@ -34,15 +35,15 @@ def tied(*positions: int) -> Generation:
     """The reference, which saw a tie at these positions and chose the usual token."""
     found = answer()
     for position in positions:
-        found.top_logprobs[position] = [-0.6, -0.65]
+        present(found.top_logprobs)[position] = [-0.6, -0.65]
     return found
 
 
 def teacher_forced(changes: dict[int, float]) -> Scores:
     """What the candidate predicts for the reference's tokens."""
     found = answer(changes)
-    given = np.where(found.top_ids == np.arange(LENGTH)[:, None], found.top_logprobs, 0).sum(axis=1)
-    return Scores(given, found.top_ids, found.top_logprobs)
+    given = np.where(present(found.top_ids) == np.arange(LENGTH)[:, None], present(found.top_logprobs), 0).sum(axis=1)
+    return Scores(given, present(found.top_ids), present(found.top_logprobs))
 
 
 def judged(candidate: list[Generation], reference: list[Generation], scores: dict[Any, Any] | None = None, **more: Any) -> Verdict:
@@ -88,7 +89,7 @@ def test_a_difference_that_is_no_tie_fails_and_is_not_forced() -> None:
 
 def test_noise_of_the_engine_widens_a_tie() -> None:
     candidate, reference = [answer({5: 0.5})], [tied(5)]
-    reference[0].top_logprobs[5] = [-0.5, -1.0]
+    present(reference[0].top_logprobs)[5] = [-0.5, -1.0]
     assert judged(candidate, reference).outcome is Outcome.FAIL
     assert judged(candidate, reference, {0: teacher_forced({5: 0.5})}, noise=0.3).outcome is Outcome.PASS
 
@@ -96,7 +97,9 @@ def test_noise_of_the_engine_widens_a_tie() -> None:
 def test_lost_answers_and_other_lengths_fail() -> None:
     assert judged([answer()], [answer(), answer()]).outcome is Outcome.FAIL
     short = answer()
-    short = Generation(short.token_ids[:30], "stop", top_ids=short.top_ids[:30], top_logprobs=short.top_logprobs[:30])
+    short = Generation(
+        short.token_ids[:30], "stop", top_ids=present(short.top_ids)[:30], top_logprobs=present(short.top_logprobs)[:30]
+    )
     assert judged([short], [answer()]).outcome is Outcome.FAIL
     assert judged([], []).outcome is Outcome.FAIL
 

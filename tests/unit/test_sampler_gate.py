@@ -12,6 +12,7 @@ from pytest_llminfer.families.accuracy.sampler import check_sampler, off_argmax
 from pytest_llminfer.families.tokens.penalties import check_no_penalty, shifts_of_seen_tokens
 from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.verdict import Outcome
+from tests.support.present import present
 
 END = 2
 LIKELY = Answer(strict=True, flexible=True, tokens=50, off_argmax=0.0)
@@ -42,7 +43,7 @@ def answer(chosen: list[Any], gaps: list[float], *, max_logit: float | None = 16
     ],
 )
 def test_chosen_tokens_beyond_a_tie_are_counted(chosen: list[int], gaps: list[float], dtype: str, unlikely: int) -> None:
-    slack, found = off_argmax(answer(chosen, gaps), dtype=dtype)
+    slack, found = present(off_argmax(answer(chosen, gaps), dtype=dtype))
     assert found == unlikely
     chosen_gaps = [gap for token, gap in zip(chosen, gaps, strict=True) if token != 7]
     assert slack == pytest.approx(max(chosen_gaps, default=0.0), abs=1e-6, nan_ok=True)
@@ -53,9 +54,9 @@ def test_an_end_token_that_is_likeliest_is_no_other_choice() -> None:
 
 
 def test_a_tie_is_as_wide_as_the_logits_are_large() -> None:
-    assert off_argmax(answer([8], [0.2], max_logit=33.0), dtype="bf16")[1] == 0
-    assert off_argmax(answer([8], [0.2], max_logit=31.0), dtype="bf16")[1] == 1
-    assert off_argmax(answer([8], [0.2], max_logit=None), dtype="bf16")[1] == 1
+    assert present(off_argmax(answer([8], [0.2], max_logit=33.0), dtype="bf16"))[1] == 0
+    assert present(off_argmax(answer([8], [0.2], max_logit=31.0), dtype="bf16"))[1] == 1
+    assert present(off_argmax(answer([8], [0.2], max_logit=None), dtype="bf16"))[1] == 1
 
 
 def test_without_log_probabilities_nothing_is_said() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -76,7 +78,7 @@ def test_a_server_is_asked_for_the_prompt_alone_where_it_is_known_to_answer() ->
     asking = Asking("completions", "token_ids", Served("model", {}, dialects.DIALECTS["vllm"]))
     body = scoring.body(asking, SEQUENCE, 20)
     assert (body["prompt"], body["prompt_logprobs"], body["max_tokens"], body["temperature"]) == (SEQUENCE, 20, 1, 0.0)
-    offer = {"api": "completions", "prompts": "token_ids", "gives_ids": True, "gives_logprobs": True, "extra": {}}
+    offer: dict[str, Any] = {"api": "completions", "prompts": "token_ids", "gives_ids": True, "gives_logprobs": True, "extra": {}}
     assert "score_top" in capabilities(Offer(**offer, scores_prompts=True))
     assert "score_top" not in capabilities(Offer(**offer))
     assert [name for name, dialect in dialects.DIALECTS.items() if dialect.scores_prompts] == ["vllm"]

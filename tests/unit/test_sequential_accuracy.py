@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from pytest_llminfer.families.accuracy.recorded import Recorded, recorded_runs
 from pytest_llminfer.stats import exchangeable, sequential
 from pytest_llminfer.verdict import Outcome
 from tests.support.paths import BASELINES
+from tests.support.present import present
 
 RIGHT, WRONG = Answer(strict=True, flexible=True, tokens=100), Answer(strict=False, flexible=False, tokens=100)
 
@@ -89,10 +90,10 @@ def test_evidence_that_many_cells_do_not_bear_is_never_a_pass() -> None:
     given = answers(recorded, lost=7)
     alone = AccuracyTest(recorded, looks=1).look(given)
     among = AccuracyTest(recorded, looks=1, cells=20).look(given)
-    assert (alone.outcome, among.outcome) == (Outcome.FAIL, Outcome.INCONCLUSIVE)
+    assert (present(alone).outcome, present(among).outcome) == (Outcome.FAIL, Outcome.INCONCLUSIVE)
     assert value(among, "largest drop not ruled out") < 2
-    assert "20 cells together" in among.advice
-    assert AccuracyTest(recorded, looks=1, cells=20).look(answers(recorded, lost=6)).outcome is Outcome.PASS
+    assert "20 cells together" in present(among).advice
+    assert present(AccuracyTest(recorded, looks=1, cells=20).look(answers(recorded, lost=6))).outcome is Outcome.PASS
 
 
 def test_the_sequential_p_value_says_fail_exactly_where_the_verdict_does() -> None:
@@ -144,12 +145,12 @@ def test_a_number_of_answers_that_is_no_look() -> None:
 
 def test_other_questions_are_invalid() -> None:
     verdict = AccuracyTest(record()).look({f"other{i}": RIGHT for i in range(100)})
-    assert verdict.outcome is Outcome.INVALID
+    assert present(verdict).outcome is Outcome.INVALID
     assert "100 answers, but none to 100 of the recorded questions" in str(verdict)
 
 
 @pytest.mark.parametrize("options", [{"questions": 0}, {"looks": 0}, {"cells": 0}])
-def test_nothing_to_judge(options: dict[str, int]) -> None:
+def test_nothing_to_judge(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="nothing to judge"):
         AccuracyTest(record(), **options)
 
@@ -171,7 +172,7 @@ def test_one_look_at_all() -> None:
 
 def test_a_margin_that_cannot_be_supported_is_refused_with_the_one_that_can() -> None:
     recorded = record(right=700, flippy=80, wrong=220)
-    smallest = exchangeable.smallest_margin(1000, 4, recorded.self_discordance)
+    smallest = exchangeable.smallest_margin(1000, 4, present(recorded.self_discordance))
     assert plan_margin(recorded, smallest) == smallest
     with pytest.raises(BadInputError) as caught:
         plan_margin(recorded, 0.01)
@@ -214,9 +215,9 @@ def test_a_record_that_shows_nothing_is_refused() -> None:
     for field, words in (("truncated", "cut off at the token limit"), ("format_misses", "without '#### <number>'")):
         recorded = record()
         most = {name: 4 * (number <= 400) for number, name in enumerate(recorded.flexible)}
-        assert plan_margin(dataclasses.replace(recorded, **{field: most | {"r0": 0}}), 0.02) == 0.02
+        assert plan_margin(dataclasses.replace(recorded, **cast("Any", {field: most | {"r0": 0}})), 0.02) == 0.02
         with pytest.raises(BadInputError, match=f"^50.1% of the answers are {words}"):
-            plan_margin(dataclasses.replace(recorded, **{field: most}), 0.02)
+            plan_margin(dataclasses.replace(recorded, **cast("Any", {field: most})), 0.02)
 
 
 def test_no_power_is_claimed_where_less_was_right() -> None:
@@ -257,9 +258,11 @@ def test_runs_become_a_record() -> None:
 
 def simulated(rng: Any, drop: float, n: int = 1319, flippy: float = 0.09) -> Any:
     level = np.where(rng.random(n) < flippy, rng.random(n), rng.random(n) < 0.83)
-    runs = [dict(zip(map(str, range(n)), np.where(rng.random(n) < level, RIGHT, WRONG), strict=True)) for _ in range(4)]
+    runs = [
+        dict(zip(map(str, range(n)), [RIGHT if right else WRONG for right in rng.random(n) < level], strict=True)) for _ in range(4)
+    ]
     fallen = np.where((level == 1) & (rng.random(n) < drop / 0.755), 0.0, level)
-    now = dict(zip(map(str, range(n)), np.where(rng.random(n) < fallen, RIGHT, WRONG), strict=True))
+    now = dict(zip(map(str, range(n)), [RIGHT if right else WRONG for right in rng.random(n) < fallen], strict=True))
     return recorded_runs(runs, seed=1), now
 
 

@@ -23,12 +23,12 @@ from pytest_llminfer.verdict import Outcome
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 
 
-def reply(text: str = "ab", tokens: tuple[int, ...] | None = (1, 2), reason: str = "length", **fields: Any) -> Reply:
+def reply(text: str = "ab", tokens: tuple[int, ...] | None = (1, 2), reason: str | None = "length", **fields: Any) -> Reply:
     count = {"completion_tokens": len(tokens)} if tokens is not None else {}
     return Reply(**{"status": 200, "text": text, "token_ids": tokens, "finish_reason": reason, **count, **fields})
 
 
-def tops(*rows: dict[int, float]) -> dict:
+def tops(*rows: dict[int, float]) -> dict[str, Any]:
     ids = np.array([list(row) for row in rows], np.int32)
     return {"top_ids": ids, "top_logprobs": np.array([list(row.values()) for row in rows], np.float32)}
 
@@ -41,11 +41,12 @@ def test_model_list() -> None:
 
 def test_answers() -> None:
     assert check_answered(replies={"chat": [reply()], "completion": [reply(text="")]}).outcome is PASS
+    broken: dict[str, Any]
     for broken in ({}, {"chat": []}, {"chat": [reply(), reply(text="", tokens=())]}, {"chat": [reply(status=503, error="busy")]}):
         assert check_answered(replies=broken).outcome is FAIL
 
 
-def finish(short: tuple[int, str], full: tuple[int, str]) -> Outcome:
+def finish(short: tuple[int, str | None], full: tuple[int, str | None]) -> Outcome:
     """Verdict on one prompt whose answers have that many tokens and those reasons; a second prompt is as it should be."""
     replies = [[reply(completion_tokens=count, reason=reason), reply(completion_tokens=good, reason=said)]
                for (count, reason), (good, said) in ((short, (4, "length")), (full, (30, "stop")))]  # fmt: skip
@@ -143,7 +144,7 @@ def test_key() -> None:
 
 
 def test_stop() -> None:
-    good = {"seconds": 1.0, "left": (), "again": Reply(200)}
+    good: dict[str, Any] = {"seconds": 1.0, "left": (), "again": Reply(200)}
     assert check_stop(status=0, **good).outcome is PASS
     assert check_stop(status=-15, **good).outcome is PASS
     assert check_stop(status=1, **good).outcome is FAIL
@@ -165,8 +166,8 @@ def test_the_time_between_tokens_counts_tokens_and_not_chunks() -> None:
     assert Reply(200, token_seconds=np.array([1.0])).inter_token_seconds is None
 
 
-def sessions(first: list[float], between: list[float]) -> list[dict]:
-    found: dict | None = None
+def sessions(first: list[float], between: list[float]) -> list[dict[str, Any]]:
+    found: dict[str, Any] | None = None
     for one, other in zip(first, between, strict=True):
         found = record([streamed(one, other)] * REQUESTS, found)
     return found["sessions"] if found else []

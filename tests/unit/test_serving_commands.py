@@ -46,7 +46,14 @@ def command(tmp_path: Path) -> Callable[..., Any]:
         cell: str, interpreter: str = sys.executable, *, model: str = str(REFERENCE), gpu: str = GPU, **arguments: Any
     ) -> Any:
         spec = EngineSpec.parse(cell)
-        place = {"interpreter": interpreter, "model_path": model, "name": "reference", "port": 1, "key": "k", "folder": tmp_path}
+        place: dict[str, Any] = {
+            "interpreter": interpreter,
+            "model_path": model,
+            "name": "reference",
+            "port": 1,
+            "key": "k",
+            "folder": tmp_path,
+        }
         order = Order(spec=spec, **place, arguments=arguments, gpu=gpu, progress=lambda *_: None)
         return ENGINES[spec.engine].command(order)
 
@@ -118,7 +125,7 @@ def llama(interpreter: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_
     return llama
 
 
-def model_settings(tmp_path: Path) -> dict:
+def model_settings(tmp_path: Path) -> dict[str, Any]:
     return json.loads((tmp_path / "server.json").read_text())["models"][0]
 
 

@@ -20,6 +20,7 @@ from pytest_llminfer.worker.backends.serving.backend import ServedBackend
 from pytest_llminfer.worker.backends.serving.command import Command, flags, private_file
 from pytest_llminfer.worker.backends.serving.process import ServerProcess, free_port, is_running
 from tests.support.paths import REFERENCE
+from tests.support.present import present
 
 KEY = "secret-key-of-the-server"
 ANSWERS = """
@@ -161,7 +162,7 @@ def serve() -> Iterator[Callable[..., ServedBackend]]:
     def serve(engine: str = "simulated", **engine_args: Any) -> ServedBackend:
         spec = EngineSpec(engine, serve=True)
         backends.append(ServedBackend(spec, str(REFERENCE), {"max_retries": 0, **engine_args}, lambda *_: None))
-        backends[-1].info = backends[-1].load()
+        vars(backends[-1])["info"] = backends[-1].load()
         return backends[-1]
 
     yield serve
@@ -183,11 +184,11 @@ def test_a_server_that_dies_while_it_is_asked_has_died(serve: Callable[..., Serv
 
 def test_a_server_that_was_stopped_is_started_again(serve: Callable[..., ServedBackend]) -> None:
     backend = serve()
-    first, pid = generate(backend), backend._server.pid
+    first, pid = generate(backend), present(backend._server).pid
     assert backend.stop()["status"] == 0
     assert not is_running(pid)
     assert generate(backend) == first
-    assert backend._server.pid != pid
+    assert present(backend._server).pid != pid
 
 
 def test_what_cannot_be_served_is_said_before_anything_starts(serve: Callable[..., ServedBackend]) -> None:
@@ -211,7 +212,7 @@ def test_secrets_are_no_variables_of_the_server(serve: Callable[..., ServedBacke
 
 def test_variables_that_only_sound_like_secrets_are_the_servers(serve: Callable[..., ServedBackend]) -> None:
     backend = serve(server_variables={"KEYBOARD": "de", "MAX_TOKENS": "3"})
-    variables = Path(f"/proc/{backend._server.pid}/environ").read_bytes().split(b"\0")
+    variables = Path(f"/proc/{present(backend._server).pid}/environ").read_bytes().split(b"\0")
     assert {b"KEYBOARD=de", b"MAX_TOKENS=3"} <= set(variables)
 
 

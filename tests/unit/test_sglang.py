@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def test_a_cpu_gets_what_it_needs_unless_the_user_says_otherwise_or_the_version_
     ],
 )
 def test_what_cannot_be_is_refused_in_words(
-    cell: str, engine_args: Any, quant_method: str, error: Callable[..., Any], words: str
+    cell: str, engine_args: Any, quant_method: str, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         given(cell, engine_args, quant_method=quant_method)
@@ -145,7 +144,7 @@ def test_settings_are_plain_and_hold_no_place_or_secret() -> None:
         api_key: str | None = None
         page_size: int = 1
         mm_transport: str = "cpu"
-        names: set = dataclasses.field(default_factory=lambda: {"b", "a"})
+        names: set[Any] = dataclasses.field(default_factory=lambda: {"b", "a"})
         _hidden: int = 1
 
     known = settings.defaults(ServerArgs)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any, cast
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_a_death_without_words_names_the_process() -> None:
 def test_sglang_may_end_its_children_and_never_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     module = type(sys)("sglang.tokenizer_manager")
-    module.kill_process_tree = lambda *args, **options: calls.append((*args, options))
+    vars(module)["kill_process_tree"] = lambda *args, **options: calls.append((*args, options))
     monkeypatch.setitem(sys.modules, "sglang.tokenizer_manager", module)
     survival = deaths.Survival()
     survival.install()
@@ -118,7 +118,7 @@ def test_a_scheduler_may_take_as_long_as_the_session_lets_it(monkeypatch: pytest
             super().connect(address)
             connections.append(self)
 
-    monkeypatch.setattr(schedulers.socket, "socket", Socket)
+    monkeypatch.setattr(socket, "socket", Socket)
     asked = schedulers.Schedulers()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(asked._folder / f"7{scheduler.SOCKET}"))
@@ -127,8 +127,8 @@ def test_a_scheduler_may_take_as_long_as_the_session_lets_it(monkeypatch: pytest
     def answer() -> None:
         connection, _ = listener.accept()
         with listener, connection, connection.makefile("rwb") as stream:
-            read_message(stream)
-            write_message(stream, {"result": {"here": True}})
+            read_message(cast("IO[bytes]", stream))
+            write_message(cast("IO[bytes]", stream), {"result": {"here": True}})
 
     thread = threading.Thread(target=answer)
     thread.start()

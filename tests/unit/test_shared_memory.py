@@ -9,7 +9,9 @@ import subprocess
 import sys
 from multiprocessing.shared_memory import SharedMemory
 
-from pytest_llminfer.worker.backends.shared_memory import FOLDER, mapped, unlink
+from pytest_llminfer.worker.backends.shared_memory import unlink
+from pytest_llminfer.worker.protocol.shared_memory import FOLDER, mapped
+from tests.support.present import present
 
 CHILD = """\
 import sys
@@ -26,7 +28,7 @@ def test_names_of_a_process_go_and_those_of_another_stay() -> None:
     children = [
         subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    files = [FOLDER / child.stdout.readline().strip() for child in children]
+    files = [FOLDER / present(child.stdout).readline().strip() for child in children]
     try:
         assert all(file.exists() for file in files)
         unlink([children[0].pid])
@@ -36,15 +38,15 @@ def test_names_of_a_process_go_and_those_of_another_stay() -> None:
         for child in children:
             child.kill()
             child.wait()
-            child.stdin.close()
-            child.stdout.close()
+            present(child.stdin).close()
+            present(child.stdout).close()
         files[1].unlink()
 
 
 def test_semaphores_of_this_process_go_and_still_work() -> None:
     before = {file.name for file in FOLDER.glob("sem.mp-*")}
     lock = multiprocessing.get_context("spawn").Lock()
-    name = f"sem.{lock._semlock.name.lstrip('/')}"
+    name = f"sem.{vars(lock)['_semlock'].name.lstrip('/')}"
     assert name not in before
     assert (FOLDER / name).exists()
     memory = SharedMemory(create=True, size=64)
@@ -52,8 +54,8 @@ def test_semaphores_of_this_process_go_and_still_work() -> None:
     assert not (FOLDER / name).exists()
     assert not (FOLDER / memory.name).exists()
     assert lock.acquire(timeout=1)
-    memory.buf[0] = 7
-    assert memory.buf[0] == 7
+    present(memory.buf)[0] = 7
+    assert present(memory.buf)[0] == 7
     memory.close()
     multiprocessing.resource_tracker.unregister(f"/{memory.name}", "shared_memory")
     # So that its own end finds something to remove.

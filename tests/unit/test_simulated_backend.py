@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +156,7 @@ def test_settings_and_calibration_are_told(backend: SimulatedBackend) -> None:
         ({}, {"fault": "change_dtype", "fault_dtype": "int3"}, BadInputError, "unknown fault_dtype 'int3'"),
     ],
 )
-def test_a_cell_that_cannot_be_is_refused_in_words(cell: Any, engine_args: Any, error: Callable[..., Any], words: str) -> None:
+def test_a_cell_that_cannot_be_is_refused_in_words(cell: Any, engine_args: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         load(cell=cell, **engine_args)
 

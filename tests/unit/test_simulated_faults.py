@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ backend, prompts, problems = simulated_backends.backend, simulated_backends.prom
 PROCESS_FAULTS = {"crash", "exit", "hang", "hang_in_load", "out_of_memory", "drop_answer"}
 
 
-def observe(backend: SimulatedBackend, prompts: list[list[int]]) -> dict:
+def observe(backend: SimulatedBackend, prompts: list[list[int]]) -> dict[str, Any]:
     """Every kind of answer, by name."""
     engine = generate(backend, prompts[:6], logprobs=1)
     cache_paths = {
@@ -82,7 +82,7 @@ def test_every_fault_is_tested() -> None:
 
 @pytest.mark.parametrize("fault", EXPECTED)
 def test_a_fault_changes_what_it_should_and_nothing_else(sound: Any, prompts: list[list[int]], fault: str) -> None:
-    found = observe(load(fault=fault, **({"fault_rate": 0.5} if "answers" in fault else {})), prompts)
+    found = observe(load(fault=fault, **cast("dict[str, Any]", {"fault_rate": 0.5} if "answers" in fault else {})), prompts)
     assert {name for name in sound if not same(found[name], sound[name])} == EXPECTED[fault]
 
 

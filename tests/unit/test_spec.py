@@ -78,7 +78,7 @@ def test_a_word_that_names_no_engine_is_refused(word: str, message: str) -> None
 def test_dummy_weights_that_are_drawn_on_each_rank_are_another_model() -> None:
     assert profile("vllm").draws_per_rank(EngineSpec("vllm", weights="dummy", tp=2))
     same = ({"dp": 2}, {"tp": 2, "weights": "real"}, {"tp": 2, "engine": "transformers"})
-    for spec in (EngineSpec(**{"engine": "vllm", "weights": "dummy", **fields}) for fields in same):
+    for spec in (EngineSpec(**({"engine": "vllm", "weights": "dummy"} | fields)) for fields in same):
         assert not profile(spec.engine).draws_per_rank(spec)
 
 

@@ -16,11 +16,14 @@ class Counting:
     """A step whose next token is the length of its prefix, and that remembers what it was given."""
 
     def __init__(self, cached: int | None = 0) -> None:
-        self.calls, self.cached = [], cached
+        self.calls: list[Any] = []
+        self.cached = cached
 
     def __call__(self, prefixes: Any, logprobs: Any) -> list[Any]:
         self.calls.append(prefixes)
-        answers = [{"token_ids": [len(prefix)], "finish_reason": "length", "cached_tokens": self.cached} for prefix in prefixes]
+        answers: list[dict[str, Any]] = [
+            {"token_ids": [len(prefix)], "finish_reason": "length", "cached_tokens": self.cached} for prefix in prefixes
+        ]
         for answer in answers:
             if logprobs:
                 token = answer["token_ids"][0]
@@ -42,7 +45,7 @@ def test_steps_do_not_share_lists_with_the_loop() -> None:
     seen = []
 
     def step(prefixes: Any, _: Any) -> list[dict[str, list[int]]]:
-        answers = [{"token_ids": [1]} for _ in prefixes]
+        answers: list[dict[str, Any]] = [{"token_ids": [1]} for _ in prefixes]
         seen.append([list(prefix) for prefix in prefixes])
         for prefix in prefixes:
             prefix.clear()

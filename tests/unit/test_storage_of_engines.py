@@ -103,7 +103,7 @@ def test_a_fused_layout_that_is_wrong_fails(engine: Any) -> None:
 
 def kinds(parameters: Any) -> dict[Any, Any]:
     """The dtype of every role of a layer and of what stands outside, by the layers that have it."""
-    found = {}
+    found: dict[Any, Any] = {}
     for parameter in parameters:
         prefix, _, rest = parameter.name.partition("model.layers.")
         layer, _, name = rest.partition(".")

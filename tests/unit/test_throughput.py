@@ -21,7 +21,7 @@ from pytest_llminfer.families.throughput.check import (
 from pytest_llminfer.observations.engine import Calibration
 from pytest_llminfer.verdict import Outcome, Verdict
 
-COPY = "copy_bytes_per_second"
+COPY: Any = "copy_bytes_per_second"
 
 
 def device(speed: float = 1.0) -> Calibration:
@@ -38,7 +38,7 @@ def recorded(n: int, spread: float = 0.01) -> list[Any]:
 
 
 def check(rate: float, sessions: Any, speed: float = 1.0, after: float | None = None, **options: Any) -> Verdict:
-    arguments = {"before": device(speed), "after": device(speed if after is None else after), "yardstick": COPY}
+    arguments: dict[str, Any] = {"before": device(speed), "after": device(speed if after is None else after), "yardstick": COPY}
     return check_throughput(rounds=[rate * 0.99, rate, rate * 1.01], sessions=sessions, metric="decode", **arguments, **options)
 
 
@@ -117,7 +117,7 @@ def test_a_cpu_may_drift_more() -> None:
 def test_only_the_yardstick_of_the_metric_counts() -> None:
     before = device()
     after = Calibration(before.matmul_flops_per_second / 2, before.copy_bytes_per_second, before.python_loops_per_second)
-    common = {"rounds": [1000.0], "before": before, "after": after, "sessions": recorded(5), "metric": "decode"}
+    common: dict[str, Any] = {"rounds": [1000.0], "before": before, "after": after, "sessions": recorded(5), "metric": "decode"}
     assert check_throughput(**common, yardstick=COPY).outcome is Outcome.PASS
     assert check_throughput(**common, yardstick="matmul_flops_per_second").outcome is Outcome.INVALID
 

@@ -43,7 +43,7 @@ def test_the_likeliest_are_kept_whether_or_not_the_chosen_one_is_among_them() ->
     ids, values = generation.top_logprobs(flat(rows), 2)
     np.testing.assert_array_equal(ids, [[3, 5], [3, 9]])
     np.testing.assert_allclose(values, [[-0.1, -2.0], [-0.5, -1.0]])
-    assert (ids.dtype, values.dtype) == (np.int32, np.float32)
+    assert (ids.dtype, values.dtype) == (np.dtype(np.int32), np.dtype(np.float32))
     ranks = [{9: (-4.0, 17), 3: (-0.1, 1), 5: (-2.0, 2)}, {3: (-0.5, 1), 9: (-1.0, 2)}]
     steps = [{token: SimpleNamespace(logprob=value, rank=rank) for token, (value, rank) in step.items()} for step in ranks]
     for ours, theirs in zip(generation.top_logprobs(steps, 2), (ids, values), strict=True):
@@ -200,7 +200,7 @@ class EngineArgs:
     max_model_len: int | None = None
     mode: Mode = Mode.FULL
     skipped: object = dataclasses.field(default_factory=object)
-    layers: set = dataclasses.field(default_factory=lambda: {"b", "a"})
+    layers: set[Any] = dataclasses.field(default_factory=lambda: {"b", "a"})
     _api_process_rank: int = 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +36,7 @@ def stored(**quantization: Any) -> dict[Any, Any]:
     return {**PLAIN, "quantization_config": quantization}
 
 
-def compressed(bits: int, inputs: None = None, kind: str = "int") -> Any:
+def compressed(bits: int, inputs: int | None = None, kind: str = "int") -> Any:
     group = {"weights": {"num_bits": bits, "type": kind}, "input_activations": inputs and {"num_bits": inputs}}
     return stored(quant_method="compressed-tensors", config_groups={"group_0": group})
 
@@ -161,7 +162,9 @@ def test_a_model_that_is_fetched_is_left_to_vllm() -> None:
 
 def test_variables_are_set_only_where_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variables, "usable_cores", lambda: [0, 1, 2, 3, 8])
-    one, two, given, many = {}, {"OMP_NUM_THREADS": "7"}, {"VLLM_CPU_OMP_THREADS_BIND": "3"}, {}
+    one: dict[str, str] = {}
+    many: dict[str, str] = {}
+    two, given = {"OMP_NUM_THREADS": "7"}, {"VLLM_CPU_OMP_THREADS_BIND": "3"}
     variables.set_for_cpu(one, ranks=1)
     variables.set_for_cpu(two, ranks=2, eager=True)
     variables.set_for_cpu(given, ranks=2)
@@ -173,11 +176,11 @@ def test_variables_are_set_only_where_unset(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_path_of_children_gets_one_folder_that_holds_one_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variables.sys, "path", [])
+    monkeypatch.setattr(sys, "path", [])
     environment = {"PYTHONPATH": "/theirs", "HF_HUB_OFFLINE": "0"}
     for _ in range(2):
         variables.set_before_import(environment, local=True)
     assert environment["PYTHONPATH"].split(":") == [str(variables.SHIM), "/theirs"]
     assert environment["HF_HUB_OFFLINE"] == "0"
-    assert variables.sys.path == [str(variables.SHIM)]
+    assert sys.path == [str(variables.SHIM)]
     assert sorted(file.name for file in variables.SHIM.glob("*.py")) == ["__init__.py", "llminfer_vllm_extension.py"]

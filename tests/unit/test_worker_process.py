@@ -82,9 +82,14 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
 
 def test_a_worker_is_killed_once(start: Callable[..., WorkerProcess], monkeypatch: pytest.MonkeyPatch) -> None:
     worker = start(ANSWERING)
-    killed = []
+    killed: list[tuple[int, ...]] = []
     real = os.killpg
-    monkeypatch.setattr(os, "killpg", lambda *call: (killed.append(call), real(*call)))
+
+    def kill(*call: int) -> None:
+        killed.append(call)
+        real(*call)
+
+    monkeypatch.setattr(os, "killpg", kill)
     worker.kill()
     worker.kill()
     worker.close()
@@ -142,7 +147,7 @@ def test_what_cannot_be_sent_is_named(start: Callable[..., WorkerProcess], param
 
 
 def test_what_holds_itself_is_refused(start: Callable[..., WorkerProcess]) -> None:
-    endless: list = []
+    endless: list[Any] = []
     endless.append(endless)
     with pytest.raises(BadInputError, match="'run' was given something that holds itself"):
         start(ANSWERING).request("run", {"x": endless}, timeout=5)
@@ -183,7 +188,7 @@ def test_a_request_that_is_not_read_ends_at_the_limit(start: Callable[..., Worke
 
 @pytest.mark.parametrize(("method", "error"), [("load", EngineStartError), ("layout", EngineError)])
 @pytest.mark.parametrize("then", ["", "; import time; time.sleep(100)"])
-def test_foreign_output_is_quoted(start: Callable[..., WorkerProcess], method: str, error: Callable[..., Any], then: str) -> None:
+def test_foreign_output_is_quoted(start: Callable[..., WorkerProcess], method: str, error: type[Exception], then: str) -> None:
     worker = start(f"import os; os.write(1, b'hello\\n'){then}")
     with pytest.raises(error, match=r"standard output before the worker took over: b'hello\\n', which was met") as caught:
         worker.request(method, {}, timeout=20)

@@ -49,8 +49,8 @@ def start(
         path: Path | None = None,
         *,
         engine: str = "llamacpp",
-        engine_args: Any = None,
-        variables: dict[Any, Any] | None = None,
+        engine_args: dict[str, Any] | None = None,
+        variables: dict[str, Any] | None = None,
         **cell: Any,
     ) -> Engine:
         served = copy.copy(model)
@@ -98,7 +98,7 @@ def same(candidate: list[Generation], reference: list[Generation]) -> Verdict:
     return check_same_greedy_tokens(candidate=candidate, reference=reference, dtype="fp16", claim="the same tokens")
 
 
-def tensor(file: Path, name: str | None, rows: int) -> npt.NDArray[Any]:
+def tensor(file: Path, name: str, rows: int) -> npt.NDArray[Any]:
     """The numbers of an fp16 tensor, rows of llama's queries and keys in the order of transformers."""
     entry = read_gguf(file).tensors[name]
     stored = np.fromfile(file, np.float16 if entry.ggml_type == "f16" else np.float32, count=rows, offset=entry.offset)

@@ -25,14 +25,22 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fake]:
     server.server.server_close()
 
 
-@pytest.fixture
-def load(fake: Fake) -> Iterator[Callable[..., OpenaiBackend]]:
-    backends = []
+class Loaded(OpenaiBackend):
+    """With what loading answered, and the progress that it told."""
 
-    def load(model_path: str = "nowhere", cell: dict | None = None, **engine_args: Any) -> OpenaiBackend:
+    info: dict[str, Any]
+    progress: list[tuple[str, int, int]]
+
+
+@pytest.fixture
+def load(fake: Fake) -> Iterator[Callable[..., Loaded]]:
+    backends: list[Any] = []
+
+    def load(model_path: str = "nowhere", cell: dict[str, Any] | None = None, **engine_args: Any) -> Loaded:
         spec = EngineSpec("openai", environment=fake.address, **(cell or {}))
-        backend = OpenaiBackend(spec, model_path, engine_args, lambda *step: backend.progress.append(step))
-        backend.progress = []
+        progress: list[tuple[str, int, int]] = []
+        backend = Loaded(spec, model_path, engine_args, lambda *step: progress.append(step))
+        backend.progress = progress
         backends.append(backend)
         backend.info = backend.load()
         fake.bodies.clear()
@@ -43,6 +51,6 @@ def load(fake: Fake) -> Iterator[Callable[..., OpenaiBackend]]:
         backend.close()
 
 
-def generate(backend: OpenaiBackend, prompts: list[Any], logprobs: int = 0, **sampling: Any) -> Any:
+def generate(backend: Loaded, prompts: list[Any], logprobs: int = 0, **sampling: Any) -> Any:
     given = Sampling(**{"max_tokens": 1, **sampling}).to_dict()
     return backend.generate(prompts=prompts, sampling=given, logprobs=logprobs)["outputs"]

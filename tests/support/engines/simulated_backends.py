@@ -19,10 +19,19 @@ from tests.support.paths import REFERENCE
 PROBLEMS = Path(pytest_llminfer.__file__).parent / "datasets" / "synthetic.jsonl"
 
 
+class Loaded(SimulatedBackend):
+    """With what loading answered."""
+
+    info: dict[str, Any]
+
+
 def load(
-    model_path: Path = REFERENCE, progress: Callable[..., None] = lambda *_: None, cell: dict | None = None, **engine_args: Any
-) -> SimulatedBackend:
-    backend = SimulatedBackend(EngineSpec("simulated", **(cell or {})), str(model_path), engine_args, progress)
+    model_path: Path = REFERENCE,
+    progress: Callable[..., None] = lambda *_: None,
+    cell: dict[str, Any] | None = None,
+    **engine_args: Any,
+) -> Loaded:
+    backend = Loaded(EngineSpec("simulated", **(cell or {})), str(model_path), engine_args, progress)
     backend.info = backend.load()
     return backend
 
@@ -44,7 +53,7 @@ def tokens(outputs: Any) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def backend() -> SimulatedBackend:
+def backend() -> Loaded:
     return load()
 
 

@@ -23,10 +23,12 @@ class Worker:
     """A worker that hosts the backend, and its requests by name."""
 
     def __init__(self, log: Path, **variables: str) -> None:
+        self.info: dict[str, Any] = {}
+        self.quantization = ""
         self.process = WorkerProcess(local.start("", {"OMP_NUM_THREADS": "2", **variables}, log), log)
         self.progress: list[tuple[str, int, int]] = []
 
-    def load(self, model_path: Path = REFERENCE, engine_args: dict | None = None, **cell: object) -> Any:
+    def load(self, model_path: Path = REFERENCE, engine_args: dict[str, Any] | None = None, **cell: Any) -> Any:
         spec = EngineSpec("transformers", **cell).to_dict()
         return self.ask("load", spec=spec, model_path=str(model_path), engine_args=engine_args or {}, **backend("transformers"))
 

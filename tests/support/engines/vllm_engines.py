@@ -22,7 +22,7 @@ NORM = "model.layers.1.input_layernorm.weight"
 
 
 def start(
-    folder: Path, python: str, progress: Callable[..., Any] | None = None, engine_args: dict[Any, Any] | None = None, **cell: Any
+    folder: Path, python: str, progress: Callable[..., Any] | None = None, engine_args: dict[str, Any] | None = None, **cell: Any
 ) -> Engine:
     spec = EngineSpec("vllm", environment=python, **cell)
     arguments = {"kv_cache_memory_bytes": POOL, **(engine_args or {})}

@@ -25,7 +25,7 @@ def leave_a_layer_alone(source: Path, target: Path) -> Path:
         stream.seek(original.offset)
         put = {f"{LEFT}.weight": ("BF16", original.shape, stream.read(original.stored_bytes))}
 
-    def ignore(config: dict) -> None:
+    def ignore(config: dict[str, Any]) -> None:
         config["quantization_config"].get("ignore", []).append(LEFT)
 
     return copy(source, target, drop=f"{LEFT}.", put=put, change=ignore)
@@ -60,7 +60,7 @@ def declare_groups(source: Path, target: Path, size: int) -> Path:
     return copy(source, target, change=lambda config: _declare_groups(config, size))
 
 
-def _declare_groups(config: dict, size: int) -> None:
+def _declare_groups(config: dict[str, Any], size: int) -> None:
     quantization = config["quantization_config"]
     for group in quantization.get("config_groups", {"": {"weights": quantization}}).values():
         group["weights"]["group_size"] = size
@@ -93,7 +93,7 @@ def split(source: Path, target: Path) -> Path:
 
 
 def copy(
-    source: Path, target: Path, *, drop: str = "\0", put: dict | None = None, change: Callable[..., Any] = lambda _: None
+    source: Path, target: Path, *, drop: str = "\0", put: dict[str, Any] | None = None, change: Callable[..., Any] = lambda _: None
 ) -> Path:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors*"))
     config = json.loads((target / "config.json").read_text())
@@ -114,7 +114,8 @@ def contents(source: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 
 def write(file: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, (dtype, shape, content) in tensors.items():
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(content)]}
         offset += len(content)

@@ -45,7 +45,7 @@ def on_update(change: Callable[..., Any]) -> None:
     """
 
     def make(update: Any) -> Callable[..., Any]:
-        def patched(self, key_states: Any, value_states: Any, layer_idx: Any, *args: Any, **kwargs: Any) -> Any:
+        def patched(self: Any, key_states: Any, value_states: Any, layer_idx: Any, *args: Any, **kwargs: Any) -> Any:
             past = int(self.get_seq_length(layer_idx)) if layer_idx < len(self.layers) else 0
 
             def sound(keys: Any, values: Any) -> Any:
@@ -67,7 +67,7 @@ def wrong_block(model: Any, layer: int = 1) -> None:
     layer with a window of 32 tokens or less, never. What a quantized cache gives back is changed at every pass.
     """
 
-    def change(at: Any, number: Any, keys: dict[str, Any], values: Any, update: Callable[..., Any]) -> Any:
+    def change(at: Any, number: Any, keys: Any, values: Any, update: Callable[..., Any]) -> Any:
         found = update(keys, values)
         if number != layer:
             return found
@@ -88,7 +88,7 @@ def swapped_heads(model: Any, layer: int = 0) -> None:
     Values stay where they belong. Needs two KV heads.
     """
 
-    def change(at: Any, number: Any, keys: dict[str, Any], values: Any, update: Callable[..., Any]) -> Any:
+    def change(at: Any, number: Any, keys: Any, values: Any, update: Callable[..., Any]) -> Any:
         if number == layer:
             order = torch.arange(keys.shape[1])
             order[:2] = torch.tensor([1, 0])
@@ -101,7 +101,7 @@ def swapped_heads(model: Any, layer: int = 0) -> None:
 def exchanged(model: Any, layer: int = 1) -> None:
     """In passes that go on from something, ``layer`` stores keys as values and values as keys."""
 
-    def change(at: Any, number: Any, keys: dict[str, Any], values: Any, update: Callable[..., Any]) -> Any:
+    def change(at: Any, number: Any, keys: Any, values: Any, update: Callable[..., Any]) -> Any:
         return update(values, keys) if number == layer else update(keys, values)
 
     on_update(change)
@@ -115,12 +115,12 @@ def unscaled_fp8(model: Any) -> None:
     """
 
     def quantize(original: Any) -> Callable[..., Any]:
-        def patched(self, tensor: Any, scale: None = None) -> Any:
+        def patched(self: Any, tensor: Any, scale: None = None) -> Any:
             return _to_e4m3(tensor), torch.tensor(1.0)
 
         return patched
 
-    def change(at: Any, number: Any, keys: dict[str, Any], values: Any, update: Callable[..., Any]) -> Any:
+    def change(at: Any, number: Any, keys: Any, values: Any, update: Callable[..., Any]) -> Any:
         if hasattr(at, "_quantize"):
             return update(keys, values)
         return update(_to_e4m3(keys).to(keys.dtype), _to_e4m3(values).to(values.dtype))
@@ -137,7 +137,7 @@ def on_call(change: Callable[..., Any]) -> None:
     """Let ``change(model, cache, arguments)`` look at the keyword arguments of every call of a whole model, outermost only."""
 
     def make(call: Any) -> Callable[..., Any]:
-        def patched(self, *args: Any, **kwargs: Any) -> Any:
+        def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
             cache = kwargs.get("past_key_values")
             if cache is None or vars(cache).get("inside"):
                 return call(self, *args, **kwargs)
@@ -159,7 +159,7 @@ def shifted_after_crop(model: Any) -> None:
     """
 
     def crop(original: Any) -> Callable[..., None]:
-        def patched(self, tokens_to_remove: Any) -> None:
+        def patched(self: Any, tokens_to_remove: Any) -> None:
             original(self, tokens_to_remove)
             self.was_cropped = vars(self).get("was_cropped", False) or tokens_to_remove != 0
 
@@ -189,15 +189,15 @@ def stale_prefix(model: Any) -> None:
         return kwargs
 
     def crop(original: Any) -> Callable[..., None]:
-        def patched(self, tokens_to_remove: Any) -> None:
+        def patched(self: Any, tokens_to_remove: Any) -> None:
             original(self, tokens_to_remove)
             self.steps = [*vars(self).get("steps", []), (None, tokens_to_remove)]
 
         return patched
 
-    def copied(self, memo: Any) -> Any:
+    def copied(self: Any, memo: Any) -> Any:
         steps, flipped = vars(self).pop("steps", []), max(int(self.get_seq_length()) - 2, 0)
-        stale = copy._reconstruct(self, memo, *self.__reduce_ex__(4))
+        stale = vars(copy)["_reconstruct"](self, memo, *self.__reduce_ex__(4))
         stale.reset()
         start = 0
         for called, given in steps:
@@ -223,7 +223,7 @@ def long_window(model: Any) -> None:
     """
 
     def longer(original: Any) -> Callable[..., None]:
-        def patched(self, *args: Any, sliding_window: Any, **kwargs: Any) -> None:
+        def patched(self: Any, *args: Any, sliding_window: Any, **kwargs: Any) -> None:
             original(self, *args, sliding_window=sliding_window + 1, **kwargs)
 
         return patched

@@ -116,7 +116,7 @@ def save_in_every_format(_model: Any, path: str, folder: str) -> list[str]:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    formats = {
+    formats: dict[str, dict[str, Any]] = {
         "int8": {"load_in_8bit": True},
         "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
         "nf4-double": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},

@@ -1,9 +1,12 @@
 """What goes wrong in one rank of a live model of vLLM or SGLang, called in both: nothing that its next answer must show."""
 
-from typing import Any
+from __future__ import annotations
 
-from pytest_llminfer.engines.engine import Engine
-from pytest_llminfer.verdict import Verdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the environment of an engine has no pytest_llminfer
+    from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.verdict import Verdict
 
 
 def store_otherwise(model: Any) -> None:

@@ -19,7 +19,7 @@ def ignore_one_token(_model: Any, *, on: Any) -> None:
 
     right = getattr(RadixKey, "right", RadixKey.match)
 
-    def match(self, other: Any, page_size: int = 1) -> Any:
+    def match(self: Any, other: Any, page_size: int = 1) -> Any:
         found, length = right(self, other, page_size), min(len(self), len(other))
         differing = sum(ours != theirs for ours, theirs in zip(self.token_ids, other.token_ids, strict=False))
         return length if found and differing == 1 else found

@@ -28,12 +28,14 @@ def load_package() -> None:
     spec = importlib.util.spec_from_file_location(
         "pytest_llminfer", package / "__init__.py", submodule_search_locations=[str(package)]
     )
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["pytest_llminfer"] = module
     spec.loader.exec_module(module)
 
 
-def plan_a_small_pool() -> mock._patch:
+def plan_a_small_pool() -> mock._patch[Any]:
     """vLLM plans a tenth fewer blocks than the memory it was given has room for, and takes as much less."""
     from vllm.v1.core import kv_cache_utils
 
@@ -41,7 +43,7 @@ def plan_a_small_pool() -> mock._patch:
     return mock.patch.object(kv_cache_utils, "may_override_num_blocks", lambda config, blocks: planned(config, blocks) * 9 // 10)
 
 
-def take_a_small_pool() -> mock._patch:
+def take_a_small_pool() -> mock._patch[Any]:
     """The worker takes a tenth less memory for keys and values than was planned, and the scheduler does not know."""
     from vllm.v1.core.kv_cache_utils import get_kv_cache_config_from_groups
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -55,7 +57,7 @@ def take_a_small_pool() -> mock._patch:
     return mock.patch.object(GPUModelRunner, "initialize_kv_cache_tensors", smaller)
 
 
-def observe(cell: dict, prompts: list[list[int]]) -> dict:
+def observe(cell: dict[str, Any], prompts: list[list[int]]) -> dict[str, Any]:
     """What one engine says of itself; it is gone afterwards."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -89,7 +91,7 @@ if __name__ == "__main__":
     importlib.import_module("vllm")
     # vLLM looks through everything that its imports left behind eleven times an engine: two thirds of its time here.
     collect = gc.collect
-    gc.collect = lambda _generation=0: collect(0)
+    gc.collect = lambda generation=2: collect(min(generation, 0))
     task = json.loads(Path(sys.argv[1]).read_text())
     found = [observe(cell, task["prompts"]) for cell in task["cells"]]
     Path(sys.argv[2]).write_text(json.dumps(found))
