@@ -40,8 +40,8 @@ def test_variants_can_be_asked_for_by_the_ini_file_too(suite: Callable[..., pyte
     pytester.makepyfile(
         test_own="""
         import pytest
-        from pytest_llminfer.checks.resynchronised import check_resynchronised_tokens
-        from pytest_llminfer.kv_variants import Variant
+        from pytest_llminfer.families.execution_modes.resynchronised import check_resynchronised_tokens
+        from pytest_llminfer.families.execution_modes.variants import Variant
 
         @pytest.mark.parametrize("fault", ["", "drop_kv_block"])
         def test_variant(kv_variants, greedy, judge, fault):

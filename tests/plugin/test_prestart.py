@@ -137,7 +137,7 @@ def test_what_was_started_ahead_makes_room(pytester: pytest.Pytester, session: C
     """The next cell has what the closed engine had, which is loaded again beside an engine of the test's own."""
     pytester.makepyfile(
         """
-        from pytest_llminfer import ahead
+        from pytest_llminfer.plugin import prestart as ahead
 
         def test_restart(engine, launch_engine, model, pytestconfig):
             if engine.spec.dp == 1:
