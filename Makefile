@@ -34,15 +34,17 @@ lint: $(VENV)/.test
 benchmarks: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-# The plugin itself on the oldest pytest that it supports, without engines.
+# The plugin on the oldest pytest that it supports.
 test-oldest: $(VENV)-oldest/.done
 	$(VENV)-oldest/bin/python -m pytest -c /dev/null --rootdir=. --import-mode=importlib -p pytester -p no:cacheprovider \
-		tests/plugin/test_loads.py tests/plugin/test_verdicts.py tests/plugin/test_matrix.py
+		tests/plugin -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
-$(VENV)-oldest/.done: pyproject.toml constraints.txt
+# That pytest alone is its own: all else, this package and the engines included, is what the other environment has.
+$(VENV)-oldest/.done: $(VENV)/.test
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check pytest==8.4.0 pytest-xdist jinja2 tokenizers
-	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check pytest==8.4.0
+	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+		> $$(echo $(VENV)-oldest/lib/python3*/site-packages)/the_other_environment.pth
 	touch $@
 
 # torch comes first and alone, so that what the constraints pin is what everything after it finds.

@@ -25,7 +25,7 @@ def main() -> None:
     """Measure, print, write if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"keep the table in {RESULTS.name}")
-    parser.add_argument("--repeats", type=int, default=plugin_import.REPEATS, help="imports, and pairs of sessions")
+    parser.add_argument("--repeats", type=int, default=plugin_import.REPEATS, help="imports, and rounds of sessions")
     parser.add_argument("--questions", type=int, default=harness_tax.QUESTIONS, help="asked on each side")
     parser.add_argument("--pairs", type=int, default=harness_tax.PAIRS, help="of the plugin and the bare loop")
     parser.add_argument("--threads", type=int, default=THREADS, help="OMP_NUM_THREADS of both sides")

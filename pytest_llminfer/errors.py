@@ -30,6 +30,10 @@ class UnsupportedError(LlminferError):
     """The engine cannot do this: a visible skip with this reason."""
 
 
+class UnsupportedPlatformError(LlminferError):
+    """Engines cannot be started on this operating system: tests that ask for one fail with this reason."""
+
+
 class BadInputError(LlminferError):
     """Something the user gave cannot be used: a path, a file, an option."""
 

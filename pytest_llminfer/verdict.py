@@ -33,6 +33,7 @@ class Measurement:
     spread: in words with its own unit ("95 % interval 0.81 to 0.87", "MAD 1.2 ms"); empty where the number is exact.
     baseline: what it is compared with, recorded or predicted, in ``unit``. limit: the value at which the outcome changes, in
     ``unit``. Both are None where the check has no such number; they are data for reports, and no part of the text.
+    shown: the text of the value and its unit where the usual one does not fit, such as a share as "97.12%".
     """
 
     name: str
@@ -42,6 +43,7 @@ class Measurement:
     spread: str = ""
     baseline: float | int | None = None
     limit: float | int | None = None
+    shown: str = ""
 
     def __str__(self) -> str:
         value = (
@@ -51,7 +53,8 @@ class Measurement:
             if isinstance(self.value, int)
             else self.value
         )
-        text = f"{self.name}: {value}{' ' + self.unit if self.unit else ''}"
+        value = self.shown or (f"{value} {self.unit}" if self.unit else value)
+        text = f"{self.name}: {value}"
         extras = [f"n={self.n}"] * (self.n is not None) + [self.spread] * bool(self.spread)
         return f"{text} ({', '.join(extras)})" if extras else text
 
@@ -65,6 +68,7 @@ class Measurement:
             "spread": self.spread,
             "baseline": to_json(self.baseline),
             "limit": to_json(self.limit),
+            "shown": self.shown,
         }
 
     @classmethod
@@ -82,6 +86,7 @@ class Measurement:
             spread=data["spread"],
             baseline=from_json(data["baseline"]),
             limit=from_json(data["limit"]),
+            shown=data["shown"],
         )
 
 

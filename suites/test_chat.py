@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llminfer.engines.profiles import loaded
 from pytest_llminfer.families.chat.check import check_conversations
 from pytest_llminfer.families.chat.observe import conversations_of, observe
 from pytest_llminfer.families.probes import bundled_probe
@@ -69,7 +70,7 @@ def test_the_server_counts_the_same_tokens(engine: Engine, conversations: Conver
     )
 
 
-@pytest.mark.llminfer_only(engine=("transformers", "vllm", "sglang"), over_http=False)
+@pytest.mark.llminfer_only(engine=[each.name for each in loaded() if each.has_transformers], over_http=False)
 def test_the_engine_reads_the_template_as_it_is(engine: Engine, conversations: Conversations, judge: Judge) -> None:
     """The engine's own tokenizer gives the ids that the harness sends."""
     found = engine.run(

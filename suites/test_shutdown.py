@@ -8,7 +8,7 @@ import pytest
 
 from pytest_llminfer.families.shutdown.check import LEAST_ROUNDS, check_idle
 from pytest_llminfer.families.shutdown.observe import stop_and_start
-from pytest_llminfer.plugin.options import STASH
+from pytest_llminfer.plugin.session import settings_of
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
@@ -23,6 +23,6 @@ MOST_SECONDS = 15.0
 def test_nothing_is_left_after_three_starts_and_stops(engine: Engine, judge: Judge, pytestconfig: pytest.Config) -> None:
     """How weights are stored makes no difference to it. An engine that loads slowly is stopped with ``--llminfer-strict`` alone."""
     seconds = sum(engine.info.load_seconds.values())
-    if seconds > MOST_SECONDS and not pytestconfig.stash[STASH].session.strict:
+    if seconds > MOST_SECONDS and not settings_of(pytestconfig).session.strict:
         pytest.skip(f"three loads of {seconds:.0f} s each: asked for by --llminfer-strict")
     judge(check_idle(stops=stop_and_start(engine, rounds=LEAST_ROUNDS), idle_bytes=engine.idle_bytes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -165,6 +164,8 @@ def locked(path: Path, *, timeout_seconds: float = 60.0) -> Iterator[None]:
 
 
 def _acquired(descriptor: int) -> bool:
+    import fcntl  # not on every platform, where a session without engines must do without it
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

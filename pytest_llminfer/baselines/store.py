@@ -35,6 +35,7 @@ class Store:
         self.used: set[BaselineKey] = set()
         self._entries: dict[Path, dict[str, Any]] = {}
         self._staged: _Staged = {}
+        self._rescue: Path | None = None
 
     def path(self, key: BaselineKey) -> Path:
         """The file that holds, or would hold, the record of ``key``."""
@@ -73,7 +74,7 @@ class Store:
 
         Raises:
             BaselineError: some files could not be written. The others are, what is missing stays staged, and it is also
-                kept in files of the same layout in a temporary directory, which the message names.
+                kept in :meth:`rescue`, which the message names.
         """
         groups: dict[Path, _Staged] = {}
         for key, staged in sorted(self._staged.items(), key=lambda item: item[0]):
@@ -119,13 +120,23 @@ class Store:
     def _kept_elsewhere(self) -> str:
         count = f"{len(self._staged)} record{'s' * (len(self._staged) != 1)} not written"
         try:
-            rescue = Store(Path(tempfile.mkdtemp(prefix="llminfer-unwritten-")))
+            rescue = Store(self.rescue())
             for key, (record, _) in self._staged.items():
                 _merge(rescue.path(key), {key: (record, False)})
         except OSError as error:
             return f"{count}, nor could they be kept in a temporary file: {error}"
-        paths = sorted({str(rescue.path(key)) for key in self._staged})
-        return f"{count}, kept in {', '.join(paths)}"
+        return f"{count}, kept in {rescue.directory}"
+
+    def rescue(self) -> Path:
+        """The one temporary directory, of the same layout, for what this session cannot write where it belongs."""
+        if self._rescue is None:
+            self._rescue = Path(tempfile.mkdtemp(prefix="llminfer-unwritten-"))
+        return self._rescue
+
+    @property
+    def staged(self) -> dict[BaselineKey, Record]:
+        """What waits to be written, or could not be."""
+        return {key: record for key, (record, _) in self._staged.items()}
 
 
 class LayeredSource:

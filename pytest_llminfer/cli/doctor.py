@@ -25,7 +25,7 @@ from pytest_llminfer.hardware import detect
 from pytest_llminfer.report.align import align
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytest_llminfer.engines.profiles.base import Profile
     from pytest_llminfer.hardware import Hardware
@@ -50,16 +50,15 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for one import (default: %(default)s)")
     given = parser.parse_args(argv)
     profiles = _profiles(given.engines)
-    engines = tuple(profiles)
     hardware = detect()
-    pairs = _pairs(engines, [_given_place(path) for path in given.environment])
+    pairs = _pairs(profiles, [_given_place(path) for path in given.environment])
     if not given.json:
         tell(f"importing engines in {len({place.interpreter for _, place in pairs})} interpreters ...")
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         answers = list(threads.map(lambda pair: ask(profiles[pair[0]], pair[1], timeout_seconds=given.timeout), pairs))
     found = [diagnose(profiles[engine], place, answer, hardware) for (engine, place), answer in zip(pairs, answers, strict=True)]
     found = _worth_telling(found)
-    able = any(each.runs for each in found if each.engine != "simulated" or "simulated" in given.engines)
+    able = any(each.runs for each in found if not profiles[each.engine].for_tests or each.engine in given.engines)
     _print(found, hardware, able=able, as_json=given.json)
     return 0 if able else 1
 
@@ -119,14 +118,15 @@ def ask(engine: Profile, place: Place, *, timeout_seconds: float) -> dict[str, A
     return {"error": f"the interpreter ended with status {process.returncode} in the import; last: {last or '(nothing)'}"}
 
 
-def _pairs(engines: Sequence[str], given: list[Place]) -> list[tuple[str, Place]]:
+def _pairs(profiles: Mapping[str, Profile], given: list[Place]) -> list[tuple[str, Place]]:
+    engines = tuple(profiles)
     own = Place(OWN, sys.executable)
     pairs = [(engine, own) for engine in engines]
     for environment in list_environments(sizes=False):
         engine = engine_of(environment.name)
         if engine in engines and environment.complete:
             pairs.append((engine, Place(environment.requirement, str(environment.interpreter), environment.requirement)))
-    pairs += [(engine, place) for place in given for engine in engines if engine != "simulated"]
+    pairs += [(engine, place) for place in given for engine in engines if not profiles[engine].for_tests]
     return sorted(pairs, key=lambda pair: engines.index(pair[0]))
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 OF_SERVERS = frozenset({"generate", "generate:messages", "generate:logprobs", "score_top", "settings", "talk"})
 """What a server of any engine may answer over HTTP."""
+STOP = "serving:stop"
+"""Of a server that is started here."""
 
 
 def possible_capabilities(spec: EngineSpec) -> frozenset[str] | None:
@@ -20,7 +22,7 @@ def possible_capabilities(spec: EngineSpec) -> frozenset[str] | None:
     engine was started, and what a server offers, show when it runs.
     """
     if spec.over_http:
-        return OF_SERVERS | {"serving:stop"} if spec.serve else OF_SERVERS
+        return OF_SERVERS | {STOP} if spec.serve else OF_SERVERS
     of = profile(spec.engine)
     return of.capabilities - of.unsplit_capabilities if of.capabilities is not None and spec.tp > 1 else of.capabilities
 
@@ -28,3 +30,8 @@ def possible_capabilities(spec: EngineSpec) -> frozenset[str] | None:
 def engines_that_answer(capability: str) -> tuple[str, ...]:
     """The engines whose profile says that they answer this request, by its name in ``EngineInfo.capabilities``."""
     return tuple(each.name for each in loaded() if each.capabilities is not None and capability in each.capabilities)
+
+
+def every_capability() -> frozenset[str]:
+    """All that any engine is known to answer."""
+    return frozenset({STOP}).union(OF_SERVERS, *(each.capabilities or () for each in loaded()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 import time
@@ -191,6 +190,8 @@ def _id(gpu: Gpu) -> str:
 
 def _locked(path: Path) -> IO[bytes] | None:
     """The file, locked until it is closed; None while another has it."""
+    import fcntl  # not on every platform, where a session without engines must do without it
+
     lock = path.open("wb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

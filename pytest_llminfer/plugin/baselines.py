@@ -6,7 +6,7 @@ import pytest
 
 from pytest_llminfer.baselines.expectations import Recording, SessionRecords
 from pytest_llminfer.baselines.store import Store
-from pytest_llminfer.plugin import options
+from pytest_llminfer.plugin.session import settings_of
 
 STORE = pytest.StashKey[Store]()
 RECORDS = pytest.StashKey[SessionRecords]()
@@ -14,7 +14,7 @@ RECORDS = pytest.StashKey[SessionRecords]()
 
 def open_store(config: pytest.Config) -> Store:
     """The project's own baselines."""
-    return config.stash.setdefault(STORE, Store(config.stash[options.STASH].baselines.directory))
+    return config.stash.setdefault(STORE, Store(settings_of(config).baselines.directory))
 
 
 def session_records(config: pytest.Config) -> SessionRecords:
@@ -24,6 +24,6 @@ def session_records(config: pytest.Config) -> SessionRecords:
 
 def recording(config: pytest.Config) -> Recording:
     """Whether and where this session records."""
-    settings = config.stash[options.STASH].baselines
+    settings = settings_of(config).baselines
     versions = {"pytest": pytest.__version__}
     return Recording(folder=settings.directory, mode=settings.update, root=config.rootpath, versions=versions)

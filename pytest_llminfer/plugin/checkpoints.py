@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llminfer.plugin import options
+from pytest_llminfer.plugin.session import settings_of
 from pytest_llminfer.report import notes
 
 if TYPE_CHECKING:
     import pytest
 
-FIXTURE = "checkpoint"
+FIXTURE = "llminfer_checkpoint"
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for a checkpoint once for each that is named; where none is, ``collection`` drops the one without."""
     if FIXTURE in metafunc.fixturenames:
-        metafunc.parametrize(FIXTURE, metafunc.config.stash[options.STASH].checkpoints.paths or ("",), ids=str, indirect=True)
+        metafunc.parametrize(FIXTURE, settings_of(metafunc.config).checkpoints.paths or ("",), ids=str, indirect=True)
 
 
 def names_none(item: pytest.Item) -> bool:
@@ -34,4 +34,4 @@ def name_cells(items: list[pytest.Item]) -> None:
     """Give each such test its row in the table: ``checkpoint:`` and the last part of the path, the whole path after an @."""
     for item in items:
         if path := _path(item):
-            item.user_properties.append((notes.CELL, f"{FIXTURE}:{Path(path).expanduser().resolve().name}@{path}"))
+            item.user_properties.append((notes.CELL, f"checkpoint:{Path(path).expanduser().resolve().name}@{path}"))

@@ -7,7 +7,6 @@ Both are decided before an engine starts, alike in every process; what shows onl
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
     from pytest_llminfer.models.model import Model
     from pytest_llminfer.spec import EngineSpec
 
-MARKERS = (
-    "llminfer_only(**fields): collect this test for cells with these values alone, as in llminfer_only(engine='transformers')",
-    "llminfer_needs(*capabilities, option=''): collect this test where the engine could answer these, and with this option",
-)
 LEFT_OUT = pytest.StashKey["dict[str, str]"]()
 """By node id, what a test that was not collected needs."""
 TOLD = pytest.StashKey[str]()
@@ -80,19 +75,22 @@ def _needs(item: pytest.Item, config: pytest.Config) -> Iterator[str]:
 
 def _is_given(option: str, config: pytest.Config) -> bool:
     name = "llminfer_" + option.removeprefix("--").removeprefix("llminfer-").replace("-", "_")
-    return bool(config.getoption(name, None) or config.getini(name))
+    try:
+        return bool(config.getoption(name, None) or config.getini(name))
+    except ValueError:
+        raise ValueError(f"llminfer_needs: there is no option {option}") from None
 
 
 def _capabilities(marker: pytest.Mark, cell: EngineSpec) -> Iterator[str]:
-    from pytest_llminfer.engines.capabilities import OF_SERVERS, engines_that_answer, possible_capabilities
+    from pytest_llminfer.engines.capabilities import engines_that_answer, every_capability, possible_capabilities
 
     possible = possible_capabilities(cell)
     for name in marker.args:
         if possible is not None and name in possible:
             continue
         engines = engines_that_answer(name)
-        if not engines and name not in OF_SERVERS | {"serving:stop"}:
-            raise ValueError(f"llminfer_needs: no engine answers {name!r}")
+        if name not in (every := every_capability()):
+            raise ValueError(f"llminfer_needs: no engine answers {name!r}; valid: {', '.join(sorted(every))}")
         if possible is not None:
             yield f"an engine that answers {name!r}" + (f" ({', '.join(engines)})" if engines else "")
 
@@ -143,7 +141,7 @@ def _model(cell: EngineSpec, item: pytest.Item) -> Model | None:
     from pytest_llminfer.models.model import Model
 
     info = getattr(item, "_fixtureinfo", None)
-    if info is not None and len(info.name2fixturedefs.get("model", ())) > 1:
+    if info is not None and len(info.name2fixturedefs.get("llminfer_model", ())) > 1:
         return None
     models = item.config.stash.setdefault(MODELS, {})
     key = (cell.model, cell.weights)
@@ -155,23 +153,23 @@ def _model(cell: EngineSpec, item: pytest.Item) -> Model | None:
     return models[key]
 
 
-@contextmanager
-def explained(session: pytest.Session) -> Iterator[None]:
+def explained(error: pytest.UsageError, config: pytest.Config) -> pytest.UsageError:
     """Say of a test that is named and does not apply what it needs, in place of pytest's "not found".
 
     A process of pytest-xdist prints nothing: it hands the words to the one that the user started (:func:`pass_on`).
     """
-    config = session.config
+    lines = [_told(str(line), config) for line in error.args]
     worker: dict[str, Any] | None = getattr(config, "workeroutput", None)
-    try:
-        yield
-    except pytest.UsageError as error:
-        lines = [_told(str(line), config) for line in error.args]
-        if worker is not None and lines != list(error.args):
-            worker[WHY] = "\n".join(lines)
-        raise pytest.UsageError(*lines) from None
+    if worker is not None and lines != list(error.args):
+        worker[WHY] = "\n".join(lines)
+    return pytest.UsageError(*lines)
+
+
+def tell_of_nothing(session: pytest.Session) -> None:
+    """Hand on why a process of pytest-xdist collected nothing."""
+    worker: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if worker is not None and not session.items:
-        worker[WHY] = nothing_applies(config)
+        worker[WHY] = nothing_applies(session.config)
 
 
 def pass_on(config: pytest.Config, told: str) -> None:

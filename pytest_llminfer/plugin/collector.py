@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llminfer.plugin import matrix, options
+from pytest_llminfer.plugin.session import cells_of, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,13 +55,16 @@ class SessionReport:
             from pytest_llminfer.plugin.records import Records
             from pytest_llminfer.report.gathering import Gathering
 
-            only_missing = self._config.stash[options.STASH].baselines.update == "new"
+            only_missing = settings_of(self._config).baselines.update == "new"
             self._gathered = Gathering(), Records(open_store(self._config), only_missing=only_missing)
         return self._gathered
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Make the result, and write it where that was asked for; what could not be written fails the session."""
+        asked_for = self._config.getoption("llminfer_report", None) or self._config.getini("llminfer_report")
+        if self._gathered is None and not asked_for:
+            return
         from pytest_llminfer.plugin.session_facts import facts, report_folder
 
         folder = None if self._config.option.collectonly else report_folder(self._config)
@@ -102,7 +105,7 @@ class SessionReport:
 
     def _cells_without_verdict(self, gathering: Gathering) -> list[str]:
         """With ``--llminfer-strict`` a cell whose tests were all skipped is an error."""
-        if not self._config.stash[options.STASH].session.strict:
+        if not settings_of(self._config).session.strict:
             return []
         tests = gathering.tests()
         compared = {test.cell for test in tests if test.verdicts or test.outcome != "skip"}
@@ -134,7 +137,7 @@ def header(config: pytest.Config) -> str:
     from pytest_llminfer.plugin.header import header as render
     from pytest_llminfer.plugin.session_facts import hardware
 
-    return render(config.stash[options.STASH], len(config.stash[matrix.CELLS]), hardware(config))
+    return render(settings_of(config), len(cells_of(config)), hardware(config))
 
 
 def _phase(report: pytest.TestReport) -> Phase:

@@ -1,39 +1,69 @@
-"""The hooks of pytest that this plugin answers, and nothing else."""
+"""The hooks of pytest that this plugin answers, and nothing else.
+
+Every pytest session of every project where the plugin is installed runs through them: what only a session with engines needs is
+imported when a test asks for one.
+"""
 
 from __future__ import annotations
 
-import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.plugin import checkpoints, collection, collector, command_line, judging, matrix, options, prestart
-from pytest_llminfer.report import notes
+from pytest_llminfer.plugin import command_line, family_fixtures, fixtures, short_names
+from pytest_llminfer.plugin.session import cells_of, is_used, refuse_platform, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-pytest_plugins = ["pytest_llminfer.plugin.fixtures"]
+MARKERS = (
+    "llminfer_only(**fields): collect this test for cells with these values alone, as in llminfer_only(engine='transformers')",
+    "llminfer_needs(*capabilities, option=''): collect this test where the engine could answer these, and with this option",
+)
+FIXTURES = ("llminfer_engine_spec", "llminfer_checkpoint")
+"""A test that asks for one of these, directly or through other fixtures, is run once a cell, or once a checkpoint."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Command line and ini options."""
-    command_line.add_options(parser)
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """The fixtures, and the names of the ini file; what stands on the command line comes after the project's own options."""
+    # Not through pytest_plugins: for each name there pytest reads the metadata of every installed distribution.
+    for module in (fixtures, family_fixtures, short_names):
+        pluginmanager.register(module, module.__name__)
+    command_line.add_ini(parser)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None, object, object]:
+    """Our options: last, so that a short name gives way wherever the project or another plugin has it."""
+    given = command_line.given(args)
+    if not given:
+        return (yield)
+    return (yield from command_line.register_last(early_config, parser, args, given))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Resolve the settings; in the process that the user started, gather results and write baselines too."""
-    for marker in collection.MARKERS:
+    """Read the settings if any is given, and gather results in the process that the user started."""
+    for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    settings = config.stash[options.STASH] = options.resolve(config)
-    config.stash[matrix.CELLS] = matrix.expand(settings.matrix)
-    config.stash[judging.LOADS] = []
+    if command_line.is_given(config):
+        cells_of(config)
+        if not settings_of(config).checkpoints.paths:
+            refuse_platform(pytest.UsageError)
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(collector.SessionReport(config), "llminfer-session-report")
+        from pytest_llminfer.plugin.collector import SessionReport
+
+        config.pluginmanager.register(SessionReport(config), "llminfer-session-report")
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
     """The session's one line, if any test asks for an engine: only then is the hardware asked for. Or why no test was collected."""
+    if not is_used(config):
+        return None
+    from pytest_llminfer.plugin import collection, collector, matrix
+
     if not items and not any("::" in argument for argument in config.args):
         return collection.nothing_applies(config)
     return collector.header(config) if any(map(matrix.cell_of, items)) else None
@@ -41,38 +71,60 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a cell, or a checkpoint on disk."""
-    matrix.parametrize(metafunc)
-    checkpoints.parametrize(metafunc)
+    if any(name in metafunc.fixturenames for name in FIXTURES):
+        from pytest_llminfer.plugin import checkpoints, matrix
+
+        matrix.parametrize(metafunc)
+        checkpoints.parametrize(metafunc)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Tests of their cells only."""
-    return collection.keep_what_applies((yield), collector.config)
+    report = yield
+    if not is_used(collector.config):
+        return report
+    from pytest_llminfer.plugin import collection
+
+    return collection.keep_what_applies(report, collector.config)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Of a test that is named and was left out, say why."""
-    with collection.explained(session):
-        return (yield)
+    try:
+        result = yield
+    except pytest.UsageError as error:
+        if not is_used(session.config):
+            raise
+        from pytest_llminfer.plugin import collection
+
+        raise collection.explained(error, session.config) from None
+    if is_used(session.config):
+        from pytest_llminfer.plugin import collection
+
+        collection.tell_of_nothing(session)
+    return result
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """All tests of a cell together, so that its engine is loaded once."""
-    matrix.group_by_cell(items, config.stash[matrix.CELLS])
-    cells = (matrix.cell_of(item) for item in items)
-    config.stash[prestart.ORDER] = tuple(dict.fromkeys(cell for cell in cells if cell is not None))
-    for item in items:
-        if cell := matrix.cell_of(item):
-            item.user_properties.append((notes.CELL, str(cell)))
-    checkpoints.name_cells(items)
+    if is_used(config):
+        from pytest_llminfer.plugin import checkpoints, matrix, prestart
+
+        matrix.group_by_cell(items, cells_of(config))
+        matrix.name_cells(items)
+        checkpoints.name_cells(items)
+        prestart.follow(config, items)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """No process is left behind, not even one that nobody came to use."""
-    prestart.close(config)
+    if is_used(config):
+        from pytest_llminfer.plugin import prestart
+
+        prestart.close(config)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -80,29 +132,37 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Our own errors without a traceback; what engines cannot do as skips; the loads that this phase caused."""
-    pending = item.config.stash[judging.LOADS]
-    while pending:
-        item.user_properties.append((notes.LOADED, json.dumps(pending.pop())))
-    judging.without_traceback(call, strict=item.config.stash[options.STASH].session.strict)
+    if is_used(item.config):
+        from pytest_llminfer.plugin import judging
+
+        judging.tell_loads(item)
+        judging.without_traceback(call, strict=settings_of(item.config).session.strict)
     return (yield)
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
     """Inconclusive and invalid verdicts by their own names."""
-    return judging.status(report) if isinstance(report, pytest.TestReport) else None
+    if not isinstance(report, pytest.TestReport) or not report.user_properties:
+        return None
+    from pytest_llminfer.plugin import judging
+
+    return judging.status(report)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One process a cell under pytest-xdist."""
-    from pytest_llminfer.plugin.xdist import CellScheduling
-
+    """One process a cell under pytest-xdist; where there are no cells, whatever the session has without this plugin."""
     if config.getoption("dist") == "each":
         return None
-    return CellScheduling(config, log, {str(cell): cell.judged_together for cell in config.stash[matrix.CELLS]})
+    from pytest_llminfer.plugin.xdist import Undecided
+
+    return Undecided(config, log, sys.modules[__name__])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Why a process of pytest-xdist collected nothing."""
-    collection.pass_on(node.config, getattr(node, "workeroutput", {}).get(collection.WHY, ""))
+    if told := getattr(node, "workeroutput", {}).get("llminfer_left_out", ""):
+        from pytest_llminfer.plugin import collection
+
+        collection.pass_on(node.config, told)

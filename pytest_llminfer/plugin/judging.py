@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.report.notes import VERDICT
+from pytest_llminfer.report.notes import LOADED, VERDICT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +47,13 @@ def note_of(item: pytest.Item) -> Note:
         item.user_properties.append((name, json.dumps(value)))
 
     return note
+
+
+def tell_loads(item: pytest.Item) -> None:
+    """Give this test's report the loads that no other has told."""
+    pending = item.config.stash.get(LOADS, [])
+    while pending:
+        item.user_properties.append((LOADED, json.dumps(pending.pop())))
 
 
 def verdicts(properties: list[tuple[str, object]]) -> list[dict[str, Any]]:

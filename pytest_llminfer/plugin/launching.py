@@ -15,8 +15,9 @@ from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import EngineStartError, LlminferError, UnsupportedError
 from pytest_llminfer.hardware import detect, usable_cores, visible_gpus
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.plugin import options, prestart
+from pytest_llminfer.plugin import prestart
 from pytest_llminfer.plugin.judging import LOADS
+from pytest_llminfer.plugin.session import settings_of
 from pytest_llminfer.report.progress import Notice, ProgressBar, attended
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Launcher:
 
     def __init__(self, config: pytest.Config, logs: Path) -> None:
         self._config, self._logs = config, logs
-        self._timeout = config.stash[options.STASH].session.timeout
+        self._timeout = settings_of(config).session.timeout
         self._engines: list[Engine] = []
 
     def __call__(
@@ -104,7 +105,7 @@ class Launcher:
         afresh = engine.loads > engine.spec.workers
         told = {name: getattr(info, name) for name in ("device", "device_name", "device_count", "dtype", "kv_dtype")}
         load = {"cell": str(engine.spec), "phases": dict(info.load_seconds), "afresh": afresh}
-        self._config.stash[LOADS].append({**load, **told, "versions": dict(info.versions)})
+        self._config.stash.setdefault(LOADS, []).append({**load, **told, "versions": dict(info.versions)})
 
     def _refuse_fallback(self, engine: Engine) -> None:
         """An engine that fell back to the processor is the classic broken upgrade: a build without CUDA, a driver too old."""

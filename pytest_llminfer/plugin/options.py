@@ -13,7 +13,7 @@ from pytest_llminfer.families.divergence.settings import DivergenceSettings
 from pytest_llminfer.families.execution_modes.settings import ExecutionModesSettings
 from pytest_llminfer.families.layout.settings import CheckpointSettings
 from pytest_llminfer.plugin import option_values as values
-from pytest_llminfer.plugin.command_line import MATRIX, OTHER, Option
+from pytest_llminfer.plugin.command_line import OPTIONS, SPOKEN, Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,26 +74,31 @@ class Options:
     checkpoints: CheckpointSettings
 
 
-STASH = pytest.StashKey[Options]()
-
-
 class _Reader:
     """Reads options one by one, and notes where each value came from."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._options = {option.ini.removeprefix("llminfer_"): option for option in (*MATRIX, *OTHER)}
+        self._options = {option.name: option for option in OPTIONS}
         self.sources: dict[str, str] = {}
-        self._texts = {name: self._text(name, option) for name, option in self._options.items()}
+        self._texts = {option.name: self._text(option) for option in OPTIONS if option.metavar and not option.repeatable}
 
-    def _text(self, name: str, option: Option) -> str:
-        given = self._config.getoption(option.ini)
+    def _text(self, option: Option) -> str:
+        given = self.given(option.name)
         if given is not None:
-            self.sources[name] = "command line"
+            self.sources[option.name] = "command line"
             return str(given)
         value = str(self._config.getini(option.ini))
-        self.sources[name] = "default" if value == option.default else "ini"
+        self.sources[option.name] = "default" if value == option.default else "ini"
         return value
+
+    def given(self, name: str) -> Any:
+        """What the command line says, as pytest read it; None where it says nothing."""
+        return self._config.getoption(f"llminfer_{name}", None)
+
+    def listed(self, name: str) -> tuple[str, ...]:
+        """Every value of an option that may be repeated, each once."""
+        return tuple(dict.fromkeys(self.given(name) or self._config.getini(f"llminfer_{name}")))
 
     def one(self, name: str, convert: Callable[[str], T], *, without: str = "") -> T:
         """What ``convert`` makes of the text, or of ``without`` where the text is empty."""
@@ -109,14 +114,19 @@ class _Reader:
 
     def is_on(self, name: str) -> bool:
         """Whether a flag is set, here or in the ini file."""
-        return bool(self._config.getoption(f"llminfer_{name}") or self._config.getini(f"llminfer_{name}"))
+        return bool(self.given(name) or self._config.getini(f"llminfer_{name}"))
 
     def _read(self, name: str, word: str, convert: Callable[[str], T]) -> T:
         """A ValueError becomes a usage error that begins with the option."""
         try:
             return convert(word)
         except ValueError as error:
-            raise pytest.UsageError(f"{self._options[name].flag}: {error}") from None
+            raise pytest.UsageError(f"{self._called(name)}: {error}") from None
+
+    def _called(self, name: str) -> str:
+        """The option as it was given: a flag, or the name in the ini file."""
+        option = self._options[name]
+        return option.ini if self.sources[name] == "ini" else self._config.stash.get(SPOKEN, {}).get(option.ini, option.flag)
 
 
 def resolve(config: pytest.Config) -> Options:
@@ -135,7 +145,7 @@ def resolve(config: pytest.Config) -> Options:
             sources=read.sources,
         ),
         baselines=BaselineSettings(
-            directory=config.rootpath / read.one("baselines", str), update=config.getoption("llminfer_update_baselines") or ""
+            directory=config.rootpath / read.one("baselines", str), update=read.given("update_baselines") or ""
         ),
         accuracy=AccuracySettings(
             dataset=read.one("dataset", str),
@@ -149,9 +159,7 @@ def resolve(config: pytest.Config) -> Options:
         ),
         divergence=DivergenceSettings(limits=read.one("divergence_limits", values.limits, without="{}")),
         execution_modes=ExecutionModesSettings(kv_variants=read.is_on("kv_variants")),
-        checkpoints=CheckpointSettings(
-            paths=tuple(dict.fromkeys(config.getoption("llminfer_checkpoint") or config.getini("llminfer_checkpoint")))
-        ),
+        checkpoints=CheckpointSettings(paths=read.listed("checkpoint")),
     )
 
 

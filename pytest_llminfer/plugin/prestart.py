@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llminfer.errors import LlminferError
+from pytest_llminfer.plugin.matrix import cell_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,12 @@ class Started:
     spec: EngineSpec
     lease: Lease
     workers: tuple[WorkerProcess, ...]
+
+
+def follow(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Note the order of the cells, as their tests will run."""
+    cells = (cell_of(item) for item in items)
+    config.stash[ORDER] = tuple(dict.fromkeys(cell for cell in cells if cell is not None))
 
 
 def following(config: pytest.Config, spec: EngineSpec) -> EngineSpec | None:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 from pytest_llminfer.baselines.notes import MISSING, RECORD, SIDE_FILE, USED
 from pytest_llminfer.baselines.record import BaselineKey, Record
 from pytest_llminfer.baselines.side_files import SideFiles
+from pytest_llminfer.baselines.store import Store
 from pytest_llminfer.errors import BaselineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from pytest_llminfer.baselines.store import Store
 
 
 class Records:
@@ -24,6 +23,7 @@ class Records:
         self._side_files = SideFiles()
         self._recorded = 0
         self._missing: list[Mapping[str, Any]] = []
+        self._without_arrays: dict[BaselineKey, Record] = {}
         self._written: dict[Path, None] = {}
         self._problem = ""
 
@@ -40,15 +40,43 @@ class Records:
             self._missing.append(note)
 
     def _write(self, note: Mapping[str, Any]) -> None:
-        key, record = BaselineKey(**note["key"]), Record(note["expected"], note["conditions"], note["provenance"])
-        self._store.stage(key, record, only_missing=self._only_missing)
+        self._without_arrays[BaselineKey(**note["key"])] = Record(note["expected"], note["conditions"], note["provenance"])
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write what waits: a record with its arrays, or neither; what cannot be written goes to one folder, arrays and all."""
+        problems = []
+        for key, record in list(self._without_arrays.items()):
+            try:
+                self._side_files.write(self._store.path(key), record.expected)
+            except BaselineError as error:
+                problems.append(str(error))
+            else:
+                self._store.stage(key, record, only_missing=self._only_missing)
+                del self._without_arrays[key]
         try:
-            self._side_files.write(self._store.path(key), record.expected)
             self._written.update(dict.fromkeys(self._store.write()))
         except BaselineError as error:
-            self._problem = str(error)
-        else:
-            self._problem = ""
+            problems.append(str(error))
+        if problems:
+            problems.append(self._kept_elsewhere())
+        self._problem = "; ".join(problems)
+
+    def _kept_elsewhere(self) -> str:
+        unwritten = self._store.staged | self._without_arrays
+        try:
+            rescue = Store(self._store.rescue())
+            for key, record in unwritten.items():
+                self._side_files.write(rescue.path(key), record.expected)
+                rescue.stage(key, record)
+            rescue.write()
+        except (BaselineError, OSError) as error:
+            return f"{len(unwritten)} records could not be kept elsewhere either: {error}"
+        return f"all of it, arrays included, is in {rescue.directory}: copy it over when there is room"
+
+    @property
+    def _unwritten(self) -> int:
+        return len(self._store.staged | self._without_arrays)
 
     def missing(self) -> list[str]:
         """A line on what has no baseline yet."""
@@ -60,11 +88,13 @@ class Records:
 
     def settle(self, *, verbose: bool) -> list[str]:
         """Lines on what was recorded, an ERROR where it could not be written, and on what no test asked for."""
+        if self._problem:
+            self._flush()  # once more: other files may have made room
         problem, lines = self._problem or self._side_files.settle(), []
         if self._written:
             files = list(self._written)
             where = str(files[0]) if len(files) == 1 else f"{len(files)} files under {self._store.directory}"
-            lines.append(f"baselines: {self._recorded} recorded in {where}")
+            lines.append(f"baselines: {self._recorded - self._unwritten} recorded in {where}")
         if problem:
             lines.append(f"ERROR: {problem}")
         if unused := self._store.unused():

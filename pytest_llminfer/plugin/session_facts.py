@@ -14,7 +14,7 @@ import pytest
 from pytest_llminfer import __version__
 from pytest_llminfer.baselines.provenance import command_line, without_secrets
 from pytest_llminfer.hardware import Hardware, detect
-from pytest_llminfer.plugin.command_line import FLAGS, MATRIX, OTHER
+from pytest_llminfer.plugin.command_line import OPTIONS
 from pytest_llminfer.report.result import OptionValue
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def hardware(config: pytest.Config) -> Hardware:
 
 def report_folder(config: pytest.Config) -> Path | None:
     """Where ``results.json`` is to be written: relative to where pytest was started, or to the root where the ini file says it."""
-    if given := config.getoption("llminfer_report"):
+    if given := config.getoption("llminfer_report", None):
         return config.invocation_params.dir / str(given)
     written = str(config.getini("llminfer_report"))
     return config.rootpath / written if written else None
@@ -60,14 +60,15 @@ def utc(moment: datetime) -> str:
 
 
 def _options(config: pytest.Config) -> Iterator[OptionValue]:
-    defaults = {**{option.ini: option.default for option in (*MATRIX, *OTHER)}, **{flag.ini: False for flag in FLAGS}}
-    for name, default in {**defaults, "llminfer_checkpoint": [], "llminfer_update_baselines": ""}.items():
-        value, source = config.getoption(name), "command line"
+    for option in OPTIONS:
+        in_ini = not option.choices
+        default: Any = [] if option.repeatable else option.default if option.metavar or option.choices else False
+        value, source = config.getoption(option.ini, None), "command line"
         if value is None:
-            value = config.getini(name) if name != "llminfer_update_baselines" else default
+            value = config.getini(option.ini) if in_ini else default
             source = "default" if value == default else "ini"
         if isinstance(value, list):
             shown: Any = tuple(map(str, value))
         else:
             shown = value if isinstance(value, bool) else without_secrets(str(value))
-        yield OptionValue(name.removeprefix("llminfer_"), shown, source)
+        yield OptionValue(option.name, shown, source)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import cast
 
 import pytest
 
+from pytest_llminfer.plugin.command_line import OPTIONS, PREFIX
 from tests.support.paths import REPOSITORY, SUITES
 
 README = (REPOSITORY / "README.md").read_text()
@@ -25,29 +25,10 @@ def test_the_test_of_ones_own_model_has_ten_lines_and_passes(pytester: pytest.Py
     result.assert_outcomes(passed=4)
 
 
-class Options:
-    """What a plugin registers with pytest's parser, by name."""
-
-    def __init__(self) -> None:
-        self.flags: list[str] = []
-
-    def getgroup(self, *_: str) -> Options:
-        return self
-
-    def addoption(self, flag: str, **_: object) -> None:
-        self.flags.append(flag)
-
-    def addini(self, *_: object, **_keywords: object) -> None:
-        pass
-
-
 def test_every_option_is_in_the_readme() -> None:
-    from pytest_llminfer.plugin.command_line import add_options
-
-    registered = Options()
-    add_options(cast("pytest.Parser", registered))
-    assert len(registered.flags) > 20
-    assert [flag for flag in registered.flags if f"`{flag}" not in README] == []
+    assert len(OPTIONS) > 20
+    assert [option.flag for option in OPTIONS if f"`{option.flag}" not in README] == []
+    assert f"`{PREFIX}" in README
 
 
 def test_every_suite_is_in_the_readme() -> None:
@@ -60,7 +41,7 @@ def test_every_suite_is_in_the_readme() -> None:
 def test_every_option_and_file_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text()
     sources = [path for name in ("pytest_llminfer", "tools", "benchmarks") for path in (REPOSITORY / name).rglob("*.py")]
-    known = "".join(path.read_text() for path in sources)
+    known = "".join([*(path.read_text() for path in sources), *(f'"{option.canonical}"' for option in OPTIONS)])
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) - {"--pyargs"}
     assert [flag for flag in sorted(flags) if f'"{flag}"' not in known] == []
     files = re.findall(r"\b((?:tools|tests|suites|benchmarks|docs|pytest_llminfer)/[\w./]*\.(?:py|sh|md|toml))", text)

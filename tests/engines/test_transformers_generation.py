@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pytest_llminfer.engines.capabilities import possible_capabilities
 from pytest_llminfer.errors import BadInputError, EngineError, OutOfMemoryError, UnsupportedError
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
@@ -40,6 +41,7 @@ def test_the_loaded_model_is_reported(fp32: Worker) -> None:
     info = fp32.info
     assert (info["dtype"], info["kv_dtype"], info["device_count"], info["end_token_ids"]) == ("fp32", "fp32", 1, [2])
     assert info["device_name"]
+    assert frozenset(info["capabilities"]) == possible_capabilities(EngineSpec("transformers"))
     assert {"engine", "torch", "python"} <= set(info["versions"])
     assert set(info["load_seconds"]) == {"import", "load"}
 

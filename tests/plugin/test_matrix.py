@@ -63,16 +63,9 @@ def test_a_marker_narrows_a_test(pytester: pytest.Pytester, run: Callable[..., p
         def test_none(engine): pass
         """
     )
-    result = run("--dtype=auto,fp32", "-rs")
-    result.assert_outcomes(passed=1, skipped=1)
-    result.stdout.fnmatch_lines(["SKIPPED*llminfer_only*none of this session's cells*"])
-
-
-def test_a_marker_with_an_unknown_field_is_refused(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
-    pytester.makepyfile("import pytest\n@pytest.mark.llminfer_only(engin='x')\ndef test_narrow(engine_spec): pass")
-    result = run()
-    result.stdout.fnmatch_lines(["*llminfer_only: unknown field 'engin'*valid: engine, *"])
-    assert result.ret != 0
+    result = run("--dtype=auto,fp32", "-v")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*::test_narrow[[]simulated-fp32[]] PASSED*"])
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,8 @@ def test_a_session_is_written_whole_and_as_the_schema_says(
     assert {test.family for test in found.tests} == {"speed"}
     assert found.messages == ("baselines: 2 missing; record them with the same command and --update-baselines=new",)
 
-    cases = {case.get("name"): case for case in ET.parse(pytester.path / "out" / "junit.xml").iter("testcase")}  # noqa: S314 - of our own making
+    document = ET.parse(pytester.path / "out" / "junit.xml")  # noqa: S314 - written by pytest
+    cases = {case.get("name"): case for case in document.iter("testcase")}
     properties = [(each.get("name"), each.get("value")) for each in cases["test_judged[simulated-fail]"].iter("property")]
     assert properties[:4] == [
         ("llminfer.cell", "simulated"),

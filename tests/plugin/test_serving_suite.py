@@ -109,11 +109,13 @@ def test_a_slow_server_is_caught_and_a_fast_one_never_fails(
     serving(latency).assert_outcomes(passed=1)
 
 
-def test_a_cell_that_is_not_served_is_a_visible_skip(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+def test_a_cell_that_is_not_served_has_no_such_tests_and_the_session_says_what_would_bring_them(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
     shutil.copy(SUITES / "test_serving.py", pytester.path)
-    result = run("-rs")
-    result.assert_outcomes(skipped=TESTS)
-    result.stdout.fnmatch_lines(["SKIPPED*its llminfer_only marker lets none of this session's cells through"])
+    result = run()
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    result.stdout.fnmatch_lines([f"llminfer: no test applies to a cell of this session: {TESTS} need over_http=True (--serve, *)"])
 
 
 def test_an_engine_without_a_server_is_a_visible_skip_and_a_refused_argument_is_one_line(
@@ -125,7 +127,7 @@ def test_an_engine_without_a_server_is_a_visible_skip_and_a_refused_argument_is_
     result.stdout.fnmatch_lines(["*unknown engine argument 'concurency'*"])
 
 
-# What a server answers, of the other suites; what it does not tell is a visible skip.
+# What a server answers, of the other suites; what no server tells is not collected.
 ANSWERED = (
     "accuracy_has_not_dropped",
     "accuracy_is_that_of_one_gpu",
@@ -144,9 +146,9 @@ def test_other_suites_ask_the_server_and_are_judged_by_what_was_recorded_without
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
 ) -> None:
     short = ("--gsm8k-questions=40", "--gsm8k-runs=1", "--accuracy-margin=20", "--dtype=fp32", "-v", "-rs")
-    recorded = [shutil.copy(SUITES / f"test_{suite}.py", pytester.path) for suite in ("gsm8k", "settings", "tokens")]
+    recorded = [shutil.copy(SUITES / f"test_{suite}.py", pytester.path) for suite in ("accuracy", "settings", "tokens")]
     skipped = run(*short, "--serve", "-k", "accuracy_has_not_dropped")
-    skipped.assert_outcomes(skipped=1, deselected=8)
+    skipped.assert_outcomes(skipped=1, deselected=6)
     skipped.stdout.fnmatch_lines(["SKIPPED*no baseline for *gsm8k*record it with --update-baselines=new, without --serve"])
     skipped.stdout.fnmatch_lines(["baselines: 1 missing; -rs shows how each is recorded"])
     run(*short, "--update-baselines=new", *recorded)
@@ -160,4 +162,3 @@ def test_other_suites_ask_the_server_and_are_judged_by_what_was_recorded_without
     assert passed == sorted(ANSWERED)
     # Though they are recorded.
     assert [*pytester.path.glob("baselines/*/*/settings_defaults.json")]
-    result.stdout.fnmatch_lines(["SKIPPED*a server does not tell its defaults"])

@@ -60,6 +60,9 @@ def shown_by(*phases: str, notes: tuple[tuple[str, str], ...] = ()) -> TestResul
     return test
 
 
+BOTH = (judged(Outcome.PASS), judged(Outcome.INCONCLUSIVE))
+LEFT_OVER = ("setup passed", "call passed", "teardown failed: left over")
+RECORDED = note(RECORD, {"key": KEY, "expected": {}})
 PASSED = ("setup passed", "call passed", "teardown passed")
 
 
@@ -68,19 +71,16 @@ PASSED = ("setup passed", "call passed", "teardown passed")
     [
         (PASSED, (), "pass", False, ["pass"]),
         (PASSED, (judged(Outcome.PASS),), "pass", False, ["pass 12 tok/s"]),
-        (PASSED, (judged(Outcome.PASS), judged(Outcome.INCONCLUSIVE)), "inconclusive", False,
-         ["pass 12 tok/s", "inconclusive 12 tok/s"]),
+        (PASSED, BOTH, "inconclusive", False, ["pass 12 tok/s", "inconclusive 12 tok/s"]),
         (("setup passed", "call failed"), (judged(Outcome.FAIL),), "fail", True, ["FAIL 12 tok/s"]),
         (("setup passed", "call failed"), (judged(Outcome.INVALID),), "invalid", True, ["INVALID 12 tok/s"]),
         (("setup failed",), (judged(Outcome.INVALID),), "invalid", True, ["INVALID 12 tok/s"]),
         (("call failed",), (judged(Outcome.INCONCLUSIVE, fatal=True),), "inconclusive", True, ["inconclusive 12 tok/s"]),
         (("call failed: assert 1 == 2",), (judged(Outcome.PASS),), "fail", True, ["pass 12 tok/s", "FAIL"]),
         (("setup failed: no engine",), (), "error", True, ["ERROR"]),
-        (("setup passed", "call passed", "teardown failed: left over"), (judged(Outcome.PASS),), "error", True,
-         ["pass 12 tok/s", "ERROR"]),
+        (LEFT_OVER, (judged(Outcome.PASS),), "error", True, ["pass 12 tok/s", "ERROR"]),
         (("setup skipped: no GPU",), (), "skip", False, ["skip"]),
-        (("setup passed", "call skipped: recorded"), (note(RECORD, {"key": KEY, "expected": {}}),), "skip", False,
-         ["skip recorded"]),
+        (("setup passed", "call skipped: recorded"), (RECORDED,), "skip", False, ["skip recorded"]),
         (("call skipped: enough",), (judged(Outcome.PASS),), "skip", False, ["pass 12 tok/s", "skip"]),
     ],
 )  # fmt: skip

@@ -37,6 +37,7 @@ MEASUREMENT = st.builds(
     spread=TEXT,
     baseline=st.none() | NUMBER,
     limit=st.none() | NUMBER,
+    shown=TEXT,
 )
 VERDICT = st.builds(
     Verdict,
@@ -126,6 +127,8 @@ def test_numbers_of_numpy_and_those_that_are_not_finite_cross_as_numbers() -> No
 def test_a_baseline_and_a_limit_are_data_and_no_part_of_the_text() -> None:
     plain = Measurement("speed", 12.5, "tokens/s", 5, "MAD 0.1")
     assert str(replace(plain, baseline=13.0, limit=12.1)) == str(plain) == "speed: 12.5 tokens/s (n=5, MAD 0.1)"
+    share = Measurement("same top-1", 0.9712, n=5, limit=0.9, shown="97.12%")
+    assert str(share) == str(replace(share, value="97.12%", shown="")) == "same top-1: 97.12% (n=5)"
 
 
 SOME = SessionResult(

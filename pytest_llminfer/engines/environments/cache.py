@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -81,6 +80,8 @@ def locked(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterat
         BlockingIOError: somebody else holds it, and ``waiting`` is None.
         EngineStartError: the cache folder cannot be written.
     """
+    import fcntl  # not on every platform, where a session without engines must do without it
+
     path = _lock_of(folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

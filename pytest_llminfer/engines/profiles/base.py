@@ -90,19 +90,29 @@ class Profile(EngineRules):
     distribution is imported from that distribution's own files, whatever interpreter the worker runs in.
     takes_gpus: whether a worker is given accelerators where there are any.
     remote: whether it is a server that somebody else runs, and is named with an address.
+    for_tests: whether it is there for tests of the harness: ``llminfer doctor`` does not count it unless it is named.
+    capabilities: names of the requests that the backend answers (``Backend.capabilities``), or answers if it is started so (vLLM
+    with a prefix cache, say). Unset, a test that needs some is collected, and skipped where the loaded backend does not answer.
+    unsplit_capabilities: those of them that a model on several tensor ranks does not answer.
+    has_transformers: whether a probe in a worker finds transformers beside the engine, which reads the model's chat template
+    there. Unset or False, the test of that is not collected.
     dummy_weights: where random weights are drawn: on the ``host``, the same for every device and split, or on the ``device``, by
-    each rank its own. Unset, whether a cell of dummy weights is another model elsewhere raises UnsupportedError. repacks: whether
-    quantized weights are put into the order of the device's kernels. Unset, whether layouts of quantized weights depend on the
-    device raises UnsupportedError. installation: for ``llminfer doctor``. Unset, looking for the engine raises UnsupportedError.
-    builds: distribution → how it is installed. A distribution that is not named cannot be written as ``--engine=NAME==VERSION``.
+    each rank its own. Unset, asking whether a cell of dummy weights is another model elsewhere raises UnsupportedError.
+    repacks: whether quantized weights are put into the order of the device's kernels. Unset, asking whether the layout of
+    quantized weights depends on the device raises UnsupportedError.
+    installation: for ``llminfer doctor``. Unset, looking for the engine raises UnsupportedError.
+    builds: distribution → how it is installed. One that is not named cannot be written as ``--engine=NAME==VERSION``.
     invariant_variable, invariant_argument: the environment variable (set to 1) and the engine argument (set) by which the engine
-    promises that answers do not depend on the batch, bit by bit; empty: it has no such promise. variants: name of a variant of
-    ``suites/test_execution_modes.py`` → engine arguments that start it. A variant that is not named raises UnsupportedError.
+    promises that answers do not depend on the batch, bit by bit. Empty: it has no such promise.
+    variants: name of a variant of ``suites/test_execution_modes.py`` → engine arguments that start it. One that is not named is
+    not collected for this engine.
     """
 
     backend: str
     takes_gpus: bool
     remote: bool = False
+    for_tests: bool = False
+    has_transformers: bool | None = None
     dummy_weights: Literal["host", "device"] | None = None
     repacks: bool | None = None
     installation: Installation | None = None

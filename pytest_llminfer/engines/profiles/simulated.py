@@ -25,6 +25,7 @@ PROFILE = Profile(
     name="simulated",
     backend="pytest_llminfer.worker.backends.simulated.backend:SimulatedBackend",
     takes_gpus=False,
+    for_tests=True,
     capabilities=FULL | LOOP,
     dummy_weights="host",
     repacks=False,

@@ -12,6 +12,7 @@ PROFILE = Profile(
     name="transformers",
     backend="pytest_llminfer.worker.backends.transformers.backend:TransformersBackend",
     takes_gpus=True,
+    has_transformers=True,
     capabilities=FULL | LOOP | {"compare_cache_paths"},
     unsplit_capabilities=frozenset({"compare_cache_paths"}),
     dummy_weights="host",

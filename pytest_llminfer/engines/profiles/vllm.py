@@ -24,6 +24,7 @@ PROFILE = Profile(
     name="vllm",
     backend="pytest_llminfer.worker.backends.vllm.backend:VllmBackend",
     takes_gpus=True,
+    has_transformers=True,
     capabilities=FULL | {"kv_pool", "cache_counters", "reset_prefix_cache", "score:decode"},
     dummy_weights="device",
     repacks=True,

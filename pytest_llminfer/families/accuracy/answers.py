@@ -78,9 +78,9 @@ def check_length(*, answers: Mapping[str, Answer], recorded: Recorded) -> Verdic
         claim=claim,
         key=f"{ratio:.2f} x",
         measurements=(
-            Measurement("mean length now", now, "tokens", n),
+            Measurement("mean length now", now, "tokens", n, baseline=before),
             Measurement("mean length recorded", before, "tokens", len(recorded.order), f"{recorded.runs} runs"),
-            Measurement("ratio", ratio, "", n, spread),
+            Measurement("ratio", ratio, "", n, spread, baseline=1.0, limit=high + slack if ratio >= 1 else low - slack),
         ),
         threshold=threshold,
         threshold_source=source,
@@ -117,9 +117,9 @@ def check_flips(*, answers: Mapping[str, Answer], recorded: Recorded, gate: Gate
         claim=claim,
         key=f"{len(flipped):,} flips",
         measurements=(
-            Measurement("flips", len(flipped), "questions", n, "outcome unlike that of most recorded runs"),
+            Measurement("flips", len(flipped), "questions", n, "outcome unlike that of most recorded runs", limit=limit),
             Measurement("expected share at most", 100 * share, "%", n, origin),
-            Measurement("p-value", p_value, n=n, spread="exact binomial tail"),
+            Measurement("p-value", p_value, n=n, spread="exact binomial tail", limit=alpha),
         ),
         threshold=f"{threshold}, which is {limit:,} flips of {n:,}",
         threshold_source=source,
@@ -148,14 +148,15 @@ def _rise(noun: str, now: Mapping[str, bool], before: Mapping[str, int], runs: i
     share = exchangeable.self_discordance(spared, runs) if runs > 1 else (counts.lost + counts.won) / n
     seen = max(SMALLEST_RISE, exchangeable.smallest_detectable_drop(n, runs, share, alpha))
     more = [name for name in found if 2 * before[name] < runs]
+    recorded = 100 * (n - counts.right_before / runs) / n
     return Verdict(
         outcome=Outcome.INVALID if p_value <= alpha and rise >= SMALLEST_RISE else Outcome.PASS,
         claim=claim,
         key=f"{100 * len(found) / n:.1f} %",
         measurements=(
-            Measurement("now", 100 * len(found) / n, "%", n, f"{len(found):,} {noun}"),
-            Measurement("recorded", 100 * (n - counts.right_before / runs) / n, "%", n, f"mean of {runs} run{'s' * (runs > 1)}"),
-            Measurement("p-value", p_value, n=counts.informative, spread="exact, one-sided"),
+            Measurement("now", 100 * len(found) / n, "%", n, f"{len(found):,} {noun}", recorded),
+            Measurement("recorded", recorded, "%", n, f"mean of {runs} run{'s' * (runs > 1)}"),
+            Measurement("p-value", p_value, n=counts.informative, spread="exact, one-sided", limit=alpha),
         ),
         threshold=threshold,
         threshold_source=source,

@@ -143,7 +143,7 @@ class AccuracyTest:
         interval = f"95 % interval {100 * (estimate - _INTERVAL_Z * error):+.2f} to {100 * highest:+.2f}"
         low, high = paired.wilson_interval(successes=counts.right_now, n=n)
         before = 100 * counts.right_before / counts.runs / n
-        worst = exchangeable.drop_upper_bound(counts, _PASS_CONFIDENCE)
+        worst, ruled_out = exchangeable.drop_upper_bound(counts, _PASS_CONFIDENCE), f"one-sided, {_PASS_CONFIDENCE:.0%} confidence"
         discordance = self._recorded.discordance(self._gate)
         shown = (counts.lost + counts.won) / n if discordance is None else discordance
         seen = exchangeable.smallest_detectable_drop(n, counts.runs, shown, self._nominal(alpha, look))
@@ -151,15 +151,17 @@ class AccuracyTest:
         if 100 * seen > before:
             power = f"none: only {before:.1f} % were right in the recorded runs, and it takes {power}"
         measurements = (
-            Measurement("accuracy now", 100 * counts.right_now / n, "%", n, f"95 % interval {100 * low:.1f} to {100 * high:.1f}"),
+            Measurement(
+                "accuracy now", 100 * counts.right_now / n, "%", n, f"95 % interval {100 * low:.1f} to {100 * high:.1f}", before
+            ),
             Measurement("accuracy recorded", before, "%", n, f"mean of {counts.runs} run{'s' * (counts.runs > 1)}, same questions"),
-            Measurement("drop", 100 * estimate, "points", n, interval),
+            Measurement("drop", 100 * estimate, "points", n, interval, baseline=0.0),
             Measurement("lost", counts.lost, "questions", n, "right in most recorded runs, wrong now"),
             Measurement("won", counts.won, "questions", n, "wrong in most recorded runs, right now"),
             Measurement("p-value", self._ps[-1], n=counts.informative, spread=self._method),
-            Measurement("sequential p-value", self.p_value, spread=f"look {look} of {len(self.chunks)}"),
+            Measurement("sequential p-value", self.p_value, spread=f"look {look} of {len(self.chunks)}", limit=alpha),
             Measurement("e-value", math.exp(min(self.log_e, 700.0)), spread="evidence of a drop; adds up over past runs"),
-            Measurement("largest drop not ruled out", 100 * worst, "points", n, f"one-sided, {_PASS_CONFIDENCE:.0%} confidence"),
+            Measurement("largest drop not ruled out", 100 * worst, "points", n, ruled_out, limit=100 * self._margin),
             Measurement("questions asked", n, f"of {len(self.order):,}"),
         )
         return Verdict(

@@ -68,9 +68,9 @@ def check_drift(*, recorded: Recorded, past_runs: Sequence[str], alpha: float = 
         key=f"{100 * now:.1f} % in {found.past_runs} past run{'s' * (found.past_runs != 1)}",
         measurements=(
             Measurement("past runs", found.past_runs, "", None, f"judged at {', '.join(map(str, found.judged_at))}"),
-            Measurement("accuracy over the past runs", 100 * now, "%", asked),
+            Measurement("accuracy over the past runs", 100 * now, "%", asked, baseline=100 * before),
             Measurement("accuracy recorded", 100 * before, "%", len(counts), f"mean of {recorded.runs} runs"),
-            Measurement("evidence of a drop", found.log_e, "nats", None, "logarithm of the pooled e-value"),
+            Measurement("evidence of a drop", found.log_e, "nats", None, "logarithm of the pooled e-value", limit=found.needed),
             Measurement("evidence needed", found.needed, "nats", None, "of the pairs too" * bool(pairs)),
         ),
         threshold=f"FAIL if the pooled e-value reaches {math.exp(found.needed):,.0f} at a judged run ({alpha:g} in all)",

@@ -137,7 +137,7 @@ def check_divergence(
         outcome=outcome,
         claim=f"next-token distributions are those of {of}, within what {kind} may change",
         key=f"KL {found.kl.mean():.2g}, {found.top1.mean():.1%}",
-        measurements=_measurements(found),
+        measurements=_measurements(found, kl=limit.kl, top1=limit.top1),
         threshold=f"KL <= {limit.kl:g} nats and same top-1 >= {limit.top1:.1%}, by their 99 % limits",
         threshold_source=f"{kind}: {limit.source}",
         smallest_detectable=f"a mean KL of {limit.kl + found.kl.mean() - low:.3g} nats, or a same top-1 of "
@@ -169,7 +169,7 @@ def check_divergence_ratio(
         claim=f"next-token distributions are no farther from {of} than when this cell was recorded",
         key=f"KL {found.kl.mean():.2g}, {ratio:.2f} x record",
         measurements=(
-            Measurement("ratio to the recorded KL", ratio, "", len(found.kl), f"99 % limits {low:.3g} and {high:.3g}"),
+            Measurement("ratio to the recorded KL", ratio, "", len(found.kl), f"99 % limits {low:.3g} and {high:.3g}", 1.0, RATIO),
             Measurement("recorded mean KL", float(before.kl.mean()), "nats", before.positions, f"{floor:.2g} are added as noise"),
             *_measurements(found),
         ),
@@ -203,7 +203,10 @@ def check_unchanged(
         outcome=outcome,
         claim="next-token distributions are those that this cell gave when the baseline was recorded",
         key=f"KL {found.kl.mean():.2g} to record",
-        measurements=(*_measurements(found), Measurement("noise of another execution mode", noise, "nats", found.positions)),
+        measurements=(
+            *_measurements(found, kl=most),
+            Measurement("noise of another execution mode", noise, "nats", found.positions),
+        ),
         threshold=f"PASS if KL <= {limit:.3g} nats, FAIL if KL > {most:.3g} nats, by its 99 % limits",
         threshold_source=f"{NOISE_FACTOR:g} times the noise of an execution mode, {floor:.2g} nats; what other kernels may change"
         if same_setting
@@ -215,12 +218,23 @@ def check_unchanged(
     )
 
 
-def _measurements(found: Comparison) -> tuple[Measurement, ...]:
+def _measurements(found: Comparison, *, kl: float | None = None, top1: float | None = None) -> tuple[Measurement, ...]:
+    """kl, top1: the limits of both, where there are any."""
     kl_means, top1_means = resampled_means(found.kl, found.top1)
     (low, high), (least, most) = limits(kl_means), limits(top1_means)
-    spread = f"over {len(found.kl)} prompts, {RESAMPLES:,} resamples"
+    spread, share = f"over {len(found.kl)} prompts, {RESAMPLES:,} resamples", float(found.top1.mean())
     return (
-        Measurement("mean KL", float(found.kl.mean()), "nats", found.positions, f"99 % limits {low:.3g} and {high:.3g} {spread}"),
-        Measurement("same top-1", f"{found.top1.mean():.2%}", "", found.positions, f"99 % limits {least:.2%} and {most:.2%}"),
+        Measurement(
+            "mean KL", float(found.kl.mean()), "nats", found.positions, f"99 % limits {low:.3g} and {high:.3g} {spread}", limit=kl
+        ),
+        Measurement(
+            "same top-1",
+            share,
+            "",
+            found.positions,
+            f"99 % limits {least:.2%} and {most:.2%}",
+            limit=top1,
+            shown=f"{share:.2%}",
+        ),
         Measurement("other top-1", found.flips, "positions", found.positions, f"{found.near_ties} of them near ties"),
     )

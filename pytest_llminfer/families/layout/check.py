@@ -111,6 +111,7 @@ def check_layout_unchanged(*, parameters: Sequence[Parameter], expected: Mapping
     """
     recorded = recorded_fields(expected)
     stored = sum(parameter.stored_bytes for parameter in parameters)
+    before = sum(entry["stored_bytes"] for entry in recorded.values())
     return _verdict(
         claim="every parameter is stored as in the baseline",
         key=f"{len(parameters):,} tensors",
@@ -118,8 +119,8 @@ def check_layout_unchanged(*, parameters: Sequence[Parameter], expected: Mapping
         expected=len(recorded),
         lines=[*differences(parameters, recorded), *device_differences(parameters)],
         extra=(
-            Measurement("bytes before", sum(entry["stored_bytes"] for entry in recorded.values()), "bytes", len(recorded)),
-            Measurement("bytes now", stored, "bytes", len(parameters)),
+            Measurement("bytes before", before, "bytes", len(recorded)),
+            Measurement("bytes now", stored, "bytes", len(parameters), baseline=before),
         ),
         source="the baseline",
         advice="if the new storage is meant, record a new baseline",
@@ -159,9 +160,15 @@ def _verdict(  # noqa: PLR0913 - the parts that two checks word differently
         claim=claim,
         key=key,
         measurements=(
-            Measurement("tensors", len(parameters), "tensors", len(parameters), f"expected {expected}"),
+            Measurement("tensors", len(parameters), "tensors", len(parameters), f"expected {expected}", expected),
             *(
-                Measurement(f"stored in {dtype}", found.get(dtype, 0), "bytes", spread=said.get(dtype, ""))
+                Measurement(
+                    f"stored in {dtype}",
+                    found.get(dtype, 0),
+                    "bytes",
+                    spread=said.get(dtype, ""),
+                    baseline=(implied or {}).get(dtype),
+                )
                 for dtype in sorted(found | said)
             ),
             *extra,

@@ -108,6 +108,7 @@ def check_rank_layouts(  # noqa: PLR0913 - what a cell is, and what was found
                 "bytes",
                 len(ranks),
                 f"expected {once + copied:,}: {once:,} dealt, {copied:,} in copies",
+                once + copied,
             ),
             *((Measurement("weights whose content was compared", contents.compared, "weights", contents.all),) if contents else ()),
         ),
@@ -154,14 +155,16 @@ def check_ranks_unchanged(*, ranks: Sequence[Layout], expected: Mapping[str, Any
         if (rank.pp_rank, rank.tp_rank) in recorded
     ]
     tensors = [fields for rank in recorded.values() for fields in rank.values()]
+    before = sum(fields["stored_bytes"] for fields in tensors)
+    now = sum(parameter.stored_bytes for parameter in parameters)
     return _verdict(
         claim="every rank stores every parameter as in the baseline",
         parameters=parameters,
         expected=len(tensors),
         lines=[*_places(ranks, recorded), *_by_ranks(of_ranks, pp), *device_differences(parameters)],
         extra=(
-            Measurement("bytes before", sum(fields["stored_bytes"] for fields in tensors), "bytes", len(tensors)),
-            Measurement("bytes now", sum(parameter.stored_bytes for parameter in parameters), "bytes", len(parameters)),
+            Measurement("bytes before", before, "bytes", len(tensors)),
+            Measurement("bytes now", now, "bytes", len(parameters), baseline=before),
         ),
         source="the baseline",
         smallest_detectable="exact",
@@ -186,7 +189,10 @@ def _verdict(
         outcome=Outcome.FAIL if lines else Outcome.PASS,
         claim=claim,
         key=f"{len(parameters):,} tensors" if parameters else "no parameters",
-        measurements=(Measurement("tensors", len(parameters), "tensors", len(parameters), f"expected {expected}"), *extra),
+        measurements=(
+            Measurement("tensors", len(parameters), "tensors", len(parameters), f"expected {expected}", expected),
+            *extra,
+        ),
         threshold="every tensor of every rank equal in dtype, shape, packing and bytes, none missing, none extra",
         threshold_source=source,
         smallest_detectable=smallest_detectable,
@@ -251,8 +257,8 @@ def _histograms(found: Mapping[Place, Layout], expected: Mapping[Place, Sequence
         held = bytes_by_dtype(found[place].parameters) if place in found else {}
         implied = bytes_by_dtype(weight.parameter for weight in expected.get(place, ()))
         for dtype in sorted(held | implied):
-            name = f"{_place(place, pp)} stored in {dtype}"
-            yield Measurement(name, held.get(dtype, 0), "bytes", spread=f"expected {implied.get(dtype, 0):,}")
+            name, expects = f"{_place(place, pp)} stored in {dtype}", implied.get(dtype, 0)
+            yield Measurement(name, held.get(dtype, 0), "bytes", spread=f"expected {expects:,}", baseline=expects)
 
 
 def _once_and_copied(expected: Mapping[Place, Sequence[StoredWeight]], whole: Mapping[str, Parameter]) -> tuple[int, int]:

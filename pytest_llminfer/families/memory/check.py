@@ -68,6 +68,11 @@ def weights_tolerance(predicted: int) -> int:
     return int(max(RELATIVE * predicted, min(ABSOLUTE_BYTES, SMALL_MODEL * predicted)))
 
 
+def either_way(difference: int, baseline: int, tolerance: int) -> int:
+    """Of the two limits at this distance from a baseline, the one on the side of what was measured."""
+    return baseline + tolerance if difference >= 0 else baseline - tolerance
+
+
 def check_weights(*, report: MemoryReport, predicted: int) -> Verdict:
     """Whether the weights take the predicted bytes, neither more nor less.
 
@@ -85,7 +90,9 @@ def check_weights(*, report: MemoryReport, predicted: int) -> Verdict:
         claim="the weights take the memory that the model's shape and quantization imply",
         key=_size(report.weights_bytes),
         measurements=(
-            Measurement("weights", report.weights_bytes, "bytes", 1, "exact"),
+            Measurement(
+                "weights", report.weights_bytes, "bytes", 1, "exact", predicted, either_way(difference, predicted, tolerance)
+            ),
             Measurement("predicted", predicted, "bytes"),
             Measurement("buffers", report.buffers_bytes, "bytes", 1, "not counted"),
             Measurement("in use", report.live_bytes, "bytes", 1, f"on {report.device}, read from {report.measured_by}"),
@@ -104,6 +111,7 @@ def check_kv_bytes_per_token(*, report: CacheReport, expected: int) -> Verdict:
     expected: ``ModelShape.kv_bytes_per_token(kv_dtype)``, for one sequence.
     """
     before, after = (sum(layer.stored_bytes for layer in layers) for layers in (report.layers, report.extended_layers))
+    tokens_in_all = report.prompt_tokens + report.extended_tokens
     lines = [] if report.prompt_tokens and report.extended_tokens else ["nothing was compared: no tokens, or none decoded"]
     for name, stored, tokens in (
         ("the prompt", before, report.prompt_tokens),
@@ -117,8 +125,8 @@ def check_kv_bytes_per_token(*, report: CacheReport, expected: int) -> Verdict:
         claim=f"the KV cache takes {expected:,} bytes a token",
         key=f"{before / report.prompt_tokens:,.0f} B/token" if report.prompt_tokens else "no tokens",
         measurements=(
-            Measurement("cache after the prompt", before, "bytes", report.prompt_tokens, "exact"),
-            Measurement("cache after decoding", after, "bytes", report.prompt_tokens + report.extended_tokens, "exact"),
+            Measurement("cache after the prompt", before, "bytes", report.prompt_tokens, "exact", expected * report.prompt_tokens),
+            Measurement("cache after decoding", after, "bytes", tokens_in_all, "exact", expected * tokens_in_all),
         ),
         threshold=f"exactly {expected:,} bytes a token",
         threshold_source="2 x layers x kv_heads x head_dim x bytes, from the model's configuration",
@@ -159,7 +167,7 @@ def check_peak(*, measured: int, budget: int, budget_source: str, resolution: in
         claim=f"{what} stays within {limit:,} bytes",
         key=_size(measured),
         measurements=(
-            Measurement(what, measured, "bytes", 1, f"read to {resolution:,} bytes"),
+            Measurement(what, measured, "bytes", 1, f"read to {resolution:,} bytes", baseline=budget, limit=limit),
             Measurement("budget", budget, "bytes", spread=_percent(measured - budget, budget) if budget > 0 else ""),
         ),
         threshold=f"at most {limit:,} bytes: 1.03 x budget + {resolution:,} bytes of resolution",
@@ -207,7 +215,9 @@ def check_no_growth(*, live_bytes: Sequence[int], warm_up: int = 2) -> Verdict:
         claim="identical requests leave no memory behind",
         key=f"{growth:+,} B" if growth > 0 else "no growth",
         measurements=(
-            Measurement("growth after warm-up", growth, "bytes", len(steady), "lowest of the second half less lowest of the first"),
+            Measurement(
+                "growth after warm-up", growth, "bytes", len(steady), "lowest of the second half less lowest of the first", limit=0
+            ),
             Measurement("last reading", live_bytes[-1] if live_bytes else 0, "bytes", len(live_bytes)),
         ),
         threshold="0 bytes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.families.memory.check import ABSOLUTE_BYTES, weights_tolerance
+from pytest_llminfer.families.memory.check import ABSOLUTE_BYTES, either_way, weights_tolerance
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ class ProfileLine:
     def within(self) -> bool:
         """Whether the line is within its gate; a line without one always is."""
         return self.tolerance is None or self.difference is None or abs(self.difference) <= self.tolerance
+
+    @property
+    def limit(self) -> int | None:
+        """The largest or smallest value within the gate, on the side of what was measured; None without one."""
+        if self.tolerance is None or self.predicted is None:
+            return None
+        return either_way(self.measured - self.predicted, self.predicted, self.tolerance)
 
     @property
     def gate(self) -> str:
@@ -138,7 +145,15 @@ def check_profile(*, lines: Sequence[ProfileLine]) -> Verdict:
         claim="every line of memory is what the configuration predicts",
         key=f"{len(judged) - len(outside)}/{len(judged)} lines",
         measurements=tuple(
-            Measurement(line.line, line.measured, line.unit, 1, f"predicted {line.predicted:,}, gate {line.gate}")
+            Measurement(
+                line.line,
+                line.measured,
+                line.unit,
+                1,
+                f"predicted {line.predicted:,}, gate {line.gate}",
+                line.predicted,
+                line.limit,
+            )
             for line in judged
         ),
         threshold="each line within its gate: " + ", ".join(f"{line.line} {line.gate}" for line in judged),

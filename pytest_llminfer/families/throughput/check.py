@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,13 +123,15 @@ def check_throughput(
         outcome, reason, advice = Outcome.INCONCLUSIVE, "no recorded session to compare with", "record a baseline"
     else:
         outcome, reason, advice = _decide(session, sessions, yardstick, relative)
+    drifted = f"{yardstick}, before and after; at most {drift_bound:.0%}"
     measurements = [
-        _rate(metric, rounds),
-        Measurement("device drift", 100 * moved, "%", 2, f"{yardstick}, before and after; at most {drift_bound:.0%}"),
+        replace(_rate(metric, rounds), baseline=median(entry.tokens_per_second for entry in sessions) if sessions else None),
+        Measurement("device drift", 100 * moved, "%", 2, drifted, limit=100 * drift_bound),
     ]
     if relative:
         spread = f"calibrated; slowest recorded session {100 * relative.slowest_session:.1f} %, raw {100 * relative.raw:.1f} %"
-        measurements.append(Measurement("of the recorded median", 100 * relative.median, "%", len(sessions), spread))
+        limit = 100 * _least_share(sessions, yardstick)
+        measurements.append(Measurement("of the recorded median", 100 * relative.median, "%", len(sessions), spread, 100.0, limit))
     threshold, smallest = _threshold(sessions, yardstick)
     return Verdict(
         outcome=outcome,
@@ -206,6 +208,13 @@ def _threshold(sessions: Sequence[Session], yardstick: Yardstick) -> tuple[str, 
     centre = fmean(_log_rate(entry, yardstick) for entry in sessions)
     drop = -math.expm1(_bound(sessions, yardstick, _FAILURE) - centre)
     return f"{1 - drop:.1%} of the recorded mean (1 % prediction bound, at least {_FAILURE[1]:.0%} below)", f"{drop:.1%}"
+
+
+def _least_share(sessions: Sequence[Session], yardstick: Yardstick) -> float:
+    """The share of the recorded median below which a fair comparison is a FAIL."""
+    if len(sessions) < ENOUGH_SESSIONS:
+        return 1 - _FEW_DROP
+    return math.exp(_bound(sessions, yardstick, _FAILURE) - median(_log_rate(entry, yardstick) for entry in sessions))
 
 
 def _rate(metric: str, rounds: Sequence[float]) -> Measurement:

@@ -1,0 +1,3 @@
+"""Distributions of other people, as a test installs them."""
+
+from __future__ import annotations

@@ -1,0 +1,1 @@
+"""An engine that repeats its prompts."""
