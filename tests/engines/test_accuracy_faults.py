@@ -55,7 +55,7 @@ def test_another_sampling_field_is_another_condition(bench: Bench, engine: Engin
 
 
 @pytest.mark.parametrize("where", ["in the worker", "on the way to it"])
-def test_a_penalty_that_nobody_asked_for_is_invalid(bench: Bench, engine: Engine, where: str) -> None:
+def test_an_unrequested_repetition_penalty_is_invalid(bench: Bench, engine: Engine, where: str) -> None:
     asked: Any = accuracy_faults.Penalised(engine)
     if where == "in the worker":
         engine.run(f"{FAULTS}::penalise")

@@ -31,7 +31,7 @@ GGML_WORDS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 QUANTIZED = ("q8_0", "q4_0", "q4_k_m")
 
 
-def test_what_was_loaded_is_told(fp16: Engine) -> None:
+def test_the_loaded_model_is_reported(fp16: Engine) -> None:
     info = fp16.info
     assert (info.dtype, info.kv_dtype, info.device, info.end_token_ids) == ("fp16", "fp16", "cpu", (2,))
     assert info.versions["engine"] == info.versions["llama-cpp-python"]

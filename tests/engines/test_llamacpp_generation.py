@@ -90,7 +90,7 @@ def test_a_gguf_file_is_loaded_as_it_is_and_must_be_what_the_cell_says(
         start(converted, dtype="fp32")
 
 
-def test_all_routes_give_the_same_tokens(fp16: Engine, prompts: list[list[int]]) -> None:
+def test_all_execution_modes_give_the_same_tokens(fp16: Engine, prompts: list[list[int]]) -> None:
     for cache_path in ("loop", "no_cache"):
         found = fp16.generate(prompts[:3], max_tokens=24, logprobs=5, cache_path=cache_path)
         batched = fp16.generate(prompts[:3], max_tokens=24, logprobs=5)

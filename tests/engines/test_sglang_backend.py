@@ -75,7 +75,7 @@ def same_tokens(candidate: list[Generation], reference: Any) -> Verdict:
     return check_same_greedy_tokens(candidate=candidate, reference=reference, dtype="bf16", claim="the tokens are the same")
 
 
-def test_what_was_loaded_is_told(single: Engine) -> None:
+def test_the_loaded_model_is_reported(single: Engine) -> None:
     info = single.info
     assert (info.dtype, info.kv_dtype, info.device, info.device_count, info.end_token_ids) == ("bf16", "bf16", "cpu", 1, (2,))
     assert info.device_name

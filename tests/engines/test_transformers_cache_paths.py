@@ -36,7 +36,7 @@ def largest(errors: npt.NDArray[Any]) -> Any:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_benign_routes_agree_with_prefill_in_fp32(engine: Engine, shape: str) -> None:
+def test_benign_cache_paths_agree_with_prefill_in_fp32(engine: Engine, shape: str) -> None:
     cache_paths = BENIGN if shape in SLIDING else (*BENIGN, HOLE)
     for cache_path in cache_paths:
         found = engine.compare_cache_paths(sequences(TOKENS, TOKENS), candidate=cache_path, config=SHAPES[shape]).sequences
@@ -181,7 +181,7 @@ def test_a_configuration_or_dtype_that_cannot_be_is_refused(engine: Engine) -> N
         engine.compare_cache_paths([[600]], candidate=CachePath(), config=SHAPES["llama"])
 
 
-def test_a_model_over_ranks_compares_no_routes() -> None:
+def test_a_model_split_over_ranks_refuses_to_compare_cache_paths() -> None:
     backend = TransformersBackend(EngineSpec("transformers", tp=2), "", {}, lambda *_: None)
     with pytest.raises(UnsupportedError, match="tp=1"):
         backend.compare_cache_paths(sequences=[[1]], candidate={}, reference={})

@@ -67,7 +67,7 @@ def outcomes(candidate: list[Scores], reference: list[Scores], kind: str = SAME_
     return limits.outcome, record.outcome
 
 
-def test_top_scores_are_those_of_the_plain_route_and_of_an_independent_implementation(teacher_forced: TeacherForced) -> None:
+def test_top_scores_equal_those_of_prefill_and_of_an_independent_implementation(teacher_forced: TeacherForced) -> None:
     plain = teacher_forced.engine.score(teacher_forced.sequences[:4])
     for ids, row, scores in zip(teacher_forced.sequences[:4], plain, teacher_forced.scores, strict=False):
         assert scores.top_ids.shape == scores.top_logprobs.shape == (POSITIONS, TOP)

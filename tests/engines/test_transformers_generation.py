@@ -37,7 +37,7 @@ def simulated() -> SimulatedBackend:
     return backend
 
 
-def test_what_was_loaded_is_told(fp32: Worker) -> None:
+def test_the_loaded_model_is_reported(fp32: Worker) -> None:
     info = fp32.info
     assert (info["dtype"], info["kv_dtype"], info["device_count"], info["end_token_ids"]) == ("fp32", "fp32", 1, [2])
     assert info["device_name"]
@@ -46,7 +46,7 @@ def test_what_was_loaded_is_told(fp32: Worker) -> None:
     assert set(info["load_seconds"]) == {"import", "load"}
 
 
-def test_all_routes_give_the_same_tokens_and_log_probabilities(fp32: Worker, prompts: list[list[int]]) -> None:
+def test_all_execution_modes_give_the_same_tokens_and_log_probabilities(fp32: Worker, prompts: list[list[int]]) -> None:
     engine, loop, no_cache = (
         fp32.generate(prompts[:4], logprobs=4, cache_path=cache_path) for cache_path in ("engine", "loop", "no_cache")
     )

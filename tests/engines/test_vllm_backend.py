@@ -130,7 +130,7 @@ def test_requests_that_cannot_be_answered_are_refused(engine: Engine, prompts: l
     assert not {"kv_cache", "generate:loop"} & set(engine.info.capabilities)
 
 
-def test_scores_by_both_routes_are_those_of_transformers(engine: Engine, prompts: list[list[int]], reference: Any) -> None:
+def test_scores_by_prefill_and_decode_equal_those_of_transformers(engine: Engine, prompts: list[list[int]], reference: Any) -> None:
     generations, expected = reference
     sequences = whole(prompts, generations)
     prefill, decode = engine.score(sequences), engine.score(sequences, cache_path="decode")
@@ -186,7 +186,7 @@ def test_the_pool_is_what_was_asked_for(engine: Engine) -> None:
         assert check_profile(lines=profile_lines(**of, capacity=capacity)).outcome is expected
 
 
-def test_what_was_loaded_is_told(engine: Engine) -> None:
+def test_the_loaded_model_is_reported(engine: Engine) -> None:
     info = engine.info
     assert (info.dtype, info.kv_dtype, info.device, info.device_count, info.end_token_ids) == ("bf16", "bf16", "cpu", 1, (2,))
     assert info.device_name

@@ -166,7 +166,7 @@ def test_a_record_with_nothing_right_is_refused(gsm8k: Callable[..., pytest.RunR
     assert not list(pytester.path.glob("baselines/**/gsm8k.json"))
 
 
-def test_nights_are_added_to_the_ledger_and_judged_together(
+def test_runs_are_added_to_the_history_and_judged_together(
     gsm8k: Callable[..., pytest.RunResult], pytester: pytest.Pytester
 ) -> None:
     gsm8k(*RECORD)

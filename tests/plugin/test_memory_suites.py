@@ -71,7 +71,7 @@ def suite(pytester: pytest.Pytester) -> Callable[..., None]:
     return copy
 
 
-def test_the_ledger_is_printed_and_stored(
+def test_the_memory_profile_is_printed_and_stored(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], suite: Callable[..., None], mode: tuple[str, ...]
 ) -> None:
     suite("memory")

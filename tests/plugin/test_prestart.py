@@ -68,9 +68,7 @@ def test_the_next_cell_is_started_where_gpus_are_free(session: Callable[..., pyt
     )
 
 
-def test_a_worker_that_was_started_ahead_is_the_one_that_is_used(
-    pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]
-) -> None:
+def test_a_prestarted_worker_is_the_one_that_is_used(pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]) -> None:
     pytester.makeconftest(
         CONFTEST
         + """
@@ -133,7 +131,9 @@ def test_a_second_engine_does_not_wait_for_the_first(pytester: pytest.Pytester, 
     )
 
 
-def test_what_was_started_ahead_makes_room(pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]) -> None:
+def test_a_prestarted_worker_gives_its_gpus_back_when_another_cell_needs_them(
+    pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]
+) -> None:
     """The next cell has what the closed engine had, which is loaded again beside an engine of the test's own."""
     pytester.makepyfile(
         """

@@ -51,7 +51,7 @@ def test_an_unsteady_device_is_invalid_and_leaves_no_record(
     assert list(pytester.path.glob("baselines/*/*/*.json")) == []
 
 
-def test_a_steady_one_is_recorded_and_then_judges(decode: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
+def test_a_steady_engine_is_recorded_and_then_judged(decode: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
     # On a device nearly twice as fast: whatever the machine is busy with, later sessions are no slower beside their device.
     decode("--update-baselines", rates="cycle((1.8e9, 1.9e9))").assert_outcomes(skipped=1)
     assert [file.stem for file in pytester.path.glob("baselines/*/*/*.json")] == ["throughput_decode"]

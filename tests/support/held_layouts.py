@@ -90,7 +90,7 @@ def held(quantization: str) -> list[Parameter]:
 # What each of two tensor-parallel ranks holds of a layer of SPLIT: rows and columns. Of 8 heads
 # and 2 KV heads of 64 each rank has half; a matrix that reads the split channels is split along its columns.
 NORMS = {"input_layernorm": (256,), "post_attention_layernorm": (256,)}
-APART = {
+APART: dict[str, tuple[int, ...]] = {
     "self_attn.q_proj": (256, 256),
     "self_attn.k_proj": (64, 256),
     "self_attn.v_proj": (64, 256),
@@ -99,7 +99,7 @@ APART = {
     "mlp.up_proj": (384, 256),
     "mlp.down_proj": (256, 384),
 }
-FUSED = {
+FUSED: dict[str, tuple[int, ...]] = {
     "self_attn.qkv_proj": (384, 256),
     "self_attn.o_proj": (256, 256),
     "mlp.gate_up_proj": (768, 256),

@@ -102,7 +102,7 @@ def test_the_length_over_part_of_the_questions_may_stray_by_its_error() -> None:
     assert check_length(answers=dict(list(lengths(150).items())[:160]), recorded=recorded).outcome is Outcome.INVALID
 
 
-def test_lengths_that_nobody_counted() -> None:
+def test_answers_without_a_token_count() -> None:
     uncounted = lengths(0)
     assert check_length(answers=uncounted, recorded=record()).outcome is Outcome.INCONCLUSIVE
     assert check_length(answers=lengths(100), recorded=recorded_runs([uncounted], seed=1)).outcome is Outcome.INCONCLUSIVE

@@ -150,7 +150,7 @@ def test_a_way_that_fails_is_made_shorter() -> None:
     assert shorten(strategy, failing, lambda _: False) == failing
 
 
-def test_benign_routes_fit_to_every_prompt() -> None:
+def test_benign_cache_paths_fit_every_prompt() -> None:
     for length in range(24, 70):
         assert all(
             sum(cache_path.chunks) in (0, length) and cache_path.crop <= length and cache_path.prefix < length

@@ -54,7 +54,7 @@ def past_runs(request: pytest.FixtureRequest, tmp_path: Path) -> RunHistory:
     return RunHistory(tmp_path / "run_history.jsonl", random.Random(request.param))
 
 
-def test_one_bad_night_that_is_mended_is_outweighed_by_those_that_follow(past_runs: RunHistory) -> None:
+def test_one_bad_run_is_outweighed_by_good_runs_after_it(past_runs: RunHistory) -> None:
     before = [past_runs.add() for _ in range(5)]
     bad = past_runs.add(lost=100)
     after = [past_runs.add() for _ in range(60)]

@@ -86,7 +86,7 @@ def test_impossible_counts() -> None:
         evalues.pooled_log_e([4], 4, [1], [2])
 
 
-def test_judged_nights_and_their_shares() -> None:
+def test_judged_runs_and_their_shares() -> None:
     assert evalues.judged_runs(100) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
     assert evalues.judged_runs(5) == (1, 2, 3, 4)
     shares = [math.exp(-evalues.log_e_needed(number, 0.01)) for number in range(1, 100_000)]
@@ -131,7 +131,7 @@ def test_the_luck_of_the_record_counts_once() -> None:
     assert 0 < pooled.log_e < product / 2
 
 
-def test_nights_that_stopped_early() -> None:
+def test_runs_that_stopped_early() -> None:
     record, past_runs = past_runs_of(1, 0.02)
     short = [[right if position < 330 else None for position, right in enumerate(past_run)] for past_run in past_runs[:2]]
     table = evalues.drift_verdict(record, 4, [*short, past_runs[2]])
@@ -144,7 +144,7 @@ def test_nights_that_stopped_early() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_the_order_of_nights_does_not_matter(seed: int) -> None:
+def test_the_order_of_runs_does_not_matter(seed: int) -> None:
     record, past_runs = past_runs_of(seed, 0.01, count=3, questions=200)
     assert evalues.drift_verdict(record, 4, past_runs).log_e == pytest.approx(
         evalues.drift_verdict(record, 4, past_runs[::-1]).log_e, abs=1e-9

@@ -39,7 +39,7 @@ def test_a_line_a_cell() -> None:
     ]
 
 
-def test_nights_are_written_and_a_ledger_that_cannot_be_is_an_error(tmp_path: Path) -> None:
+def test_runs_are_written_and_a_history_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "any" / "reference" / "run_history.jsonl"
     past_run = {
         "path": str(path),

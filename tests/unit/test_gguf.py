@@ -110,7 +110,7 @@ def test_a_file_cut_anywhere_is_refused_by_name(file: Callable[..., Path]) -> No
         (24, 32, struct.pack("<Q", 1 << 60), "bytes are wanted"),
     ],
 )
-def test_damage_is_said_in_words(file: Callable[..., Path], start: int, end: int, bytes_there: bytes, words: str) -> None:
+def test_each_kind_of_damage_is_named(file: Callable[..., Path], start: int, end: int, bytes_there: bytes, words: str) -> None:
     path = file()
     data = path.read_bytes()
     path.write_bytes(data[:start] + bytes_there + data[end:])

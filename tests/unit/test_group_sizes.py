@@ -58,7 +58,7 @@ def weighed(path: Path, quantization: Any) -> Any:
 
 
 @pytest.mark.parametrize("size", [32, 128])
-def test_the_suite_and_the_ledger_predict_with_the_groups_that_are_declared(name: Any, size: int, tmp_path: Path) -> None:
+def test_the_suite_and_the_memory_profile_predict_with_the_declared_group_size(name: Any, size: int, tmp_path: Path) -> None:
     path = checkpoints.regroup(ASSETS / name, tmp_path / name, size)
     verdict, line = weighed(path, name)
     assert verdict.outcome is Outcome.PASS

@@ -118,7 +118,7 @@ def test_values_alone_are_a_projection() -> None:
     assert_told(verdict(bug), Kind.TOKEN, "keys are equal")
 
 
-def test_a_window_one_too_long_is_told() -> None:
+def test_a_window_one_too_long_is_named() -> None:
     bug = Bug().from_layer(1, WINDOW, size=0.01)
     for errors in (bug.keys, bug.values):
         errors[0, :, : TOKENS - WINDOW] = np.nan
@@ -137,7 +137,7 @@ def test_the_last_layers_window_shows_in_predictions_alone() -> None:
     ("cache_path", "first"),
     [(CachePath(pads_left=3), 0), (CachePath(pads_left=3), 1), (CachePath(chunks=(16, 32), pads_right=2), 16)],
 )
-def test_pads_that_are_seen_are_told(cache_path: CachePath, first: int) -> None:
+def test_attended_pads_are_named(cache_path: CachePath, first: int) -> None:
     assert_told(verdict(Bug().from_layer(1, first, size=0.2), cache_path), Kind.PADDING, f"from token {first} on")
     assert_told(verdict(Bug().from_layer(1, first, size=0.2)), Kind.ATTENTION)
 

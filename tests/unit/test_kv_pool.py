@@ -73,6 +73,6 @@ def test_the_engines_own_concurrency_is_that_of_its_blocks(told: float, outcome:
     assert any("counts on 3.09 sequences" in line for line in verdict.details) is (outcome is Outcome.FAIL)
 
 
-def test_an_unknown_dtype_is_said() -> None:
+def test_an_unknown_dtype_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match="auto"):
         check_kv_pool(pool=POOL, **SHAPE, dtype="auto")

@@ -171,7 +171,7 @@ def test_a_copy_that_differs_is_told_by_what_it_holds() -> None:
     assert verdict.details == (f"{NORM}: held whole by every rank, and other numbers on tp rank 0 than tp rank 1",)
 
 
-def test_what_could_not_be_seen_is_said() -> None:
+def test_what_could_not_be_seen_is_reported() -> None:
     """A library of the CPU shows no bytes: the same part twice passes, and the verdict does not claim to have looked."""
     ranks = changed(changed(loaded(), 0, DOWN, content=""), 1, DOWN, content="")
     verdict = check(ranks)

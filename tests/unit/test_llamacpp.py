@@ -73,7 +73,7 @@ def test_only_queries_and_keys_of_llama_are_permuted() -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"model_type": "qwen2"}, {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}]
 )
-def test_the_tensors_are_those_of_the_shape_and_their_names_go_both_ways(changes: Any) -> None:
+def test_gguf_tensors_match_the_shape_and_names_convert_both_ways(changes: Any) -> None:
     config = {**CONFIG, **changes}
     shapes = Architecture.from_config(config).shapes()
     assert shapes == {weight.name: weight.shape for weight in ModelShape.from_config(config).parameters()}

@@ -126,7 +126,7 @@ def test_vllm_fills_layers_of_two_kinds_up_to_whole_bundles() -> None:
     assert concurrency(1000, alike, 4096, in_flight=2048) == Fraction(1000 * 25, 13 * 256 + 13 * 193)
 
 
-def test_what_is_no_window_or_dtype_is_said() -> None:
+def test_a_wrong_window_or_dtype_is_refused_by_name() -> None:
     with pytest.raises(BadInputError, match="sliding_window"):
         kv_groups(*bundled("mistral-7b", sliding_window="wide"))
     with pytest.raises(InvalidSpecError, match="unknown KV dtype 'int3'"):

@@ -35,7 +35,7 @@ def lines(report: MemoryReport = REPORT, pool: KVPool = POOL, capacity: int | No
     return profile_lines(report=report, weights=WEIGHTS, buffers=2 * MIB, pool=pool, bytes_per_token=PER_TOKEN, capacity=capacity)
 
 
-def test_a_ledger_has_every_line_and_passes_where_all_are_as_predicted() -> None:
+def test_a_memory_profile_has_every_line_and_passes_where_all_are_as_predicted() -> None:
     found = lines()
     assert [line.line for line in found] == [
         "weights", "buffers", "KV bytes a token", "KV capacity", "KV pool", "activation peak", "load peak", "run peak",
@@ -153,7 +153,7 @@ def test_a_device_is_read_until_two_readings_agree(monkeypatch: pytest.MonkeyPat
     assert idling._settled(["GPU-0"], time.monotonic()) == 5
 
 
-def test_kept_ledgers_are_one_markdown_table(
+def test_recorded_memory_profiles_are_one_markdown_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [

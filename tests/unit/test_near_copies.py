@@ -60,7 +60,7 @@ def test_a_drop_is_still_a_failure(copies: Recorded) -> None:
     assert check_accuracy_at_once(answers=answers(wrong=set(range(20))), recorded=copies).outcome is Outcome.FAIL
 
 
-def test_what_is_lost_for_good_counts_once_however_many_nights(copies: Recorded) -> None:
+def test_an_answer_lost_for_good_counts_once_however_many_runs(copies: Recorded) -> None:
     few, many = answers(wrong={1, 2, 3}), answers(wrong=set(range(25)))
     assert check_drift(recorded=copies, past_runs=[past_run(copies, few)] * 30).outcome is Outcome.PASS
     assert check_drift(recorded=copies, past_runs=[past_run(copies, many)] * 4).outcome is Outcome.FAIL

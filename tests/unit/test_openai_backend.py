@@ -31,7 +31,7 @@ def test_answers_come_in_order_with_as_many_requests_at_once_as_allowed(
     assert [step for step in backend.progress if step[0] == "generating"] == [("generating", n, 20) for n in range(1, 21)]
 
 
-def test_every_sampling_field_is_said_to_an_engine_and_only_what_is_meant_to_a_stranger(
+def test_known_engines_get_every_sampling_field_and_unknown_servers_only_those_asked_for(
     fake: Fake, load: Callable[..., openai_backends.Loaded]
 ) -> None:
     generate(load(), [[1]])

@@ -62,7 +62,7 @@ def test_the_environment_comes_before_the_file_and_each_name_has_its_servers(key
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "192.168.1.7", "gpu-3.lan", "notopenrouter.ai"])
-def test_whether_a_server_of_ones_own_needs_a_key_is_for_it_to_say(keys: Callable[..., str], host: str) -> None:
+def test_a_local_server_decides_whether_it_needs_a_key(keys: Callable[..., str], host: str) -> None:
     assert keys(f"http://{host}:8000/v1") == ""
     assert keys(f"http://{host}:8000/v1", OPENAI_API_KEY="set") == "set"
 

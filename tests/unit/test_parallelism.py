@@ -122,7 +122,7 @@ def test_more_ranks_than_kv_heads_hold_each_several_times() -> None:
         ({"engine": "llamacpp", "tp": 2}, "llamacpp does not split a model"),
     ],
 )
-def test_what_is_not_known_is_said(fields: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_split_is_refused_by_name(fields: dict[str, Any], said: str) -> None:
     cell = {"dtype": "bf16", "quantization": "none", "tp": 1, "pp": 1, **fields}
     cell["engine"] = profile(cell.get("engine", "vllm"))
     with pytest.raises(UnsupportedError, match=said):

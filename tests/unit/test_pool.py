@@ -78,7 +78,7 @@ def test_what_is_let_go_can_be_taken(pool: Pool, other: Pool) -> None:
     assert second.ids() == ("0", "1")
 
 
-def test_nobody_waits_for_himself(tmp_path: Path) -> None:
+def test_session_does_not_wait_for_its_own_gpus(tmp_path: Path) -> None:
     pool = Pool(GPUS, folder=tmp_path, timeout=60)
     first, second = pool.lease(2, cell="vllm-tp2"), Pool(GPUS, folder=tmp_path, timeout=60, held=pool.held).lease(2)
     first.ids()
@@ -138,7 +138,7 @@ def test_another_process_that_holds_one_is_respected_and_waited_for(pool: Pool, 
         assert told[0] == ("waiting for GPUs", 0, 3)
 
 
-def test_who_waits_is_served_before_who_gave_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiting_lease_gets_gpus_before_the_one_that_released_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.05)
     pool, other = (Pool(GPUS[:2], folder=tmp_path, timeout=20) for _ in range(2))
     first, second = pool.lease(1), other.lease(2)
@@ -167,7 +167,7 @@ def test_a_slice_of_a_gpu_is_named_by_its_id(tmp_path: Path) -> None:
     assert Pool([Gpu(0, "MIG-1", "H100 MIG", 0, "580")], folder=tmp_path).lease(1).ids() == ("MIG-1",)
 
 
-def test_who_is_not_wanted_any_more_stops_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_lease_stops_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.02)
     pool, other = (Pool(GPUS, folder=tmp_path, timeout=60) for _ in range(2))
     first, second = pool.lease(3), other.lease(1)
@@ -197,7 +197,7 @@ def test_sessions_meet_wherever_their_temporary_files_lie(tmp_path: Path, monkey
     assert second is None
 
 
-def test_a_folder_of_ones_own_excludes_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_folders_of_their_own_do_not_exclude_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leases = []
     for name in ("one", "two"):
         monkeypatch.setenv("LLMINFER_LOCKS", str(tmp_path / name / "locks"))

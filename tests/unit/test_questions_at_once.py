@@ -46,7 +46,7 @@ MODEL, DATASET = Model("reference"), load("synthetic")
     # Looks after 40 and 80 of 100: of more at once some are asked ahead, of fewer a look takes several batches.
     [(None, [40, 40]), (16, [16, 16, 16, 16, 16]), (64, [64, 36]), (100, [100]), (256, [100])],
 )
-def test_as_many_are_asked_at_once_as_was_said(concurrency: int | None, sizes: list[int]) -> None:
+def test_the_requested_number_of_questions_is_asked_at_once(concurrency: int | None, sizes: list[int]) -> None:
     engine: Any = Fake()
     questions = QuestionSet(DATASET, MODEL, 100, concurrency=concurrency)
     order = questions.ids(engine)

@@ -96,7 +96,7 @@ def listed(
     ("shift", "outcome"),
     [(0.0, Outcome.PASS), (0.09, Outcome.PASS), (-0.5, Outcome.INVALID), (0.5, Outcome.INVALID)],
 )
-def test_seen_tokens_that_moved_against_unseen_ones_are_a_penalty(shift: float, outcome: Outcome) -> None:
+def test_tokens_seen_before_that_lose_against_unseen_ones_are_a_penalty(shift: float, outcome: Outcome) -> None:
     shifts = shifts_of_seen_tokens(candidate=listed(shift), reference=listed(), prompts=PROMPTS)
     assert [len(steps) for steps in shifts] == [3, 3]
     assert [step for steps in shifts for step in steps] == pytest.approx([shift] * 6, abs=1e-6)

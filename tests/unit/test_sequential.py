@@ -42,7 +42,7 @@ def test_the_crossing_probability_is_that_of_the_gaussian_walk(looks: int, shape
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.05, 0.01, 0.001, 1e-6])
-def test_a_walk_without_drift_crosses_as_often_as_told(alpha: float) -> None:
+def test_a_walk_without_drift_crosses_as_often_as_documented(alpha: float) -> None:
     constant = sequential.boundary(alpha, 8)
     assert sequential.crossing_probability(constant) == pytest.approx(alpha, rel=1e-9)
 

@@ -191,7 +191,7 @@ def test_a_server_that_was_stopped_is_started_again(serve: Callable[..., ServedB
     assert present(backend._server).pid != pid
 
 
-def test_what_cannot_be_served_is_said_before_anything_starts(serve: Callable[..., ServedBackend]) -> None:
+def test_what_cannot_be_served_is_refused_before_anything_starts(serve: Callable[..., ServedBackend]) -> None:
     with pytest.raises(UnsupportedError, match="transformers has no server of its own"):
         serve("transformers")
     with pytest.raises(BadInputError, match="server_variables must be an object of texts, and 'A' is a int"):

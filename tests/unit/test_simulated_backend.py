@@ -38,7 +38,7 @@ def test_it_solves_real_problems_in_time(
     assert seconds < 3 * len(prompts)
 
 
-def test_all_routes_give_the_same_tokens(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
+def test_all_execution_modes_give_the_same_tokens(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
     engine, loop, no_cache = (
         generate(backend, prompts[:3], logprobs=3, cache_path=cache_path) for cache_path in ("engine", "loop", "no_cache")
     )

@@ -93,7 +93,7 @@ def test_a_fault_waits_for_as_many_requests_as_it_is_told(sound: Any, prompts: l
     assert all(same(found[name], sound[name]) for name in sound)
 
 
-def test_the_size_of_faults_is_as_told(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
+def test_faults_have_the_size_that_is_documented(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
     half = load(fault="change_dtype", fault_dtype="float16").layout()["parameters"]
     changed = [new for new, old in zip(half, backend.layout()["parameters"], strict=True) if new != old]
     assert [(entry["name"], entry["dtype"]) for entry in changed] == [("model.layers.1.mlp.down_proj.weight", "float16")]
@@ -109,7 +109,7 @@ def test_the_size_of_faults_is_as_told(backend: SimulatedBackend, prompts: list[
     assert fat["layers"][0]["stored_bytes"] == 2 * lean["layers"][0]["stored_bytes"]
 
 
-def test_the_share_of_altered_answers_is_as_told(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
+def test_the_share_of_altered_answers_is_the_documented_one(backend: SimulatedBackend, prompts: list[list[int]]) -> None:
     many = [[*prompt[:-1], extra, prompt[-1]] for prompt in prompts[:2] for extra in range(100, 200)]
     sound, altered, swapped = (
         tokens(generate(engine, many, max_tokens=2))

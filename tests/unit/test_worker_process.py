@@ -122,7 +122,7 @@ def test_an_ended_worker_says_so(start: Callable[..., WorkerProcess]) -> None:
         worker.request("layout", {}, timeout=5)
 
 
-def test_a_death_between_requests_is_told(start: Callable[..., WorkerProcess]) -> None:
+def test_a_death_between_requests_is_reported(start: Callable[..., WorkerProcess]) -> None:
     worker = start("raise SystemExit(4)")
     worker.process.wait()
     with pytest.raises(EngineDiedError, match="exited with status 4 during 'layout'"):
@@ -227,7 +227,7 @@ def test_an_interrupt_in_the_worker_is_an_answer(launch: Callable[..., Engine], 
     assert engine.loads == 1
 
 
-def test_every_load_is_told(launch: Callable[..., Engine]) -> None:
+def test_every_load_is_reported(launch: Callable[..., Engine]) -> None:
     loads = []
     engine = launch(engine_args={"fault": "exit"}, on_load=lambda _, info: loads.append(info.load_seconds))
     engine.restart()
