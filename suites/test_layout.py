@@ -44,7 +44,7 @@ def test_layout_is_as_recorded(engine: Engine, baseline: Baseline, judge: Judge)
     """For every architecture, known here or not: nothing is stored otherwise than when the baseline was made."""
     ranks, spec = engine.rank_layouts(), engine.spec
     expected = baseline.expected(
-        "layout",
+        "dtype_layout",
         observe=observe,
         conditions={},
         n=sum(len(rank.parameters) for rank in ranks),

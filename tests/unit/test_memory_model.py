@@ -171,7 +171,7 @@ def layout_bytes(entry: Any) -> Any:
     ],
 )
 def test_weights_measured_on_a_gpu_are_the_predicted_ones(name: str, entry: str, cell: Any, residual: int) -> None:
-    measured = layout_bytes(recorded(f"any/{name}-dummy/layout.json")[entry])
+    measured = layout_bytes(recorded(f"any/{name}-dummy/dtype_layout.json")[entry])
     assert measured - stored_bytes(held(name, **cell)) == residual
 
 

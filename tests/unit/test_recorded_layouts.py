@@ -22,7 +22,7 @@ ASKED = {"fp8": "fp8"}
 def recorded(model: str, quantization: str, *, engine: str = "vllm") -> list[Parameter]:
     """The parameters of a recorded layout, one for each layer."""
     hardware = "any" if quantization == "none" else "nvidia-h200-x1"
-    entries = json.loads((BASELINES / hardware / model / "layout.json").read_text())["entries"]
+    entries = json.loads((BASELINES / hardware / model / "dtype_layout.json").read_text())["entries"]
     expected = entries[f"{engine}-{quantization}-bf16-kv_bf16"]["expected"]
     found = []
     for name, groups in expected.items():
