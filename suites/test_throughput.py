@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llminfer.families.throughput.check import check_throughput
-from pytest_llminfer.families.throughput.observe import WORKLOADS, sessions
+from pytest_llminfer.families.throughput.observe import ROUNDS, WORKLOADS, sessions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,20 +29,20 @@ def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Ju
     A speed during which the device's own rate moved, or was below all that is recorded, is measured again; one that stays so, or is
     suspicious, on four fresh starts, and those are judged. A session is not recorded while that rate moves: INVALID.
     """
-    speed = throughput(WORKLOADS[phase])
-
+    # First what it is judged by: a speed that nothing can judge is not measured.
+    workload = WORKLOADS[phase]
     expected = baseline.expected(
         f"throughput_{phase}",
-        observe=partial(throughput.observe, workload=speed.workload, refuse=lambda moved: judge(_verdict(moved, ()))),
-        conditions=asdict(speed.workload) | throughput.conditions,
-        n=len(speed.rounds),
+        observe=partial(throughput.observe, workload=workload, refuse=lambda moved: judge(_verdict(moved, ()))),
+        conditions=asdict(workload) | throughput.conditions,
+        n=ROUNDS,
         per_hardware=True,
         per_parallelism=True,
     )
     recorded = sessions(expected)
-    speed = throughput.fair(speed, recorded)
+    speed = throughput.fair(throughput(workload), recorded)
     if not speed.is_fair(recorded) or speed.is_suspicious(recorded):
-        speed = throughput.confirm(speed.workload)
+        speed = throughput.confirm(workload)
     judge(_verdict(speed, recorded))
 
 

@@ -174,7 +174,7 @@ def test_a_model_that_is_fetched_or_a_projects_own_is_not_judged_by_its_name(
 ) -> None:
     pytester.makepyfile(OF_MODELS)
     assert run("--collect-only", "-q", "--model=some/model").stdout.str().count("test_fact[") == 3
-    pytester.makeconftest("import pytest\n@pytest.fixture(scope='session')\ndef model(engine_spec): return None")
+    pytester.makeconftest("import pytest\n@pytest.fixture(scope='session')\ndef llminfer_model(llminfer_engine_spec): return None")
     run().assert_outcomes(passed=3)
 
 
