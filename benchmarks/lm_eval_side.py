@@ -55,7 +55,7 @@ READINGS = {"strict-match": "strict", "flexible-extract": "flexible"}
 GENERATING = f"""
 import json
 from pathlib import Path
-from pytest_llminfer.observations import Sampling
+from pytest_llminfer.observations.generation import Sampling
 
 
 def test_generating(engine):

@@ -15,9 +15,9 @@ KEEPER = """
     import pathlib, subprocess, sys
 
     import pytest
-    from pytest_llminfer.engines import idling
+    from pytest_llminfer.families.shutdown import observe
 
-    idling.LIMIT_SECONDS = 1.0
+    observe.LIMIT_SECONDS = 1.0
     CODE = "import time; kept = bytearray(b'x') * (100 << 20); print('there', flush=True); time.sleep(600)"
 
     @pytest.fixture(scope="session")
@@ -34,13 +34,13 @@ KEEPER = """
 DEVICE = """
     from dataclasses import replace
 
-    from pytest_llminfer.engines import idling
+    from pytest_llminfer.families.shutdown import observe
     from pytest_llminfer.engines.engine import Engine
 
     ranks = Engine.ranks
     Engine.ranks = lambda engine: tuple(replace(rank, device="GPU-a") for rank in ranks(engine))
     Engine.idle_bytes = 1 << 30
-    idling.device_bytes = lambda ids: {after} << 30
+    observe.device_bytes = lambda ids: {after} << 30
 """
 HISTORY = """
     from dataclasses import replace

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -95,7 +98,7 @@ def test_a_cell_that_is_passed_over_gives_its_gpus_back(
         CONFTEST
         + """
     @pytest.fixture(scope="session")
-    def model(engine_spec):
+    def llminfer_model(engine_spec):
         from pytest_llminfer.errors import UnsupportedError
         from pytest_llminfer.models.model import Model
         if engine_spec.dp == 2:
@@ -153,11 +156,20 @@ def test_a_prestarted_worker_gives_its_gpus_back_when_another_cell_needs_them(
     result.assert_outcomes(passed=2)
 
 
+def release_when_waited_for(lock: IO[bytes], locks: Path) -> None:
+    """A session that waits holds the turn; it looks every second, and has then said so."""
+    deadline = time.monotonic() + 60
+    while not (locks / "turn.lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2.5)
+    lock.close()
+
+
 def test_a_log_says_that_another_session_is_waited_for(pytester: pytest.Pytester, session: Callable[..., pytest.RunResult]) -> None:
     locks = pytester.mkdir("locks")
     with (locks / "GPU-0.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        release = threading.Timer(2.5, lock.close)
+        release = threading.Thread(target=release_when_waited_for, args=(lock, locks))
         release.start()
         result = session("--dp=3", "--llminfer-timeout=20")
         release.join()

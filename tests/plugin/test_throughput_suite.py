@@ -15,7 +15,7 @@ from itertools import chain, cycle, islice, repeat
 import pytest
 
 from pytest_llminfer.engines.engine import Engine
-from pytest_llminfer.observations import Calibration
+from pytest_llminfer.observations.engine import Calibration
 
 @pytest.fixture(autouse=True)
 def other_work(monkeypatch):
