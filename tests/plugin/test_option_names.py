@@ -150,7 +150,8 @@ def test_help_shows_every_option_in_a_group_with_an_example(pytester: pytest.Pyt
     pytester.makeconftest(OWN)
     shown = re.sub(r"\s+", " ", session("--help").stdout.str())
     assert "--llminfer-model=MODEL,… what is served" in shown
-    assert "--llminfer-engine=NAME,…, --engine=NAME,… engines under test" in shown
+    # Python 3.13 writes the placeholder once.
+    assert re.search("--llminfer-engine(=NAME,…)?, --engine=NAME,… engines under test", shown)
 
 
 def test_the_examples_of_the_help_are_read(session: Session) -> None:
