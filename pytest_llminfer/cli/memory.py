@@ -76,7 +76,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("model", metavar="MODEL", help="a bundled shape, a folder with config.json, a .gguf file, or a hub id")
     parser.add_argument("--gpu", default="H100 80GB", metavar="NAME", help=f"of {', '.join(gpu.name for gpu in GPUS)}")
-    parser.add_argument("--engine", choices=_planned(), help="whose accounting (default: vllm; llamacpp for GGUF)")
+    parser.add_argument("--engine", type=_engine, metavar="ENGINE", help="whose accounting (default: vllm; llamacpp for GGUF)")
     parser.add_argument("--quantization", metavar="FORMAT", help=f"of {', '.join(FORMATS)} (default: what the model says)")
     parser.add_argument(
         "--group-size", type=_group, metavar="N", help=f"of gptq, awq and w4a16, -1: of a row (default: the model's, or {GROUP})"
@@ -95,9 +95,14 @@ def _parser() -> Parser:
     return parser
 
 
-def _planned() -> list[str]:
-    """Engines whose profile says how they share out a device."""
-    return sorted(each.name for each in profiles.loaded() if each.sharing is not None)
+def _engine(text: str) -> str:
+    """An engine whose profile says how it shares out a device; only for a name of another distribution are those looked at."""
+    if text in profiles.BUILT_IN and profiles.profile(text).sharing is not None:
+        return text
+    planned = sorted(each.name for each in profiles.loaded() if each.sharing is not None)
+    if text not in planned:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(planned)})")
+    return text
 
 
 def _positive(text: str) -> int:

@@ -7,7 +7,7 @@ when there is something to report: every pytest session of every project pays fo
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -76,10 +76,11 @@ class SessionReport:
         self._fail_if_told(session, self._lines)
         from pytest_llminfer.report.result import SessionResult
 
+        tests = gathering.tests()
         self._result = SessionResult(
             **facts(self._config, started=self._started, exit_status=int(session.exitstatus)),
-            cells=gathering.cells(),
-            tests=gathering.tests(),
+            cells=gathering.cells(self._specs() if any(test.cell for test in tests) else {}),
+            tests=tests,
             sections=gathering.sections(),
             messages=tuple(self._lines),
         )
@@ -92,6 +93,9 @@ class SessionReport:
             except BadInputError as error:
                 self._lines.append(f"ERROR: {error}")
                 self._fail_if_told(session, self._lines)
+
+    def _specs(self) -> dict[str, dict[str, Any]]:
+        return {str(cell): cell.to_dict() for cell in cells_of(self._config)}
 
     def _fail_if_told(self, session: pytest.Session, lines: Sequence[str]) -> None:
         if any(line.startswith("ERROR") for line in lines):

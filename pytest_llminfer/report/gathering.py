@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.baselines.notes import MISSING, RECORD, SIDE_FILE, USED
 from pytest_llminfer.baselines.record import BaselineKey
-from pytest_llminfer.errors import InvalidSpecError
 from pytest_llminfer.families.accuracy import section as accuracy
 from pytest_llminfer.families.memory import section as memory
 from pytest_llminfer.families.parallelism import section as parallelism
 from pytest_llminfer.report.notes import CELL, LOADED, VERDICT
 from pytest_llminfer.report.result import CellResult, Load, TestResult
 from pytest_llminfer.report.table import STATUSES
-from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     Note = tuple[str, Any]
 
@@ -94,11 +92,14 @@ class Gathering:
         """The tests that have a cell or gave a verdict, and were called or kept from it, in the order of time."""
         return tuple(map(_result, self._told()))
 
-    def cells(self) -> tuple[CellResult, ...]:
-        """The cells of these tests, and those that were loaded beside them, each with what its engine said of itself."""
+    def cells(self, specs: Mapping[str, Mapping[str, Any]]) -> tuple[CellResult, ...]:
+        """The cells of these tests, and those that were loaded beside them, each with what its engine said of itself.
+
+        specs: by id the fields of each cell of the session; one that is not there is a checkpoint on disk, unless it was loaded.
+        """
         loads = self.notes(LOADED)
         ids = dict.fromkeys([*(test.cell for test in self._told()), *(note["cell"] for note in loads)])
-        return tuple(_cell(cell, [note for note in loads if note["cell"] == cell]) for cell in ids if cell)
+        return tuple(_cell(cell, specs.get(cell), [note for note in loads if note["cell"] == cell]) for cell in ids if cell)
 
     def sections(self) -> dict[str, tuple[dict[str, Any], ...]]:
         """The rows of each further table that has any, by family."""
@@ -150,15 +151,9 @@ def family_of(node_id: str) -> str:
     return PurePath(node_id.partition("::")[0]).stem.removeprefix("test_")
 
 
-def _cell(cell: str, loads: list[dict[str, Any]]) -> CellResult:
+def _cell(cell: str, spec: Mapping[str, Any] | None, loads: list[dict[str, Any]]) -> CellResult:
     said = loads[-1] if loads else {}
     kept = ("versions", "device", "device_name", "device_count", "dtype", "kv_dtype")
     facts = {name: said[name] for name in kept if name in said}
-    return CellResult(id=cell, spec=_spec(cell), loads=tuple(Load(load["phases"], load["afresh"]) for load in loads), **facts)
-
-
-def _spec(cell: str) -> dict[str, Any] | None:
-    try:
-        return EngineSpec.parse(cell).to_dict()
-    except InvalidSpecError:
-        return None
+    phases = tuple(Load(load["phases"], load["afresh"]) for load in loads)
+    return CellResult(id=cell, spec=said.get("spec", spec), loads=phases, **facts)

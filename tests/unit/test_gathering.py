@@ -16,6 +16,7 @@ from pytest_llminfer.report.junit import properties
 from pytest_llminfer.report.notes import CELL, LOADED, VERDICT
 from pytest_llminfer.report.result import SessionResult, TestResult
 from pytest_llminfer.report.terminal import entries, summary
+from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
 KEY = {"hardware": "any", "model": "reference", "family": "answer", "entry": "e"}
@@ -138,7 +139,9 @@ def test_a_cell_has_what_its_engine_said_and_every_load() -> None:
     gathering = gathered("call passed", notes=(note(LOADED, LOAD), note(LOADED, {**LOAD, "afresh": True})))
     take(gathering, "call passed", cell="checkpoint:x@/x", node_id="test_checkpoint.py::test_x")
     take(gathering, "call skipped", cell="vllm-tp2", node_id="test_b.py::test_x")
-    served, checkpoint, never = gathering.cells()
+    served, checkpoint, never = gathering.cells(
+        {str(spec): spec.to_dict() for spec in (EngineSpec("vllm"), EngineSpec("vllm", tp=2))}
+    )
     assert (served.id, served.versions, served.device_name, served.device_count) == ("vllm", {"vllm": "1"}, "H100", 2)
     assert (served.dtype, served.kv_dtype) == ("bf16", "fp8")
     assert [load.afresh for load in served.loads] == [False, True]
@@ -173,7 +176,7 @@ SPLIT = {"cell": "vllm", "questions": 300, "seconds": 10.0, "tokens_per_second":
 
 def session(gathering: Gathering) -> SessionResult:
     words: dict[str, Any] = dict.fromkeys(("started", "ended", "pytest", "llminfer", "python", "command"), "")
-    tests, cells, sections = gathering.tests(), gathering.cells(), gathering.sections()
+    tests, cells, sections = gathering.tests(), gathering.cells({}), gathering.sections()
     return SessionResult(**words, exit_status=0, hardware={}, cells=cells, tests=tests, sections=sections)
 
 
