@@ -39,7 +39,7 @@ def test_a_truncated_safetensors_file(pytester: pytest.Pytester, run: Callable[.
     weights.write_bytes(content)
     refused(
         run("--model=./model", engine=engine),
-        "BadInputError: */model.safetensors is no intact safetensors file (*); fetch it again",
+        "BadInputError: */model.safetensors is truncated: 100000 bytes of 7348816; fetch it again",
     )
     assert weights.read_bytes() == content
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -52,8 +52,8 @@ def weighed(path: Path, quantization: Any) -> Any:
     engine: Any = HoldsFiles(path, quantization)
     verdicts: Any = []
     memory_suite.test_weights_take_the_bytes_that_the_configuration_implies(engine, verdicts.append)
-    baseline, item = SimpleNamespace(keep=lambda *_, **__: None), SimpleNamespace(user_properties=[])
-    (line, *_) = MemoryProfile(cast("Any", item), engine, baseline).take()
+    baseline: Any = SimpleNamespace(keep=lambda *_, **__: None)
+    (line, *_) = MemoryProfile(engine, baseline, lambda *_: None).take()
     return verdicts[0], line
 
 
@@ -74,7 +74,8 @@ def test_a_variant_of_a_format_is_a_visible_skip_in_every_suite_that_predicts(na
     if left:
         changed = {"modules_to_not_convert": ["lm_head", "o_proj"]}
     engine.model = Model(str(checkpoints.declare(ASSETS / name, tmp_path / name, **changed)))
-    profile = MemoryProfile(cast("Any", SimpleNamespace(user_properties=[])), engine, SimpleNamespace())
+    baseline: Any = SimpleNamespace()
+    profile = MemoryProfile(engine, baseline, lambda *_: None)
     verdicts: Any = []
     for judged in (
         lambda: memory_suite.test_weights_take_the_bytes_that_the_configuration_implies(engine, verdicts.append),
