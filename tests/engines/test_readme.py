@@ -11,6 +11,11 @@ import pytest
 from pytest_llminfer.plugin.command_line import OPTIONS, PREFIX
 from tests.support.paths import REPOSITORY, SUITES
 
+OF_OTHERS = {
+    *("--pyargs", "--junitxml", "--benchmark-compare-fail", "--interleave-rounds"),  # pytest, pytest-benchmark, asv
+    *("--enable-trace-replay", "--kv-cache-memory-bytes", "--kl-divergence"),  # vLLM, llama.cpp
+}
+"""Options of other programs that pages name."""
 README = (REPOSITORY / "README.md").read_text()
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 
@@ -42,7 +47,7 @@ def test_every_option_and_file_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text()
     sources = [path for name in ("pytest_llminfer", "tools", "benchmarks") for path in (REPOSITORY / name).rglob("*.py")]
     known = "".join([*(path.read_text() for path in sources), *(f'"{option.canonical}"' for option in OPTIONS)])
-    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) - {"--pyargs"}
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) - OF_OTHERS
     assert [flag for flag in sorted(flags) if f'"{flag}"' not in known] == []
     files = re.findall(r"\b((?:tools|tests|suites|benchmarks|docs|pytest_llminfer)/[\w./]*\.(?:py|sh|md|toml))", text)
     assert [name for name in sorted(set(files)) if not (REPOSITORY / name).exists()] == []
