@@ -49,5 +49,5 @@ def test_every_option_and_file_that_a_page_names_exists(page: Path) -> None:
     known = "".join([*(path.read_text() for path in sources), *(f'"{option.canonical}"' for option in OPTIONS)])
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) - OF_OTHERS
     assert [flag for flag in sorted(flags) if f'"{flag}"' not in known] == []
-    files = re.findall(r"\b((?:tools|tests|suites|benchmarks|docs|pytest_llminfer)/[\w./]*\.(?:py|sh|md|toml))", text)
+    files = re.findall(r"(?<![\w/])((?:tools|tests|suites|benchmarks|docs|pytest_llminfer)/[\w./]*\.(?:py|sh|md|toml))", text)
     assert [name for name in sorted(set(files)) if not (REPOSITORY / name).exists()] == []
