@@ -24,7 +24,7 @@ one() {
     esac
     [ "$model" = reference ] || arguments+=(--model="$model" --weights=dummy)
     for pass in $(seq "${PASSES:-1}"); do
-        python3 -m pytest -p pytest_llminfer.plugin -p no:cacheprovider --import-mode=importlib suites/ --engine="$where" --gpus="$gpus" \
+        python3 -m pytest -p pytest_llminfer.plugin.hooks -p no:cacheprovider --import-mode=importlib suites/ --engine="$where" --gpus="$gpus" \
             --update-baselines=new --gsm8k-questions="${QUESTIONS:-300}" -rs \
             "${arguments[@]}" >"$out/$name-$pass.txt" 2>&1 || failed=1
     done
