@@ -100,7 +100,7 @@ def test_forced_decode_gives_what_prefill_gives(execution_modes: ExecutionModes,
             candidate=execution_modes.teacher_forced_from_prefill(),
             noise=execution_modes.noise_of_decode(),
             dtype=execution_modes.dtype,
-            claim="given tokens, decoded one by one, are as likely as by prefill",
+            claim="teacher-forced decode gives the same log-probabilities as prefill",
             unit="k3",
         )
     )

@@ -142,7 +142,7 @@ class Store:
 class LayeredSource:
     """The first of several sources that has a record: the project's own baselines, then those that come with the package.
 
-    A source that raises is not passed over: what is broken must be seen.
+    A source that raises is not skipped: what is broken must be seen.
     """
 
     def __init__(self, sources: Sequence[BaselineSource]) -> None:

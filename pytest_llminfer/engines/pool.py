@@ -99,7 +99,7 @@ class Pool:
         return {name: held[name] for name in map(_id, self.gpus) if name in held}
 
     def _refuse_own(self, count: int) -> None:
-        """Waiting for oneself never ends."""
+        """A session never waits for GPUs that it holds itself."""
         if count <= len(self.gpus) - len(self._own()):
             return
         if self._make_room is not None:

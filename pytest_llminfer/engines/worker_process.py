@@ -121,7 +121,7 @@ class WorkerProcess:
         return True
 
     def begin(self, method: str, params: Mapping[str, Any]) -> None:
-        """Ask without waiting; the answer is passed over. A worker that is gone is told by the next request."""
+        """Ask without waiting; the answer is dropped. A worker that is gone is told by the next request."""
         self._request_id += 1
         self._begun = True
         with contextlib.suppress(OSError, ValueError):

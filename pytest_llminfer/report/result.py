@@ -162,7 +162,7 @@ def _plain(value: Any) -> Any:
 
 
 def _read(cls: type[T], data: Mapping[str, Any], **given: Any) -> T:
-    """What ``data`` holds of the fields of ``cls``, those in ``given`` as they are there; unknown fields are passed over."""
+    """What ``data`` holds of the fields of ``cls``, those in ``given`` as they are there; unknown fields are left out."""
     names = [each.name for each in fields(cls)]  # type: ignore[arg-type]
     return cls(**{name: given[name] if name in given else data[name] for name in names})
 

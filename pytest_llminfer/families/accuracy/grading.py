@@ -13,8 +13,8 @@ Gate = Literal["flexible", "strict"]
 class Answer:
     """What became of one question: right by each reading, ``#### <number>`` missing, cut off at the token limit; its length.
 
-    off_argmax: by how many nats the likeliest token of a step was passed over at most, None where nothing says so; unlikely:
-    how many chosen tokens lie beyond a tie with it (:func:`pytest_llminfer.families.accuracy.sampler.off_argmax`).
+    off_argmax: by how many nats the chosen token of a step fell short of the likeliest at most, None where nothing says so;
+    unlikely: how many chosen tokens lie beyond a tie with it (:func:`pytest_llminfer.families.accuracy.sampler.off_argmax`).
     """
 
     strict: bool

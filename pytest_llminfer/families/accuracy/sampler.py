@@ -26,7 +26,7 @@ _PRINTED = 1e-4
 
 
 def off_argmax(generation: Generation, *, dtype: str) -> tuple[float, int] | None:
-    """By how many nats the likeliest token was passed over at most, and how many chosen tokens lie beyond a tie.
+    """By how many nats a chosen token fell short of the likeliest at most, and how many chosen tokens lie beyond a tie.
 
     Two logits that ``dtype`` cannot tell apart differ by no more than one rounding step of the largest: what is chosen among
     those is a tie. A chosen token that is not among the reported ones is at least as far down as the last of them. The end
@@ -69,7 +69,9 @@ def check_sampler(*, answers: Mapping[str, Answer], dtype: str) -> Verdict:
         key=f"{unlikely:,} tokens" if tokens else "no log-probabilities",
         measurements=(
             Measurement("tokens that were not the likeliest", unlikely, "tokens", tokens, where),
-            Measurement("passed over by at most", largest, "nats", tokens, f"{len(seen):,} answers with log-probabilities"),
+            Measurement(
+                "largest shortfall to the likeliest token", largest, "nats", tokens, f"{len(seen):,} answers with log-probabilities"
+            ),
         ),
         threshold=f"no token beyond a tie: one rounding step of {dtype} at the largest logit",
         threshold_source="greedy decoding by definition",

@@ -50,7 +50,7 @@ def check_resynchronised_tokens(
 ) -> Verdict:
     """Whether two greedy runs choose the same tokens in the same contexts, near ties aside.
 
-    candidate, reference: in the same order, with top-k log-probabilities. teacher-teacher-forced: by the number of a prompt, what
+    candidate, reference: in the same order, with top-k log-probabilities. teacher_forced: by the number of a prompt, what
     the candidate predicts for each token of the reference's answer; of a prompt that parts at a tie and is not there, nothing is
     compared after it. noise: in nats, as in ``check_same_greedy_tokens``. usual_rate: the share of near ties that turn between
     benign execution modes: three times as many, beyond doubt (a binomial tail of 1 %), fail although each is a tie.

@@ -88,7 +88,7 @@ class VariantAnswers:
     """What a variant answered, and what the cell itself did.
 
     batched, reference: to the greedy prompts all at once, or to more of them where the cache has fewer bits. alone: one by one, of
-    an invariant variant only. teacher-forced: as :func:`resynchronised` gives it. open_ended: to the texts of
+    an invariant variant only. teacher_forced: as :func:`resynchronised` gives it. open_ended: to the texts of
     ``execution_modes.open_texts``. long, long_reference: to long prompts, where a cache of fewer bits is tested on a GPU.
     """
 
