@@ -32,7 +32,7 @@ _JUDGED = (1, 2, 3, 4, 6)
 
 
 @dataclass(frozen=True, slots=True)
-class Nights:
+class Drift:
     """What the past runs so far prove.
 
     past_runs: how many. log_e: of the pooled e-value, in nats. needed: log_e that proves a drift at the last judged past run.
@@ -123,9 +123,7 @@ def log_e_needed(judgement: int, alpha: float) -> float:
     return math.log(judgement * (judgement + 1) / alpha)
 
 
-def drift_verdict(
-    right_counts: Sequence[int], runs: int, past_runs: Sequence[Sequence[bool | None]], alpha: float = 0.01
-) -> Nights:
+def drift_verdict(right_counts: Sequence[int], runs: int, past_runs: Sequence[Sequence[bool | None]], alpha: float = 0.01) -> Drift:
     """Whether the past runs so far, oldest first, prove a drop against the K recorded runs; wrong for a chance of ``alpha`` ever.
 
     past_runs: for each, the outcome of every question in the order of ``right_counts``, None where it was not asked.
@@ -153,7 +151,7 @@ def drift_verdict(
                 found = None
         if found is None and number in judged and value >= log_e_needed(judged.index(number) + 1, alpha):
             found, taken = number, log_e_needed(judged.index(number) + 1, alpha)
-    return Nights(len(past_runs), value, log_e_needed(max(1, len(judged)), alpha), judged, found)
+    return Drift(len(past_runs), value, log_e_needed(max(1, len(judged)), alpha), judged, found)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Nights against one record: what is proven stays proven until it is mended, and no longer."""
+"""Past runs against one record: what is proven stays proven until it is mended, and no longer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def past_run_of(drawn: random.Random, *, lost: int = 0) -> dict[str, Answer]:
 
 
 class RunHistory:
-    """Nights added as a session adds them, each judged with those before it."""
+    """Past runs added as a session adds them, each judged with those before it."""
 
     def __init__(self, path: Path, drawn: random.Random) -> None:
         self.path, self.drawn = path, drawn
