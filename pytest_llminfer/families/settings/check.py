@@ -10,6 +10,8 @@ from pytest_llminfer.verdict import Measurement, Outcome, Verdict, first_offende
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+STAMPS = frozenset({"transformers_version", "_from_model_config", "_commit_hash"})
+"""What libraries write about themselves, or about where a configuration came from: it moves with every release and sets nothing."""
 _SHOWN = 20
 _ABSENT = "(absent)"
 
@@ -17,7 +19,7 @@ _ABSENT = "(absent)"
 def check_settings(
     *, found: Mapping[str, Any], expected: Mapping[str, Any], what: str, then: Mapping[str, str], now: Mapping[str, str]
 ) -> Verdict:
-    """Whether every field is as recorded; a field that came or went counts too.
+    """Whether every field is as recorded; a field that came or went counts too, a stamp (``STAMPS``) does not.
 
     found, expected: plain data, nested or flat. what: "resolved settings" or "defaults". then, now: the versions of
     the engine and its packages when it was recorded, and today.
@@ -49,6 +51,8 @@ def check_settings(
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
+        if name in STAMPS:
+            continue
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")
         else:
