@@ -91,12 +91,24 @@ def limits(word: str) -> dict[str, tuple[float, float]]:
     return {kind: (float(kl), float(top1)) for kind, (kl, top1) in given.items()}
 
 
+class _KeyTwiceError(ValueError):
+    """Of two values for one name, either could be meant."""
+
+
 def json_object(word: str) -> dict[str, Any]:
     """A JSON object."""
     import json
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise _KeyTwiceError(f"{twice[0]!r} stands twice: say it once")
+        return dict(pairs)
+
     try:
-        value = json.loads(word)
+        value = json.loads(word, object_pairs_hook=once)
+    except _KeyTwiceError:
+        raise
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(value, dict):

@@ -110,3 +110,9 @@ def test_accuracy_is_red_for_rounded_weights(suite: Callable[..., pytest.RunResu
     result = suite("accuracy", "--gsm8k-questions=150", "-k", "dropped", fault="round_weights")
     result.stdout.fnmatch_lines(["*FAIL: *against the baseline*", "*lost: syn-*"])
     assert outcomes(result) == {"failed": 1}
+
+
+def test_a_saved_model_is_loaded_again_with_the_attention_that_it_had(suite: Callable[..., pytest.RunResult]) -> None:
+    """Which is not saved with it, and rounds otherwise."""
+    result = suite("quantization", "-k", "saved", '--engine-args={"attn_implementation": "eager"}')
+    assert outcomes(result) == {"passed": 1}

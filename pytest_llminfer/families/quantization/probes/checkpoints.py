@@ -30,7 +30,12 @@ def save_and_reload(model: Any, tokens: Sequence[int], shard_bytes: int) -> dict
         indexed = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
         headers = {file.name: _header(file) for file in files}
         again, report = type(model).from_pretrained(
-            folder, dtype=model.dtype, device_map={"": model.device}, output_loading_info=True
+            folder,
+            dtype=model.dtype,
+            device_map={"": model.device},
+            # It is not saved with the model, and another one rounds otherwise.
+            attn_implementation=model.config._attn_implementation,  # noqa: SLF001 - transformers has no public name for it
+            output_loading_info=True,
         )
         again.eval()
         keep_4bit_layout(again)
