@@ -37,7 +37,7 @@ benchmarks: $(VENV)/.test
 # The plugin on the oldest pytest that it supports.
 test-oldest: $(VENV)-oldest/.done
 	$(VENV)-oldest/bin/python -m pytest -c /dev/null --rootdir=. --import-mode=importlib -p pytester -p no:cacheprovider \
-		tests/plugin -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
+		tests/plugin -n $(CORES) --dist=loadfile $(ARGS)
 
 # That pytest alone is its own: all else, this package and the engines included, is what the other environment has.
 $(VENV)-oldest/.done: $(VENV)/.test
