@@ -17,9 +17,9 @@ FAULTY = """
     import pytest
 
     @pytest.fixture(scope="session")
-    def engine(engine):
-        engine.prepare("{faults}::{fault}")
-        return engine
+    def llminfer_engine(llminfer_engine):
+        llminfer_engine.prepare("{faults}::{fault}")
+        return llminfer_engine
 """
 
 

@@ -89,11 +89,11 @@ def test_a_request_without_an_answer_is_invalid_also_while_a_record_is_made(
         from pytest_llminfer.errors import TransportError
 
         @pytest.fixture(scope="session")
-        def engine(engine):
+        def llminfer_engine(llminfer_engine):
             def generate(prompts, *given, **fields):
                 raise TransportError(f"1 of {len(prompts)} requests failed; first: HTTP 500")
-            engine.generate = generate
-            return engine
+            llminfer_engine.generate = generate
+            return llminfer_engine
         """
     )
     result = gsm8k(*arguments)
@@ -133,11 +133,11 @@ def test_answers_that_are_cut_off_are_invalid_and_not_wrong(
         import pytest
 
         @pytest.fixture(scope="session")
-        def engine(engine):
-            generate = engine.generate
+        def llminfer_engine(llminfer_engine):
+            generate = llminfer_engine.generate
             short = lambda sampling: dataclasses.replace(sampling, max_tokens=6)
-            engine.generate = lambda prompts, sampling, **fields: generate(prompts, short(sampling), **fields)
-            return engine
+            llminfer_engine.generate = lambda prompts, sampling, **fields: generate(prompts, short(sampling), **fields)
+            return llminfer_engine
         """
     )
     result = gsm8k()
@@ -171,7 +171,7 @@ def test_runs_are_added_to_the_history_and_judged_together(
 ) -> None:
     gsm8k(*RECORD)
     gsm8k("--run-history").stdout.fnmatch_lines(["run history: 1 past run added to *run_history.jsonl"])
-    alone = gsm8k("--run-history", "-k", "past_runs")
+    alone = gsm8k("--run-history", "-k", "run_history")
     alone.stdout.fnmatch_lines(["simulated *record *", "run history: 1 past run added to *run_history.jsonl"])
     (file,) = pytester.path.glob("baselines/any/reference/run_history.jsonl")
     past_run, same = map(json.loads, file.read_text().splitlines())
@@ -179,7 +179,7 @@ def test_runs_are_added_to_the_history_and_judged_together(
     assert set(past_run["outcomes"]) <= set("01-")
     past_run["outcomes"] = "0" * 16
     file.write_text("".join(json.dumps(past_run) + "\n" for _ in range(2)))
-    result = gsm8k("-k", "past_runs")
+    result = gsm8k("-k", "run_history")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         ["FAIL: 3 past runs together do not prove a drop in accuracy", "*questions lost and 0 won for good*"]
@@ -187,8 +187,6 @@ def test_runs_are_added_to_the_history_and_judged_together(
     # One lost question, past run after past run: nothing that a harmless change could not do.
     past_run["outcomes"] = "".join("0" if index == 3 else "1" for index in range(16))
     file.write_text("".join(json.dumps(past_run) + "\n" for _ in range(30)))
-    gsm8k("-k", "past_runs").assert_outcomes(passed=1)
+    gsm8k("-k", "run_history").assert_outcomes(passed=1)
     file.write_text("no past run\n")
-    gsm8k("-k", "past_runs").stdout.fnmatch_lines(
-        ["BaselineError: run history *run history.jsonl, line 1 is no record of a past run; *"]
-    )
+    gsm8k("-k", "run_history").stdout.fnmatch_lines(["BaselineError: run history *run_history.jsonl, line 1 is no past run; *"])

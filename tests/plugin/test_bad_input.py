@@ -139,14 +139,16 @@ def test_a_dataset_that_does_not_exist(pytester: pytest.Pytester, run: Callable[
     refused(result, "DatasetError: no dataset 'gsm9k'; valid: synthetic, openai/gsm8k, or the path of *")
 
 
-def test_a_model_that_cannot_be_asked_questions_is_a_skip(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+def test_a_model_that_cannot_be_asked_questions_is_asked_none_and_the_session_says_why(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
     shutil.copy(SUITES / "test_accuracy.py", pytester.path)
     model = pytester.path / "model"
     shutil.copytree(REFERENCE, model)
     (model / "tokenizer.json").unlink()
-    result = run("--model=./model", "-rs", "-k", "dropped")
-    result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["SKIPPED*has no tokenizer, so it cannot be asked questions"])
+    result = run("--model=./model")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    result.stdout.fnmatch_lines(["llminfer: no test applies to a cell of this session: *has_tokenizer*"])
 
 
 def test_a_probe_that_the_worker_cannot_import(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:

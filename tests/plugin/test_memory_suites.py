@@ -21,9 +21,9 @@ KEEPER = """
     CODE = "import time; kept = bytearray(b'x') * (100 << 20); print('there', flush=True); time.sleep(600)"
 
     @pytest.fixture(scope="session")
-    def engine(engine):
-        engine.prepare("conftest.py::keep_memory_after_the_end")
-        return engine
+    def llminfer_engine(llminfer_engine):
+        llminfer_engine.prepare("conftest.py::keep_memory_after_the_end")
+        return llminfer_engine
 
     def keep_memory_after_the_end(model):
         process = subprocess.Popen([sys.executable, "-c", CODE], start_new_session=True, stdout=subprocess.PIPE)
