@@ -36,6 +36,9 @@ from tests.support.present import present
 folder, prompts, reference = vllm_engines.folder, vllm_engines.prompts, vllm_engines.reference
 PROBES = FOLDER / "vllm_model.py"
 
+AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text()
+"""Whether vLLM hands linears to oneDNN and computes in bf16; on other x86 processors bf16 is emulated, many times slower."""
+
 
 @pytest.fixture(scope="module")
 def told() -> list[Any]:
@@ -136,10 +139,14 @@ def test_scores_by_prefill_and_decode_equal_those_of_transformers(engine: Engine
     prefill, decode = engine.score(sequences), engine.score(sequences, cache_path="decode")
     for ours, teacher_forced, theirs in zip(prefill, decode, expected, strict=True):
         assert ours.dtype == np.float32
-        # In bf16, tokens that the model finds unlikely (down to -19 nats) differ by a rounding step of their logit.
+        # In bf16, tokens that the model finds unlikely (down to -19 nats) differ by rounding steps of their logit, and between two
+        # engines by several where the processor has no bf16 of its own and each emulates it.
         assert ours.min() < -10
+        np.testing.assert_allclose(teacher_forced, ours, atol=0.5)
+        likely = ours > -8
+        np.testing.assert_allclose(theirs[likely], ours[likely], atol=0.5)
+        np.testing.assert_allclose(theirs, ours, atol=0.5 if AVX512 else 2.0)
         for other in (teacher_forced, theirs):
-            np.testing.assert_allclose(other, ours, atol=0.5)
             assert np.abs(other - ours).mean() < 0.05
 
 
@@ -150,7 +157,8 @@ def test_every_parameter_is_stored_as_the_model_implies(engine: Engine) -> None:
     )
     assert verdict.outcome is Outcome.PASS, verdict.details
     packings = {parameter.name.split(".")[-2]: parameter.packing for parameter in layout.parameters}
-    assert packings == dict.fromkeys(("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), "onednn") | dict.fromkeys(
+    linears = dict.fromkeys(("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), "onednn" if AVX512 else "")
+    assert packings == linears | dict.fromkeys(
         ("embed_tokens", "input_layernorm", "post_attention_layernorm", "norm", "lm_head"), ""
     )
 
@@ -223,7 +231,7 @@ def test_the_one_rank_is_a_process_of_its_own(engine: Engine) -> None:
 
 def test_the_device_is_measured(engine: Engine) -> None:
     calibration = engine.calibrate()
-    assert calibration.matmul_flops_per_second > 1e9
+    assert calibration.matmul_flops_per_second > (1e9 if AVX512 else 1e8)
     assert calibration.copy_bytes_per_second > 1e8
     assert calibration.python_loops_per_second > 1e5
 
@@ -240,7 +248,7 @@ def test_a_probe_changes_the_live_model_and_the_comparison_sees_it(
     engine.run(f"{PROBES}::scale", name=NORM, factor=-1.0)
     engine.generate(prompts[:1], max_tokens=1, cache_path="no_cache")
     assert tokens(engine.generate(prompts, max_tokens=120)) == tokens(answers)
-    with pytest.raises(EngineError, match=r"(?s)fails in .*KeyError: 'no such layer'.*vllm_probes.py\", line 14"):
+    with pytest.raises(EngineError, match=r"(?s)fails in .*KeyError: 'no such layer'.*vllm_model.py\", line 16"):
         engine.run(f"{PROBES}::fails")
     with pytest.raises(BadInputError, match="no function 'missing'; it has: fails, lose_cached_values, row, scale"):
         engine.run(f"{PROBES}::missing")
