@@ -104,6 +104,9 @@ NAMED = {
 }
 
 
+OF_ONE_PARAMETER = "engine=vllm or sglang"
+
+
 def test_a_test_that_is_named_and_does_not_apply_says_what_it_needs(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
 ) -> None:
@@ -111,11 +114,12 @@ def test_a_test_that_is_named_and_does_not_apply_says_what_it_needs(
     result = run(*(f"{file}::{name}" for name in NAMED))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     told = [line.partition("::")[2] for line in result.errlines if line.startswith("ERROR: ")]
-    # pytest names the test alone, whatever its parameters.
-    names = [name.partition("[")[0] for name in NAMED]
-    assert told == [
-        f"{name} applies to no cell of this session: it needs {needs}" for name, needs in zip(names, NAMED.values(), strict=True)
-    ]
+    if pytest.version_tuple >= (9,):
+        # From then on pytest names the test alone, whatever its parameters.
+        wanted = {name.partition("[")[0]: needs for name, needs in NAMED.items()}
+    else:
+        wanted = {name: OF_ONE_PARAMETER if "[" in name else needs for name, needs in NAMED.items()}
+    assert told == [f"{name} applies to no cell of this session: it needs {needs}" for name, needs in wanted.items()]
     assert "not found" not in result.stderr.str()
 
 
@@ -178,6 +182,7 @@ def test_a_model_that_is_fetched_or_a_projects_own_is_not_judged_by_its_name(
     run().assert_outcomes(passed=3)
 
 
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="[tool.pytest] is read by pytest 9 and newer")
 def test_an_empty_parameter_set_is_an_error_in_this_repository(pytester: pytest.Pytester) -> None:
     file = pytester.makepyfile("import pytest\n@pytest.mark.parametrize('x', [])\ndef test_it(x): pass")
     result = pytester.runpytest_subprocess("-c", str(REPOSITORY / "pyproject.toml"), "-p", "no:cacheprovider", str(file))
