@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,6 +17,14 @@ with contextlib.suppress(ModuleNotFoundError):
     # Examples take as long as the machine lets them: other tests run beside these.
     settings.register_profile("shared machine", deadline=None)
     settings.load_profile("shared machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _inner_sessions_without_what_they_do_not_use() -> Iterator[None]:
+    """Sessions that tests start need no plugin of other tests; hypothesis alone is imported whole at the end of each process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:anyio")
+        yield
 
 
 @pytest.fixture
