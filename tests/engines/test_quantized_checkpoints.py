@@ -51,7 +51,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
             spec=EngineSpec(engine, environment=python, model=str(path), **cell),
             model=Model(str(path)),
             engine_args={},
-            variables={"OMP_NUM_THREADS": "2"},
+            variables={"OMP_NUM_THREADS": "1"},
             timeout=240,
             log=tmp_path_factory.mktemp("worker") / "log",
         )
