@@ -142,7 +142,9 @@ def stored_type(name: str, shape: Sequence[int], *, quantization: str, dtype: st
     if quantization == "none":
         return dtype
     if quantization not in MIXTURES:
-        raise UnsupportedError(f"how llama.cpp stores quantization {quantization!r} is not known here")
+        raise UnsupportedError(
+            f"how llama.cpp stores quantization {quantization!r} is not known here", f"use one of: none, {', '.join(MIXTURES)}"
+        )
     mixture, columns = MIXTURES[quantization], shape[-1]
     if name == ("model.embed_tokens.weight" if tied else "lm_head.weight"):
         chosen = mixture.output if columns % BLOCKS[mixture.usual][0] == 0 else "q8_0"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pytest_llminfer.engines.capabilities import engines_that_answer
 from pytest_llminfer.engines.probes import locate
 from pytest_llminfer.engines.replica import MAX_DEATHS, Launch, Replica
 from pytest_llminfer.engines.replicas import SharedProgress, at_once, collect, deal, first_of_equal, of_the_fullest
@@ -76,7 +77,10 @@ class Engine:
 
     def _need(self, capability: str) -> None:
         if capability not in self._replicas[0].info.capabilities:
-            raise UnsupportedError(f"{self.spec.engine} cannot answer {capability!r}")
+            raise UnsupportedError(
+                f"{self.spec.engine} cannot answer {capability!r}",
+                f"engines that do: {', '.join(engines_that_answer(capability)) or 'none'}",
+            )
 
     def _ask(self, method: str, *, capability: str = "", **params: Any) -> Any:
         """The first replica's answer; a list of all answers where every replica is asked."""
@@ -196,7 +200,9 @@ class Engine:
             UnsupportedError: the model is split over ranks, none of which holds all of it.
         """
         if len(ranks := self.rank_layouts()) > 1:
-            raise UnsupportedError(f"{self.spec}: no rank holds the whole model; what each holds is told by rank_layouts")
+            raise UnsupportedError(
+                f"{self.spec}: no rank holds the whole model", "use tp=1 and pp=1, or ask for rank_layouts, what each rank holds"
+            )
         return ranks[0]
 
     def rank_layouts(self) -> tuple[Layout, ...]:

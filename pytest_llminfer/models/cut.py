@@ -79,7 +79,10 @@ class CacheSizes:
         text = _text(config)
         other = {kind for kind in _layer_types(text) if kind not in {SLIDING, _FULL}}
         if other or text.get("kv_lora_rank"):
-            raise UnsupportedError(f"a cache of {', '.join(sorted(other)) or 'latent attention'} has no heads with keys and values")
+            raise UnsupportedError(
+                f"a cache of {', '.join(sorted(other)) or 'latent attention'} has no heads with keys and values",
+                "give a model whose layers keep keys and values of heads",
+            )
         heads = _size(text, _HEADS)
         hidden = _size(text, ("hidden_size", "n_embd"))
         window = int(text.get("sliding_window") or 0)

@@ -88,8 +88,9 @@ class ModelShape:
         architecture = str(config.get("model_type", ""))
         if architecture not in ARCHITECTURES:
             raise UnsupportedError(
-                f"the weights of architecture {architecture or 'without model_type'!r} are not known here "
-                f"(known: {', '.join(ARCHITECTURES)}): no exact layout or memory can be predicted for it"
+                f"the weights of architecture {architecture or 'without model_type'!r} are not known here, "
+                f"and no exact layout or memory can be predicted for it",
+                f"give a model of one of: {', '.join(ARCHITECTURES)}",
             )
         return _read_gpt2(config) if architecture == "gpt2" else _read_llama_like(architecture, config)
 

@@ -108,7 +108,10 @@ def refuse_variant(configuration: Mapping[str, Any] | None, what: str = "the mod
         UnsupportedError: a variant, whose bytes nothing here predicts: a visible skip.
     """
     if differs := variant(configuration):
-        raise UnsupportedError(f"{what} is stored as {differs}, of which no layout is declared here")
+        raise UnsupportedError(
+            f"{what} is stored as {differs}, of which no layout is declared here",
+            "give a checkpoint in the usual variant of its format",
+        )
 
 
 def declared_groups(config: Mapping[str, Any]) -> int | None:
@@ -120,7 +123,10 @@ def declared_groups(config: Mapping[str, Any]) -> int | None:
     declared = config.get("quantization_config")
     refuse_variant(declared)
     if left := left_alone(declared):
-        raise UnsupportedError(f"the model leaves {', '.join(left)} in 16 bits, which is not counted here")
+        raise UnsupportedError(
+            f"the model leaves {', '.join(left)} in 16 bits, which is not counted here",
+            "give a checkpoint whose linears are all quantized",
+        )
     return group_size(declared)
 
 

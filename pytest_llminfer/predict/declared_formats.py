@@ -79,7 +79,8 @@ def find(quantization: str, engine: EngineRules, device: str = "cpu") -> Format:
         return found[-1]
     known = sorted({name for name, place in declared if place in devices})
     raise UnsupportedError(
-        f"how {engine.name} stores quantization {quantization!r} on {kind} is not known here (known: {', '.join(['none', *known])})"
+        f"how {engine.name} stores quantization {quantization!r} on {kind} is not known here",
+        f"use one of: {', '.join(['none', *known])}",
     )
 
 

@@ -70,7 +70,7 @@ def linear_tensors(rows: int, columns: int, *, quantization: str, options: Forma
         return elements, _FLOAT * (rows if options.scale_per == "channel" else 1)
     if quantization not in GROUPED:
         raise UnsupportedError(
-            f"the storage of quantization {quantization!r} is not known here (known: {', '.join(LINEAR_FORMATS)})"
+            f"the storage of quantization {quantization!r} is not known here", f"use one of: {', '.join(LINEAR_FORMATS)}"
         )
     size = columns if options.group_size == -1 else options.group_size
     if size < 1 or columns % size:

@@ -104,9 +104,11 @@ def plan_memory(
     if context < 1 or not 0 < utilization <= 1:
         raise BadInputError(f"context must be positive, and utilization above 0 and at most 1; got {context} and {utilization:g}")
     if tp > 1 and not splitting_of(engine).roles:
-        raise UnsupportedError(f"{engine.name} does not split a model over tensor-parallel ranks")
+        raise UnsupportedError(f"{engine.name} does not split a model over tensor-parallel ranks", "use tp=1")
     if shape.heads % tp:
-        raise UnsupportedError(f"{engine.name} cannot deal the {shape.heads} heads of this model to {tp} ranks")
+        raise UnsupportedError(
+            f"{engine.name} cannot deal the {shape.heads} heads of this model to {tp} ranks", f"use a tp that divides {shape.heads}"
+        )
     kv_dtype = _kv_dtype(deployment, sharing)
     _check_format(deployment, known)
     fullest = _fullest(shape, deployment)
@@ -168,7 +170,7 @@ def _kv_dtype(deployment: Deployment, sharing: DeviceSharing) -> str:
         return sharing.kv_dtype or deployment.dtype
     known = tuple(dict.fromkeys((deployment.dtype, *sharing.kv_dtypes)))
     if wanted not in known:
-        raise UnsupportedError(f"{deployment.engine.name} has no KV cache of {wanted} here; it has: {', '.join(known)}")
+        raise UnsupportedError(f"{deployment.engine.name} has no KV cache of {wanted} here", f"use kv_dtype={' or '.join(known)}")
     return wanted
 
 
@@ -177,8 +179,10 @@ def _check_format(deployment: Deployment, known: Known) -> None:
     name, engine = deployment.quantization, deployment.engine
     in_gguf = storage_of(engine).gguf
     if known.weights is None and name in (LINEAR_FORMATS if in_gguf else MIXTURES):
-        whose = "llama.cpp reads GGUF files" if in_gguf else "only llama.cpp does (--engine llamacpp)"
-        raise UnsupportedError(f"{engine.name} does not hold {name} weights: {whose}")
+        raise UnsupportedError(
+            f"{engine.name} does not hold {name} weights",
+            "use a format of GGUF files, which is what it reads" if in_gguf else "only llama.cpp does: --engine=llamacpp",
+        )
 
 
 def _fullest(shape: ModelShape, deployment: Deployment) -> tuple[HeldWeight, ...]:

@@ -96,7 +96,7 @@ class EngineRules:
 
     def unsaid(self, name: str, what: str) -> UnsupportedError:
         """The error for a field that is unset: ``what`` is not known of this engine."""
-        return UnsupportedError(f"{what} is not known here: the profile of {self.name} does not say {name!r}")
+        return UnsupportedError(f"{what} is not known here", f"its profile has to say it: {name!r} of {self.name}")
 
 
 def storage_of(engine: EngineRules) -> Storage:

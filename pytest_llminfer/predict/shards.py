@@ -48,7 +48,7 @@ def sharded_roles(shape: ModelShape, engine: EngineRules, plan: Collection[str] 
     """
     splitting = splitting_of(engine)
     if not splitting.roles:
-        raise UnsupportedError(f"{engine.name} does not split a model over tensor-parallel ranks")
+        raise UnsupportedError(f"{engine.name} does not split a model over tensor-parallel ranks", "use tp=1")
     planned = {weight.role for weight in shape.parameters() if weight.name.removesuffix(".weight") in plan}
     return frozenset(splitting.roles) | (planned & frozenset(splitting.plan))
 
@@ -102,10 +102,14 @@ def stages_of(weight: WeightShape, shape: ModelShape, pp: int, engine: EngineRul
     splitting = splitting_of(engine)
     if shape.tied and not splitting.tied_stages:
         raise UnsupportedError(
-            f"on which stages of pp={pp} {engine.name} keeps an embedding that is the output matrix is not known here"
+            f"on which stages of pp={pp} {engine.name} keeps an embedding that is the output matrix is not known here",
+            "use pp=1, or a model with an output matrix of its own",
         )
     if shape.layers % pp:
-        raise UnsupportedError(f"{shape.layers} layers do not divide by pp={pp}: which stage gets more is the engine's choice")
+        raise UnsupportedError(
+            f"{shape.layers} layers do not divide by pp={pp}, and which stage gets more is the engine's choice",
+            f"use a pp that divides {shape.layers}",
+        )
     numbers = [int(word) for word in weight.name.split(".") if word.isdigit()]
     if numbers:
         return (numbers[0] * pp // shape.layers,)

@@ -57,7 +57,9 @@ def held_weights(
         BadInputError: groups that do not divide the inputs of a linear.
     """
     if quantization not in FORMATS:
-        raise UnsupportedError(f"the storage of quantization {quantization!r} is not known here (known: {', '.join(FORMATS)})")
+        raise UnsupportedError(
+            f"the storage of quantization {quantization!r} is not known here", f"use one of: {', '.join(FORMATS)}"
+        )
     options = replace(options, double_quantized=is_double(quantization, engine, options))
     sharded: Collection[str] = sharded_roles(shape, engine, plan) if tp > 1 else ()
     stages: dict[int, list[WeightShape]] = {stage: [] for stage in range(pp)}

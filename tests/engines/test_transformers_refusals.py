@@ -26,7 +26,7 @@ start = transformers_workers.start
         ({"tp": 2, "quantization": "nf4"}, {}, UnsupportedError, "without their scales.*quantization=nf4 with tp=2"),
         ({"tp": 3}, {}, UnsupportedError, "4 attention heads cannot be dealt out to tp=3"),
         ({"tp": 4}, {}, UnsupportedError, "2 KV heads cannot be dealt out to tp=4"),
-        ({"dtype": "fp32", "kv_dtype": "bf16"}, {}, UnsupportedError, r"kv_dtype=bf16 is not possible"),
+        ({"dtype": "fp32", "kv_dtype": "bf16"}, {}, UnsupportedError, "not in bf16; use kv_dtype=auto, or dtype=bf16"),
         (
             {},
             {"atn_implementation": "eager"},

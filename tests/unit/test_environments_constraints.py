@@ -48,7 +48,7 @@ def fails(installer: Installer) -> Callable[..., tuple[str, str]]:
     """Install, and give the first line of the error up to the name of the log, and everything that the user may read."""
 
     def install(*arguments: str) -> tuple[str, str]:
-        with pytest.raises(EngineStartError) as caught:
+        with pytest.raises(EngineStartError, match="cannot make the environment for whole") as caught:
             installer.install(*arguments)
         first = str(caught.value).splitlines()[0]
         return first.partition(" The whole log: ")[0], str(caught.value) + installer.log.read_text()

@@ -9,6 +9,7 @@ import numpy as np
 
 from pytest_llminfer.datasets.fingerprint import prompts_sha256
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
+from pytest_llminfer.engines.capabilities import engines_that_answer
 from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.divergence.check import LIMITS, SAME_WEIGHTS, Limits, compare, kind_of
@@ -79,7 +80,10 @@ class TeacherForced:
             UnsupportedError: the engine does not tell what it predicts for given tokens.
         """
         if not engine.supports("score_top"):
-            raise UnsupportedError(f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')")
+            raise UnsupportedError(
+                f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')",
+                f"engines that do: {', '.join(engines_that_answer('score_top'))}",
+            )
         sequences = teacher_forced_sequences(engine.model, dataset)
         return cls(engine, dataset, sequences, engine.score_top(sequences, top=TOP, last=POSITIONS))
 

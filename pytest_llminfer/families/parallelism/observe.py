@@ -70,13 +70,15 @@ class OneGpu:
     def _find(self, kept: Mapping[EngineSpec, T]) -> T:
         if profile(self._spec.engine).draws_per_rank(self._spec):
             raise UnsupportedError(
-                f"{self._spec}: {self._spec.engine} draws dummy weights on each rank anew, so this is another model than on one "
-                "GPU; use real weights to compare outputs"
+                f"{self._spec}: {self._spec.engine} draws dummy weights on each rank anew, "
+                f"so this is another model than on one GPU",
+                "use real weights to compare outputs",
             )
         if self._spec.single not in kept:
             raise UnsupportedError(
-                f"the cell {self._spec.single} has not been asked in this session, so there is nothing to compare {self._spec} "
-                "with: use --gpus=N alone, or name both sizes, as in --tp=1,2"
+                f"the cell {self._spec.single} has not been asked in this session, "
+                f"so there is nothing to compare {self._spec} with",
+                "use --gpus=N alone, or name both sizes, as in --tp=1,2",
             )
         return kept[self._spec.single]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.engines.capabilities import engines_that_answer
 from pytest_llminfer.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -23,5 +24,8 @@ def observe(engine: Engine, previous: Mapping[str, Any] | None, *, part: str) ->
     """
     found: Mapping[str, Any] = engine.settings()[part]
     if not found:
-        raise UnsupportedError(f"{'a server' if engine.spec.over_http else engine.spec.engine} does not tell its {PARTS[part]}")
+        raise UnsupportedError(
+            f"{'a server' if engine.spec.over_http else engine.spec.engine} does not tell its {PARTS[part]}",
+            f"engines that do, asked without a server: {', '.join(engines_that_answer('settings'))}",
+        )
     return found

@@ -20,7 +20,7 @@ def check_parallelism(spec: EngineSpec) -> None:
     for name in ("tp", "pp", "dp"):
         if getattr(spec, name) > 1:
             raise UnsupportedError(
-                f"{spec.engine} does not split one engine over devices yet: {name}={getattr(spec, name)}; use {name}=1"
+                f"{spec.engine} does not split one engine over devices yet: {name}={getattr(spec, name)}", f"use {name}=1"
             )
 
 
@@ -38,7 +38,7 @@ def check_sampling(sampling: Mapping[str, Any], *, cache_path: str) -> None:
     if sampling["repetition_penalty"] <= 0:
         raise BadInputError(f"repetition_penalty must be above 0 (1 is none), not {sampling['repetition_penalty']}")
     if cache_path != "engine" and (sampling["temperature"] > 0 or sampling["repetition_penalty"] != 1):
-        raise UnsupportedError(f"cache path {cache_path!r} decodes greedily only: temperature 0 and repetition_penalty 1")
+        raise UnsupportedError(f"cache path {cache_path!r} decodes greedily only", "use temperature 0 and repetition_penalty 1")
 
 
 def check_cache_path(cache_path: str, cache_paths: Collection[str]) -> None:

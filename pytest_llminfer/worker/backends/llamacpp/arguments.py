@@ -88,15 +88,16 @@ def check_offload(layers: int | None, *, offload: bool) -> None:
     """Refuse layers on a GPU where the build has no use for one."""
     if layers and not offload:
         raise UnsupportedError(
-            f"n_gpu_layers={layers} needs a build of llama-cpp-python with GPU support, which this one is not: "
-            "it would be ignored without a word"
+            f"n_gpu_layers={layers} needs a build of llama-cpp-python with GPU support, which this one is not: it would be ignored "
+            "without a word",
+            "install one with it, or leave n_gpu_layers out",
         )
 
 
 def _kv_type(keywords: Mapping[str, Any], name: str, spec: EngineSpec) -> int:
     """The type of keys or values: the cell's, or that of an engine argument, by name or by ggml's number."""
     if spec.kv_dtype not in {"auto", *KV_TYPES}:
-        raise UnsupportedError(f"llama.cpp has no KV cache of dtype {spec.kv_dtype}; it has: {', '.join(KV_TYPES)}")
+        raise UnsupportedError(f"llama.cpp has no KV cache of dtype {spec.kv_dtype}", f"use one of: {', '.join(KV_TYPES)}")
     said = keywords.get(name)
     if said is None:
         return KV_TYPES.get(spec.kv_dtype, KV_TYPES[DEFAULT_KV_DTYPE])

@@ -55,7 +55,7 @@ def model_file(spec: EngineSpec, model_path: str, progress: Progress) -> ModelFi
         UnsupportedError: a quantization, architecture or tokenizer that has no place here.
     """
     if spec.quantization not in {"none", *QUANTIZED}:
-        raise UnsupportedError(f"llama.cpp has no quantization {spec.quantization!r}; it has: none, {', '.join(QUANTIZED)}")
+        raise UnsupportedError(f"llama.cpp has no quantization {spec.quantization!r}", f"use one of: none, {', '.join(QUANTIZED)}")
     path = Path(model_path).expanduser()
     if path.suffix == ".gguf":
         return _given(spec, path)

@@ -110,16 +110,25 @@ class OpenaiBackend:
         """Answers in the order of the prompts; ``concurrency`` requests at a time, each retried with back-off."""
         requests.check_sampling(sampling, cache_path=cache_path)
         if cache_path != "engine":
-            raise UnsupportedError(f"a server generates in its own way only, not by cache path {cache_path!r}")
+            raise UnsupportedError(
+                f"a server generates in its own way only, not by cache path {cache_path!r}",
+                "use cache path engine, or start the engine here, without a server",
+            )
         if logprobs > MOST_LOGPROBS:
-            raise UnsupportedError(f"servers give at most {MOST_LOGPROBS} log-probabilities a step, not {logprobs}")
+            raise UnsupportedError(
+                f"servers give at most {MOST_LOGPROBS} log-probabilities a step, not {logprobs}",
+                f"ask for {MOST_LOGPROBS} or fewer, or start the engine here, without a server",
+            )
         bodies = [self._asking.body(self._prompt(prompt), sampling, self._top(logprobs), self._offer.extra) for prompt in prompts]
         return {"outputs": [self._output(reply, logprobs) for reply in self._send_all(bodies, "generating")]}
 
     def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
         """The last tokens of given sequences, as the log-probabilities of prompts; ``concurrency`` requests at a time."""
         if not self._offer.scores_prompts:
-            raise UnsupportedError(f"{self._host} does not tell the log-probabilities of a prompt")
+            raise UnsupportedError(
+                f"{self._host} does not tell the log-probabilities of a prompt",
+                "vLLM does, over completions (the engine argument api=completions)",
+            )
         requests.check_tokens(sequences, least=last + 2, **self._limits())
         scoring = importlib.import_module("pytest_llminfer.worker.backends.openai.scoring")
         bodies = [scoring.body(self._asking, self._prompt(sequence), top) for sequence in sequences]
@@ -150,7 +159,10 @@ class OpenaiBackend:
         conversation = bool(prompt) and isinstance(prompt[0], dict)
         if conversation != (self._offer.prompts == "messages"):
             takes = self._offer.prompts.replace("_", " ")
-            raise UnsupportedError(f"{self._host} is asked over {self._offer.api} and takes {takes}; api chooses another endpoint")
+            raise UnsupportedError(
+                f"{self._host} is asked over {self._offer.api} and takes {takes}",
+                "the engine argument api chooses another endpoint",
+            )
         if conversation:
             return list(prompt)
         requests.check_tokens([prompt], **self._limits())

@@ -48,7 +48,10 @@ class Dialect:
             UnsupportedError: the server has no word for a field that is not neutral, or ignores it beside another one.
         """
         if self.stops_with_eos and sampling["ignore_eos"] and sampling["stop_token_ids"]:
-            raise UnsupportedError(f"a server of the kind {self.name!r} ignores stop_token_ids where ignore_eos is asked for")
+            raise UnsupportedError(
+                f"a server of the kind {self.name!r} ignores stop_token_ids where ignore_eos is asked for",
+                "ask for one of the two, or use another server",
+            )
         body: dict[str, Any] = {
             "max_tokens": sampling["max_tokens"],
             "temperature": sampling["temperature"],
@@ -65,7 +68,10 @@ class Dialect:
                 if name == "ignore_eos" and "min_tokens" in self.names:
                     body[self.names["min_tokens"]] = sampling["max_tokens"]
                     continue
-                raise UnsupportedError(f"a server of the kind {self.name!r} cannot be asked for {name}={value}")
+                raise UnsupportedError(
+                    f"a server of the kind {self.name!r} cannot be asked for {name}={value}",
+                    f"leave {name} as it is, or use a server that knows it",
+                )
         return body
 
 

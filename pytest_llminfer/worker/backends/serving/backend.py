@@ -51,7 +51,7 @@ class ServedBackend(OpenaiBackend):
     def load(self) -> Message:
         """Start the server, wait until it answers, and learn what it takes and gives."""
         if self._spec.engine not in SERVERS:
-            raise UnsupportedError(f"{self._spec.engine} has no server of its own; those that have: {', '.join(SERVERS)}")
+            raise UnsupportedError(f"{self._spec.engine} has no server of its own", f"use one of: {', '.join(SERVERS)}")
         require("openai", purpose="asking a server")
         return self._open()
 

@@ -30,7 +30,7 @@ def command(order: Order) -> Command:
     refuse_taken(order.arguments, *_TAKEN)
     check_parallelism(order.spec)
     if order.spec.kv_dtype not in ("auto", *KV_TYPES):
-        raise UnsupportedError(f"llama.cpp has no KV cache of dtype {order.spec.kv_dtype}; it has: {', '.join(KV_TYPES)}")
+        raise UnsupportedError(f"llama.cpp has no KV cache of dtype {order.spec.kv_dtype}", f"use one of: {', '.join(KV_TYPES)}")
     cell = json.dumps(order.spec.to_dict())
     printed = ask_interpreter(
         order.interpreter, _CONVERT, cell, order.model_path, heartbeat=lambda: order.progress("converting", 0, 1)

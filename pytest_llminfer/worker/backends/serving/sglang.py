@@ -34,10 +34,13 @@ def command(order: Order) -> Command:
     refuse_taken(order.arguments, *_TAKEN)
     spec = order.spec
     if spec.quantization not in (*_STORED, *_QUANTIZATIONS):
-        raise UnsupportedError(f"SGLang cannot serve quantization={spec.quantization}")
+        raise UnsupportedError(
+            f"SGLang cannot serve quantization={spec.quantization}",
+            "use quantization=none, fp8 or nf4, or a checkpoint in gptq, awq, w8a8 or w4a16",
+        )
     kv_dtype = spec.kv_dtype if spec.kv_dtype != spec.dtype else "auto"
     if kv_dtype not in ("auto", *_KV_DTYPES):
-        raise UnsupportedError(f"SGLang has no KV cache of {kv_dtype}; it has: {', '.join(_KV_DTYPES)}")
+        raise UnsupportedError(f"SGLang has no KV cache of {kv_dtype}", f"use one of: {', '.join(_KV_DTYPES)}")
     chosen = {
         "model_path": order.model_path,
         "host": "127.0.0.1",

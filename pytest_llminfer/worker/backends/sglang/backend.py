@@ -112,7 +112,7 @@ class SglangBackend:
         requests.check_sampling(sampling, cache_path=cache_path)
         if cache_path == "loop":
             raise UnsupportedError(
-                "sglang has no loop over its cache that could be written by hand; use cache path engine or no_cache"
+                "sglang has no loop over its cache that could be written by hand", "use cache path engine or no_cache"
             )
         self._check_lengths(prompts, extra=sampling["max_tokens"])
         ends = requests.end_tokens(sampling, self._end_token_ids)
@@ -162,7 +162,10 @@ class SglangBackend:
         """Log-probabilities of given tokens by one pass, with no prefix cache: a cached position would have none."""
         requests.check_cache_path(cache_path, requests.SCORE_PATHS)
         if cache_path != "prefill":
-            raise UnsupportedError("sglang scores given tokens by prefill only")
+            raise UnsupportedError(
+                "sglang scores given tokens by prefill only",
+                "use path prefill, or vllm with the engine argument score_by_decode=true",
+            )
         outputs = self._score(sequences, least=2)
         size = self._facts["vocab_size"]
         pairs = zip(outputs, sequences, strict=True)

@@ -219,6 +219,6 @@ class SimulatedBackend:
         for name, possible in (("dtype", ("auto", "fp32")), ("quantization", ("none",)), ("kv_dtype", ("auto", "fp32"))):
             if getattr(self._spec, name) not in possible:
                 raise UnsupportedError(
-                    f"the simulated engine computes in float32 only: {name}={getattr(self._spec, name)} is not possible; "
-                    f"use {' or '.join(possible)}"
+                    f"the simulated engine computes in float32 only: {name}={getattr(self._spec, name)} is not possible",
+                    f"use {' or '.join(possible)}",
                 )

@@ -32,18 +32,27 @@ class Shape:
     def read(cls, configuration: Mapping[str, Any]) -> Shape:
         """Refuse what the NumPy model does not compute."""
         if configuration.get("model_type") != "llama":
-            raise UnsupportedError(f"the simulated engine computes Llama models only, not {configuration.get('model_type')!r}")
+            raise UnsupportedError(
+                f"the simulated engine computes Llama models only, not {configuration.get('model_type')!r}",
+                "give a Llama model, or use another engine",
+            )
         for name in ("attention_bias", "mlp_bias"):
             if configuration.get(name):
-                raise UnsupportedError(f"the simulated engine has no biases; the model sets {name}")
+                raise UnsupportedError(
+                    f"the simulated engine has no biases; the model sets {name}", "give a model without them, or use another engine"
+                )
         if configuration.get("hidden_act", "silu") != "silu":
             raise UnsupportedError(
-                f"the simulated engine has SwiGLU only; the model sets hidden_act {configuration['hidden_act']!r}"
+                f"the simulated engine has SwiGLU only; the model sets hidden_act {configuration['hidden_act']!r}",
+                "give a model with silu, or use another engine",
             )
         rope = configuration.get("rope_parameters") or configuration.get("rope_scaling") or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            raise UnsupportedError(f"the simulated engine has plain RoPE only; the model sets {kind!r}")
+            raise UnsupportedError(
+                f"the simulated engine has plain RoPE only; the model sets {kind!r}",
+                "give a model without scaled positions, or use another engine",
+            )
         try:
             heads = configuration["num_attention_heads"]
             return cls(

@@ -45,7 +45,9 @@ def _read(name: str, tensor: StoredTensor) -> np.ndarray:
     elif tensor.dtype in ("F32", "F16"):
         values = np.frombuffer(data, "<f4" if tensor.dtype == "F32" else "<f2").astype("<f4")
     else:
-        raise UnsupportedError(f"{name} is stored as {tensor.dtype}; the simulated engine reads F32, F16 and BF16")
+        raise UnsupportedError(
+            f"{name} is stored as {tensor.dtype}", "the simulated engine reads F32, F16 and BF16: give weights in one of those"
+        )
     return values.reshape(tensor.shape)
 
 

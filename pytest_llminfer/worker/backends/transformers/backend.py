@@ -134,9 +134,11 @@ class TransformersBackend:
     ) -> Message:
         """Two ways through the cache of the loaded model, or of one made of ``config`` in this process."""
         if self._spec.tp > 1:
-            raise UnsupportedError(f"{self._spec}: no rank holds a whole KV cache to compare cache paths over; use tp=1")
+            raise UnsupportedError(f"{self._spec}: no rank holds a whole KV cache to compare cache paths over", "use tp=1")
         if config is None and dtype not in {"", self._live.spec_dtype}:
-            raise UnsupportedError(f"the loaded model computes in {self._live.spec_dtype}, not {dtype}; load it with dtype={dtype}")
+            raise UnsupportedError(
+                f"the loaded model computes in {self._live.spec_dtype}, not {dtype}", f"load it with dtype={dtype}"
+            )
         cache_paths = {"candidate": candidate, "reference": reference}
         return self._live.compare_cache_paths(sequences, cache_paths, config, dtype, seed)
 

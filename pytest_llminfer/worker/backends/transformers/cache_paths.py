@@ -206,7 +206,8 @@ class _PathCase:
         if pads and len(self._segments) > 1 and windows and len(self._ids) + pads > min(windows):
             raise UnsupportedError(
                 f"transformers counts a window ({min(windows)}) in columns, pads included: with {pads} pads between its tokens "
-                f"a sequence of {len(self._ids)} gets another attention than by prefill"
+                f"a sequence of {len(self._ids)} gets another attention than by prefill",
+                "draw pads that stand before the sequence, or a model without a window",
             )
 
     def _after(self, done: int) -> None:

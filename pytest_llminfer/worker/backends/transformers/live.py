@@ -77,8 +77,9 @@ class LiveModel:
         dtype = loading.resolve_dtype(spec, config)
         if spec.kv_dtype not in {"auto", loading.SPEC_DTYPES[dtype]}:
             raise UnsupportedError(
-                f"transformers keeps keys and values in the dtype of the model ({loading.SPEC_DTYPES[dtype]}); "
-                f"kv_dtype={spec.kv_dtype} is not possible"
+                f"transformers keeps keys and values in the dtype of the model ({loading.SPEC_DTYPES[dtype]}), "
+                f"and not in {spec.kv_dtype}",
+                f"use kv_dtype=auto, or dtype={spec.kv_dtype}",
             )
         if spec.tp > 1:
             check_heads(config.to_dict(), spec.tp)

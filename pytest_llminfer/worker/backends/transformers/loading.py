@@ -55,7 +55,7 @@ def resolve_dtype(spec: EngineSpec, config: Any) -> torch.dtype:
     named = getattr(config, "dtype", None) or torch.float32
     dtype = getattr(torch, named) if isinstance(named, str) else named
     if dtype not in SPEC_DTYPES:
-        raise UnsupportedError(f"the configuration's dtype {dtype} is none of {', '.join(TORCH_DTYPES)}; name one with dtype=")
+        raise UnsupportedError(f"the configuration's dtype {dtype} is none of {', '.join(TORCH_DTYPES)}", "name one with dtype=")
     return dtype
 
 

@@ -25,7 +25,7 @@ def check_plan(config: Any) -> None:
     """Refuse a model that transformers would load whole on every rank."""
     if not getattr(config.get_text_config(), "base_model_tp_plan", None):
         raise UnsupportedError(
-            f"transformers {transformers.__version__} has no tensor-parallel plan for {config.model_type!r}; use tp=1"
+            f"transformers {transformers.__version__} has no tensor-parallel plan for {config.model_type!r}", "use tp=1"
         )
 
 
@@ -35,7 +35,10 @@ def join(spec: EngineSpec) -> None:
 
     rank, cuda = own_rank(), torch.cuda.is_available()
     if cuda and torch.cuda.device_count() < spec.tp:
-        raise UnsupportedError(f"tp={spec.tp} needs {spec.tp} GPUs; the engine sees {torch.cuda.device_count()}")
+        raise UnsupportedError(
+            f"tp={spec.tp} needs {spec.tp} GPUs, and the engine sees {torch.cuda.device_count()}",
+            "use a smaller tp, or make more visible with CUDA_VISIBLE_DEVICES",
+        )
     listener = {"master_listen_fd": int(os.environ.pop(LISTENER_VARIABLE))} if rank == 0 else {}
     store = ranks.TCPStore(
         os.environ["MASTER_ADDR"],

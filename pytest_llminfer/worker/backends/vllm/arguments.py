@@ -80,7 +80,7 @@ def build(
     """
     if spec.dp > 1:
         raise UnsupportedError(
-            "vLLM's own data parallelism is for its server, not for offline use; use replication=workers, or serve the cell"
+            "vLLM's own data parallelism is for its server, not for offline use", "use replication=workers, or serve the cell"
         )
     cell = {
         "model": model_path,
@@ -97,7 +97,10 @@ def build(
     chosen = {**_neutral(installed, arguments.engine), **arguments.engine, **cell}
     missing = sorted(name for name in cell if name not in installed.fields)
     if missing:
-        raise UnsupportedError(f"the installed vllm has no engine argument {', '.join(missing)}, which the cell {spec} needs")
+        raise UnsupportedError(
+            f"the installed vllm has no engine argument {', '.join(missing)}, which the cell {spec} needs",
+            "use a version of vLLM that has it, or a cell without",
+        )
     return chosen
 
 
@@ -123,6 +126,6 @@ def _cache_dtype(spec: EngineSpec, installed: Installed) -> dict[str, Any]:
     name = DTYPES.get(spec.kv_dtype, spec.kv_dtype)
     if name not in installed.cache_dtypes:
         raise UnsupportedError(
-            f"the installed vllm has no KV cache of {spec.kv_dtype}; it has: {', '.join(sorted(installed.cache_dtypes))}"
+            f"the installed vllm has no KV cache of {spec.kv_dtype}", f"use one of: {', '.join(sorted(installed.cache_dtypes))}"
         )
     return {"kv_cache_dtype": name}

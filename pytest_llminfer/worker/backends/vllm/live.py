@@ -116,8 +116,9 @@ class LiveEngine:
         """Log-probabilities of given tokens."""
         if decode and not self.decode:
             raise UnsupportedError(
-                "this vllm was started without the logits processor that forces tokens, which would make it choose another model "
-                "runner than it does on its own; start it with the engine argument score_by_decode=true"
+                "this vllm was started without the logits processor that forces tokens, "
+                "which would make it choose another model runner than it does on its own",
+                "start it with the engine argument score_by_decode=true",
             )
         with failures.running("scoring", self._processes, self._log):
             return scoring.score(self.llm, self._vllm.SamplingParams, sequences, decode=decode, progress=self._progress)
@@ -171,7 +172,7 @@ class LiveEngine:
     def cache_counters(self) -> dict[str, Any]:
         """The fields of ``CacheCounters``: vLLM counts only with the engine argument ``disable_log_stats=false``."""
         if "cache_counters" not in self.capabilities:
-            raise UnsupportedError("this vllm counts nothing; start it with the engine argument disable_log_stats=false")
+            raise UnsupportedError("this vllm counts nothing", "start it with the engine argument disable_log_stats=false")
         return metrics.cache_counters(self.llm.get_metrics())
 
     def ranks(self) -> list[dict[str, Any]]:
