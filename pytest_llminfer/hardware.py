@@ -24,9 +24,13 @@ _FIELDS_AROUND_NAME = 4
 class Hardware:
     """One machine as the tests see it.
 
-    accelerator: the exact name of the visible GPUs, joined by " + " where they differ; empty without one. count: how many
-    are visible. cpu: the processor's model name; cores: how many of them this process may use. memory_mib: of one
-    accelerator, 0 where unknown. driver: its version.
+    Attributes:
+        accelerator: The exact name of the visible GPUs, joined by " + " where they differ; empty without one.
+        count: How many GPUs are visible; 0 without an accelerator.
+        cpu: The processor's model name; empty where neither kernel nor platform gives one.
+        cores: Processor cores that this process may use.
+        memory_mib: Memory of one accelerator in MiB, of the smallest where they differ; 0 where unknown.
+        driver: Version of the NVIDIA driver; empty where unknown.
     """
 
     accelerator: str
@@ -62,7 +66,15 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One line of nvidia-smi."""
+    """One GPU, as a line of nvidia-smi describes it.
+
+    Attributes:
+        index: Its number in nvidia-smi, which orders GPUs by PCI bus.
+        uuid: ``GPU-…``; of a MIG slice the ``MIG-…`` entry of ``CUDA_VISIBLE_DEVICES``.
+        name: The product name; of a MIG slice that of its GPU with " MIG" added.
+        memory_mib: ``memory.total`` in MiB; 0 where it is not known, as for a MIG slice.
+        driver: Version of the NVIDIA driver.
+    """
 
     index: int
     uuid: str

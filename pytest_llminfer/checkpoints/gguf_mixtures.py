@@ -24,9 +24,13 @@ BLOCKS = {name: (block, size) for name, block, size in GGML_TYPES.values()}
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """A file type of llama.cpp. usual: the type of matrices. output: of the output matrix, or of the embedding that stands for it.
+    """One file type of llama.cpp: which ggml type it gives each matrix.
 
-    embedding: of an embedding of its own; "" for the usual. parts: linears of a layer that differ.
+    Attributes:
+        usual: The type of every matrix that nothing below names.
+        output: The type of the output matrix, or of the embedding that serves as one.
+        embedding: The type of an embedding that is not the output matrix; empty for the usual one.
+        parts: Name of a linear (``v_proj``) to the rules for it; linears that are not named have the usual type.
     """
 
     usual: str

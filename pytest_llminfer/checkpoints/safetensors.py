@@ -22,7 +22,15 @@ _MAX_HEADER = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where one tensor lies: ``offset`` counts from the start of the file; dtype in the format's words (``BF16``)."""
+    """Where one tensor of a safetensors file lies.
+
+    Attributes:
+        file: The file that holds it.
+        dtype: In the words of the format (``BF16``).
+        shape: As stored; (out, in) for a linear, empty for a single number.
+        offset: Where its data start, in bytes from the start of the file.
+        stored_bytes: Bytes of its data.
+    """
 
     file: Path
     dtype: str

@@ -31,10 +31,15 @@ FEW_SHOT_QUESTION = "Question: {question}\nAnswer:"
 class PromptForm:
     """One way of putting a question to a model.
 
-    version: raised when the wording or the stops change; baselines record ``str(form)``, such as ``5-shot@1``.
-    chat: whether the text is a user's message for the chat template; otherwise the model goes on with the text itself, which is
-    encoded with what the tokenizer puts at the start of a text. question, example: templates; example is of one solved problem.
-    shots: how many of those come first. stop: strings before which an answer ends, whichever comes first.
+    Attributes:
+        name: What ``--gsm8k-form`` calls it.
+        version: Raised when the wording or the stops change; baselines record ``str(form)``, such as ``5-shot@1``.
+        chat: Whether the text is a user's message for the chat template. Otherwise the model continues the text itself, which is
+            encoded with what the tokenizer puts at the start of a text.
+        question: Template of the question, with ``{question}``.
+        example: Template of one solved problem, with ``{question}`` and ``{answer}``; empty where the form has none.
+        shots: How many solved problems precede the question.
+        stop: Strings before which an answer ends, whichever comes first; empty for none.
     """
 
     name: str

@@ -45,9 +45,15 @@ def rounding_step(value: float, dtype: str) -> float:
 class Divergence:
     """The first position at which two greedy answers to one prompt differ.
 
-    margins: by how much each side preferred its own token to the other's, candidate first, in nats (equal to the difference
-    of the logits); None where the other's token is not among the top k that the side reported, and then ``at_least``
-    says how far below it must be. tolerance: the largest margin of a tie, in nats.
+    Attributes:
+        position: Index of the generated token, from 0.
+        candidate_token: What the candidate chose; None where its answer has ended before.
+        reference_token: What the reference chose; None where its answer has ended before.
+        margins: By how much each side preferred its own token to the other's, candidate first, in nats (equal to the difference of
+            the logits). None where the other's token is not among the top k that the side reported.
+        at_least: The least that each margin can be, candidate first, in nats; infinite where nothing is known, so that no tie is
+            assumed.
+        tolerance: The largest margin of a tie, in nats.
     """
 
     position: int
