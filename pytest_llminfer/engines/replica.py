@@ -29,12 +29,19 @@ MAX_DEATHS = 2
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What it takes to start a worker, once and again after it died.
+    """What it takes to start a worker, the first time and again after it has died.
 
-    timeout: seconds of silence after which the worker counts as hung. variables: for the worker's environment.
-    progress: called with (phase, done, total). log: where the worker's output goes. lease: the accelerators of the whole cell,
-    of which the worker with number ``index`` is given its share; None where there are none. ahead: a worker that was started
-    by :meth:`prestart` of an equal launch, and is used for the first load.
+    Attributes:
+        spec: The cell.
+        model: What the cell serves.
+        engine_args: Engine arguments by the engine's own names.
+        variables: Variables for the worker's environment.
+        timeout: Seconds of silence after which the worker counts as hung.
+        log: File for the worker's output.
+        progress: Called with (phase, done, total); None for nobody.
+        lease: The accelerators of the whole cell; None where it takes none.
+        index: Number of the worker, from 0, which decides its share of the lease.
+        ahead: A worker started by :meth:`prestart` of an equal launch, used for the first load; None without one.
     """
 
     spec: EngineSpec

@@ -23,9 +23,14 @@ SPOKEN = pytest.StashKey[dict[str, str]]()
 class Option(NamedTuple):
     """One option: its flag on the command line, ``llminfer_…`` in the ini file.
 
-    metavar: what stands for its value in the help; empty where the option is on or off, or takes one of ``choices``.
-    default: the text that stands for an option which is not given.
-    choices: what may follow, the first of them meant where nothing does; such an option is for the command line alone.
+    Attributes:
+        flag: The short flag (``--engine``), or the canonical one where there is no short one.
+        help: Its line in ``--help``.
+        metavar: Placeholder of its value in the help; empty where the option is on or off, or takes one of ``choices``.
+        default: The text that counts where the option is not given; empty for none.
+        choices: What may follow the flag, the first of them where nothing does; such an option is for the command line only. Empty
+            for others.
+        repeatable: Whether it may be given several times.
     """
 
     flag: str
@@ -56,7 +61,13 @@ class Option(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Options that the help shows together, under a title that holds an example."""
+    """Options that the help shows together.
+
+    Attributes:
+        title: Heading of the group.
+        example: A command line that uses it.
+        options: Its options, in the order of the help.
+    """
 
     title: str
     example: str

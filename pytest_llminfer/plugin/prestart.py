@@ -33,7 +33,13 @@ SETTLE_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Workers that are importing their engine, and the GPUs that they will use."""
+    """Workers that are importing their engine before their cell's turn.
+
+    Attributes:
+        spec: The cell that they are for.
+        lease: The GPUs that they will use, already held.
+        workers: One per replica.
+    """
 
     spec: EngineSpec
     lease: Lease

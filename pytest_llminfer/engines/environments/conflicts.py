@@ -35,10 +35,12 @@ _TAKE_A_VALUE = {"-c", "--extra-index-url", "--python"}
 
 @dataclass(slots=True)
 class _Conflict:
-    """What pip says of one conflict.
+    """What pip reports of one conflict. Distributions are named in their normal form (lower case, dashes).
 
-    asked: for each distribution, what each of its parents asks of it; one parent's versions may ask for different ones.
-    constrained: what all constraints together leave of a distribution, as pip prints it. names: whatever takes part.
+    Attributes:
+        asked: Distribution to what each of its parents requires of it; the versions of one parent may require different ranges.
+        constrained: Distribution to what all constraints together leave of it, as pip prints it.
+        names: Every distribution that takes part.
     """
 
     asked: dict[str, dict[str, list[SpecifierSet]]] = field(default_factory=dict)

@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a kind of cell may differ by: the mean KL in nats, and the least share of positions with the same likeliest token."""
+    """How far a kind of cell may differ from unquantized weights.
+
+    Attributes:
+        kl: Largest mean KL, in nats.
+        top1: Least share of positions with the same most likely token, 0 to 1.
+        source: Where the limits come from, for the verdict.
+    """
 
     kl: float
     top1: float
@@ -66,10 +72,15 @@ def kind_of(quantization: str, kv_dtype: str = "auto", *, bits: int | None = Non
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two engines at the same positions: per prompt the mean KL in nats and the share of the same likeliest token, float64 (P,).
+    """Two engines at the same positions of P prompts.
 
-    near_ties: positions, not counted as disagreement, where both sides saw a tie within rounding. problems: why there is
-    nothing to judge.
+    Attributes:
+        kl: (P,) float64, mean KL of each prompt in nats; NaN where probabilities are missing.
+        top1: (P,) float64, share of each prompt's positions with the same most likely token, near ties counted as the same.
+        positions: Positions of all prompts together; 0 where nothing can be compared.
+        flips: Positions with another most likely token, near ties included.
+        near_ties: Those of the flips where both sides saw a tie within rounding.
+        problems: Why nothing can be judged; empty if it can.
     """
 
     kl: np.ndarray

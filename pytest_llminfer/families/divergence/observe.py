@@ -64,7 +64,14 @@ def _text(model: Model, turns: Sequence[Problem]) -> str:
 
 @dataclass(frozen=True)
 class TeacherForced:
-    """The sequences, and what the engine predicts at their positions, all of them asked for at once."""
+    """The sequences, and what the engine predicts at their positions, all of them in one request.
+
+    Attributes:
+        engine: The engine under test.
+        dataset: Where the texts come from.
+        sequences: Token ids, each a prompt and the positions after it.
+        scores: Predictions for the last ``POSITIONS`` tokens of each sequence, in the same order.
+    """
 
     engine: Engine
     dataset: Dataset
@@ -96,7 +103,13 @@ class TeacherForced:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One record: its distributions, the noise of its cell in nats, and on which device it was made."""
+    """One record.
+
+    Attributes:
+        scores: Its distributions, by sequence.
+        noise: Mean KL in nats between two execution modes of the recorded cell.
+        device: Exact name of the device on which it was made.
+    """
 
     scores: list[Scores]
     noise: float

@@ -19,7 +19,13 @@ _TELLING = ("weight", "weight_packed", "qweight", "weight_scale", "scales")
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What was compared: weights whose content the ranks have told, of all that several ranks hold."""
+    """Result of comparing what several ranks hold.
+
+    Attributes:
+        lines: The differences found, one line each; empty for none.
+        compared: Weights whose content at least two ranks have reported.
+        all: Weights that several ranks hold.
+    """
 
     lines: tuple[str, ...]
     compared: int

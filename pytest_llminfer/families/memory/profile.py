@@ -27,8 +27,14 @@ _MEASURED_ONLY = (
 
 @dataclass(frozen=True, slots=True)
 class ProfileLine:
-    """One line. predicted: from the configuration, None where nothing predicts it. tolerance: either way, in ``unit``; None for a
-    line that is shown and not judged.
+    """One line of a memory profile.
+
+    Attributes:
+        line: What it counts, as the table shows it.
+        predicted: From the configuration, in ``unit``; None where nothing predicts it.
+        measured: By the engine or the framework, in ``unit``.
+        tolerance: Allowed difference either way, in ``unit``; None for a line that is shown and not judged.
+        unit: ``bytes`` or ``tokens``.
     """
 
     line: str

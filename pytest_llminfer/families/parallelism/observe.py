@@ -27,7 +27,12 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class SingleAnswers:
-    """What the session's cells on one GPU answered: their greedy answers, and the graded ones by question id."""
+    """What the session's cells on one GPU answered.
+
+    Attributes:
+        greedy: Cell to its greedy answers.
+        graded: Cell to its graded answers by question id.
+    """
 
     greedy: dict[EngineSpec, Greedy] = field(default_factory=dict)
     graded: dict[EngineSpec, dict[str, Answer]] = field(default_factory=dict)

@@ -29,7 +29,13 @@ _METRICS = {"first_token_seconds": "time to first token", "inter_token_seconds":
 
 @dataclass(frozen=True, slots=True)
 class LatencySession:
-    """A recorded session: medians over its requests, in seconds."""
+    """A recorded session: medians over its requests.
+
+    Attributes:
+        first_token_seconds: Median time from sending a request to its first token.
+        inter_token_seconds: Median over requests of the mean time from one token to the next.
+        requests: How many requests were timed.
+    """
 
     first_token_seconds: float
     inter_token_seconds: float

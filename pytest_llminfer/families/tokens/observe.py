@@ -26,9 +26,14 @@ _STORED = 3
 
 @dataclass(frozen=True)
 class Greedy:
-    """Answers to the same prompts, all at once and one by one, and how far the two are apart in nats.
+    """Greedy answers to the same prompts by two benign execution modes.
 
-    ``dtype``: of the logits.
+    Attributes:
+        prompts: Token ids of each prompt.
+        batched: Answers to all prompts in one request, in their order.
+        one_by_one: Answers to each prompt in a request of its own, in the same order.
+        noise: Largest difference in nats between the log-probabilities of the two (``near_ties.measured_noise``).
+        dtype: What the engine computes in, in the words of a cell.
     """
 
     prompts: list[list[int]]

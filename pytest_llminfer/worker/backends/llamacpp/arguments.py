@@ -30,7 +30,12 @@ _SEQUENCES = 16
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What ``Llama`` is given, and how many sequences are decoded at once. type_k and type_v are ggml's numbers."""
+    """What ``Llama`` is given, and how many sequences are decoded at once.
+
+    Attributes:
+        keywords: Keyword arguments of ``Llama``; ``type_k`` and ``type_v`` are ggml's numbers of a type.
+        sequences: How many sequences share the KV cache at once.
+    """
 
     keywords: dict[str, Any]
     sequences: int

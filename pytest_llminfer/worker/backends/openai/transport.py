@@ -26,7 +26,13 @@ _SHOWN = 400
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that has no answer: the kind of error, the status (0 where no reply came), and the server's words."""
+    """A request without an answer.
+
+    Attributes:
+        kind: Class name of the error.
+        status: HTTP status; 0 where no reply came.
+        message: The server's or the library's words, without the key.
+    """
 
     kind: str
     status: int

@@ -23,10 +23,19 @@ WORKER = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A server that is wanted. interpreter: of the engine. folder: private to this server, for files that hold the key.
+    """A server that is to be started.
 
-    name: what the model is called on the server. arguments: ``engine_args`` that are the server's. gpu: the exact name of the
-    first visible accelerator, empty where there is none.
+    Attributes:
+        spec: The cell that it serves.
+        interpreter: Path of the engine's Python.
+        model_path: Folder, file or hub id of the model.
+        name: What the model is called on the server.
+        port: Port of the loopback device.
+        key: API key that the server must require.
+        arguments: Those of ``engine_args`` that are the server's.
+        folder: Folder that only this server and user can read, for files that hold the key.
+        gpu: Exact name of the first visible accelerator; empty without one.
+        progress: Called with (phase, done, total).
     """
 
     spec: EngineSpec
@@ -43,10 +52,17 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """How a server is started. variables: added to its environment. api: for the client, where the server decides it.
+    """How a server is started.
 
-    The key stands in a variable's value or in a file, never in argv, which every user of the machine can read.
-    dtype, kv_dtype: what the server computes with and caches, where the command decides it. device: "cpu" or "cuda".
+    The key stands in a variable's value or in a file, never in ``argv``, which every user of the machine can read.
+
+    Attributes:
+        argv: The command line, the interpreter first.
+        variables: Added to the server's environment; empty for none.
+        api: Endpoint for the client, ``completions`` or ``chat``, where the server decides it; empty where the client finds out.
+        dtype: What the server computes in, where the command decides it; otherwise empty.
+        kv_dtype: What it keeps keys and values in, where the command decides it; otherwise empty.
+        device: ``cpu`` or ``cuda``.
     """
 
     argv: tuple[str, ...]

@@ -47,12 +47,20 @@ _DTYPES = ("float16", "float64")
 
 @dataclass(slots=True)
 class Faults:
-    """One fault at the most, and when it acts.
+    """One fault at most, and when it acts.
 
     Only what the engine computes for itself is hit: cache path ``engine``, ``score_top``, its cache, its stored weights. The cache
     paths ``loop`` and ``no_cache`` and the scores by prefill stay right, as the reference to compare with.
 
-    after: requests (generate, score, kv_cache) that are answered rightly before.
+    Attributes:
+        name: A key of ``FAULTS``; empty for none.
+        rate: Share of the answers that are altered or swapped, 0 to 1.
+        bytes: Bytes that ``leak`` keeps at every request.
+        factor: How many times as long ``slow`` takes.
+        dtype: What ``change_dtype`` stores a matrix as, ``float16`` or ``float64``.
+        after: How many requests (generate, score, kv_cache) are answered correctly first.
+        requests: How many requests have begun.
+        leaked: What ``leak`` has kept so far.
     """
 
     name: str = ""

@@ -40,9 +40,10 @@ OWN = ("max_batch_tokens", "repack_4bit_for_cpu")
 class Arguments:
     """``engine_args``, sorted by who reads them.
 
-    max_batch_tokens: prompt and generated tokens that a batch may hold; None chooses by the memory that is free.
-    repack_4bit_for_cpu: let bitsandbytes repack 4-bit weights at their first use on processors with AVX512-BF16.
-    from_pretrained: what transformers itself is given.
+    Attributes:
+        max_batch_tokens: Prompt and generated tokens that a batch may hold; None chooses by the memory that is free.
+        repack_4bit_for_cpu: Whether bitsandbytes may repack 4-bit weights at their first use, on processors with AVX512-BF16.
+        from_pretrained: Keyword arguments of transformers' ``from_pretrained``.
     """
 
     max_batch_tokens: int | None

@@ -25,7 +25,12 @@ _GROUP = 64
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What one layer holds: keys, values (batch, kv_heads, n, head_dim) of the n newest columns, in the dtype of the model."""
+    """What one layer of a cache holds of its n newest columns, in the model's dtype.
+
+    Attributes:
+        keys: (batch, kv_heads, n, head_dim).
+        values: (batch, kv_heads, n, head_dim).
+    """
 
     keys: torch.Tensor
     values: torch.Tensor

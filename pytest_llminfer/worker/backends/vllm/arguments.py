@@ -32,7 +32,14 @@ _POOL = ("kv_cache_memory_bytes", "gpu_memory_utilization")
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What the installed vLLM accepts. fields: names of engine arguments; cache_dtypes: of the KV cache; methods: quantizations."""
+    """What the installed vLLM accepts.
+
+    Attributes:
+        fields: Names of engine arguments.
+        cache_dtypes: dtypes of the KV cache, in vLLM's words.
+        methods: Names of quantization methods.
+        on_cpu: Whether it runs on the processor.
+    """
 
     fields: frozenset[str]
     cache_dtypes: frozenset[str]
@@ -44,8 +51,10 @@ class Installed:
 class Arguments:
     """``engine_args``, sorted by who reads them.
 
-    score_by_decode: whether a logits processor is installed that can force tokens, for the cache path ``decode`` of ``score``;
-    None leaves the choice to the backend. engine: what vLLM itself is given.
+    Attributes:
+        score_by_decode: Whether a logits processor is installed that can force tokens, for the cache path ``decode`` of ``score``;
+            None leaves the choice to the backend.
+        engine: Keyword arguments of ``LLM``.
     """
 
     score_by_decode: bool | None
