@@ -207,7 +207,7 @@ def processor_name() -> str:
 
 
 def usable_cores() -> int:
-    """Processor cores that this process may use; macOS cannot tell and says how many there are."""
+    """Processor cores that this process may use; on macOS, which does not limit them, all there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

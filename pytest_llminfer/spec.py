@@ -100,7 +100,7 @@ class EngineSpec:
 
     @property
     def workers(self) -> int:
-        """Worker processes of ours that the cell takes."""
+        """Worker processes that this package starts for the cell."""
         return self.dp if self.replication == "workers" else 1
 
     @property
@@ -110,9 +110,7 @@ class EngineSpec:
 
     @property
     def judged_together(self) -> str:
-        """The same of cells that may be judged by each other's answers: those that differ in parallelism, dtype or interpreter
-        alone.
-        """
+        """Equal for cells that share a baseline: those that differ only in parallelism, dtype or interpreter."""
         return str(replace(self.single, environment="", dtype="auto"))
 
     @property
@@ -128,12 +126,12 @@ class EngineSpec:
 
     @property
     def over_http(self) -> bool:
-        """Whether the engine is asked through a server, its own or somebody else's."""
+        """Whether the engine is queried through a server, its own or one that someone else runs."""
         return self.serve or self.is_remote
 
     @property
     def is_remote(self) -> bool:
-        """Whether the engine is a server that somebody else runs."""
+        """Whether the engine is a server that someone else runs."""
         return self.environment.startswith(("http://", "https://"))
 
     def __str__(self) -> str:
@@ -161,7 +159,7 @@ class EngineSpec:
         """The spec whose ``str`` is ``text``.
 
         Raises:
-            InvalidSpecError: a word that can be no engine, or is no dtype, quantization or parallelism.
+            InvalidSpecError: a word that cannot be an engine, or is no dtype, quantization or parallelism.
         """
         text, _, environment = text.partition("@")
         text, _, model = text.partition(":")

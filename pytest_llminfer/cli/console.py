@@ -33,7 +33,7 @@ def tell(line: str) -> None:
 
 
 def gigabytes(size: float) -> str:
-    """Bytes in words: ``1.9 GB``, ``340 MB``."""
+    """Bytes as text: ``1.9 GB``, ``340 MB``."""
     mega = size / 1e6
     if mega >= 1000:  # noqa: PLR2004 - a thousand megabytes are a gigabyte
         return f"{mega / 1000:.1f} GB"

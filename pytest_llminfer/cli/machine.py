@@ -89,7 +89,7 @@ def notes(machine: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def memory_bytes() -> int:
-    """Physical memory; 0 where the system does not tell."""
+    """Bytes of physical memory; 0 where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

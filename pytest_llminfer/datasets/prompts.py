@@ -1,7 +1,7 @@
 """The words put around a question, and where an answer to them ends. Changing one makes every recorded accuracy incomparable.
 
-Two forms: zero-shot, a chat that asks for ``#### <number>``; and the published 5-shot form of GSM8K, in which the model goes on
-with a text of solved examples, worded as in lm-evaluation-harness (tasks/gsm8k/gsm8k.yaml, version 3). Standard library only.
+Two forms: zero-shot, a chat that asks for ``#### <number>``; and the published 5-shot form of GSM8K, in which the model continues
+a text of solved examples, worded as in lm-evaluation-harness (tasks/gsm8k/gsm8k.yaml, version 3). Standard library only.
 """
 
 from __future__ import annotations

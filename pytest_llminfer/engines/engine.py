@@ -105,7 +105,7 @@ class Engine:
 
     @property
     def idle_bytes(self) -> int | None:
-        """In use on the cell's GPUs by all processes when the cell was given them; None where nothing tells."""
+        """Bytes in use on the cell's GPUs, by all processes, when the cell got them; None on a CPU, or where it is not known."""
         return self._launch.lease.idle_bytes if self._launch.lease is not None else None
 
     @property
@@ -196,7 +196,7 @@ class Engine:
             UnsupportedError: the model is split over ranks, none of which holds all of it.
         """
         if len(ranks := self.rank_layouts()) > 1:
-            raise UnsupportedError(f"{self.spec}: no rank holds the whole model; what each holds is told by rank_layouts")
+            raise UnsupportedError(f"{self.spec}: no rank holds the whole model; rank_layouts() returns what each holds")
         return ranks[0]
 
     def rank_layouts(self) -> tuple[Layout, ...]:
@@ -207,7 +207,7 @@ class Engine:
         return Layout.of_ranks(answer)
 
     def memory(self, *, reset_peak: bool = False) -> MemoryReport:
-        """Bytes by category, of the replica with the most; ``reset_peak`` starts the run peak anew after this reading."""
+        """Bytes by category, of the replica with the most; ``reset_peak`` resets the run peak after this reading."""
         return MemoryReport.from_message(of_the_fullest(self._ask("memory", reset_peak=reset_peak)))
 
     def kv_cache(self, prompt: Sequence[int], *, extend: int) -> CacheReport:
@@ -271,7 +271,7 @@ class Engine:
         return list(answer["answers"])
 
     def stop_server(self) -> dict[str, Any]:
-        """How the engine's own server ended when it was told to; the next request starts it again."""
+        """Stop the engine's own server; the fields of ``Backend.stop``. The next request starts it again."""
         return dict(self._ask("stop", capability="serving:stop"))
 
     def run(self, probe: Callable[..., Any] | str, /, **arguments: Any) -> Any:
@@ -284,12 +284,12 @@ class Engine:
         return self._ask("run", path=path, function=function, arguments=arguments)[0]["result"]
 
     def prepare(self, probe: Callable[..., Any] | str, /, **arguments: Any) -> None:
-        """:meth:`run` a set-up of the live model now, and again whenever the engine is loaded anew."""
+        """:meth:`run` a set-up of the live model now, and again after every reload of the engine."""
         self.run(probe, **arguments)
         self._preparations.append((probe, arguments))
 
     def restart(self) -> None:
-        """End the workers and load the engine anew, with everything as it was first given or prepared."""
+        """End the workers and reload the engine, with everything as it was first given or prepared."""
         at_once([replica.restart for replica in self._replicas])
 
     def close(self) -> None:

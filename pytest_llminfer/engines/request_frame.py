@@ -1,4 +1,4 @@
-"""A request as the bytes that a worker reads, and what is said of one that cannot be sent."""
+"""A request as the bytes that a worker reads, and the error for one that cannot be sent."""
 
 from __future__ import annotations
 

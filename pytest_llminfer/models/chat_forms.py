@@ -31,8 +31,8 @@ CONVERSATIONS: tuple[Conversation, ...] = (
 """What every model's template is asked for: one turn, a system message, several turns, text beyond ASCII."""
 
 TODAY = date(2024, 7, 26)
-"""What a template that writes the date is told, whatever the day, so that prompts and records stay the same. Llama 3.2 falls back
-to this day where nobody tells it one."""
+"""The date that a template gets which writes one, whatever the day, so that prompts and records stay the same. It is the day to
+which Llama 3.2 falls back without a date."""
 
 THOUGHTS = ("<think>\n\n</think>\n\n", "<think>\n", "<think>")
 """What templates of reasoning models write after the last header: no thought, or the beginning of one (Qwen3's two, OLMo's)."""

@@ -162,7 +162,7 @@ class Model:
 
     @cached_property
     def sha256(self) -> str:
-        """A fingerprint of configuration and weights; :func:`fingerprint` tells what of large files goes in."""
+        """A fingerprint of configuration and weights; :func:`fingerprint` says which part of a large file counts."""
         from_hub = not self._gguf and self.path != str(self.folder)
         return fingerprint(self.config, self.folder, weights=self.weights, from_hub=from_hub, only=self._gguf)
 

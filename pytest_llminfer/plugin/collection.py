@@ -130,7 +130,7 @@ def _fact(name: str, cell: EngineSpec, item: pytest.Item) -> bool | None:
             return any(CacheSizes.from_config(model.config).windows)
         return model.has_tokenizer and (name == "has_tokenizer" or bool(model.chat_template))
     except LlminferError:
-        # What is wrong with the files is told by the test that reads them.
+        # The test that reads the files reports what is wrong with them.
         return None
 
 

@@ -2,7 +2,7 @@
 
 Every option has a name that is ours alone, ``--llminfer-engine``, and most have a short one, ``--engine``, which is registered only
 after the project's conftest.py files and all other plugins have registered theirs, and only where none of them has that name.
-A session that names no option of ours registers none: the ini file's names are all that it pays for.
+A session that names none of these options registers none: it pays only for the ini file's names.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ GROUPS = (
             Option("--tp", "tensor parallel sizes", "N,…"),
             Option("--pp", "pipeline parallel sizes", "N,…"),
             Option("--dp", "numbers of replicas", "N,…"),
-            Option("--replication", "dp as workers of ours, or native: the engine's own", "KIND,…", "workers"),
+            Option("--replication", "workers: dp separate workers; native: the engine's own data parallelism", "KIND,…", "workers"),
             Option(
                 "--gpus",
                 "alone: compare one GPU, dp=N and tp=N; beside --tp, --pp or --dp, which then say what a cell takes: "

@@ -120,7 +120,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """No process is left behind, not even one that nobody came to use."""
+    """No process is left behind, not even one that was started ahead and never used."""
     if is_used(config):
         from pytest_llminfer.plugin import prestart
 

@@ -28,7 +28,7 @@ HELD = pytest.StashKey["dict[str, str]"]()
 """The GPUs that this session's process holds, by their id, each with the cell that it is held for."""
 
 SETTLE_SECONDS = 120.0
-"""An import that takes longer goes on while a speed is measured, which then says so by the device's own rate."""
+"""A longer import continues while a speed is measured; the device's own rate then shows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def settle(config: pytest.Config) -> None:
 
 
 def close(config: pytest.Config) -> None:
-    """End what nobody has taken."""
+    """End the workers that no cell has taken."""
     started = config.stash.get(STARTED, None)
     if started is not None:
         for worker in started.workers:

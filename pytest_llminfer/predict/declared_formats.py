@@ -1,7 +1,7 @@
 """The declared storage of every quantization, read from TOML, and the sizes that its shape rules give.
 
-``declared_formats.toml`` declares that of safetensors files, and tells what the fields mean; an engine's profile names a file of
-its own (``rules.Storage.formats``).
+``declared_formats.toml`` declares that of safetensors files, and explains the fields; an engine's profile names another file
+(``rules.Storage.formats``).
 """
 
 from __future__ import annotations
@@ -120,11 +120,11 @@ def size(rule: str, sizes: Mapping[str, int]) -> int:
     """
     found = _FACTOR.findall(rule)
     if "".join(operator + word for operator, word in found) != rule.replace(" ", "") or not found or found[0][0]:
-        raise BadInputError(f"{rule!r} is no shape rule as declared_formats.toml tells them; write sizes with * and / between them")
+        raise BadInputError(f"{rule!r} is no shape rule as in declared_formats.toml; write sizes with * and / between them")
     value = 1
     for operator, word in found:
         if not word.isdigit() and word not in sizes:
-            raise BadInputError(f"the shape rule {rule!r} names {word!r}; declared_formats.toml tells of: {', '.join(sizes)}")
+            raise BadInputError(f"the shape rule {rule!r} names {word!r}; declared_formats.toml knows: {', '.join(sizes)}")
         factor = int(word) if word.isdigit() else sizes[word]
         value = math.ceil(value / factor) if operator == "/" else value * factor
     return value

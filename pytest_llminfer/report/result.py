@@ -1,7 +1,7 @@
 """What a session found, as plain data: the one source of the terminal's tables, of JUnit properties and of ``results.json``.
 
 Every class has ``to_dict`` (plain data that JSON can hold) and ``from_dict``, its inverse. ``schema/results.schema.json`` describes
-the whole; docs/results.md tells it.
+the whole; docs/results.md explains it.
 """
 
 from __future__ import annotations

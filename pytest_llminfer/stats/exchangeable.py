@@ -28,7 +28,7 @@ _SUPPORTED = NormalDist().inv_cdf(0.9)
 """A margin is supported if a run without a drop passes in nine of ten cases."""
 
 _ABOVE = 1 + 1e-9
-"""Runs that are equal reach a boundary exactly or not at all: rounding shall not decide."""
+"""Equal runs reach a boundary exactly or not at all: the factor keeps rounding from deciding."""
 
 
 @dataclass(frozen=True, slots=True)

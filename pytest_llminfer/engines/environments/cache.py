@@ -74,10 +74,10 @@ def discard(folder: Path) -> None:
 def locked(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[IO[bytes]]:
     """Hold the lock of one environment; its file is yielded, for the processes that work under it.
 
-    waiting: called before the wait when somebody else holds it.
+    waiting: called before the wait when another process holds it.
 
     Raises:
-        BlockingIOError: somebody else holds it, and ``waiting`` is None.
+        BlockingIOError: another process holds it, and ``waiting`` is None.
         EngineStartError: the cache folder cannot be written.
     """
     import fcntl  # not on every platform, where a session without engines must do without it
@@ -102,7 +102,7 @@ def locked(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterat
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether somebody is making or removing the environment in ``folder``."""
+    """Whether a process is making or removing the environment in ``folder``."""
     if not _lock_of(folder).exists():
         return False
     try:

@@ -32,13 +32,13 @@ class EnvironmentInfo:
     Attributes:
         folder: Name of its folder.
         name: Distribution that it was made for.
-        version: Version of that distribution; empty where neither marker nor folder tells.
-        python: Version of its interpreter; empty where neither marker nor folder tells.
+        version: Version of that distribution; empty where neither its marker nor its folder names it.
+        python: Version of its interpreter; empty where neither its marker nor its folder names it.
         path: The folder itself.
         size_bytes: Bytes on the disk, files with several names counted once; 0 where sizes were not requested.
         created: When it was completed, ISO 8601; empty for an incomplete one.
         complete: Whether its installation was finished.
-        in_use: Whether someone is making or removing it, or a process runs from it.
+        in_use: Whether a process is making or removing it, or runs from it.
     """
 
     folder: str

@@ -15,7 +15,7 @@ from pytest_llminfer.engines.profiles.base import NOTHING_ELSE, Recipe
 from pytest_llminfer.errors import BadInputError
 
 CONSTRAINTS = "LLMINFER_CONSTRAINTS"
-"""The environment variable that names a constraints file for every installation of ours."""
+"""The environment variable that names a constraints file for every environment that this package makes."""
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _PINNED = re.compile(rf"({_NAME})==([A-Za-z0-9][A-Za-z0-9.!+_]*)")

@@ -35,7 +35,7 @@ def start(environment: str, variables: Mapping[str, str], log: Path, folder: Pat
 
     Its temporary files go into ``folder``, but what PyTorch compiled stays where the next worker finds it.
 
-    Another interpreter gets no PYTHONPATH of ours: what it names is built for this one.
+    Another interpreter does not inherit our PYTHONPATH: what it names is built for this one.
     It leads a process group of its own, so that one signal ends it with all its children, and Ctrl-C reaches only pytest.
     Its standard output and error go to ``log``.
 

@@ -224,7 +224,7 @@ def check_unchanged(
         else "what other kernels may change with the same weights, since device or parallelism are not those of the record",
         smallest_detectable=f"a mean KL of {limit + found.kl.mean() - low:.3g} nats",
         advice="something computes otherwise than it did: if the divergence from the reference is as it was and the change is "
-        "wanted (another kernel), record anew with --update-baselines",
+        "wanted (another kernel), record a new baseline with --update-baselines",
         details=first_offenders([*found.problems, *found.worst]) if outcome is not Outcome.PASS else (),
     )
 

@@ -148,7 +148,7 @@ class Divergence:
 
     @property
     def reference_name(self) -> str:
-        """The reference, in words."""
+        """The reference, as a phrase for the verdict."""
         return f"{self._by()} with weights that are not quantized"
 
     def same_setting(self, record: Recorded) -> bool:

@@ -49,9 +49,9 @@ def compare_contents(
 ) -> Contents:
     """Compare the hashes of what the tensor ranks of each stage hold: copies are equal, parts of a matrix are not.
 
-    Two ranks with the same part are stored as they should be, and only the numbers tell. Left out are tensors of one dimension that
-    are dealt (biases of zero are equal), and of quantized weights all but the weight and its scales (zeros and shapes are equal,
-    corrections are each rank's own). What is stored otherwise than it should be is no part to compare.
+    Two ranks with the same part are stored as they should be, and only the numbers show it. Left out are split tensors of one
+    dimension (biases of zero are equal), and of quantized weights all but the weight and its scales (zeros and shapes are equal,
+    corrections are each rank's own). What is not stored as it should be is not compared.
     """
     reasons: list[tuple[str, str]] = []
     compared = judged = 0

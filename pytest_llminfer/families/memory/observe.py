@@ -38,7 +38,7 @@ def read_peak(engine: Engine, peak: str) -> MemoryReport:
 
 
 def peak_bytes(report: MemoryReport, peak: str) -> int:
-    """The highest use that a report tells, ``load`` or ``run``."""
+    """The highest use in a report, in bytes: while loading (``load``), or since the last reset (``run``)."""
     return report.load_peak_bytes if peak == "load" else report.run_peak_bytes
 
 

@@ -62,7 +62,7 @@ class ProfileLine:
 
     @property
     def gate(self) -> str:
-        """The gate in words."""
+        """The gate as text."""
         if self.tolerance is None or self.predicted is None:
             return "shown"
         return "exact" if not self.tolerance else f"±{self.tolerance:,}"

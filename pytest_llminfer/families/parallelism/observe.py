@@ -75,7 +75,7 @@ class OneGpu:
     def _find(self, kept: Mapping[EngineSpec, T]) -> T:
         if profile(self._spec.engine).draws_per_rank(self._spec):
             raise UnsupportedError(
-                f"{self._spec}: {self._spec.engine} draws dummy weights on each rank anew, so this is another model than on one "
+                f"{self._spec}: {self._spec.engine} draws other dummy weights on each rank, so this is another model than on one "
                 "GPU; use real weights to compare outputs"
             )
         if self._spec.single not in kept:

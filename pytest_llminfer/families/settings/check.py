@@ -44,7 +44,7 @@ def check_settings(
         threshold="every field equal",
         threshold_source=f"the record ({_versions(then, now)})",
         smallest_detectable="exact",
-        advice="an upgrade that moves a default changes memory, speed or outputs: pin the field with --engine-args, or record anew",
+        advice="an upgrade that moves a default changes memory, speed or outputs: pin it with --engine-args, or record again",
         details=first_offenders(lines, shown=_SHOWN),
     )
 

@@ -51,7 +51,7 @@ class Stop:
 def check_idle(*, stops: Sequence[Stop], idle_bytes: int | None = None) -> Verdict:
     """Whether nothing of the engine is left after each stop (docs/methods.md#memory-gates).
 
-    idle_bytes: in use on the devices before the engine's first start; the first stop's where nobody looked then. If more was in
+    idle_bytes: in use on the devices before the engine's first start; the first stop's where it was not read then. If more was in
     use before than after the first stop, others were still there: that stop is the yardstick, and the outcome INCONCLUSIVE at
     best. On a CPU the processes that are left are all there is to see: the memory of one that ended is the kernel's again.
     """

@@ -47,7 +47,7 @@ class Greedy:
         """Generate both ways.
 
         Raises:
-            UnsupportedError: the engine does not give log-probabilities, without which a tie cannot be told from an error.
+            UnsupportedError: the engine does not give log-probabilities, without which a tie cannot be distinguished from an error.
         """
         prompts = engine.model.prompts(PROMPTS)
         batched = engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP)

@@ -1,4 +1,4 @@
-"""What a request must hold before an engine sees it: a wrong one is refused in words, not by a fault inside a kernel."""
+"""What a request must hold before an engine sees it: a wrong one is refused with a reason, not by a fault inside a kernel."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Architecture:
         """Read a config.json.
 
         Raises:
-            UnsupportedError: another architecture, or a variant of it that a GGUF file of ours could not express.
+            UnsupportedError: another architecture, or a variant of it that the converter does not write.
             BadInputError: a size is missing.
         """
         model_type = str(config.get("model_type", ""))

@@ -131,7 +131,7 @@ def _quantize(source: Path, target: Path, quantization: str, progress: Progress)
 
 @contextlib.contextmanager
 def _heartbeat(progress: Progress, phase: str) -> Iterator[None]:
-    """Tell every few seconds that a long call into the library goes on."""
+    """Report every few seconds that a long call into the library is still running."""
     over = threading.Event()
 
     def tell() -> None:

@@ -34,7 +34,7 @@ _ENDED = ("stop", "length")
 
 
 class OpenaiBackend:
-    """One model on a server that somebody else runs, at the address ``spec.environment`` (``http://host:port/v1``).
+    """One model on a server that someone else runs, at the address ``spec.environment`` (``http://host:port/v1``).
 
     The package openai is imported by ``load``, so that what is missing is named first.
     """
@@ -119,7 +119,7 @@ class OpenaiBackend:
     def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
         """The last tokens of given sequences, as the log-probabilities of prompts; ``concurrency`` requests at a time."""
         if not self._offer.scores_prompts:
-            raise UnsupportedError(f"{self._host} does not tell the log-probabilities of a prompt")
+            raise UnsupportedError(f"{self._host} does not return the log-probabilities of a prompt")
         requests.check_tokens(sequences, least=last + 2, **self._limits())
         scoring = importlib.import_module("pytest_llminfer.worker.backends.openai.scoring")
         bodies = [scoring.body(self._asking, self._prompt(sequence), top) for sequence in sequences]
@@ -220,7 +220,7 @@ class OpenaiBackend:
         return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(str(name), str(name))
 
     def _versions(self) -> dict[str, str]:
-        """The server's own version, from the places where the known ones tell it."""
+        """The server's own version, from the paths where known servers report it."""
         if not self._engine_version:
             root = self._address.removesuffix("/").removesuffix("/v1")
             found = (self._transport.get(f"{root}{path}", max_retries=0) for path in _VERSION_PATHS)

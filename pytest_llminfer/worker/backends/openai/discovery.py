@@ -1,4 +1,4 @@
-"""What a server is found to be at load: its model, which of its endpoints answers, and what it gives back."""
+"""What a server is found to be at load: its model, which of its endpoints answers, and what it returns."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Transport:
     async def all(
         self, jobs: Sequence[Callable[[], Awaitable[Any]]], *, concurrency: int, done: Callable[[int], None]
     ) -> list[Any]:
-        """The result of every job, in order, ``concurrency`` of them at a time; ``done`` is told how many have ended.
+        """The result of every job, in order, ``concurrency`` of them at a time; ``done`` is called with how many have ended.
 
         After ``MOST_FAILURES`` failed ones the rest is left unasked: None.
         """

@@ -159,7 +159,7 @@ class ServedBackend(OpenaiBackend):
 
 
 def _check_variables(variables: Any) -> None:
-    """Values are never shown: of a wrong argument nobody knows what it holds."""
+    """Values are never shown: a wrong argument may hold a secret."""
     if not isinstance(variables, dict):
         raise BadInputError(f"{VARIABLES} must be an object of texts, not a {type(variables).__name__}")
     for name, value in variables.items():

@@ -142,7 +142,7 @@ def ask_interpreter(interpreter: str, code: str, *arguments: str, heartbeat: Cal
 
 
 def missing_interpreter(interpreter: str, error: OSError) -> EngineStartError:
-    """What is said of an interpreter that cannot be started."""
+    """The error for an interpreter that cannot be started."""
     return EngineStartError(
         f"cannot start the interpreter {interpreter}: {error.strerror}; give the path of a Python that has the engine"
     )

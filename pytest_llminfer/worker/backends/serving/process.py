@@ -44,7 +44,7 @@ _READ_BYTES = 1 << 16
 
 
 def free_port() -> int:
-    """A port of the loopback device that nobody listens on right now."""
+    """A port of the loopback device on which no process listens right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -150,7 +150,7 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             status = None
         seconds = time.monotonic() - started
-        # A child that was told to end with its parent may need a moment.
+        # A child that ends with its parent may need a moment.
         while (left := [pid for pid in children if is_running(pid)]) and time.monotonic() - started < STOP_SECONDS:
             time.sleep(_LOOK_SECONDS)
         for pid in (*left, *([self.pid] if status is None else [])):
@@ -179,7 +179,7 @@ class ServerProcess:
 
 
 def how_it_ended(status: int | None) -> str:
-    """An exit status in words."""
+    """An exit status as a phrase."""
     if status is None:
         return "closed its output"
     return f"exited with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"

@@ -65,7 +65,7 @@ def command(order: Order) -> Command:
 
 
 def _switched_off(order: Order, names: list[str]) -> list[str]:
-    """The flags that say no; most switches of the installed server have none, and are off where nobody switches them on.
+    """The flags that switch something off; most switches of the installed server have none, and are off by default.
 
     Raises:
         BadInputError: a name that is no switch of it.

@@ -71,7 +71,7 @@ class Survival:
 
 
 def death(doing: str, ended: Sequence[str], last_words: str) -> EngineError:
-    """The error for processes that ended: memory that ran out is told apart by what they said last."""
+    """The error for processes that ended: running out of memory is recognised by their last output."""
     who = " and ".join(ended) or "a process"
     reason = last_line(last_words)
     if _is_out_of_memory(reason):

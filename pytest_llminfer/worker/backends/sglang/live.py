@@ -146,7 +146,7 @@ class LiveEngine:
         names = [f"{name or 'process'} (pid {pid}{self._exit_status(pid)})" for pid, name in sorted(ended.items())]
         self._watch.kill()
         error = deaths.death(doing, names, self.schedulers.last_words() or word)
-        # Memory that ran out is the answer once; from then on the engine is dead, and has to be started anew.
+        # Running out of memory is the answer once; from then on the engine is dead, and has to be restarted.
         self._death = EngineDiedError(f"the engine has ended before: {error}")
         return error
 
@@ -154,7 +154,7 @@ class LiveEngine:
         """How a child of this process ended; empty for a grandchild, whose status its parent keeps."""
         if pid not in self._children:
             return ""
-        # SGLang's watchdog asks too, in a thread: of two that ask at once, one is told nothing until the other has noted it.
+        # SGLang's watchdog asks too, in a thread: of two that ask at once, one learns nothing until the other has noted it.
         end = time.monotonic() + _EXIT_SECONDS
         while (code := self._children[pid].exitcode) is None and time.monotonic() < end:
             time.sleep(_PAUSE_SECONDS)

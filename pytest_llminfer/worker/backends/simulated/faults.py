@@ -37,7 +37,7 @@ FAULTS = {
     "hang_in_load": "loading never ends",
     "out_of_memory": "generate asks for more memory than there is",
     "fat_cache": "keys and values are stored as float64",
-    "move_default": "an engine argument that nobody gives has half its value",
+    "move_default": "an engine argument that is not given has half its default",
 }
 BLOCK = 16
 EXIT_STATUS = 3
@@ -102,7 +102,7 @@ class Faults:
             time.sleep(3600)
 
     def default(self, value: int) -> int:
-        """What an engine argument with this default is where nobody gives it."""
+        """What an engine argument with this default is where it is not given."""
         return value // 2 if self.name == "move_default" else value
 
     def begin_request(self) -> None:

@@ -156,7 +156,7 @@ class TransformersBackend:
     def run(self, *, path: str, function: str, arguments: Message) -> Message:
         """The user's function, called with the live model (a ``torch.nn.Module``) whose parameters need no gradient.
 
-        Over several ranks it is called in each of them with its part of the model (the variable RANK tells which one it is), and
+        Over several ranks it is called in each of them with its part of the model (the variable RANK says which one it is), and
         what it returns in rank 0 is the result.
         """
         params = {"path": path, "function": function, "arguments": arguments}

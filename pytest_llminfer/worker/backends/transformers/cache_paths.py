@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _TAIL = 8
-"""Tokens of its own that the sequence has which fills a prefix for another one."""
+"""Further tokens of the sequence that fills a prefix for another one."""
 _NO_LIMIT = 1 << 30
 
 
@@ -204,7 +204,7 @@ class _PathCase:
             space = width - len(first)
             left, right = (0, space) if cache_path.pads_right and not cache_path.pads_left else (space, 0)
             left, right = left + cache_path.pads_left, right + cache_path.pads_right
-            # A pad is a token like others: only the mask tells that it is none.
+            # A pad is a token like any other: only the mask marks it as a pad.
             rows += [[first[0]] * left + first + [first[-1]] * right] * self._branches
             real += [[0] * left + [1] * len(first) + [0] * right] * self._branches
         own = real[self._group * self._branches]

@@ -110,7 +110,7 @@ def crop(cache: Any, count: int) -> None:
 
 
 def duplicate(cache: Any) -> Any:
-    """A copy that goes on by itself, as a prompt's cache is copied for each of its continuations."""
+    """An independent copy, as a prompt's cache is copied for each of its continuations."""
     with _refused():
         return copy.deepcopy(cache)
 

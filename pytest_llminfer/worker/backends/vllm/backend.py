@@ -112,7 +112,7 @@ class VllmBackend:
 
     def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:  # noqa: ARG002 - the contract names them
         """Not possible: the blocks of one request are vLLM's own business."""
-        raise UnsupportedError("vllm does not show the keys and values of one request; its pool is told by kv_pool")
+        raise UnsupportedError("vllm does not show the keys and values of one request; kv_pool describes its pool")
 
     def kv_pool(self) -> Message:
         """The pool, over all ranks."""

@@ -51,7 +51,7 @@ class Log:
 
 @contextlib.contextmanager
 def loading(model_path: str, log: Log) -> Iterator[None]:
-    """The parent raises "see above" when a child of it fails to load: tell what the child said."""
+    """The parent raises "see above" when a child of it fails to load: report what the child said."""
     try:
         yield
     except LlminferError:

@@ -19,7 +19,7 @@ _REPORT_SECONDS = 0.5
 
 
 def sampling_fields(sampling: Mapping[str, Any], model_end_tokens: Sequence[int], *, logprobs: int) -> dict[str, Any]:
-    """Every field that chooses a token, spelled out. vLLM knows no end token of its own: it is given no tokenizer."""
+    """Every field that chooses a token, spelled out. vLLM knows no end token, because it gets no tokenizer."""
     return {
         "n": 1,
         "max_tokens": sampling["max_tokens"],
