@@ -45,7 +45,11 @@ def is_local(model_path: str) -> bool:
 
 
 def read_configuration(model_path: str) -> dict[str, Any]:
-    """The model's config.json: ``model_path`` is the folder that holds it, or the file itself."""
+    """The model's config.json: ``model_path`` is the folder that holds it, or the file itself.
+
+    Raises:
+        BadInputError: nothing at this path, no config.json there, or a file that holds no JSON object.
+    """
     path = Path(model_path)
     file = path / "config.json" if path.is_dir() else path
     if not path.exists():
@@ -62,7 +66,11 @@ def read_configuration(model_path: str) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the safetensors files in ``folder``; a truncated or corrupt file is named."""
+    """Every tensor of the safetensors files in ``folder``; a truncated or corrupt file is named.
+
+    Raises:
+        BadInputError: no weights, a file that the index names and that is missing, or a truncated or corrupt file.
+    """
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder):
         tensors.update(read_header(file))
@@ -70,7 +78,11 @@ def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_index(folder: Path) -> dict[str, str] | None:
-    """File by tensor name as the index of ``folder`` says; None where there is no index."""
+    """File by tensor name as the index of ``folder`` says; None where there is no index.
+
+    Raises:
+        BadInputError: the index is damaged.
+    """
     index = folder / _INDEX
     if not index.is_file():
         return None
@@ -95,7 +107,11 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file, after checking that the file is as long as its header says."""
+    """The tensors of one file, after checking that the file is as long as its header says.
+
+    Raises:
+        BadInputError: the file is shorter than its header says, or its header is damaged.
+    """
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:

@@ -16,7 +16,11 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are a BadInputError, without the usage printed before."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the command line."""
+        """Refuse the command line.
+
+        Raises:
+            BadInputError: always, with the message and where to find the usage.
+        """
         raise BadInputError(f"{message}; see `{self.prog} --help`")
 
 

@@ -28,16 +28,18 @@ __all__ = ["MAX_DEATHS", "Engine", "Launch"]
 
 T = TypeVar("T")
 
-
 _ON_ALL = ("run", "layout", "memory", "ranks", "kv_pool", "reset_prefix_cache")
-"""Asked of every replica: what one of them says need not be true of the others."""
+"""Requests to every replica, since one's answer need not hold for the others."""
 
 
 class Engine:
-    """One loaded cell. Every method asks its workers; none imports a framework here.
+    """One loaded cell: typed requests to its workers. No framework is imported here.
 
-    With several replicas prompts are dealt out to all of them at once, and come back in order. ``launches``: one a replica.
-    on_load: called with the engine after every load of a replica: the first, a restart, and the one after a death.
+    With several replicas prompts are split over all of them, and answers come back in order. launches: one a replica.
+    on_load: called with the engine and what it loaded after every load of a replica: the first, a restart, one after a death.
+
+    Any request may raise UnsupportedError (a capability that ``info`` does not list), BadInputError (the worker refuses the
+    arguments), OutOfMemoryError, EngineDiedError, EngineHungError, or EngineError for any other failure of the engine.
     """
 
     def __init__(self, *launches: Launch, on_load: Callable[[Engine, EngineInfo], None] | None = None) -> None:
@@ -120,7 +122,7 @@ class Engine:
         return spec.weights == "real" and spec.quantization == "none" and info.kv_dtype == info.dtype and not spec.is_remote
 
     def once(self, ask: Callable[..., T], *arguments: Hashable) -> T:
-        """What ``ask(engine, *arguments)`` returned the first time: several tests of a cell stand on the same answers."""
+        """What ``ask(engine, *arguments)`` returned the first time, so that several tests of a cell share the same answers."""
         asked = (ask, arguments)
         if asked not in self._answers:
             self._answers[asked] = ask(self, *arguments)
@@ -142,9 +144,9 @@ class Engine:
     ) -> list[Generation]:
         """One answer a prompt, in order; prompts are token ids, text, or conversations (lists of ``{"role", "content"}``).
 
-        ``sampling`` says everything at once; without it decoding is greedy with ``max_tokens`` and ``ignore_eos``.
-        ``cache_path``: ``engine``, ``loop`` (a hand-written loop over the cache) or ``no_cache``. ``logprobs``: how many of the
-        likeliest tokens of each step come with their log-probabilities.
+        sampling: every field of it counts; without it decoding is greedy with ``max_tokens`` and ``ignore_eos``.
+        cache_path: ``engine``, ``loop`` (a hand-written loop over the cache) or ``no_cache`` (every prefix recomputed).
+        logprobs: how many of the most likely tokens of each step come with their log-probabilities; 0 for none.
         """
         chosen = sampling or Sampling(max_tokens=max_tokens, ignore_eos=ignore_eos)
         if logprobs:
@@ -211,7 +213,7 @@ class Engine:
         return MemoryReport.from_message(of_the_fullest(self._ask("memory", reset_peak=reset_peak)))
 
     def kv_cache(self, prompt: Sequence[int], *, extend: int) -> CacheReport:
-        """The KV cache after a prompt, and after ``extend`` more tokens."""
+        """The KV cache after a prompt, and after ``extend`` more tokens decoded greedily."""
         return CacheReport.from_message(self._ask("kv_cache", prompt=list(prompt), extend=extend))
 
     def compare_cache_paths(
@@ -224,16 +226,15 @@ class Engine:
         dtype: str = "",
         seed: int = 0,
     ) -> CachePathComparisons:
-        """What two ways through the KV cache make of the same tokens; the reference is prefill alone unless another is given.
+        """What two cache paths make of the same tokens; the reference is prefill alone unless another is given.
 
-        ``config``: of a model with random weights drawn from ``seed`` that is made for this in ``dtype``; without it, the model
-        that is served. A model made before is kept and used again.
+        config: of a model with random weights from ``seed`` that is made for this in ``dtype``; None for the served model. The
+        last model made is kept and used again.
         """
         cache_paths = {"candidate": candidate.to_dict(), "reference": (reference or CachePath()).to_dict()}
         asked: Any = {**cache_paths, "config": dict(config) if config is not None else None, "dtype": dtype, "seed": seed}
-        return CachePathComparisons.from_message(
-            self._ask("compare_cache_paths", sequences=[list(ids) for ids in sequences], **asked)
-        )
+        asked["sequences"] = [list(ids) for ids in sequences]
+        return CachePathComparisons.from_message(self._ask("compare_cache_paths", **asked))
 
     def kv_pool(self) -> KVPool:
         """The paged KV cache of a replica: that with the fewest blocks, which is the one that fills first."""
@@ -262,13 +263,12 @@ class Engine:
         return dict(self._ask("settings"))
 
     def calibrate(self) -> Calibration:
-        """What the device can do right now."""
+        """What the device can do right now, measured in about a second."""
         return Calibration.from_message(self._ask("calibrate"))
 
     def talk(self, requests: Sequence[Mapping[str, Any]], *, concurrency: int = 1) -> list[dict[str, Any]]:
         """What a served engine answers over HTTP, one answer a request, ``concurrency`` of them under way at a time."""
-        answer = self._ask("talk", requests=[dict(request) for request in requests], concurrency=concurrency)
-        return list(answer["answers"])
+        return list(self._ask("talk", requests=[dict(request) for request in requests], concurrency=concurrency)["answers"])
 
     def stop_server(self) -> dict[str, Any]:
         """Stop the engine's own server; the fields of ``Backend.stop``. The next request starts it again."""
@@ -277,7 +277,7 @@ class Engine:
     def run(self, probe: Callable[..., Any] | str, /, **arguments: Any) -> Any:
         """What ``probe`` returns, called in the worker with the live model and ``arguments``; in every replica, the first answers.
 
-        ``probe``: a function at the top level of a file that the engine's interpreter can import, or ``"path.py::function"``.
+        probe: a function at the top level of a file that the engine's interpreter can import, or ``"path.py::function"``.
         Arguments and result are plain data and arrays.
         """
         path, function = locate(probe)

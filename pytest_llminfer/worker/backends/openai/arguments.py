@@ -40,7 +40,11 @@ class Arguments:
 
     @classmethod
     def read(cls, engine_args: Mapping[str, Any]) -> Arguments:
-        """Refuse names that nothing would read, and values of another kind."""
+        """Refuse names that nothing would read, and values of another kind.
+
+        Raises:
+            BadInputError: an unknown name, a value of another kind, or a header that may hold a secret.
+        """
         for name in engine_args:
             if name not in NAMES:
                 raise BadInputError(

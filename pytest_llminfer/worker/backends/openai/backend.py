@@ -60,7 +60,12 @@ class OpenaiBackend:
         return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
 
     def load(self) -> Message:
-        """Find the model, and ask for one token to learn what the server takes and gives."""
+        """Find the model, and ask for one token to learn what the server takes and gives.
+
+        Raises:
+            BadInputError: an address that is none or holds a secret, no such model, or an endpoint that does not answer.
+            EngineStartError: the server does not answer, or refuses the key.
+        """
         requests.check_parallelism(self._spec)
         address = self._spec.environment
         if objection := address_objection(address):
@@ -107,7 +112,14 @@ class OpenaiBackend:
         }
 
     def generate(self, *, prompts: Sequence[Any], sampling: Message, logprobs: int = 0, cache_path: str = "engine") -> Message:
-        """Answers in the order of the prompts; ``concurrency`` requests at a time, each retried with back-off."""
+        """Answers in the order of the prompts; ``concurrency`` requests at a time, each retried with back-off.
+
+        Raises:
+            UnsupportedError: another cache path than ``engine``, too many log-probabilities, or prompts that the endpoint does not
+                take.
+            BadInputError: sampling or token ids that no model has.
+            TransportError: requests failed after all retries.
+        """
         requests.check_sampling(sampling, cache_path=cache_path)
         if cache_path != "engine":
             raise UnsupportedError(f"a server generates in its own way only, not by cache path {cache_path!r}")
@@ -117,7 +129,12 @@ class OpenaiBackend:
         return {"outputs": [self._output(reply, logprobs) for reply in self._send_all(bodies, "generating")]}
 
     def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
-        """The last tokens of given sequences, as the log-probabilities of prompts; ``concurrency`` requests at a time."""
+        """The last tokens of given sequences, as the log-probabilities of prompts; ``concurrency`` requests at a time.
+
+        Raises:
+            UnsupportedError: the server does not return the log-probabilities of a prompt.
+            TransportError: requests failed after all retries.
+        """
         if not self._offer.scores_prompts:
             raise UnsupportedError(f"{self._host} does not return the log-probabilities of a prompt")
         requests.check_tokens(sequences, least=last + 2, **self._limits())

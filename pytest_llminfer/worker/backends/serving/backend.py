@@ -49,7 +49,12 @@ class ServedBackend(OpenaiBackend):
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def load(self) -> Message:
-        """Start the server, wait until it answers, and learn what it takes and gives."""
+        """Start the server, wait until it answers, and learn what it takes and gives.
+
+        Raises:
+            UnsupportedError: the engine has no server of its own.
+            EngineStartError, OutOfMemoryError: the server ended before it answered.
+        """
         if self._spec.engine not in SERVERS:
             raise UnsupportedError(f"{self._spec.engine} has no server of its own; those that have: {', '.join(SERVERS)}")
         require("openai", purpose="asking a server")

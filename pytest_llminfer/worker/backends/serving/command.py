@@ -88,7 +88,11 @@ def flags(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_taken(arguments: Mapping[str, Any], *taken: str) -> None:
-    """Refuse engine arguments that the cell or this package chooses."""
+    """Refuse engine arguments that the cell or this package chooses.
+
+    Raises:
+        BadInputError: with the name of the argument.
+    """
     for name in arguments:
         if name.replace("-", "_") in taken:
             raise BadInputError(f"the engine argument {name!r} is chosen by the cell or by the serving of it; leave it out")

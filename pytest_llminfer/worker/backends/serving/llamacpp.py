@@ -26,7 +26,12 @@ print(json.dumps([str(file.path), file.dtype, sorted(ModelSettings.model_fields)
 
 
 def command(order: Order) -> Command:
-    """Settings and key stand in a file that only this user can read; converting runs in the engine's own interpreter."""
+    """Settings and key stand in a file that only this user can read; converting runs in the engine's own interpreter.
+
+    Raises:
+        UnsupportedError: a KV dtype, parallelism or offloading that this server does not have.
+        BadInputError: an unknown setting, or one that the cell chooses.
+    """
     refuse_taken(order.arguments, *_TAKEN)
     check_parallelism(order.spec)
     if order.spec.kv_dtype not in ("auto", *KV_TYPES):

@@ -77,7 +77,12 @@ class LiveEngine:
         return self.wait_for_all([coroutine], doing=doing)[0]
 
     def wait_for_all(self, coroutines: Iterable[Coroutine[Any, Any, Any]], *, doing: str, phase: str = "") -> list[Any]:
-        """Results in order; all are under way at once. phase: told to the progress, with how many are done."""
+        """Results in order; all are under way at once. phase: told to the progress, with how many are done.
+
+        Raises:
+            EngineDiedError, OutOfMemoryError: a process of the engine has ended.
+            EngineError: SGLang refused a request.
+        """
         waiting = list(coroutines)
         if self._death is not None:
             for coroutine in waiting:
@@ -111,7 +116,11 @@ class LiveEngine:
         return [task.result() for task in tasks]
 
     def ask(self, method: str, **params: Any) -> list[dict[str, Any]]:
-        """One answer a rank, from inside the schedulers, in the order of their start."""
+        """One answer a rank, from inside the schedulers, in the order of their start.
+
+        Raises:
+            EngineDiedError, OutOfMemoryError: a process of the engine has ended.
+        """
         self.check()
         try:
             return self.schedulers.ask(method, **params)
@@ -130,7 +139,11 @@ class LiveEngine:
         return bool(self._watch.ended() or self.schedulers.last_words())
 
     def flush_cache(self) -> None:
-        """Forget all cached prefixes."""
+        """Forget all cached prefixes.
+
+        Raises:
+            EngineError: a request is still under way.
+        """
         # A scheduler answers the last request before it counts itself idle, and flushes nothing until then.
         end = time.monotonic() + _IDLE_SECONDS
         while not self.wait_for(self.engine.tokenizer_manager.flush_cache(), doing="flushing its cache").success:

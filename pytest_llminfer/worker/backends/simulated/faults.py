@@ -74,7 +74,11 @@ class Faults:
 
     @classmethod
     def read(cls, engine_args: Mapping[str, Any]) -> Self:
-        """From ``fault``, ``fault_rate``, ``fault_bytes``, ``fault_factor``, ``fault_dtype`` and ``fault_after``."""
+        """From ``fault``, ``fault_rate``, ``fault_bytes``, ``fault_factor``, ``fault_dtype`` and ``fault_after``.
+
+        Raises:
+            BadInputError: an unknown argument, fault or dtype, or a value of another kind.
+        """
         arguments = {"fault": "name", **{f"fault_{name}": name for name in ("rate", "bytes", "factor", "dtype", "after")}}
         values: dict[str, Any] = {}
         for given, value in engine_args.items():
@@ -114,7 +118,11 @@ class Faults:
         return self.name == name and self.requests > self.after
 
     def strike(self) -> None:
-        """In generate: end the process, never return, ask for too much, or keep memory."""
+        """In generate: end the process, never return, ask for too much, or keep memory.
+
+        Raises:
+            OutOfMemoryError: the fault ``out_of_memory``.
+        """
         if self.active("crash"):
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.active("exit"):

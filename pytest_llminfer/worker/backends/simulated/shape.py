@@ -45,7 +45,12 @@ class Shape:
 
     @classmethod
     def read(cls, configuration: Mapping[str, Any]) -> Shape:
-        """Refuse what the NumPy model does not compute."""
+        """Refuse what the NumPy model does not compute.
+
+        Raises:
+            UnsupportedError: another architecture, biases, another activation or scaled positions.
+            BadInputError: a size is missing.
+        """
         if configuration.get("model_type") != "llama":
             raise UnsupportedError(f"the simulated engine computes Llama models only, not {configuration.get('model_type')!r}")
         for name in ("attention_bias", "mlp_bias"):

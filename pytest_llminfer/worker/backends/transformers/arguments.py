@@ -52,7 +52,11 @@ class Arguments:
 
     @classmethod
     def read(cls, engine_args: Mapping[str, Any]) -> Arguments:
-        """Refuse names that nothing would read, with the closest one that exists."""
+        """Refuse names that nothing would read, with the closest one that exists.
+
+        Raises:
+            BadInputError: an unknown name, or a max_batch_tokens below 1.
+        """
         known = (*OWN, *FROM_PRETRAINED)
         for name in engine_args:
             if name not in known:

@@ -132,7 +132,11 @@ class TransformersBackend:
         dtype: str = "",
         seed: int = 0,
     ) -> Message:
-        """Two ways through the cache of the loaded model, or of one made of ``config`` in this process."""
+        """Two ways through the cache of the loaded model, or of one made of ``config`` in this process.
+
+        Raises:
+            UnsupportedError: the model is split over ranks, or computes in another dtype than ``dtype``.
+        """
         if self._spec.tp > 1:
             raise UnsupportedError(f"{self._spec}: no rank holds a whole KV cache to compare cache paths over; use tp=1")
         if config is None and dtype not in {"", self._live.spec_dtype}:

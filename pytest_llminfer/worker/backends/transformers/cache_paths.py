@@ -58,7 +58,11 @@ class CachePath:
 
     @classmethod
     def read(cls, message: Mapping[str, Any]) -> Self:
-        """Build from a message; fields that this version does not know are refused: they would ask for nothing."""
+        """Build from a message; fields that this version does not know are refused: they would ask for nothing.
+
+        Raises:
+            BadInputError: an unknown field.
+        """
         unknown = sorted(message.keys() - {entry.name for entry in fields(cls)})
         if unknown:
             raise BadInputError(f"transformers knows no such part of a cache path: {', '.join(unknown)}")

@@ -19,7 +19,11 @@ _CPU_WORDS = ("can't allocate memory", "not enough memory", "cannot allocate mem
 
 @contextlib.contextmanager
 def out_of_memory_named(doing: str) -> Iterator[None]:
-    """Raise OutOfMemoryError in place of torch's own, and release the device memory that the failed work held."""
+    """Raise OutOfMemoryError in place of torch's own, and release the device memory that the failed work held.
+
+    Raises:
+        OutOfMemoryError: the block ran out of memory; other errors pass unchanged.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:

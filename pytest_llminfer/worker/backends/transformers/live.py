@@ -86,7 +86,12 @@ class LiveModel:
 
     @classmethod
     def load(cls, spec: EngineSpec, model_path: str, arguments: Arguments, progress: Progress, *, started: float) -> Self:
-        """Take the idle process as zero of the memory peaks, then load. started: ``time.perf_counter`` when the import began."""
+        """Take the idle process as zero of the memory peaks, then load. started: ``time.perf_counter`` when the import began.
+
+        Raises:
+            UnsupportedError: a KV dtype other than the model's, or a model that transformers does not split.
+            BadInputError, EngineStartError, OutOfMemoryError: the model cannot be read, built or held.
+        """
         device.limit_threads()
         config = loading.read_config(spec, model_path)
         dtype = loading.resolve_dtype(spec, config)

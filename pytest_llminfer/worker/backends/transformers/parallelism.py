@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def check_parallelism(spec: EngineSpec) -> None:
-    """Refuse what transformers cannot split."""
+    """Refuse what transformers cannot split.
+
+    Raises:
+        UnsupportedError: pipeline or data parallelism, or tensor parallelism of quantized weights.
+    """
     if spec.pp > 1:
         raise UnsupportedError(f"transformers has no pipeline parallelism for generation: pp={spec.pp}; use pp=1")
     if spec.dp > 1:
@@ -28,7 +32,11 @@ def check_parallelism(spec: EngineSpec) -> None:
 
 
 def check_heads(configuration: Mapping[str, Any], tp: int) -> None:
-    """Refuse heads that cannot be dealt out evenly."""
+    """Refuse heads that cannot be dealt out evenly.
+
+    Raises:
+        UnsupportedError: ``tp`` does not divide the attention heads or the KV heads.
+    """
     text = configuration.get("text_config") or configuration
     heads = text.get("num_attention_heads")
     for name, count in (("attention heads", heads), ("KV heads", text.get("num_key_value_heads") or heads)):

@@ -97,7 +97,11 @@ def can_branch(cache: Any) -> bool:
 
 
 def check_croppable(cache: Any) -> None:
-    """Refuse a cache that transformers cannot shorten; an inherited ``crop`` of a quantized one would cut its residual alone."""
+    """Refuse a cache that transformers cannot shorten; an inherited ``crop`` of a quantized one would cut its residual alone.
+
+    Raises:
+        UnsupportedError: a layer of another kind.
+    """
     for layer in cache.layers:
         if not getattr(layer, "is_croppable", False) or hasattr(layer, "_quantize"):
             raise UnsupportedError(f"transformers cannot crop {type(layer).__name__}; use cache=dynamic")

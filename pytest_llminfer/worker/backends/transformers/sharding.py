@@ -22,7 +22,11 @@ _PATIENCE = timedelta(hours=2)
 
 
 def check_plan(config: Any) -> None:
-    """Refuse a model that transformers would load whole on every rank."""
+    """Refuse a model that transformers would load whole on every rank.
+
+    Raises:
+        UnsupportedError: transformers has no tensor-parallel plan for it.
+    """
     if not getattr(config.get_text_config(), "base_model_tp_plan", None):
         raise UnsupportedError(
             f"transformers {transformers.__version__} has no tensor-parallel plan for {config.model_type!r}; use tp=1"
@@ -30,7 +34,11 @@ def check_plan(config: Any) -> None:
 
 
 def join(spec: EngineSpec) -> None:
-    """Let this process take its place among the ranks: rank 0 opens the meeting place, the others come to it."""
+    """Let this process take its place among the ranks: rank 0 opens the meeting place, the others come to it.
+
+    Raises:
+        UnsupportedError: there are fewer GPUs than ranks.
+    """
     import torch.distributed as ranks
 
     rank, cuda = own_rank(), torch.cuda.is_available()

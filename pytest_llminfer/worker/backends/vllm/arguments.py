@@ -62,7 +62,11 @@ class Arguments:
 
     @classmethod
     def read(cls, engine_args: Mapping[str, Any], known: Collection[str]) -> Self:
-        """Refuse names that nothing would read, with the closest one that exists, and those that the cell decides."""
+        """Refuse names that nothing would read, with the closest one that exists, and those that the cell decides.
+
+        Raises:
+            BadInputError: an unknown name, one that the cell or this backend sets, or a value of another kind.
+        """
         for name in engine_args:
             if name in _CELL:
                 raise BadInputError(f"the engine argument {name!r} is the cell's to choose: use {_CELL[name]}")
