@@ -106,9 +106,9 @@ def visible_gpus(environ: Mapping[str, str] | None = None, *, timeout_seconds: f
 
 
 def device_bytes(ids: Iterable[str], *, timeout_seconds: float = 30.0) -> int | None:
-    """What is in use on these GPUs together, by all processes, as nvidia-smi reads it; None where it does not answer.
+    """Bytes in use on these GPUs together, by all processes, as nvidia-smi reads them; None where it does not answer.
 
-    ids: UUIDs, ``GPU-…``; others name nothing that nvidia-smi knows.
+    ids: UUIDs, ``GPU-…``; nvidia-smi knows no other ids, so that with any other the result is None.
     """
     names = list(ids)
     if not names or not all(name.startswith("GPU-") for name in names):
@@ -171,7 +171,7 @@ def parse_cpuinfo(text: str) -> str:
 
 
 def _ask_nvidia_smi(*words: str, environ: Mapping[str, str], timeout_seconds: float) -> str:
-    """What it prints; empty where it is missing, fails, or is silent for too long."""
+    """What nvidia-smi prints; empty where it is missing, fails, or is silent for too long."""
     try:
         process = subprocess.Popen(  # noqa: S603 - a fixed command
             ["nvidia-smi", *words],  # noqa: S607 - the driver's own, wherever the system keeps it

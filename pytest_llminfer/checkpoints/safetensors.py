@@ -40,7 +40,7 @@ class StoredTensor:
 
 
 def is_local(model_path: str) -> bool:
-    """Whether ``model_path`` can only be a path: an id of the Hub has one slash and neither starts nor ends with it."""
+    """Whether ``model_path`` is a path and no id of the Hub, which has exactly one slash and neither starts nor ends with it."""
     return Path(model_path).exists() or model_path.startswith((".", "/", "~")) or model_path.count("/") != 1
 
 
@@ -129,7 +129,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def read_text(tensor: StoredTensor) -> str:
-    """What a tensor of bytes says: some tools keep a JSON text so."""
+    """The text in a tensor of bytes: some tools store JSON that way."""
     with tensor.file.open("rb") as stream:
         stream.seek(tensor.offset)
         return stream.read(tensor.stored_bytes).decode(errors="replace")

@@ -73,7 +73,7 @@ class Engine:
 
     @property
     def loads(self) -> int:
-        """How often a replica was loaded."""
+        """Loads of all replicas together, reloads included."""
         return sum(replica.loads for replica in self._replicas)
 
     def _need(self, capability: str) -> None:
@@ -90,7 +90,7 @@ class Engine:
     def _deal(
         self, method: str, items: Sequence[Any], *, field: str, answer: str, capability: str = "", **params: Any
     ) -> list[Any]:
-        """One answer an item, in order, each replica having done its share."""
+        """One answer an item, in order; each replica computes its share."""
         self._need(capability or method)
         shares = deal(len(items), len(self._replicas))
         progress = self._launch.progress

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0
 WAIT_SECONDS = 4 * 3600.0
-"""Another session's matrix may take hours, and is no engine that hangs."""
+"""Seconds. Another session's matrix may take hours, which is not a hanging engine."""
 LOCKS = "LLMINFER_LOCKS"
 """Names another folder for the locks: sessions exclude only those that use the same one."""
 
@@ -184,7 +184,7 @@ def default_folder() -> Path:
 
 
 def _id(gpu: Gpu) -> str:
-    """A slice of a divided GPU is known by its id alone; engines read whole ones best by their number."""
+    """The UUID of a MIG slice, which has no index; the index of a whole GPU, which every engine reads."""
     return gpu.uuid if gpu.uuid.startswith("MIG-") else str(gpu.index)
 
 

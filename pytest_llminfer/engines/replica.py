@@ -109,8 +109,8 @@ class Launch:
 
 
 class Replica:
-    """One replica of an engine. A worker that dies or hangs fails the request that saw it; the next request starts a fresh
-    one, twice at the most, whether that one loads or not.
+    """One replica of an engine. A worker that dies or hangs fails the request under way; the next request starts a new one, at
+    most twice, whether that one loads or not.
     """
 
     def __init__(self, launch: Launch, on_load: Callable[[], None]) -> None:
@@ -145,7 +145,7 @@ class Replica:
         try:
             self._on_load()
         except Exception as error:
-            # An engine without the preparations of its test would answer as another one.
+            # Without the preparations of its test the engine would be another one.
             self._end_worker()
             if self._end is None:
                 self._count_death(error)

@@ -1,4 +1,4 @@
-"""Several replicas asked at once: prompts dealt out and collected in order, every answer accounted for."""
+"""Several replicas asked at once: prompts split over them, answers collected in order, none lost."""
 
 from __future__ import annotations
 

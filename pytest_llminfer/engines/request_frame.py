@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def encode(number: int, method: str, params: Mapping[str, Any]) -> bytes:
-    """The whole frame, before any of it is sent: half a request would be the worker's end.
+    """The whole frame, before any of it is sent: half a request would end the worker.
 
     Raises:
         BadInputError: a parameter that is not plain data, by its place, or one that contains itself.

@@ -130,7 +130,7 @@ class WorkerProcess:
             stdin.flush()
 
     def settle(self, timeout: float) -> None:
-        """Wait for the answer to what was begun, whatever it says: the next request meets what became of the worker."""
+        """Wait for the answer to what was begun, whatever it is: the next request finds out whether the worker still lives."""
         deadline = time.monotonic() + timeout
         while self._begun and self.alive and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):

@@ -110,7 +110,7 @@ def read_stored(path: str | Path) -> StoredModel:
 
 
 def refuse_variant(configuration: Mapping[str, Any] | None, what: str = "the model") -> None:
-    """Nothing where a ``quantization_config`` declares the usual of its format.
+    """Accept a ``quantization_config`` that declares the usual variant of its format.
 
     Raises:
         UnsupportedError: a variant, whose bytes nothing here predicts: a visible skip.

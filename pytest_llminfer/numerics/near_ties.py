@@ -27,7 +27,7 @@ MOST_NOISE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 _SIGNIFICAND_BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
 _SMALLEST_EXPONENT = {"float32": -126, "float16": -14, "bfloat16": -126}
 UNKNOWN_LOGIT = 16.0
-"""Taken where an engine does not say its largest logit: two steps of bf16 are then 0.25 nats."""
+"""Assumed where an engine does not report its largest logit: two steps of bf16 are then 0.25 nats."""
 
 
 def rounding_step(value: float, dtype: str) -> float:
@@ -65,12 +65,12 @@ class Divergence:
 
     @property
     def is_tie(self) -> bool:
-        """Both sides saw a tie within rounding."""
+        """Whether both sides saw a tie within rounding."""
         return all(margin is not None and margin <= self.tolerance for margin in self.margins)
 
     @property
     def is_unresolved(self) -> bool:
-        """Nothing says that it was no tie, but a top-k list was too short to say that it was one."""
+        """Whether it may have been a tie: nothing rules it out, but a top-k list was too short to prove it."""
         within = [
             least <= self.tolerance if margin is None else margin <= self.tolerance
             for margin, least in zip(self.margins, self.at_least, strict=True)

@@ -63,12 +63,12 @@ class Reply:
 
     @property
     def generation(self) -> Generation:
-        """As an engine's answer; without token ids it has none."""
+        """The reply as an engine's answer; its token ids are empty where the server gave none."""
         return Generation(self.token_ids or (), self.finish_reason or "", self.text, self.top_ids, self.top_logprobs)
 
     @property
     def inter_token_seconds(self) -> float | None:
-        """The mean time from one token to the next; None where fewer than two came apart."""
+        """Mean seconds from one token to the next; None where fewer than two chunks with text or tokens came."""
         if self.token_seconds is None or len(self.token_seconds) < 2:  # noqa: PLR2004 - an interval has two ends
             return None
         first, last = float(self.token_seconds[0]), float(self.token_seconds[-1])

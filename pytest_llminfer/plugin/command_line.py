@@ -42,7 +42,7 @@ class Option(NamedTuple):
 
     @property
     def canonical(self) -> str:
-        """The name that is ours alone."""
+        """The canonical name, ``--llminfer-…``, which no other plugin uses."""
         return self.flag if self.flag.startswith(PREFIX) else PREFIX + self.flag[2:]
 
     @property
@@ -223,7 +223,7 @@ def is_taken(parser: pytest.Parser, flag: str) -> bool:
 
 
 def add_options(parser: pytest.Parser, flags: dict[str, Option]) -> None:
-    """Register every option by the name that is ours alone, and by its short one where ``flags`` has that."""
+    """Register every option by its canonical name, and by its short one where ``flags`` has that."""
     for title, example, options in GROUPS:
         group = parser.getgroup(title, f"{title} ({example})")
         for option in options:

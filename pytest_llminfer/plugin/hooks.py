@@ -91,7 +91,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, p
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
-    """Of a test that is named and was left out, say why."""
+    """Say why a test that is named was left out."""
     try:
         result = yield
     except pytest.UsageError as error:

@@ -128,7 +128,7 @@ def limits(word: str) -> dict[str, tuple[float, float]]:
 
 
 class _KeyTwiceError(ValueError):
-    """Of two values for one name, either could be meant."""
+    """A name that stands twice: either value could be meant."""
 
 
 def json_object(word: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def start(config: pytest.Config, launches: Sequence[Launch], lease: Lease) -> No
 
 
 def take(config: pytest.Config, spec: EngineSpec | None) -> Started | None:
-    """What was started for this cell; what was started for another, which was skipped, is ended."""
+    """The workers started for this cell; those of another cell, which was skipped, are ended."""
     started = config.stash.get(STARTED, None)
     if started is None:
         return None

@@ -126,7 +126,7 @@ def plan_memory(
     if tp > 1 and not splitting_of(engine).roles:
         raise UnsupportedError(f"{engine.name} does not split a model over tensor-parallel ranks")
     if shape.heads % tp:
-        raise UnsupportedError(f"{engine.name} cannot deal the {shape.heads} heads of this model to {tp} ranks")
+        raise UnsupportedError(f"{engine.name} cannot split the {shape.heads} heads of this model over {tp} ranks")
     kv_dtype = _kv_dtype(deployment, sharing)
     _check_format(deployment, known)
     fullest = _fullest(shape, deployment)

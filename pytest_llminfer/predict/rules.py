@@ -1,6 +1,4 @@
-"""What predictions need to know of one engine; what is not said of it raises UnsupportedError, and no other engine's rule is
-taken.
-"""
+"""What predictions need to know of one engine; what its profile leaves out raises UnsupportedError."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_roles_add_up_and_embeddings_keep_their_dtype(quantization: str) -> None
 @pytest.mark.parametrize("tp", [2, 4, 8])
 @pytest.mark.parametrize("quantization", ["none", "nf4", "fp8", "awq"])
 def test_ranks_hold_the_model_together(tp: int, quantization: str) -> None:
-    """Norms are held by all, and so are codebooks and a scale per tensor; everything else is dealt out."""
+    """Norms are held by all, and so are codebooks and a scale per tensor; everything else is split."""
     whole = bytes_by_role(held("llama-3-8b", engine="vllm", quantization=quantization))
     part = bytes_by_role(held("llama-3-8b", engine="vllm", quantization=quantization, tp=tp))
     assert part["norm"] == whole["norm"]

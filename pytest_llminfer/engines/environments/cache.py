@@ -21,7 +21,7 @@ MARKER = "llminfer.json"
 def cache_folder() -> Path:
     """The user's cache folder for this package: below XDG_CACHE_HOME, else ``~/.cache``. It may not exist yet."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    # The standard has relative values ignored: they would name another folder after every cd.
+    # The standard says to ignore relative values: they would name another folder after every cd.
     base = Path(given) if Path(given).is_absolute() else Path.home() / ".cache"
     return base / "pytest-llminfer"
 
@@ -113,5 +113,5 @@ def is_locked(folder: Path) -> bool:
 
 
 def _lock_of(folder: Path) -> Path:
-    # Never unlinked: whoever waits for a lock file that is gone would hold the lock of nothing.
+    # Never unlinked: a process that waits for a lock file that is gone would hold a lock on nothing.
     return folder.parent / ".locks" / folder.name

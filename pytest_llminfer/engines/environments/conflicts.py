@@ -60,7 +60,7 @@ def explain_pip(output: str, arguments: Sequence[str], ask: Ask, environ: Mappin
 
     output: what it printed. ask: runs pip with other arguments and gives what it prints, empty if that fails. A constraint is
     blamed only if a version that the others ask for is there and the constraint forbids it: pip lists those without effect too.
-    Where one of them forbids all such versions, those that forbid some are not told.
+    Where one of them forbids all such versions, those that forbid only some are left out.
     """
     block = _BLOCK.search(output)
     if block is None:

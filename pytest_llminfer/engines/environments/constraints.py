@@ -126,7 +126,7 @@ def constraints_in_uv_files(environ: Mapping[str, str], folder: Path) -> list[Co
 
 
 def unread_constraint(name: str, ranges: str, settings: Iterable[Setting]) -> Constraint:
-    """A constraint on the distribution ``name`` that pip told of and no file on the disk holds: URLs are not fetched again."""
+    """A constraint on the distribution ``name`` that pip reports and no local file holds: URLs are not fetched again."""
     settings = [each for each in settings if each.key == "constraint"] or [
         Setting("pip's configuration", "constraint", _way_out_of_pip("constraint"))
     ]

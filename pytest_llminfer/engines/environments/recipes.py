@@ -1,4 +1,4 @@
-"""What is installed, at which version and with which constraints; what comes along says the engine's profile."""
+"""What is installed, at which version and with which constraints; the engine's profile says what comes with it."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def _is_own(interpreter: str) -> bool:
 
 
 def default_threads() -> str:
-    """Threads for one worker: one core is left free, because OpenMP threads that outnumber the cores spin and crawl."""
+    """Threads for one worker: one core stays free, because OpenMP threads that outnumber the cores spin and slow each other."""
     if given := os.environ.get("OMP_NUM_THREADS"):
         return given
     sessions = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

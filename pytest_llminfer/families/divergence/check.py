@@ -98,7 +98,10 @@ class Comparison:
 
 
 def compare(*, candidate: Sequence[Scores], reference: Sequence[Scores], dtype: str) -> Comparison:
-    """The two at every position of every prompt, which must be the same on both sides. dtype: of the logits."""
+    """Compare both at every position of every prompt. Prompts and positions must be the same on both sides.
+
+    dtype: of the logits, in the words of a cell or of torch; it sets what counts as a near tie.
+    """
     shapes = [[scores.logprobs.shape for scores in side] for side in (candidate, reference)]
     if not reference or not shapes[1][0][0] or shapes[0] != shapes[1]:
         count = [sum(shape[0] for shape in side) for side in shapes]
@@ -136,7 +139,10 @@ def _margin(scores: Scores, rival: int, position: int) -> float:
 def check_divergence(
     *, candidate: Sequence[Scores], reference: Sequence[Scores], limit: Limits, kind: str, dtype: str, of: str
 ) -> Verdict:
-    """Whether a cell is within the limits of its kind, both of them, from the reference ``of``."""
+    """Whether a cell is within both limits of its kind from the reference ``of`` (docs/methods.md#kl-limits).
+
+    candidate, reference: the same prompts and positions in the same order. kind: a key of ``LIMITS``. dtype: of the logits.
+    """
     found = compare(candidate=candidate, reference=reference, dtype=dtype)
     kl_means, top1_means = resampled_means(found.kl, found.top1)
     (low, high), (least, most) = limits(kl_means), limits(top1_means)

@@ -97,7 +97,7 @@ class TeacherForced:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What must be equal for a record to be compared with."""
+        """What must be equal for a record to be a fair comparison."""
         return {"sequences_sha256": prompts_sha256(self.sequences), "positions": POSITIONS, "top": TOP}
 
 
@@ -157,15 +157,23 @@ class Divergence:
         return record.device == info.device_name and not (spec.parallel or spec.serve)
 
     def noise_of(self, record: Recorded) -> float:
-        """What may lie between the record and a run with the same weights, in nats: more on another device."""
+        """The KL in nats that a benign run with the same weights may show against the record: more on another device."""
         return record.noise if self.same_setting(record) else max(record.noise, LIMITS[SAME_WEIGHTS].kl)
 
     def recorded(self) -> Recorded:
-        """This cell's own record; ends the test where it is made now, or missing."""
+        """This cell's own record.
+
+        Raises:
+            MissingBaselineError: there is none. BaselineRecordedError: this run was recorded.
+        """
         return self._expected()
 
     def reference(self) -> Recorded:
-        """The record of transformers, or of the same engine where that has none, with weights that are not quantized."""
+        """The record of transformers with unquantized weights, or of the same engine where transformers has none.
+
+        Raises:
+            MissingBaselineError: there is none. BaselineRecordedError: this run was recorded.
+        """
         return self._expected(by=self._by(), unquantized=True)
 
     def _by(self) -> str:

@@ -25,7 +25,7 @@ SMALL_MODEL = 0.01
 PEAK_FACTOR = 1.03
 _LEAST_READINGS = 4
 _GOES_ON = 3
-"""New highs in the second half that make a leak of a late rise: one that was set up late rises once."""
+"""New highs in the second half that mark a late rise as a leak: a late set-up rises only once."""
 _COARSEST = 16
 
 
@@ -69,7 +69,7 @@ def weights_tolerance(predicted: int) -> int:
 
 
 def either_way(difference: int, baseline: int, tolerance: int) -> int:
-    """Of the two limits at this distance from a baseline, the one on the side of what was measured."""
+    """The limit at ``tolerance`` from a baseline, above it where ``difference`` is not negative, otherwise below."""
     return baseline + tolerance if difference >= 0 else baseline - tolerance
 
 

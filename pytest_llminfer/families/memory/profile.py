@@ -22,7 +22,7 @@ _MEASURED_ONLY = (
     ("load peak", "load_peak_bytes"),
     ("run peak", "run_peak_bytes"),
 )
-"""Lines that follow from no configuration: they are shown, and the peaks are judged by a record."""
+"""Lines that no configuration predicts: they are shown, and the peaks are judged by a record."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ def check_rank_weights(*, ranks: Sequence[Rank], expected: Mapping[int, int], en
 
 
 def check_reference_answers(*, answers: Mapping[str, Answer]) -> Verdict:
-    """Whether one GPU answers well enough for a comparison with it to mean anything: a model that knows nothing loses nothing."""
+    """Whether one GPU answers well enough for a comparison with it to mean anything: a model without skill cannot lose any."""
     right = sum(answer.flexible for answer in answers.values())
     share = right / len(answers) if answers else 0.0
     outcome, lines = Outcome.PASS, []

@@ -276,6 +276,6 @@ def _failed(what: str, reply: Reply) -> str:
 
 
 def _parting(ours: str, theirs: str) -> str:
-    """Where two texts part, with what stands there."""
+    """Where two texts differ first, with what each has there."""
     place = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), min(len(ours), len(theirs)))
     return f"text parts at character {place}: {ours[place : place + 20]!r} instead of {theirs[place : place + 20]!r}"

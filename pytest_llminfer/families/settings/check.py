@@ -60,7 +60,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _versions(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """The engine's, and those of packages that are others now: an engine's default may be one of theirs."""
+    """The engine's, and those of packages that have changed: an engine's default may be one of theirs."""
     moved = [name for name in sorted(then.keys() & now.keys()) if name != "engine" and then[name] != now[name]]
     engine = f"engine {then.get('engine', 'unknown')} → {now.get('engine', 'unknown')}"
     return ", ".join([engine, *(f"{name} {then[name]} → {now[name]}" for name in moved)])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PROMPTS, MAX_TOKENS, TOP = 8, 48, 5
 _STORED = 3
-"""How many of the likeliest tokens of a step a record keeps: a tie is between the first two, or near enough."""
+"""How many of the likeliest tokens of a step a record keeps: a tie is between the first two, or close to them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Greedy:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What must be equal for a record to be compared with."""
+        """What must be equal for a record to be a fair comparison."""
         text = json.dumps(self.prompts, separators=(",", ":"))
         return {"prompts_sha256": hashlib.sha256(text.encode()).hexdigest(), "sampling": Sampling(MAX_TOKENS).to_dict()}
 
@@ -68,7 +68,7 @@ def observe(engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def pack(answers: Sequence[Generation]) -> dict[str, Any]:
-    """Answers as a record holds them, one short line each: tokens, reasons to end, and of each step the likeliest three."""
+    """Answers as a record holds them, one short line each: tokens, finish reasons, and of each step the likeliest three."""
     return {"answers": [_pack(answer) for answer in answers]}
 
 

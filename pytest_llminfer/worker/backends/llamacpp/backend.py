@@ -58,7 +58,7 @@ class LlamacppBackend:
         live = self._part("live")
         self._live = live.LiveModel.load(self._spec, self._model_path, self._engine_args, self._progress, started=started)
         if self._live.offloaded:
-            # What a GPU holds is not to be read from the host's books.
+            # The host cannot read what a GPU holds.
             self.capabilities = type(self).capabilities - _HOST_ONLY
         return {**self._live.information(), "capabilities": sorted(self.capabilities)}
 

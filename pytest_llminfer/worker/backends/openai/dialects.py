@@ -1,4 +1,4 @@
-"""What servers understand beyond OpenAI's own fields, told by ``owned_by`` in their list of models.
+"""What servers understand beyond OpenAI's own fields, recognised by ``owned_by`` in their list of models.
 
 Servers that run engines read defaults for these fields from the model's generation_config, so there the neutral values are
 sent too; a server that is not known is sent only what differs from neutral, because some refuse fields that they do not know.

@@ -1,4 +1,4 @@
-"""Requests to one server: bounded in number, retried with back-off, and told apart from wrong answers when they fail."""
+"""Requests to one server: bounded in number, retried with back-off, and kept apart from wrong answers when they fail."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Transport:
 
 
 def refuse_failures(results: Sequence[Any], *, server: str, what: str) -> None:
-    """A request without an answer is no wrong answer: nothing of the batch is used.
+    """Refuse a batch with failed requests: a request without an answer is not a wrong answer.
 
     Raises:
         TransportError: how many of the requests failed, and the first reason.

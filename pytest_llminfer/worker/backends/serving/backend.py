@@ -141,7 +141,7 @@ class ServedBackend(OpenaiBackend):
         return self._end()
 
     def close(self) -> None:
-        """Stop the server, so that it can let go of what the end of its processes would not free."""
+        """Stop the server, so that it can release what the end of its processes would not free."""
         if self._server is not None:
             self._end()
         if self._folder is not None:

@@ -60,7 +60,7 @@ def command(order: Order) -> Command:
         "verbose": False,
         **order.arguments,
     }
-    # By its own default a new request cuts off the one that is being streamed.
+    # By default a new request interrupts the one that is being streamed.
     settings = {"host": "127.0.0.1", "port": order.port, "api_key": order.key, "interrupt_requests": False, "models": [model]}
     file = private_file(order.folder, "server.json", json.dumps(settings))
     return Command(

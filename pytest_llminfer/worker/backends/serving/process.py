@@ -90,7 +90,7 @@ class ServerProcess:
         return self._process.pid
 
     def wait_until_ready(self, progress: Callable[[str, int, int], None]) -> None:
-        """Until ``/health`` answers, or the list of models. What the server prints is a sign of life; that it is there is none.
+        """Wait until ``/health`` or the list of models answers. Output of the server counts as progress, its existence does not.
 
         Raises:
             EngineStartError, OutOfMemoryError: it ended before.
@@ -108,7 +108,7 @@ class ServerProcess:
         progress("starting the server", 1, 1)
 
     def unname_shared_memory(self) -> None:
-        """What its processes share goes with the last of them, also when they are killed."""
+        """Unlink the shared memory of its processes, which then goes with the last of them, also when they are killed."""
         shared_memory.unlink([self.pid, *descendants(self.pid)])
 
     def _answers(self, path: str) -> bool:
@@ -121,7 +121,7 @@ class ServerProcess:
             return False
 
     def death(self, when: str, cls: type[EngineError] = EngineDiedError) -> EngineError:
-        """The error for a server that has ended; memory that did not suffice is named."""
+        """The error for a server that has ended; running out of memory has a class of its own."""
         self._reader.join(timeout=2)
         lines = list(self._lines)
         status = self._process.poll()

@@ -62,7 +62,7 @@ class Survival:
         return kill_process_tree
 
     def started(self, loop: Any) -> None:
-        """From now on whoever asks finds out about deaths: drop the signal handlers that SGLang hung on its event loop."""
+        """Drop the signal handlers that SGLang put on its event loop: from now on the next request finds out about a death."""
         self.starting = False
         for number in (signal.SIGTERM, signal.SIGQUIT):
             loop.remove_signal_handler(number)

@@ -1,4 +1,4 @@
-"""A running engine: started so that its death is survived, asked so that its death is noticed."""
+"""A running engine, whose death this process survives and notices."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class LiveEngine:
         return self.wait_for_all([coroutine], doing=doing)[0]
 
     def wait_for_all(self, coroutines: Iterable[Coroutine[Any, Any, Any]], *, doing: str, phase: str = "") -> list[Any]:
-        """Results in order; all are under way at once. phase: told to the progress, with how many are done.
+        """Results in order; all are under way at once. phase: reported to the progress, with how many are done.
 
         Raises:
             EngineDiedError, OutOfMemoryError: a process of the engine has ended.
@@ -128,7 +128,7 @@ class LiveEngine:
             raise self._died(f"answering {method!r}", str(error)) from error
 
     def check(self) -> None:
-        """Raise what the engine died of, if it did."""
+        """Raise the error of a dead engine: EngineDiedError, or OutOfMemoryError."""
         if self._death is None and self._failed():
             raise self._died("nothing was asked of it")
         if self._death is not None:

@@ -1,4 +1,4 @@
-"""Which cells transformers can split over devices, told before anything is loaded."""
+"""Which cells transformers can split over devices, known before anything is loaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_parallelism(spec: EngineSpec) -> None:
 
 
 def check_heads(configuration: Mapping[str, Any], tp: int) -> None:
-    """Refuse heads that cannot be dealt out evenly.
+    """Refuse a model whose heads do not divide by the ranks.
 
     Raises:
         UnsupportedError: ``tp`` does not divide the attention heads or the KV heads.
@@ -41,4 +41,4 @@ def check_heads(configuration: Mapping[str, Any], tp: int) -> None:
     heads = text.get("num_attention_heads")
     for name, count in (("attention heads", heads), ("KV heads", text.get("num_key_value_heads") or heads)):
         if count and count % tp:
-            raise UnsupportedError(f"{count} {name} cannot be dealt out to tp={tp} ranks; use a tp that divides {count}")
+            raise UnsupportedError(f"{count} {name} cannot be split over tp={tp} ranks; use a tp that divides {count}")

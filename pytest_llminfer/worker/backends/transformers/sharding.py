@@ -34,7 +34,7 @@ def check_plan(config: Any) -> None:
 
 
 def join(spec: EngineSpec) -> None:
-    """Let this process take its place among the ranks: rank 0 opens the meeting place, the others come to it.
+    """Join the process group: rank 0 opens the store, the others connect to it.
 
     Raises:
         UnsupportedError: there are fewer GPUs than ranks.
@@ -78,7 +78,7 @@ def agree_on_least(value: int, device: torch.device) -> int:
 
 
 def free_the_rest(model: Any) -> None:
-    """Give each shard a storage of its own size: cut from a whole tensor in memory, it would keep that one alive."""
+    """Give each shard a storage of its own: a view of the whole tensor would keep all of it alive."""
     replaced: dict[int, torch.nn.Parameter] = {}
     # An id is a name only as long as its object lives.
     kept = []
