@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.judging import Judge
 
 MOST_SECONDS = 15.0
-"""What a load may take where nobody asked for all tests: three more of them follow."""
+"""Bytes that a load may take unless all tests are requested: three more loads follow."""
 
 
 @pytest.mark.llminfer_only(quantization="none", parallel=False)

@@ -62,7 +62,13 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class CacheSizes:
-    """What a KV cache is made of. windows: per layer in tokens, 0 where a layer keeps everything."""
+    """The sizes from which a KV cache is made.
+
+    Attributes:
+        kv_heads: KV heads of a layer.
+        head_dim: Elements of one head's key or value.
+        windows: Per layer its window in tokens; 0 where a layer keeps everything.
+    """
 
     kv_heads: int
     head_dim: int

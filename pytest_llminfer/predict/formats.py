@@ -37,8 +37,10 @@ _NESTED_CODEBOOK = 256 * _FLOAT
 class FormatOptions:
     """What a quantization leaves open.
 
-    double_quantized: whether the absolute maxima of nf4 or fp4 are quantized too; None for the engine's usual. group_size:
-    inputs that share a scale in gptq, awq and w4a16; -1: all of a row. scale_per: "tensor" or "channel", of fp8.
+    Attributes:
+        double_quantized: Whether the absolute maxima of nf4 or fp4 are quantized too; None for the engine's usual choice.
+        group_size: Inputs that share a scale in gptq, awq and w4a16; -1 for all of a row.
+        scale_per: Of fp8, what has a scale of its own: ``tensor`` or ``channel`` (a row).
     """
 
     double_quantized: bool | None = None

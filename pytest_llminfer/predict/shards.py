@@ -1,6 +1,6 @@
 """Which part of each weight one rank holds: tensor-parallel shares, pipeline stages, and matrices that engines fuse.
 
-What is dealt of each linear is declared in ``shards.toml``, which roles an engine deals in its profile (``rules.Splitting``).
+``shards.toml`` declares how each linear is split, an engine's profile which roles it splits (``rules.Splitting``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DECLARED = tomllib.loads(Path(__file__).with_name("shards.toml").read_text(enco
 
 
 DEALT: dict[str, str] = _DECLARED["linears"]
-"""The last word of a module's name → what of its weight is dealt: outputs, inputs or heads."""
+"""Last word of a module's name → what its weight is split by: outputs, inputs or heads."""
 
 
 def splitting_of(engine: EngineRules) -> Splitting:
@@ -63,7 +63,7 @@ def rank_part(
 ) -> WeightShape:
     """The part of a weight that one of ``tp`` ranks holds, the vocabulary filled up first where the engine does that.
 
-    What does not divide by the ranks is dealt in equal parts rounded up: the first rank has a whole one, the last what is left.
+    What does not divide by the ranks is split in equal parts rounded up: the first rank has a full one, the last the remainder.
     """
     sizes = list(weight.shape)
     if weight.role in ("embedding", "lm_head"):
@@ -90,8 +90,8 @@ def _share(size: int, tp: int, rank: int) -> int:
 
 
 def stages_of(weight: WeightShape, shape: ModelShape, pp: int, engine: EngineRules) -> tuple[int, ...]:
-    """The pipeline stages that hold a weight: layers are dealt evenly, the embedding is on the first stage, final norm and
-    output matrix on the last, or where the engine has them.
+    """The pipeline stages that hold a weight: layers are split evenly, the embedding is on the first stage, final norm and output
+    matrix on the last, or where the engine has them.
 
     Raises:
         UnsupportedError: layers that do not divide by the stages, a tied embedding whose stages are not known, or an engine that

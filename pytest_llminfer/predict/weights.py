@@ -29,7 +29,13 @@ _GGML = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 @dataclass(frozen=True, slots=True)
 class HeldWeight:
-    """A weight as one rank holds it. tensors: bytes of each tensor, the weight first, then its quantization state."""
+    """A weight as one rank holds it.
+
+    Attributes:
+        name: Its name in transformers; that of the fused matrix where the engine joins linears.
+        role: What it is for, one of ``models.shape.ROLES``.
+        tensors: Bytes of each tensor, the weight first, then its quantization state.
+    """
 
     name: str
     role: str

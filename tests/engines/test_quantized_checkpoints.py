@@ -53,7 +53,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
             spec=EngineSpec(engine, environment=python, model=str(path), **cell),
             model=Model(str(path)),
             engine_args={},
-            variables={"OMP_NUM_THREADS": "1"},
+            variables={},
             timeout=240,
             log=tmp_path_factory.mktemp("worker") / "log",
         )
@@ -178,7 +178,6 @@ def vllm(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[Any
         done = subprocess.run(
             [vllm_python, str(VLLM), str(task), str(answer)],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=stream,
             stderr=stream,
             check=False,

@@ -24,7 +24,7 @@ def test_the_serving_suite_passes(llamacpp_python: str, pytester: pytest.Pyteste
 def test_accuracy_through_the_server_is_held_against_the_record_made_without_it(
     llamacpp_python: str, pytester: pytest.Pytester
 ) -> None:
-    """The server takes text only, and does not tell the engine's defaults: no test asks for them."""
+    """The server takes text only, and does not report the engine's defaults: no test asks for them."""
     for suite in ("accuracy", "settings"):
         shutil.copy(SUITES / f"test_{suite}.py", pytester.path)
     shutil.copytree(REPOSITORY / "baselines" / "any", pytester.path / "baselines" / "any")

@@ -117,7 +117,9 @@ def test_a_bad_name_is_refused_in_one_line(llminfer: Callable[..., str], argumen
 
 def test_what_an_engine_cannot_do_is_a_failure_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["memory", "qwen2.5-72b", "--tp", "3"]) == 1
-    assert capsys.readouterr().err == "llminfer: vllm cannot deal the 64 heads of this model to 3 ranks; use a tp that divides 64\n"
+    assert (
+        capsys.readouterr().err == "llminfer: vllm cannot split the 64 heads of this model over 3 ranks; use a tp that divides 64\n"
+    )
     for arguments, said in (
         (("--engine", "llamacpp", "--tp", "2"), "llamacpp does not split a model over tensor-parallel ranks"),
         (("--kv-dtype", "q4_0"), "vllm has no KV cache of q4_0 here; use kv_dtype=bf16 or fp16 or fp8 or fp8_e5m2"),

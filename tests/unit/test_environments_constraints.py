@@ -185,7 +185,7 @@ def test_what_the_installation_holds_itself_is_not_blamed_on_the_user(
 def test_a_version_that_does_not_exist_is_not_blamed_on_a_constraint_that_allows_it(
     fails: Callable[..., tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pip tells of a conflict with the constraint all the same."""
+    """pip still reports a conflict with the constraint."""
     monkeypatch.setenv("PIP_CONSTRAINT", str(write(tmp_path / "mine.txt", "part<=10")))
     first, everything = fails("part==9.9")
     assert "The user requested (constraint) part<=10" in everything

@@ -1,4 +1,4 @@
-"""From a cell to vLLM's keyword arguments, for an installed vLLM that is told by its names; none is imported here."""
+"""From a cell to vLLM's keyword arguments, for an installed vLLM that is described by names; none is imported here."""
 
 from __future__ import annotations
 

@@ -27,7 +27,12 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class SingleAnswers:
-    """What the session's cells on one GPU answered: their greedy answers, and the graded ones by question id."""
+    """What the session's cells on one GPU answered.
+
+    Attributes:
+        greedy: Cell to its greedy answers.
+        graded: Cell to its graded answers by question id.
+    """
 
     greedy: dict[EngineSpec, Greedy] = field(default_factory=dict)
     graded: dict[EngineSpec, dict[str, Answer]] = field(default_factory=dict)
@@ -70,7 +75,7 @@ class OneGpu:
     def _find(self, kept: Mapping[EngineSpec, T]) -> T:
         if profile(self._spec.engine).draws_per_rank(self._spec):
             raise UnsupportedError(
-                f"{self._spec}: {self._spec.engine} draws dummy weights on each rank anew, "
+                f"{self._spec}: {self._spec.engine} draws other dummy weights on each rank, "
                 f"so this is another model than on one GPU",
                 "use real weights to compare outputs",
             )

@@ -17,6 +17,9 @@ def chat(_model: Any, path: str, conversations: Sequence[Sequence[Mapping[str, s
 
     today: the date for templates that write it ("2024-07-26"). transformers asks its module's ``datetime`` for the date, and takes
     no function of the caller's.
+
+    Raises:
+        UnsupportedError: the tokenizer has no chat template.
     """
     from transformers import AutoTokenizer
     from transformers.utils import chat_template_utils

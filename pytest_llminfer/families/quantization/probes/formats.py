@@ -44,7 +44,11 @@ def round_trip(model: Any, values: np.ndarray, *, double_quantized: bool | None 
 
 
 def codebook(model: Any) -> dict[str, Any]:
-    """The 16 values that the model's 4-bit codes stand for, float32, and how often each is used over all its linears."""
+    """The 16 values that the model's 4-bit codes stand for, float32, and how often each is used over all its linears.
+
+    Raises:
+        UnsupportedError: the model is not quantized, or to 8 bits, which have no codebook.
+    """
     counts = torch.zeros(16, dtype=torch.int64)
     code = None
     for layer in _quantized(model):

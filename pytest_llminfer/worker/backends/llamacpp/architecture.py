@@ -16,7 +16,27 @@ _ROPE_TYPES = ("default", "linear", "llama3")
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What the weights and the metadata of a GGUF file follow from. rope_scaling: empty for plain rotary positions."""
+    """The sizes from which the weights and the metadata of a GGUF file follow.
+
+    Attributes:
+        name: llama.cpp's name of the architecture.
+        layers: Decoder layers.
+        hidden: Width of the residual stream.
+        heads: Query heads of a layer.
+        kv_heads: Key and value heads of a layer.
+        head_dim: Elements of one head.
+        intermediate: Width of the MLP.
+        vocabulary: Rows of the embedding.
+        positions: Longest sequence, ``max_position_embeddings``.
+        norm_epsilon: Epsilon of the RMS norms.
+        rope_theta: Base of the rotary positions.
+        rope_scaling: What scales the rotary positions, with its ``rope_type``; empty for plain ones.
+        tied: Whether the output matrix is the embedding.
+        qkv_bias: Whether the projections to queries, keys and values have a bias.
+        output_bias: Whether the attention's output projection has one.
+        mlp_bias: Whether the linears of the MLP have one.
+        initializer_range: Standard deviation of dummy weights.
+    """
 
     name: str
     layers: int
@@ -41,7 +61,7 @@ class Architecture:
         """Read a config.json.
 
         Raises:
-            UnsupportedError: another architecture, or a variant of it that a GGUF file of ours could not express.
+            UnsupportedError: another architecture, or a variant of it that the converter does not write.
             BadInputError: a size is missing.
         """
         model_type = str(config.get("model_type", ""))

@@ -26,7 +26,16 @@ _KEY, _VALUE = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class CacheReader:
-    """Reads what a sequence holds. head_dims, kinds: of the keys and of the values; a kind is ggml's number of a type."""
+    """Reads what a sequence holds in the KV cache.
+
+    Attributes:
+        library: The module with llama.cpp's C functions.
+        decoder: The context whose cache is read.
+        layers: Layers of the model.
+        heads: KV heads of a layer.
+        head_dims: Elements of one head's key and of its value.
+        kinds: ggml's number of the type of keys and of values.
+    """
 
     library: Any
     decoder: Decoder

@@ -29,7 +29,15 @@ PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Tokens by id, as many as the embedding has rows, with their kinds; merges as ``"left right"``."""
+    """A tokenizer as GGUF stores it.
+
+    Attributes:
+        tokens: Text by token id, as many as the embedding has rows; the rows without a token are named ``[UNUSED…]``.
+        kinds: GGUF's kind of each token (``NORMAL``, ``CONTROL``, ``USER_DEFINED``, ``UNUSED``).
+        merges: Pairs of the byte-pair encoding in their order, as ``"left right"``.
+        pre_tokenizer: llama.cpp's name for how text is split before merging.
+        chat_template: Source of the chat template; empty without one.
+    """
 
     tokens: tuple[str, ...]
     kinds: tuple[int, ...]

@@ -30,7 +30,12 @@ _LOOK_SECONDS = 300
 
 
 def command(order: Order) -> Command:
-    """The cell stands in a configuration file that only this user can read: it holds the key, which a command line would show."""
+    """The cell stands in a configuration file that only this user can read: it holds the key, which a command line would show.
+
+    Raises:
+        UnsupportedError: a quantization or KV dtype that SGLang does not serve.
+        BadInputError: an argument that the cell chooses, or a switch that does not exist.
+    """
     refuse_taken(order.arguments, *_TAKEN)
     spec = order.spec
     if spec.quantization not in (*_STORED, *_QUANTIZATIONS):
@@ -68,7 +73,7 @@ def command(order: Order) -> Command:
 
 
 def _switched_off(order: Order, names: list[str]) -> list[str]:
-    """The flags that say no; most switches of the installed server have none, and are off where nobody switches them on.
+    """The flags that switch something off; most switches of the installed server have none, and are off by default.
 
     Raises:
         BadInputError: a name that is no switch of it.

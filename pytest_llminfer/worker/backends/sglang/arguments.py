@@ -61,7 +61,7 @@ def engine_arguments(
 ) -> dict[str, Any]:
     """Keyword arguments of ``Engine``.
 
-    known: the fields of the installed ``ServerArgs``; defaults of ours that it does not have are left out. has_cpu_kernels: whether
+    known: the fields of the installed ``ServerArgs``; defaults of this backend that it lacks are left out. has_cpu_kernels: whether
     SGLang has kernels of its own for this processor; without them it loads quantized weights, or fails to, and computes with none.
     quant_method: what the checkpoint's configuration says of its quantization. positions: how long a sequence may be.
 

@@ -1,4 +1,4 @@
-"""The simulated engine as a backend: needs NumPy only, answers everything, and can be told to fail."""
+"""The simulated engine as a backend: needs NumPy only, answers everything, and can be made to fail."""
 
 from __future__ import annotations
 

@@ -21,7 +21,12 @@ _DUMMY_STD = 0.02
 
 
 def read_weights(folder: Path, shape: Shape) -> Weights:
-    """Every weight that the shape asks for, in its order; others in the files are an error, like missing ones."""
+    """Every weight that the shape asks for, in its order; others in the files are an error, like missing ones.
+
+    Raises:
+        BadInputError: a weight is missing, surplus or of another shape, or a file is damaged.
+        UnsupportedError: another dtype than F32, F16 or BF16.
+    """
     stored = read_checkpoint(folder)
     expected = shape.parameter_shapes()
     missing = [name for name in expected if name not in stored]

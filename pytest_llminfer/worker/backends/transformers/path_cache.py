@@ -25,7 +25,12 @@ _GROUP = 64
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What one layer holds: keys, values (batch, kv_heads, n, head_dim) of the n newest columns, in the dtype of the model."""
+    """What one layer of a cache holds of its n newest columns, in the model's dtype.
+
+    Attributes:
+        keys: (batch, kv_heads, n, head_dim).
+        values: (batch, kv_heads, n, head_dim).
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -100,7 +105,11 @@ def can_branch(cache: Any) -> bool:
 
 
 def check_croppable(cache: Any) -> None:
-    """Refuse a cache that transformers cannot shorten; an inherited ``crop`` of a quantized one would cut its residual alone."""
+    """Refuse a cache that transformers cannot shorten; an inherited ``crop`` of a quantized one would cut its residual alone.
+
+    Raises:
+        UnsupportedError: a layer of another kind.
+    """
     for layer in cache.layers:
         if not getattr(layer, "is_croppable", False) or hasattr(layer, "_quantize"):
             raise UnsupportedError(f"transformers cannot crop {type(layer).__name__}", "use cache=dynamic")
@@ -113,7 +122,7 @@ def crop(cache: Any, count: int) -> None:
 
 
 def duplicate(cache: Any) -> Any:
-    """A copy that goes on by itself, as a prompt's cache is copied for each of its continuations."""
+    """An independent copy, as a prompt's cache is copied for each of its continuations."""
     with _refused():
         return copy.deepcopy(cache)
 

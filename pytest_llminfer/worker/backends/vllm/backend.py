@@ -83,7 +83,12 @@ class VllmBackend:
     def generate(
         self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, cache_path: str = "engine"
     ) -> Message:
-        """One ``LLM.generate`` over all prompts; cache path ``no_cache`` is one of a single token for every step."""
+        """One ``LLM.generate`` over all prompts; cache path ``no_cache`` is one of a single token for every step.
+
+        Raises:
+            UnsupportedError: the cache path ``loop``.
+            BadInputError: sampling or token ids that the model cannot take.
+        """
         requests.check_sampling(sampling, cache_path=cache_path)
         if cache_path == "loop":
             raise UnsupportedError("vllm's cache cannot be driven by a hand-written loop", "use cache path engine or no_cache")
