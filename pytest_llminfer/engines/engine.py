@@ -11,12 +11,13 @@ from pytest_llminfer.engines.probes import locate
 from pytest_llminfer.engines.replica import MAX_DEATHS, Launch, Replica
 from pytest_llminfer.engines.replicas import SharedProgress, at_once, collect, deal, first_of_equal, of_the_fullest
 from pytest_llminfer.errors import EngineError, UnsupportedError
-from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparisons
+from pytest_llminfer.observations.cache_paths import CachePathComparisons
 from pytest_llminfer.observations.engine import Calibration, EngineInfo, Rank
 from pytest_llminfer.observations.generation import Generation, Sampling, Scores
 from pytest_llminfer.observations.kv_cache import CacheCounters, CacheReport, KVPool
 from pytest_llminfer.observations.layout import Layout
 from pytest_llminfer.observations.memory import MemoryReport
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence

@@ -65,6 +65,7 @@ class SessionReport:
         asked_for = self._config.getoption("llminfer_report", None) or self._config.getini("llminfer_report")
         if self._gathered is None and not asked_for:
             return
+        from pytest_llminfer.plugin.hints import working
         from pytest_llminfer.plugin.session_facts import facts, report_folder
 
         folder = None if self._config.option.collectonly else report_folder(self._config)
@@ -73,6 +74,7 @@ class SessionReport:
         gathering, records = self._gathering()
         self._lines = [*self._cells_without_verdict(gathering), *records.missing(), *self._settle(gathering)]
         self._lines += records.settle(verbose=self._config.get_verbosity() > 0)
+        self._lines = [working(line, self._config) for line in self._lines]
         self._fail_if_told(session, self._lines)
         from pytest_llminfer.report.result import SessionResult
 

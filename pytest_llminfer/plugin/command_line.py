@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 PREFIX = "--llminfer-"
 SPOKEN = pytest.StashKey[dict[str, str]]()
 """For each option of this command line, by its ini name, the flag as it was written."""
+OURS = pytest.StashKey[frozenset[str]]()
+"""The flags of this command line that are registered as ours."""
+PARSER = pytest.StashKey[pytest.Parser]()
+"""What knows the flags of the project and of other plugins."""
 
 
 class Option(NamedTuple):
@@ -249,6 +253,7 @@ def register_last(
     finally:
         ours = {flag: option for flag, option in written.items() if flag == option.canonical or not is_taken(parser, flag)}
         config.stash[SPOKEN] = {option.ini: flag for flag, option in ours.items()}
+        config.stash[OURS] = frozenset(ours)
         add_options(parser, ours)
 
 

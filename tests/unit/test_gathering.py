@@ -221,7 +221,7 @@ def test_junit_properties_are_for_people() -> None:
         ("llminfer.verdict", "FAIL: it is kept"),
         ("llminfer.key", "12 tok/s"),
         ("llminfer.number", "speed: 12.5 tokens/s (n=5, MAD 0.1)"),
-        ("llminfer.threshold", "at most 3 % (from a record)"),
-        ("llminfer.smallest_detectable", "2 %"),
+        ("llminfer.limit", "at most 3 % (from a record)"),
+        ("llminfer.minimum_detectable_effect", "2 %"),
         ("llminfer.baseline", "any/reference/answer/e"),
     ]

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_llminfer.models.cut import CacheSizes
-    from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparison, CachePathComparisons
+    from pytest_llminfer.observations.cache_paths import CachePathComparison, CachePathComparisons
+    from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 UNIT_ROUNDOFF = 6.0e-8
 """Of fp32 (docs/methods.md#rounding-limits)."""

@@ -15,7 +15,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparison
+    from pytest_llminfer.observations.cache_paths import CachePathComparison
+    from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 BLOCK = 16
 """Tokens of a block, in the engines that have them; theirs are this or a multiple."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.observations.cache_paths import CachePath
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 try:
     from hypothesis import HealthCheck, Phase, Verbosity, find, given, seed, settings

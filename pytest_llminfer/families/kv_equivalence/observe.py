@@ -12,8 +12,8 @@ from pytest_llminfer.families.kv_equivalence.receptive_field import check_reach
 from pytest_llminfer.families.kv_equivalence.stored import check_cached_tensors, check_quantized_cache
 from pytest_llminfer.families.probes import bundled_probe
 from pytest_llminfer.models.cut import SLIDING, STRUCTURES, CacheSizes, structure_config
-from pytest_llminfer.observations.cache_paths import CachePath
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.worker.backends.transformers.cache_paths import CachePath, Layer, Passed, walk
+from pytest_llminfer.worker.backends.transformers.cache_paths import Layer, Passed, walk
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
