@@ -192,7 +192,7 @@ def in_gguf(quantization: str) -> list[Parameter]:
         elif quantization == "q4_k_m" and each.name in (*WIDER, "lm_head.weight"):
             kind = "q6_k"
         block, size = GGML_BYTES[kind]
-        packed = {} if block == 1 else {"packing": kind, "block_size": block}
+        packed: dict[str, Any] = {} if block == 1 else {"packing": kind, "block_size": block}
         found.append(replace(each, dtype=kind, stored_bytes=math.prod(each.shape) // block * size, **packed))
     return found
 
