@@ -29,7 +29,13 @@ _ADVICE = "read what the first line tells of where it parts; the shortest way th
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What an engine answered to one request. repeated: to :func:`repeated`, once it had failed."""
+    """What an engine answered to one request.
+
+    Attributes:
+        cache_path: The candidate's cache path.
+        found: Its comparison with the reference, by sequence.
+        repeated: The comparison of :func:`repeated`, made once ``found`` had failed; None where it was not.
+    """
 
     cache_path: CachePath
     found: CachePathComparisons

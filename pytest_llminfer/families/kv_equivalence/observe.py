@@ -47,7 +47,14 @@ _SHORTEST = 24
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """A model with random weights of a cut configuration, in fp32, made by the engine's worker from ``seed``."""
+    """A model with random weights of a cut configuration, in fp32, made by the engine's worker.
+
+    Attributes:
+        engine: The engine under test.
+        name: What verdicts call the configuration.
+        config: Content of the cut config.json.
+        seed: Seed of the random weights.
+    """
 
     engine: Engine
     name: str
