@@ -1,4 +1,4 @@
-"""What kind of bug makes two ways through a KV cache differ: read from where keys, values and distributions part.
+"""What kind of bug makes two cache paths differ: read from where keys, values and distributions differ.
 
 Everything is judged in the first layer that differs: those after it differ because it does.
 """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LENGTHS = (36, 52)
 """Tokens of a sequence: two blocks of 16 and more, and more than the window of a cut configuration."""
 SHRINKING_SECONDS = 5.0
-"""For how long a way that fails is made shorter."""
+"""How long a failing cache path is shortened, at most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,11 @@ class Structure:
             return None
 
     def strategy(self, family: str) -> SearchStrategy[PathCase]:
-        """The ways of a family that this model can go."""
+        """The cache paths of a family that are possible with this model.
+
+        Raises:
+            UnsupportedError: ``sliding`` with a model without a window.
+        """
         from pytest_llminfer.families.kv_equivalence.drawing import STRATEGIES, Subject
 
         window = min((window for window in self.sizes.windows if window), default=0) if self.sizes else 0
@@ -79,7 +83,7 @@ class Structure:
         return STRATEGIES[family](Subject(int(self.config["vocab_size"]), window))
 
     def ask(self, case: PathCase, *, again: bool = False) -> Compared:
-        """What the engine makes of it; ``again``: also with one token repeated."""
+        """Compare the cache path with prefill on the engine. again: also over one repeated token (:func:`repeated`)."""
         asked: Any = {"config": self.config, "dtype": "fp32", "seed": self.seed}
         found = self.engine.compare_cache_paths(case.sequences, candidate=case.cache_path, **asked)
         if not again:
@@ -176,6 +180,9 @@ class KVEquivalence:
         """Keys and values of the served model's first layer are equal to the last place by every cache path, in its own dtype.
 
         prompts: token ids, at least 24 of each. cache paths: those of :func:`benign_cache_paths` unless others are given.
+
+        Raises:
+            BadInputError: a prompt of fewer tokens. UnsupportedError: the engine cannot compare cache paths.
         """
         self._need()
         given = [list(ids) for ids in (prompts or self._engine.model.sample_prompts(1, PROMPT))]
