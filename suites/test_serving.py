@@ -1,4 +1,4 @@
-"""Serving: the engine's own server says what it serves, answers right however it is asked, guards its door, and ends when told."""
+"""Serving: the engine's own server lists its model, answers correctly in every mode, requires its key, and ends on SIGTERM."""
 
 from __future__ import annotations
 

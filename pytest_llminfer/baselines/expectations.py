@@ -41,9 +41,11 @@ class Observe(Protocol):
 
 @dataclass(slots=True)
 class SessionRecords:
-    """What this process has recorded in this session: the cells that come later are judged by it.
+    """What this process has recorded in this session: later cells are judged by it.
 
-    side_files: their arrays by name; the process that writes them may not have done so yet.
+    Attributes:
+        records: Key to record.
+        side_files: File name to the packed arrays beside a record; the process that writes the files may not have done so yet.
     """
 
     records: dict[BaselineKey, Record] = field(default_factory=dict)
@@ -54,8 +56,11 @@ class SessionRecords:
 class Recording:
     """Whether and where baselines are recorded.
 
-    folder: of the project's baselines. mode: "" (nothing is recorded), "new" (what has no record yet) or "all". root: of the
-    project, whose commit is part of a record's provenance. versions: of what runs the tests, beside the engine's.
+    Attributes:
+        folder: The project's baselines.
+        mode: ``""`` (nothing is recorded), ``"new"`` (what has no record yet) or ``"all"``.
+        root: The project, whose commit is part of a record's provenance.
+        versions: Name to version of what runs the tests, beside the engine's own.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""What tests tell the process that gathers results and alone writes files: notes, by name, each a mapping of plain data."""
+"""What tests report to the process that gathers results and alone writes files: notes, by name, each a mapping of plain data."""
 
 from __future__ import annotations
 

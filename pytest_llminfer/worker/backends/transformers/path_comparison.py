@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _POSITIONS = 256
-"""Whose logits are held in float64 at a time: a whole vocabulary of a long sequence would not fit."""
+"""Positions whose logits are in float64 at a time: those of a long sequence would not fit."""
 _SEARCHED = 4096
 """Positions of a sequence up to which the nearest ones are looked for: their number grows with the square."""
 
