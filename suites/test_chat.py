@@ -39,6 +39,7 @@ def test_conversations_have_the_recorded_tokens(
         n=len(conversations.token_ids),
         by="transformers",
         unquantized=True,
+        arguments="none",
     )
     judge(
         check_conversations(

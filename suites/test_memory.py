@@ -87,6 +87,7 @@ def test_peak_is_within_its_budget(engine: Engine, baseline: Baseline, judge: Ju
         n=1,
         per_hardware=report.device != "cpu",
         per_parallelism=True,
+        arguments="all",
     )
     verdict = _judged(report, peak, int(expected["peak_bytes"]))
     if verdict.outcome is Outcome.FAIL:

@@ -84,6 +84,7 @@ def test_latency_is_as_recorded(engine: Engine, server: Exchange, baseline: Base
         n=REQUESTS,
         per_hardware=True,
         per_parallelism=True,
+        arguments="all",
     )
     judge(check_latency(replies=replies, sessions=expected["sessions"], device=engine.info.device))
 

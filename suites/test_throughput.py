@@ -38,6 +38,7 @@ def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Ju
         n=ROUNDS,
         per_hardware=True,
         per_parallelism=True,
+        arguments="all",
     )
     recorded = sessions(expected)
     speed = throughput.fair(throughput(workload), recorded)

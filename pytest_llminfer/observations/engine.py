@@ -43,6 +43,7 @@ class EngineInfo(FromMessage):
 
     dtype, kv_dtype: resolved, never ``auto``. device: "cpu" or "cuda"; device_name: the exact name of the processor or
     accelerator. capabilities: the requests that this engine answers. versions: engine, framework, driver. load_seconds by phase.
+    served_model: the name by which a server that somebody else runs knows the model; empty for other engines.
     """
 
     dtype: str
@@ -54,3 +55,4 @@ class EngineInfo(FromMessage):
     versions: dict[str, str] = field(default_factory=dict)
     load_seconds: dict[str, float] = field(default_factory=dict)
     end_token_ids: tuple[int, ...] = ()
+    served_model: str = ""

@@ -19,8 +19,8 @@ from pytest_llminfer.baselines.record import BaselineKey, Record
 from pytest_llminfer.baselines.store import LayeredSource, Store
 from pytest_llminfer.errors import BaselineError
 
-KEY = BaselineKey("any", "reference", "gsm8k", "transformers-none-bf16-kv_bf16")
-OTHER = replace(KEY, entry="transformers-nf4-bf16-kv_bf16")
+KEY = BaselineKey("any", "reference", "gsm8k", "transformers-none-auto-kv_auto")
+OTHER = replace(KEY, entry="transformers-nf4-auto-kv_auto")
 OLD = Record({"accuracy": 0.5}, {"prompt": "a"}, {"n": 1})
 NEW = Record({"accuracy": 0.75}, {"prompt": "a"}, {"n": 2})
 
@@ -96,7 +96,7 @@ def test_the_layout_on_disk(tmp_path: Path) -> None:
     text = store.path(KEY).read_text()
     assert text.endswith("}\n")
     assert json.loads(text) == {
-        "schema": 1,
+        "schema": 2,
         "family": "gsm8k",
         "entries": {KEY.entry: {"expected": {"accuracy": 0.5}, "conditions": {"prompt": "a"}, "provenance": {"n": 1}}},
     }
@@ -196,7 +196,7 @@ def test_unused_entries_of_the_files_in_use(tmp_path: Path) -> None:
     assert store.unused() == []
 
 
-@pytest.mark.parametrize("content", [b"{", b'{"schema": 7}', b'{"schema": 1, "family": "gsm8k", "entries": {"x": 1}}', b"\xff"])
+@pytest.mark.parametrize("content", [b"{", b'{"schema": 7}', b'{"schema": 2, "family": "gsm8k", "entries": {"x": 1}}', b"\xff"])
 def test_a_broken_file_stays_as_it_is_and_the_records_are_kept_elsewhere(tmp_path: Path, temporary: Path, content: bytes) -> None:
     store, fine = Store(tmp_path / "baselines"), replace(KEY, family="memory")
     path = store.path(KEY)

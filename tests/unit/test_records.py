@@ -19,8 +19,8 @@ from pytest_llminfer.plugin.records import Records
 if TYPE_CHECKING:
     from pathlib import Path
 
-WITH_ARRAYS = BaselineKey("any", "reference", "divergence", "simulated-none-fp32-kv_fp32")
-PLAIN = BaselineKey("any", "reference", "settings_defaults", "simulated-none-fp32-kv_fp32")
+WITH_ARRAYS = BaselineKey("any", "reference", "divergence", "simulated-none-auto-kv_auto")
+PLAIN = BaselineKey("any", "reference", "settings_defaults", "simulated-none-auto-kv_auto")
 CONTENT = side_files.pack({"logprobs": np.zeros(3, np.float32)})
 REFERENCE = side_files.refer("divergence", CONTENT)
 

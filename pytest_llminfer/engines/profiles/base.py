@@ -106,6 +106,8 @@ class Profile(EngineRules):
     promises that answers do not depend on the batch, bit by bit. Empty: it has no such promise.
     variants: name of a variant of ``suites/test_execution_modes.py`` → engine arguments that start it. One that is not named is
     not collected for this engine.
+    capacity_args: engine arguments that say how much of a device the engine takes: they decide memory and speed, and no answer.
+    operational_args: those that decide neither, such as a time limit; records are compared whatever they are.
     """
 
     backend: str
@@ -122,6 +124,8 @@ class Profile(EngineRules):
     variants: Mapping[str, Arguments] = field(default_factory=dict)
     capabilities: frozenset[str] | None = None
     unsplit_capabilities: frozenset[str] = frozenset()
+    capacity_args: frozenset[str] = frozenset()
+    operational_args: frozenset[str] = frozenset()
 
     def draws_on_device(self, spec: EngineSpec) -> bool:
         """Whether the cell's weights are random and depend on the device.

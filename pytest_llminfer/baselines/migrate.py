@@ -1,0 +1,202 @@
+"""Records of schema 1 in the form of today: nothing that was recorded is lost, and nothing is guessed.
+
+Schema 1 named an entry after the dtypes that a cell came to (``transformers-none-bf16-kv_bf16``); today it is named after those
+that were asked for, and what they came to is a condition. What was asked for stands in the command that each record keeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer.baselines import run_history
+from pytest_llminfer.baselines.document import SCHEMA, read, render, replace_file
+from pytest_llminfer.baselines.entries import AUTO, Entry
+from pytest_llminfer.errors import BaselineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+FAMILIES = {"memory_ledger": "memory_profile"}
+"""Families that have another name today."""
+RUN_HISTORY = "ledger.jsonl"
+"""What ``run_history.FILE`` was called."""
+OLD_NAME = "entry_of_schema_1"
+"""In a record's provenance, the name under which schema 1 filed it."""
+_SAID_ARGUMENTS = ("throughput_", "serving_latency")
+"""Families whose records of schema 1 hold the engine's arguments wherever there were any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One file: its text today, in the place of ``sources``, which are gone then unless one of them is ``path`` itself.
+
+    names: of its entries, before and after.
+    """
+
+    path: Path
+    sources: tuple[Path, ...]
+    text: str
+    names: dict[str, str]
+
+    def take(self) -> None:
+        """Write the file, then remove what it replaces.
+
+        Raises:
+            OSError: it cannot be written; everything is then as it was.
+        """
+        replace_file(self.path, self.text)
+        for source in self.sources:
+            if source != self.path:
+                source.unlink()
+
+
+def plan(folder: Path) -> tuple[list[Step], list[str]]:
+    """What is to be done under ``folder``, and what cannot be: a line on each file that stays as it is."""
+    steps, problems = [], []
+    for path in sorted(folder.glob("*/*/*.json")):
+        try:
+            if (step := _of_document(path)) is not None:
+                steps.append(step)
+        except BaselineError as error:
+            problems.append(str(error))
+    for model in sorted({path.parent for name in (RUN_HISTORY, run_history.FILE) for path in folder.glob(f"*/*/{name}")}):
+        names = {old: new for step in steps if step.path.parent == model for old, new in step.names.items()}
+        try:
+            if (history := _of_run_history(model, names)) is not None:
+                steps.append(history)
+        except (OSError, ValueError) as error:
+            problems.append(f"run history of {model} cannot be read: {error}")
+    return steps, problems
+
+
+def _of_document(path: Path) -> Step | None:
+    document = read(path, oldest=1)
+    if document is None or (document["schema"] == SCHEMA and path.stem not in FAMILIES):
+        return None
+    target = path.with_stem(FAMILIES.get(path.stem, path.stem))
+    entries, names = document["entries"], {name: name for name in document["entries"]}
+    if document["schema"] < SCHEMA:
+        names = _new_names(entries)
+        entries = {names[name]: _migrated(name, entry, path.stem) for name, entry in entries.items()}
+    sources = (path,)
+    if target != path and (there := read(target, oldest=1)) is not None:
+        if there["schema"] < SCHEMA:
+            raise BaselineError(
+                f"baseline file {path} is {target.name} today, which is of schema 1 too: put the two into one first"
+            )
+        if twice := sorted(entries.keys() & there["entries"].keys()):
+            raise BaselineError(f"baseline file {path} is {target.name} today, and both hold {twice[0]!r}: remove one of them")
+        entries = {**there["entries"], **entries}
+    return Step(target, sources, render({**document, "schema": SCHEMA, "family": target.stem, "entries": entries}) + "\n", names)
+
+
+def _new_names(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Of two records that were asked for in the same words the later has that name, and an earlier one that of its dtypes."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in sorted(entries, key=lambda name: (str(entries[name]["provenance"].get("date", "")), name), reverse=True):
+        try:
+            resolved = Entry.parse(name)
+        except ValueError:
+            names[name] = name
+            continue
+        together = _recorded_together(name, entries)
+        words = _words(_command(entries[name]))
+        asked = replace(
+            resolved,
+            dtype=_asked(words, "dtype", resolved.dtype, {other.dtype for other in together}),
+            kv_dtype=_asked(words, "kv-dtype", resolved.kv_dtype, {other.kv_dtype for other in together}),
+        )
+        names[name] = str(asked) if str(asked) not in taken else name
+        taken.add(names[name])
+    return names
+
+
+def _recorded_together(name: str, entries: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
+    """The entries that the command of this one recorded for cells that differ from it in dtypes alone, and itself."""
+    this, found = Entry.parse(name), []
+    for other, entry in entries.items():
+        with contextlib.suppress(ValueError):
+            parsed = Entry.parse(other)
+            if _command(entry) == _command(entries[name]) and parsed == replace(this, dtype=parsed.dtype, kv_dtype=parsed.kv_dtype):
+                found.append(parsed)
+    return found
+
+
+def _command(entry: Mapping[str, Any]) -> str:
+    return str(entry["provenance"].get("command", ""))
+
+
+def _asked(command: list[str], option: str, resolved: str, together: set[str]) -> str:
+    """What a command said of a dtype that came to ``resolved``; ``together``: what the dtypes of its other cells came to.
+
+    ``auto`` and a dtype by its name, that came to the same, were one entry: it is then that of ``auto``.
+    """
+    said: list[str] = []
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in (f"--{option}", f"--llminfer-{option}"):
+            said = [one.strip() for one in (value if equals else following).split(",")]
+    if len(said) == 1:
+        return said[0] or AUTO
+    return resolved if resolved in said and (AUTO not in said or together - set(said)) else AUTO
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return command.split()
+
+
+def _migrated(name: str, entry: Mapping[str, Any], family: str) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    try:
+        resolved = Entry.parse(name)
+    except ValueError:
+        pass
+    else:
+        known = {"dtype": resolved.dtype, "kv_dtype": resolved.kv_dtype}
+    if family.startswith(_SAID_ARGUMENTS):
+        known["engine_args"] = {}
+    return {
+        **entry,
+        "conditions": {**known, **entry["conditions"]},
+        "provenance": {**entry["provenance"], OLD_NAME: name},
+    }
+
+
+def _of_run_history(model: Path, names: Mapping[str, str]) -> Step | None:
+    """The past runs of a model under the entries' names of today, in the file that is read today."""
+    target = model / run_history.FILE
+    sources = [path for path in (model / RUN_HISTORY, target) if path.is_file()]
+    before = [line for path in sources for line in path.read_text(encoding="utf-8").splitlines()]
+    after = list(_renamed(before, names))
+    if sources == [target] and before == after:
+        return None
+    return Step(target, tuple(sources), "".join(f"{line}\n" for line in after), {})
+
+
+def _renamed(lines: list[str], names: Mapping[str, str]) -> Iterator[str]:
+    for line in lines:
+        said = json.loads(line) if line.strip() else {}
+        entry = said.get("entry") if isinstance(said, dict) else None
+        if not isinstance(entry, str) or (new := _today(entry, names)) == entry:
+            yield line
+        else:
+            yield json.dumps({**said, "entry": new}, sort_keys=True, ensure_ascii=False)
+
+
+def _today(entry: str, names: Mapping[str, str]) -> str:
+    """The name of an entry with the words of its parallelism: its record has the name without them."""
+    try:
+        parsed = Entry.parse(entry)
+        plain = Entry.parse(names.get(str(replace(parsed, words=())), str(replace(parsed, words=()))))
+    except ValueError:
+        return entry
+    return str(replace(plain, words=parsed.words))
