@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def engine(word: str) -> str:
@@ -53,6 +56,21 @@ def form(word: str) -> str:
 def questions(word: str) -> int:
     """A whole number from 1 up, or ``all``."""
     return sys.maxsize if word == "all" else positive(word)
+
+
+def folder(word: str, *, root: Path, must_exist: bool) -> Path:
+    """A folder, relative to the root of the project."""
+    import difflib
+
+    path = root / word
+    if not must_exist or path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(f"{word!r} is a file, and no folder")
+    beside = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
+    alike = difflib.get_close_matches(path.name, beside, n=1)
+    hint = f" Did you mean {word.removesuffix(path.name) + alike[0]!r}?" if alike else ""
+    raise ValueError(f"there is no folder {word!r}: record into it with --update-baselines=new, or name one that is there.{hint}")
 
 
 def points(word: str) -> float:

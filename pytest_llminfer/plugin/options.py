@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -17,6 +18,7 @@ from pytest_llminfer.plugin.command_line import OPTIONS, SPOKEN, Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -144,9 +146,7 @@ def resolve(config: pytest.Config) -> Options:
             strict=read.is_on("strict"),
             sources=read.sources,
         ),
-        baselines=BaselineSettings(
-            directory=config.rootpath / read.one("baselines", str), update=read.given("update_baselines") or ""
-        ),
+        baselines=_baselines(read, config.rootpath),
         accuracy=AccuracySettings(
             dataset=read.one("dataset", str),
             questions=read.optional("gsm8k_questions", values.questions),
@@ -161,6 +161,13 @@ def resolve(config: pytest.Config) -> Options:
         execution_modes=ExecutionModesSettings(kv_variants=read.is_on("kv_variants")),
         checkpoints=CheckpointSettings(paths=read.listed("checkpoint")),
     )
+
+
+def _baselines(read: _Reader, root: Path) -> BaselineSettings:
+    """A folder that is named must be there, unless this session records into it."""
+    update, default = read.given("update_baselines") or "", read.sources["baselines"] == "default"
+    folder = read.one("baselines", partial(values.folder, root=root, must_exist=not (update or default)))
+    return BaselineSettings(directory=folder, update=update)
 
 
 def _matrix(read: _Reader) -> MatrixSettings:

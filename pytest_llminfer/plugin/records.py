@@ -37,6 +37,7 @@ class Records:
         elif name == USED:
             self._store.used.add(BaselineKey(**note))
         elif name == MISSING:
+            self._store.used.add(BaselineKey(**note["key"]))
             self._missing.append(note)
 
     def _write(self, note: Mapping[str, Any]) -> None:

@@ -39,9 +39,21 @@ def test_missing_is_a_visible_skip_that_names_the_way_out(
         ["SKIPPED*no baseline for any/reference/answer/simulated-none-auto-kv_auto; record it with --update-baselines=new"]
     )
     result.stdout.fnmatch_lines(
-        ["simulated *skip", "baselines: 1 missing; record them with the same command and --update-baselines=new"]
+        [
+            "simulated *skip",
+            "nothing was compared: there is no baseline for what was asked",
+            "baselines: 1 missing; record them with the same command and --update-baselines=new",
+        ]
     )
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     assert not (pytester.path / "baselines").exists()
+
+
+def test_a_folder_that_is_not_there_is_a_usage_error(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    project(pytester, 5)
+    result = run("--baselines=typo")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --baselines: there is no folder 'typo': record into it with --update-baselines=new, *"])
 
 
 def test_missing_fails_when_strict(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]) -> None:
@@ -57,6 +69,7 @@ def test_record_then_pass_then_fail(
     project(pytester, 5)
     result = run(how, *mode)
     result.assert_outcomes(skipped=1)
+    assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(["simulated *skip recorded", "baselines: 1 recorded in *answer.json"])
     entry = stored(pytester)["entries"]["simulated-none-auto-kv_auto"]
     assert entry["expected"] == {"value": 5}
