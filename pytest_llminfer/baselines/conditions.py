@@ -18,6 +18,8 @@ DTYPES = ("dtype", "kv_dtype")
 MAYBE_UNKNOWN = ("engine_args", "revision", "served_model")
 """Conditions that records of schema 1 and references do not hold: where one is missing it is unknown, and not compared."""
 WEIGHTS = "model_sha256"
+IDENTITY = (WEIGHTS, "served_model")
+"""Conditions that say what was recorded, and not how."""
 Arguments = Literal["all", "answers", "none"]
 
 

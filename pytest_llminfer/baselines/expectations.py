@@ -7,22 +7,23 @@ from, and whether one is being made, is decided here. The test ends by an except
 from __future__ import annotations
 
 import base64
+import contextlib
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llminfer.baselines import conditions as of_record
 from pytest_llminfer.baselines import run_history, side_files
+from pytest_llminfer.baselines.advice import dtype_options, parallelism_options, read_as, refuse_replacing, unfair
 from pytest_llminfer.baselines.bundled import BUNDLED
 from pytest_llminfer.baselines.entries import Entry
 from pytest_llminfer.baselines.notes import MISSING, RECORD, SIDE_FILE, USED
 from pytest_llminfer.baselines.provenance import provenance, working_commit
-from pytest_llminfer.baselines.record import BaselineKey, Difference, Record, plain
-from pytest_llminfer.errors import BaselineRecordedError, MissingBaselineError
-from pytest_llminfer.verdict import Outcome, Verdict
+from pytest_llminfer.baselines.record import BaselineKey, Record, plain
+from pytest_llminfer.errors import BaselineError, BaselineRecordedError, MissingBaselineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_llminfer.baselines.conditions import Arguments
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.baselines.store import BaselineSource
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.hardware import Hardware
-    from pytest_llminfer.spec import EngineSpec
+    from pytest_llminfer.verdict import Verdict
 
 ANY = "any"
 
@@ -57,7 +58,8 @@ class SessionRecords:
 class Recording:
     """Whether and where baselines are recorded.
 
-    folder: of the project's baselines. mode: "" (nothing is recorded), "new" (what has no record yet) or "all". root: of the
+    folder: of the project's baselines. mode: "" (nothing is recorded), "new" (what has no record yet), "all", or
+    "replace" (over records of something else too). root: of the
     project, whose commit is part of a record's provenance. versions: of what runs the tests, beside the engine's.
     """
 
@@ -100,8 +102,9 @@ class Baseline:
         by: str = "",
         unquantized: bool = False,
         arguments: Arguments = "answers",
-    ) -> Mapping[str, Any]:
-        """What is recorded for this cell, to be judged against.
+        read: Callable[[Mapping[str, Any]], Any] = dict,
+    ) -> Any:
+        """What is recorded for this cell, to be judged against, as ``read`` makes it.
 
         observe: asks an engine for what a record would hold; called with this cell's engine, and only to record.
         conditions: what must be equal for the comparison to be fair, beside what was served and how (``conditions.of_engine``); a
@@ -112,9 +115,11 @@ class Baseline:
         the plain one, and never write it. by: another engine whose record is the reference; only that engine writes it.
         unquantized: whether the reference is the record of the same engine with unquantized weights, which only that cell writes.
         arguments: which of the engine's decide it: "all"; but those for how much of a device it takes ("answers"); or "none".
+        read: what the family makes of a record; what it raises where a value is missing or of another shape, is one BaselineError.
 
         Raises:
             BaselineRecordedError: a record was made of this run.
+            BaselineError: the record cannot be read, or is of something else and would be replaced, or there is nothing to record.
             MissingBaselineError: there is none, and none is being made.
         """
         spec = self._engine.spec
@@ -126,19 +131,33 @@ class Baseline:
         writes = own and (per_parallelism or not (spec.parallel or spec.serve))
         # A second cell of this session with the same key is judged by the first.
         mode = self._recording.mode if writes and not again else ""
-        if mode == "all" or (mode == "new" and record is None):
-            key, record = asked, self._find(asked)
-            comparable = record is not None and not of_record.differences(record.conditions, conditions)
-            expected = plain(observe(self._engine, record.expected if record is not None and comparable else None), "expected")
-            self._record(key, expected, conditions, n(expected) if callable(n) else n)
-            raise BaselineRecordedError(f"baseline recorded: {key}")
+        if mode in ("all", "replace") or (mode == "new" and record is None):
+            previous, replaced = self._previous(asked, conditions, read)
+            expected = plain(observe(self._engine, previous), "expected")
+            self._record(asked, expected, conditions, n(expected) if callable(n) else n, replaced=replaced)
+            raise BaselineRecordedError(f"baseline recorded: {asked}")
         if record is None:
-            added = [f"--engine={by}"] * bool(by) + ["--quantization=none"] * unquantized + _dtype_options(asked, key)
-            raise self._missing(key, added, left_out=[] if per_parallelism else _parallelism_options(spec))
+            added = [f"--engine={by}"] * bool(by) + ["--quantization=none"] * unquantized + dtype_options(asked, key)
+            raise self._missing(key, added, left_out=[] if per_parallelism else parallelism_options(spec))
         self._note(USED, asdict(key))
         if different := of_record.differences(record.conditions, conditions):
-            self._judge(_unfair(key, record, different))
-        return record.expected
+            self._judge(unfair(key, record, different))
+        return read_as(read, key, record.expected)
+
+    def _previous(
+        self, key: BaselineKey, conditions: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Any]
+    ) -> tuple[Mapping[str, Any] | None, list[str]]:
+        """What a new record may build on, if that is comparable; and in which conditions it differs from the one it replaces."""
+        record = self._find(key)
+        if record is None:
+            return None, []
+        different = of_record.differences(record.conditions, conditions)
+        if self._recording.mode != "replace":
+            refuse_replacing(key, different)
+        with contextlib.suppress(BaselineError):
+            read_as(read, key, record.expected)
+            return (None if different else record.expected), list(map(str, different))
+        return None, ["it could not be read"]
 
     def entry(self) -> str:
         """The entry of this cell, with the words of its parallelism."""
@@ -234,12 +253,17 @@ class Baseline:
             return self._hardware.without_accelerators()
         return self._hardware.using(self._engine.spec.num_gpus)
 
-    def _record(self, key: BaselineKey, expected: Any, conditions: Mapping[str, Any], n: int) -> None:
+    def _record(
+        self, key: BaselineKey, expected: Any, conditions: Mapping[str, Any], n: int, *, replaced: Sequence[str] = ()
+    ) -> None:
+        if n < 1:
+            raise BaselineError(f"nothing was observed for {key}: nothing is recorded")
         versions = {**self._engine.info.versions, **self._recording.versions}
         commit = working_commit(self._recording.root, baselines=self._recording.folder)
         facts = provenance(n=n, hardware=self._machine.describe(), versions=versions, commit=commit, argv=sys.argv)
         self._session.records[key] = Record(expected, dict(conditions), facts)
-        self._note(RECORD, {"key": asdict(key), "expected": expected, "conditions": conditions, "provenance": facts})
+        told = {"key": asdict(key), "expected": expected, "conditions": conditions, "provenance": facts}
+        self._note(RECORD, {**told, "replaced": list(replaced)})
 
     def _missing(self, key: BaselineKey, added: list[str], left_out: list[str]) -> MissingBaselineError:
         message = f"no baseline for {key}; record it with {' and '.join([*added, '--update-baselines=new'])}"
@@ -247,30 +271,3 @@ class Baseline:
             message += f", without {' and '.join(left_out)}"
         self._note(MISSING, {"key": asdict(key), "same_command": not left_out})
         return MissingBaselineError(message)
-
-
-def _dtype_options(asked: BaselineKey, missing: BaselineKey) -> list[str]:
-    """What must be said of dtypes to record a reference that was recorded at others."""
-    was, wanted = Entry.parse(asked.entry), Entry.parse(missing.entry)
-    dtype = [f"--dtype={wanted.dtype}"] * (was.dtype != wanted.dtype)
-    return dtype + [f"--kv-dtype={wanted.kv_dtype}"] * (was.kv_dtype != wanted.kv_dtype)
-
-
-def _parallelism_options(spec: EngineSpec) -> list[str]:
-    """What makes a cell one that is judged by the record of the plain one."""
-    counts = {"tp": spec.tp, "pp": spec.pp, "dp": spec.dp}
-    return ["--serve"] * spec.serve + [f"--{name}={count}" for name, count in counts.items() if count > 1]
-
-
-def _unfair(key: BaselineKey, record: Record, different: list[Difference]) -> Verdict:
-    return Verdict(
-        outcome=Outcome.INVALID,
-        claim=f"this run may be compared with the baseline {key}",
-        key="not comparable",
-        measurements=(),
-        threshold="every recorded condition is equal",
-        threshold_source=f"the record of {record.provenance.get('date', 'unknown date')}",
-        smallest_detectable="exact",
-        advice="restore the condition named above, or record a new baseline with --update-baselines",
-        details=tuple(str(difference) for difference in different),
-    )

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class BaselineSettings:
     """directory: the folder of the project's own records.
 
-    update: what is written: ``""``: nothing; ``"new"``: what has no record yet; ``"all"``: what this session observes.
+    update: what is written: ``""``: nothing; ``"new"``: what has no record yet; ``"all"``: what this session observes;
+    ``"replace"``: that too where the record is of other weights or another served model.
     """
 
     directory: Path

@@ -58,6 +58,15 @@ def questions(word: str) -> int:
     return sys.maxsize if word == "all" else positive(word)
 
 
+def model_name(word: str) -> str:
+    """A name that a folder of baselines can have."""
+    from pytest_llminfer.hardware import slug
+
+    if not slug(word):
+        raise ValueError(f"{word!r} has no letter or digit to name a baseline file after")
+    return word
+
+
 def folder(word: str, *, root: Path, must_exist: bool) -> Path:
     """A folder, relative to the root of the project."""
     import difflib

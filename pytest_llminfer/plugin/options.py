@@ -54,12 +54,14 @@ class SessionSettings:
     engine_args: further arguments of every engine, by their own names.
     timeout: seconds of silence after which an engine counts as hung.
     strict: whether a missing baseline or an inconclusive verdict fails.
+    model_names: for each model that has one, how baselines call it.
     sources: for each option, by its name with underscores: ``command line``, ``ini`` or ``default``.
     """
 
     engine_args: Mapping[str, Any]
     timeout: float
     strict: bool
+    model_names: Mapping[str, str]
     sources: Mapping[str, str]
 
 
@@ -144,6 +146,7 @@ def resolve(config: pytest.Config) -> Options:
             engine_args=read.one("engine_args", values.json_object, without="{}"),
             timeout=read.one("timeout", values.seconds),
             strict=read.is_on("strict"),
+            model_names=_model_names(read),
             sources=read.sources,
         ),
         baselines=_baselines(read, config.rootpath),
@@ -161,6 +164,18 @@ def resolve(config: pytest.Config) -> Options:
         execution_modes=ExecutionModesSettings(kv_variants=read.is_on("kv_variants")),
         checkpoints=CheckpointSettings(paths=read.listed("checkpoint")),
     )
+
+
+def _model_names(read: _Reader) -> dict[str, str]:
+    """As many as there are models, or none."""
+    models, names = read.many("model", str), read.many("model_name", values.model_name)
+    if names and len(names) != len(models):
+        raise pytest.UsageError(f"--llminfer-model-name: {len(names)} for {len(models)} of --model; give each of them one")
+    if len(set(names)) != len(names):
+        raise pytest.UsageError(
+            "--llminfer-model-name: two models cannot have one name, or each would be judged by the other's records"
+        )
+    return dict(zip(models, names, strict=True)) if names else {}
 
 
 def _baselines(read: _Reader, root: Path) -> BaselineSettings:

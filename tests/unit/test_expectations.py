@@ -12,7 +12,7 @@ import pytest
 from pytest_llminfer.baselines.expectations import Baseline, Recording, SessionRecords
 from pytest_llminfer.baselines.notes import MISSING, RECORD, USED
 from pytest_llminfer.baselines.record import BaselineKey, Record
-from pytest_llminfer.errors import BaselineRecordedError, MissingBaselineError
+from pytest_llminfer.errors import BaselineError, BaselineRecordedError, MissingBaselineError
 from pytest_llminfer.hardware import Hardware
 from pytest_llminfer.spec import EngineSpec
 
@@ -57,7 +57,11 @@ class Session:
         )
         which = said.get("which", {})
         return baseline.expected(
-            "tokens", observe=lambda *_: said.get("observed", {"ids": [1]}), conditions={"prompt": "p"}, n=1, **which
+            said.get("family", "tokens"),
+            observe=lambda *_: said.get("observed", {"ids": [1]}),
+            conditions=said.get("conditions", {"prompt": "p"}),
+            n=said.get("n", 1),
+            **which,
         )
 
     def record(self, cell: str, **said: Any) -> str:
@@ -190,3 +194,50 @@ def test_what_is_missing_is_noted(session: Session) -> None:
     ((name, note),) = session.notes
     assert name == MISSING
     assert note["same_command"] is False
+
+
+def test_a_record_of_something_else_is_replaced_only_if_that_is_asked_for(session: Session) -> None:
+    session.record("vllm")
+    for update in ("all", "new"):
+        with pytest.raises((BaselineError, _UnfairError)) as caught:
+            session.expected("vllm", sha256="t", update=update)
+        assert "model_sha256: recorded 's', now 't'" in str(caught.value)
+    with pytest.raises(
+        BaselineError, match=r"is of something else .* and stays: give this model a name of its own with --llminfer-"
+    ):
+        session.expected("vllm", sha256="t", update="all")
+    assert [name for name, _ in session.notes].count(RECORD) == 1
+    with pytest.raises(BaselineRecordedError):
+        session.expected("vllm", sha256="t", update="replace")
+    assert session.notes[-1][1]["replaced"] == ["model_sha256: recorded 's', now 't'"]
+
+
+def test_a_record_made_otherwise_is_replaced_and_that_is_told(session: Session) -> None:
+    session.record("vllm")
+    session.record("vllm", conditions={"prompt": "q"})
+    assert session.notes[-1][1]["replaced"] == ["prompt: recorded 'p', now 'q'"]
+    session.record("vllm", conditions={"prompt": "q"})
+    assert session.notes[-1][1]["replaced"] == []
+
+
+def test_nothing_observed_is_nothing_recorded(session: Session) -> None:
+    with pytest.raises(BaselineError, match="nothing was observed for any/m/tokens/vllm-none-auto-kv_auto: nothing is recorded"):
+        session.expected("vllm", update="all", n=0)
+    assert session.notes == []
+
+
+def test_a_value_of_another_shape_is_one_line_with_file_and_entry(session: Session) -> None:
+    which = {"read": lambda expected: [int(number) for number in expected["ids"]]}
+    session.record("vllm", observed={"ids": ["x"]}, which=which)
+    for wrong in ({"ids": ["x"]}, {"ids": 7}, {"ids": None}, {}):
+        ((key, record),) = session.records.items()
+        session.records[key] = replace(record, expected=wrong)
+        with pytest.raises(BaselineError) as caught:
+            session.expected("vllm", which=which)
+        told = str(caught.value)
+        assert told.startswith(
+            "baseline file any/m/tokens.json, entry 'vllm-none-auto-kv_auto': 'expected' is not what its family "
+        )
+        assert "\n" not in told
+    session.record("vllm", observed={"ids": [1]}, which=which)
+    assert session.notes[-1][1]["replaced"] == ["it could not be read"]
