@@ -26,9 +26,11 @@ Arguments = Literal["all", "answers", "none"]
 def of_engine(engine: Engine, *, own: bool, arguments: Arguments) -> dict[str, Any]:
     """What was served, and how: dtypes as they came out, the model's fingerprint and revision; of the cell itself more.
 
-    own: whether the record is this cell's, and not that of a reference: then the engine's arguments count too, less those that its
-    profile calls operational, and the name by which a server knows the model. arguments: which of them decide what is recorded;
-    "answers" leaves out those that say how much of a device the engine takes.
+    Args:
+        engine: The cell's.
+        own: Whether the record is this cell's, and not that of a reference: then the engine's arguments count too, less those that
+            its profile calls operational, and the name by which a server knows the model.
+        arguments: Which of them decide what is recorded; "answers" leaves out those that say how much of a device the engine takes.
     """
     info, model = engine.info, engine.model
     found: dict[str, Any] = {"dtype": info.dtype, "kv_dtype": info.kv_dtype, WEIGHTS: model.sha256}

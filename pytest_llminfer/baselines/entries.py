@@ -16,8 +16,13 @@ _PARTS = 4
 class Entry:
     """The name of an entry: ``transformers-nf4-auto-kv_auto``, ``vllm-none-fp16-kv_auto-tp2``.
 
-    dtype, kv_dtype: as they were asked for, so ``auto`` stays ``auto``: what it came to is a condition of the record, and a default
-    that moves is a difference, not another entry. words: of serving and parallelism, where the expectation depends on them.
+    Attributes:
+        engine: As in ``--engine``.
+        quantization: How weights are stored.
+        dtype: As it was asked for, so ``auto`` stays ``auto``: what it came to is a condition of the record, and a default that moves
+            is a difference, not another entry.
+        kv_dtype: Of the KV cache, likewise.
+        words: Of serving and parallelism (``tp2``), where the expectation depends on them.
     """
 
     engine: str
@@ -46,8 +51,12 @@ class Entry:
     def of(cls, spec: EngineSpec, *, by: str = "", unquantized: bool = False, per_parallelism: bool = True) -> Entry:
         """The entry of a cell, or of the cell that is its reference.
 
-        by: the engine whose record that is, unless it is the cell's own. per_parallelism: False leaves serving and parallelism out:
-        ``tp=2`` is then judged by the record of one accelerator, and that is the test of parallelism.
+        Args:
+            spec: The cell.
+            by: The engine whose record that is, unless it is the cell's own.
+            unquantized: Whether it is that of unquantized weights.
+            per_parallelism: False leaves serving and parallelism out: ``tp=2`` is then judged by the record of one accelerator, and
+                that is the test of parallelism.
         """
         words = (["serve"] * spec.serve + spec.parallelism_words) if per_parallelism else []
         quantization = "none" if unquantized else spec.quantization

@@ -58,9 +58,11 @@ class SessionRecords:
 class Recording:
     """Whether and where baselines are recorded.
 
-    folder: of the project's baselines. mode: "" (nothing is recorded), "new" (what has no record yet), "all", or
-    "replace" (over records of something else too). root: of the
-    project, whose commit is part of a record's provenance. versions: of what runs the tests, beside the engine's.
+    Attributes:
+        folder: Of the project's baselines.
+        mode: "" (nothing is recorded), "new" (what has no record yet), "all", or "replace" (over records of something else too).
+        root: Of the project, whose commit is part of a record's provenance.
+        versions: Of what runs the tests, beside the engine's.
     """
 
     folder: Path
@@ -135,7 +137,7 @@ class Baseline:
             previous, replaced = self._previous(asked, conditions, read)
             expected = plain(observe(self._engine, previous), "expected")
             self._record(asked, expected, conditions, n(expected) if callable(n) else n, replaced=replaced)
-            raise BaselineRecordedError(f"baseline recorded: {asked}")
+            raise BaselineRecordedError(f"baseline recorded: {asked}; run again without --update-baselines to be judged by it")
         if record is None:
             added = [f"--engine={by}"] * bool(by) + ["--quantization=none"] * unquantized + dtype_options(asked, key)
             raise self._missing(key, added, left_out=[] if per_parallelism else parallelism_options(spec))

@@ -35,7 +35,11 @@ _SAID_ARGUMENTS = ("throughput_", "serving_latency")
 class Step:
     """One file: its text today, in the place of ``sources``, which are gone then unless one of them is ``path`` itself.
 
-    names: of its entries, before and after.
+    Attributes:
+        path: Where it lies today.
+        sources: The files that it is made of.
+        text: Its content.
+        names: Of its entries, before and after.
     """
 
     path: Path

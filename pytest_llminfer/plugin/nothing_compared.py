@@ -41,8 +41,11 @@ def of_cells(
 ) -> list[str]:
     """An ERROR for each cell that has records of which none was compared.
 
-    cells: what became of the tests that a record decides, by cell. specs: their fields. loaded: how baselines name their models.
-    own: the folder of the project's records; those of the package count too.
+    Args:
+        cells: What became of the tests that a record decides, by cell.
+        specs: The cells' fields.
+        loaded: How baselines name their models.
+        own: The folder of the project's records; those of the package count too.
     """
     lines = []
     for cell, seen in cells.items():

@@ -93,7 +93,7 @@ def test_a_broken_file_is_one_clear_line_and_stays(tmp_path: Path, content: byte
 def test_a_newer_schema_asks_for_an_upgrade(tmp_path: Path) -> None:
     path = tmp_path / "f.json"
     path.write_text('{"schema": 3, "family": "f", "rows": []}')
-    with pytest.raises(BaselineError) as caught:
+    with pytest.raises(BaselineError, match="upgrade pytest-llminfer") as caught:
         read(path)
     assert str(caught.value) == f"baseline file {path} was written by a newer version (schema 3); upgrade pytest-llminfer"
 
@@ -102,7 +102,7 @@ def test_an_older_schema_names_the_command_that_brings_it_up_to_date(tmp_path: P
     path = tmp_path / "baselines" / "any" / "reference" / "f.json"
     path.parent.mkdir(parents=True)
     path.write_text('{"schema": 1, "family": "f", "entries": {}}')
-    with pytest.raises(BaselineError) as caught:
+    with pytest.raises(BaselineError, match="older version") as caught:
         read(path)
     told = f"was written by an older version (schema 1); bring it up to date: llminfer baselines migrate {tmp_path / 'baselines'}"
     assert str(caught.value) == f"baseline file {path} {told}"
@@ -189,7 +189,7 @@ def test_a_lock_that_the_holder_before_removed_is_not_taken_for_one(tmp_path: Pa
     monkeypatch.setattr(fcntl, "flock", removed_just_before)
     with locked(tmp_path / "f.json", timeout_seconds=5):
         assert lock.exists()
-        with pytest.raises(TimeoutError), locked(tmp_path / "f.json", timeout_seconds=0.05):
+        with pytest.raises(TimeoutError, match="was held by another session"), locked(tmp_path / "f.json", timeout_seconds=0.05):
             pytest.fail("two held one lock")
 
 
