@@ -66,7 +66,7 @@ class Session:
 
     def record(self, cell: str, **said: Any) -> str:
         """Record what the cell shows, and the name of its entry."""
-        with pytest.raises(BaselineRecordedError, match="^baseline recorded: "):
+        with pytest.raises(BaselineRecordedError, match=r"^baseline recorded: "):
             self.expected(cell, update="all", **said)
         note = next(value for name, value in reversed(self.notes) if name == RECORD)
         key = BaselineKey(**note["key"])
@@ -160,7 +160,7 @@ def test_a_revision_explains_other_weights_and_is_no_difference_by_itself(sessio
 def test_the_same_dtypes_in_other_words_are_the_same_record(session: Session, recorded: str, asked: str) -> None:
     session.record(recorded)
     assert session.expected(asked) == {"ids": [1]}
-    with pytest.raises(MissingBaselineError, match="^no baseline"):
+    with pytest.raises(MissingBaselineError, match=r"^no baseline"):
         session.expected(asked.replace("bf16", "fp16"), dtype="fp16")
 
 
@@ -168,7 +168,7 @@ def test_a_reference_is_one_at_the_dtypes_of_the_cell(session: Session) -> None:
     which = {"by": "transformers"}
     session.record("transformers")
     assert session.expected("vllm", args={"block_size": 16}, which=which) == {"ids": [1]}
-    with pytest.raises(MissingBaselineError, match="^no baseline") as caught:
+    with pytest.raises(MissingBaselineError, match=r"^no baseline") as caught:
         session.expected("vllm", dtype="fp16", which=which)
     assert str(caught.value) == (
         "no baseline for any/m/tokens/transformers-none-fp16-kv_fp16; record it with --engine=transformers and --dtype=fp16 "
@@ -184,7 +184,7 @@ def test_a_reference_is_one_at_the_dtypes_of_the_cell(session: Session) -> None:
 def test_a_quantized_cell_is_held_against_the_unquantized_one_whatever_their_arguments(session: Session) -> None:
     session.record("vllm")
     assert session.expected("vllm-awq", args={"load_format": "x"}, which={"unquantized": True}) == {"ids": [1]}
-    with pytest.raises(MissingBaselineError, match="^no baseline"):
+    with pytest.raises(MissingBaselineError, match=r"^no baseline"):
         session.expected("vllm-awq")
 
 
@@ -207,7 +207,7 @@ def test_a_record_of_something_else_is_replaced_only_if_that_is_asked_for(sessio
     ):
         session.expected("vllm", sha256="t", update="all")
     assert [name for name, _ in session.notes].count(RECORD) == 1
-    with pytest.raises(BaselineRecordedError, match="^baseline recorded: "):
+    with pytest.raises(BaselineRecordedError, match=r"^baseline recorded: "):
         session.expected("vllm", sha256="t", update="replace")
     assert session.notes[-1][1]["replaced"] == ["model_sha256: recorded 's', now 't'"]
 
@@ -232,7 +232,7 @@ def test_a_value_of_another_shape_is_one_line_with_file_and_entry(session: Sessi
     for wrong in ({"ids": ["x"]}, {"ids": 7}, {"ids": None}, {}):
         ((key, record),) = session.records.items()
         session.records[key] = replace(record, expected=wrong)
-        with pytest.raises(BaselineError, match="^baseline file ") as caught:
+        with pytest.raises(BaselineError, match=r"^baseline file ") as caught:
             session.expected("vllm", which=which)
         told = str(caught.value)
         assert told.startswith(
