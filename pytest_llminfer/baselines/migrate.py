@@ -69,7 +69,9 @@ def plan(folder: Path) -> tuple[list[Step], list[str]]:
         except BaselineError as error:
             problems.append(str(error))
     for model in sorted({path.parent for name in (RUN_HISTORY, run_history.FILE) for path in folder.glob(f"*/*/{name}")}):
-        names = {old: new for step in steps if step.path.parent == model for old, new in step.names.items()}
+        # Past runs are of accuracy: where families were recorded by different words, its own count.
+        families = sorted((step for step in steps if step.path.parent == model), key=lambda step: step.path.stem == "gsm8k")
+        names = {old: new for step in families for old, new in step.names.items()}
         try:
             if (history := _of_run_history(model, names)) is not None:
                 steps.append(history)
@@ -86,12 +88,14 @@ def _of_document(path: Path) -> Step | None:
     entries, names = document["entries"], {name: name for name in document["entries"]}
     if document["schema"] < SCHEMA:
         names = _new_names(entries)
+        if len(set(names.values())) < len(names):
+            raise BaselineError(f"baseline file {path} holds two entries that would have one name: remove one of them")
         entries = {names[name]: _migrated(name, entry, path.stem) for name, entry in entries.items()}
     sources = (path,)
     if target != path and (there := read(target, oldest=1)) is not None:
         if there["schema"] < SCHEMA:
             raise BaselineError(
-                f"baseline file {path} is {target.name} today, which is of schema 1 too: put the two into one first"
+                f"baseline file {path} is {target.name} today, which is of schema 1 too: migrate again once that is written"
             )
         if twice := sorted(entries.keys() & there["entries"].keys()):
             raise BaselineError(f"baseline file {path} is {target.name} today, and both hold {twice[0]!r}: remove one of them")

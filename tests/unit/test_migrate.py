@@ -80,6 +80,15 @@ def test_of_two_records_asked_for_in_the_same_words_both_are_kept_and_the_later_
     assert {name: entry["expected"]["of"] for name, entry in entries.items()} == {"transformers-none-auto-kv_auto": now, then: then}
 
 
+def test_two_entries_that_would_have_one_name_stay_as_they_are(tmp_path: Path) -> None:
+    command = "pytest --dtype=bf16 --kv-dtype=bf16"
+    then, now = "transformers-none-bf16-kv_bf16", "transformers-none-fp16-kv_fp16"
+    path = folder(tmp_path, "tokens", {then: old(then, command), now: old(now, command, date="2026-02-01T00:00:00Z")})
+    before = path.read_bytes()
+    assert plan(tmp_path) == ([], [f"baseline file {path} holds two entries that would have one name: remove one of them"])
+    assert path.read_bytes() == before
+
+
 def test_speeds_say_that_they_were_measured_without_engine_arguments(tmp_path: Path) -> None:
     name, args = "vllm-none-bf16-kv_bf16", {"block_size": 32}
     for family, conditions in (("throughput_decode", {}), ("serving_latency", {"engine_args": args}), ("tokens", {})):
@@ -121,6 +130,7 @@ def test_a_file_of_an_older_name_joins_that_of_today_unless_both_hold_one_entry(
 def test_past_runs_keep_to_their_record(tmp_path: Path) -> None:
     fp16 = "transformers-none-fp16-kv_fp16"
     model = folder(tmp_path, "gsm8k", {fp16: old(fp16, "pytest --dtype=fp16")}).parent
+    folder(tmp_path, "tokens", {fp16: old(fp16)})
     past = {"record": "r", "date": "d", "outcomes": "101", "p_value": 0.5, "log_e": 0.0}
     lines = [{"entry": f"{fp16}-tp2", **past}, {"mended": "done", "entry": fp16}, {"entry": fp16, **past}, {"mended": "all"}]
     (model / "ledger.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines[:2]))
