@@ -24,7 +24,8 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest tests/unit tests/plugin -n $(CORES) --dist=loadfile $(ARGS)
 
 test-engines: $(VENV)/.test
-	$(BIN)/python -m pytest tests/engines -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest tests/engines -m "not alone" -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest tests/engines -m alone $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
