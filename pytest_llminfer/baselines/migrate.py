@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
+import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.baselines import run_history
 from pytest_llminfer.baselines.document import SCHEMA, read, render, replace_file
 from pytest_llminfer.baselines.entries import AUTO, Entry
+from pytest_llminfer.baselines.side_files import FIELD, inside
 from pytest_llminfer.errors import BaselineError
+from pytest_llminfer.hardware import slug
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,6 +31,7 @@ RUN_HISTORY = "ledger.jsonl"
 """What ``run_history.FILE`` was called."""
 OLD_NAME = "entry_of_schema_1"
 """In a record's provenance, the name under which schema 1 filed it."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SAID_ARGUMENTS = ("throughput_", "serving_latency")
 """Families whose records of schema 1 hold the engine's arguments wherever there were any."""
 
@@ -40,12 +45,14 @@ class Step:
         sources: The files that it is made of.
         text: Its content.
         names: Of its entries, before and after.
+        moved: Side files that go with it into another folder.
     """
 
     path: Path
     sources: tuple[Path, ...]
     text: str
     names: dict[str, str]
+    moved: tuple[Path, ...] = ()
 
     def take(self) -> None:
         """Write the file, then remove what it replaces.
@@ -53,27 +60,41 @@ class Step:
         Raises:
             OSError: it cannot be written; everything is then as it was.
         """
+        self.path.parent.mkdir(exist_ok=True)
+        for side_file in self.moved:
+            shutil.copyfile(side_file, self.path.parent / side_file.name)
         replace_file(self.path, self.text)
         for source in self.sources:
             if source != self.path:
                 source.unlink()
+        for side_file in self.moved:
+            side_file.unlink(missing_ok=True)
+        for folder in {source.parent for source in self.sources} - {self.path.parent}:
+            with contextlib.suppress(OSError):  # other files of it are still to be moved
+                folder.rmdir()
 
 
 def plan(folder: Path) -> tuple[list[Step], list[str]]:
     """What is to be done under ``folder``, and what cannot be: a line on each file that stays as it is."""
-    steps, problems = [], []
+    steps: list[Step] = []
+    problems: list[str] = []
     for path in sorted(folder.glob("*/*/*.json")):
         try:
-            if (step := _of_document(path)) is not None:
-                steps.append(step)
+            step = _of_document(path)
         except BaselineError as error:
             problems.append(str(error))
+            continue
+        if step is not None and step.path in {other.path for other in steps}:
+            problems.append(f"baseline file {path} is {step.path} today, and so is another: migrate again once that is written")
+        elif step is not None:
+            steps.append(step)
     for model in sorted({path.parent for name in (RUN_HISTORY, run_history.FILE) for path in folder.glob(f"*/*/{name}")}):
         # Past runs are of accuracy: where families were recorded by different words, its own count.
-        families = sorted((step for step in steps if step.path.parent == model), key=lambda step: step.path.stem == "gsm8k")
+        families = sorted((step for step in steps if step.sources[0].parent == model), key=lambda step: step.path.stem == "gsm8k")
         names = {old: new for step in families for old, new in step.names.items()}
+        today = families[-1].path.parent if families else model
         try:
-            if (history := _of_run_history(model, names)) is not None:
+            if (history := _of_run_history(model, today, names)) is not None:
                 steps.append(history)
         except (OSError, ValueError) as error:
             problems.append(f"run history of {model} cannot be read: {error}")
@@ -84,7 +105,8 @@ def _of_document(path: Path) -> Step | None:
     document = read(path, oldest=1)
     if document is None or (document["schema"] == SCHEMA and path.stem not in FAMILIES):
         return None
-    target = path.with_stem(FAMILIES.get(path.stem, path.stem))
+    folder = _folder_today(path.parent, document["entries"])
+    target = folder / f"{FAMILIES.get(path.stem, path.stem)}.json"
     entries, names = document["entries"], {name: name for name in document["entries"]}
     if document["schema"] < SCHEMA:
         names = _new_names(entries)
@@ -94,13 +116,31 @@ def _of_document(path: Path) -> Step | None:
     sources = (path,)
     if target != path and (there := read(target, oldest=1)) is not None:
         if there["schema"] < SCHEMA:
-            raise BaselineError(
-                f"baseline file {path} is {target.name} today, which is of schema 1 too: migrate again once that is written"
-            )
+            raise BaselineError(f"baseline file {path} is {target} today, of schema 1 too: migrate again once that is written")
         if twice := sorted(entries.keys() & there["entries"].keys()):
-            raise BaselineError(f"baseline file {path} is {target.name} today, and both hold {twice[0]!r}: remove one of them")
+            raise BaselineError(f"baseline file {path} is {target} today, and both hold {twice[0]!r}: remove one of them")
         entries = {**there["entries"], **entries}
-    return Step(target, sources, render({**document, "schema": SCHEMA, "family": target.stem, "entries": entries}) + "\n", names)
+    moved = tuple(_side_files(path.parent, document["entries"])) if target.parent != path.parent else ()
+    text = render({**document, "schema": SCHEMA, "family": target.stem, "entries": entries}) + "\n"
+    return Step(target, sources, text, names, moved)
+
+
+def _side_files(model: Path, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
+    for entry in entries.values():
+        if isinstance(reference := entry["expected"].get(FIELD), dict) and (path := inside(model, reference)).is_file():
+            yield path
+
+
+def _folder_today(model: Path, entries: Mapping[str, Mapping[str, Any]]) -> Path:
+    """A snapshot was filed under its commit, and is today under its repository, where the command of a record names that."""
+    if not _COMMIT.fullmatch(model.name):
+        return model
+    found = {
+        match[1]
+        for entry in entries.values()
+        for match in re.finditer(rf"models--([\w.-]+)/snapshots/{model.name}", _command(entry))
+    }
+    return model.with_name(slug(found.pop().replace("--", "/", 1))) if len(found) == 1 else model
 
 
 def _new_names(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -179,10 +219,10 @@ def _migrated(name: str, entry: Mapping[str, Any], family: str) -> dict[str, Any
     }
 
 
-def _of_run_history(model: Path, names: Mapping[str, str]) -> Step | None:
+def _of_run_history(model: Path, today: Path, names: Mapping[str, str]) -> Step | None:
     """The past runs of a model under the entries' names of today, in the file that is read today."""
-    target = model / run_history.FILE
-    sources = [path for path in (model / RUN_HISTORY, target) if path.is_file()]
+    target = today / run_history.FILE
+    sources = [path for path in dict.fromkeys((model / RUN_HISTORY, model / run_history.FILE, target)) if path.is_file()]
     before = [line for path in sources for line in path.read_text(encoding="utf-8").splitlines()]
     after = list(_renamed(before, names))
     if sources == [target] and before == after:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
-from pytest_llminfer.baselines import document, run_history
+from pytest_llminfer.baselines import document, run_history, side_files
 from pytest_llminfer.baselines.migrate import OLD_NAME, plan
 from pytest_llminfer.baselines.record import BaselineKey
 from pytest_llminfer.baselines.store import Store
@@ -91,7 +92,8 @@ def test_two_entries_that_would_have_one_name_stay_as_they_are(tmp_path: Path) -
 
 def test_speeds_say_that_they_were_measured_without_engine_arguments(tmp_path: Path) -> None:
     name, args = "vllm-none-bf16-kv_bf16", {"block_size": 32}
-    for family, conditions in (("throughput_decode", {}), ("serving_latency", {"engine_args": args}), ("tokens", {})):
+    cases: dict[str, dict[str, Any]] = {"throughput_decode": {}, "serving_latency": {"engine_args": args}, "tokens": {}}
+    for family, conditions in cases.items():
         folder(tmp_path, family, {name: old(name, **conditions)})
     migrate(tmp_path)
     found = {
@@ -123,7 +125,39 @@ def test_a_file_of_an_older_name_joins_that_of_today_unless_both_hold_one_entry(
     steps, problems = plan(tmp_path)
     assert steps == []
     assert [problem.partition(" is ")[2] for problem in problems] == [
-        "memory_profile.json today, and both hold 'vllm-none-auto-kv_auto': remove one of them"
+        f"{path} today, and both hold 'vllm-none-auto-kv_auto': remove one of them"
+    ]
+
+
+def test_a_snapshot_is_filed_under_its_repository_with_all_that_is_beside_it(tmp_path: Path) -> None:
+    commits, name = ["0" * 39 + "1", "0" * 39 + "2", "0" * 39 + "3"], "vllm-none-bf16-kv_bf16"
+    content = side_files.pack({"a": np.zeros(3)})
+    reference = side_files.refer("divergence", content)
+    for commit in commits:
+        where = "" if commit == commits[2] else "~/.cache/huggingface/hub/models--Qwen--Qwen3-0.6B/snapshots/"
+        record = old(name, f"pytest --model={where}{commit}")
+        record["expected"]["side_file"] = reference
+        model = folder(tmp_path, "divergence", {name: record}, model=f"any/{commit}").parent
+        (model / reference["name"]).write_bytes(content)
+    past = {"record": "r", "date": "d", "outcomes": "1", "p_value": 0.5, "log_e": 0.0}
+    (tmp_path / "any" / commits[0] / "ledger.jsonl").write_text(json.dumps({"entry": name, **past}))
+    steps, problems = plan(tmp_path)
+    for step in steps:
+        step.take()
+    path = tmp_path / "any" / "qwen-qwen3-0.6b" / "divergence.json"
+    assert [problem.partition(" is ")[2] for problem in problems] == [
+        f"{path} today, and so is another: migrate again once that is written"
+    ]
+    assert {file.relative_to(tmp_path / "any").parts[0] for file in tmp_path.rglob("*.json")} == {"qwen-qwen3-0.6b", *commits[1:]}
+    record = Store(tmp_path).load(BaselineKey("any", "Qwen/Qwen3-0.6B", "divergence", "vllm-none-auto-kv_auto"))
+    assert record is not None
+    assert side_files.load(record.expected["side_file"], [path.parent]) == content
+    assert len(run_history.read(path.parent / run_history.FILE, entry="vllm-none-auto-kv_auto", record="r")) == 1
+    assert not (tmp_path / "any" / commits[0]).exists()
+    steps, problems = plan(tmp_path)
+    assert steps == []
+    assert [problem.partition(" is ")[2] for problem in problems] == [
+        f"{path} today, and both hold 'vllm-none-auto-kv_auto': remove one of them"
     ]
 
 
