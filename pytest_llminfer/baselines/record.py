@@ -20,7 +20,7 @@ ABSENT = "(absent)"
 
 @dataclass(frozen=True, slots=True, order=True)
 class BaselineKey:
-    """Where a record belongs: ``<hardware>/<model>/<family>.json``, and the entry in that file.
+    """Where a record belongs: ``<hardware>/<model>/<family>.json``, and the entry in that file (see ``entries``).
 
     Attributes:
         hardware: ``Hardware.key``, or ``any`` where the expectation does not depend on it.
@@ -56,14 +56,6 @@ class BaselineKey:
                 message = f"{part} {getattr(self, part)!r} has no letter or digit to name a baseline file after"
                 raise BaselineError(message)
         return PurePosixPath(names["hardware"], names["model"], f"{names['family']}.json")
-
-
-def entry_name(engine: str, quantization: str, dtype: str, kv_dtype: str) -> str:
-    """The entry of a cell: ``transformers-nf4-bf16-kv_bf16``.
-
-    Parallelism is left out on purpose: ``tp=2`` is judged against the single-GPU record, and that is the parallelism test.
-    """
-    return f"{engine}-{quantization}-{dtype}-kv_{kv_dtype}"
 
 
 @dataclass(frozen=True, slots=True)

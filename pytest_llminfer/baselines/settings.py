@@ -16,7 +16,7 @@ class BaselineSettings:
     Attributes:
         directory: Folder of the project's own records.
         update: What is written: ``""`` for nothing, ``"new"`` for what has no record yet, ``"all"`` for everything that this
-            session observes.
+            session observes, ``"replace"`` for that too where the record is of other weights or another served model.
     """
 
     directory: Path

@@ -231,8 +231,7 @@ class Engine:
     ) -> CachePathComparisons:
         """What two cache paths make of the same tokens; the reference is prefill alone unless another is given.
 
-        config: of a model with random weights from ``seed`` that is made for this in ``dtype``; None for the served model. The
-        last model made is kept and used again.
+        config: of a model with random weights from ``seed`` in ``dtype``, made once and kept; None for the served model.
         """
         made: Any = {"config": None if config is None else dict(config), "dtype": dtype, "seed": seed}
         made |= {"candidate": candidate.to_dict(), "reference": (reference or CachePath()).to_dict()}

@@ -84,7 +84,9 @@ def test_vllm_on_one_gpu_and_on_two(suites: Callable[..., pytest.RunResult], vll
     assert passed(result, "test_every_parameter_is_stored_as_declared", f"vllm{at}")
     assert passed(result, "test_pool_is_as_large_as_its_blocks", f"vllm{at}")
     assert passed(result, "test_pool_is_as_large_as_its_blocks", f"vllm-tp2{at}")
-    result.stdout.re_match_lines([r"cell +parallelism +questions", r"vllm.* single ", r"vllm.* dp2 ", r"vllm.* tp2 ", "engine loads: 4"])
+    result.stdout.re_match_lines(
+        [r"cell +parallelism +questions", r"vllm.* single ", r"vllm.* dp2 ", r"vllm.* tp2 ", "engine loads: 4"]
+    )
 
 
 def test_sglang_on_one_gpu_and_on_two(suites: Callable[..., pytest.RunResult], sglang_python: str) -> None:
@@ -106,6 +108,6 @@ def test_transformers_on_one_gpu_and_on_two(suites: Callable[..., pytest.RunResu
     check_cells(result, "transformers", ("-dp2", "-tp2"), "")
     (table,) = pytester.path.glob("baselines/*/reference/parallelism.json")
     entries = json.loads(table.read_text())["entries"]
-    kept = [name for name in entries if name.startswith("transformers-none-bf16")]
-    assert sorted(name.rpartition("kv_bf16")[2] for name in kept) == ["", "-dp2", "-tp2"]
+    kept = [name for name in entries if name.startswith("transformers-none-auto")]
+    assert sorted(name.rpartition("kv_auto")[2] for name in kept) == ["", "-dp2", "-tp2"]
     assert all(entries[name]["expected"]["questions"] == QUESTIONS for name in kept)

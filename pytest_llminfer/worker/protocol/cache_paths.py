@@ -64,7 +64,8 @@ class CachePath:
         """
         if unknown := sorted(message.keys() - {entry.name for entry in fields(cls)}):
             raise BadInputError(f"unknown parts of a cache path: {', '.join(unknown)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in message.items()})
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in message.items()}
+        return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a message."""
