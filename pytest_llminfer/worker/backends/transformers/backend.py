@@ -79,7 +79,7 @@ class TransformersBackend:
             return {**self._live.information(*needed), "capabilities": sorted(self.capabilities)}
 
         params = {"spec": self._spec.to_dict(), "model_path": self._model_path, "engine_args": dict(self._engine_args)}
-        return self._by_all("load", params, own)[0]
+        return self._by_all("load", {**params, "backend": f"{type(self).__module__}:{type(self).__name__}"}, own)[0]
 
     def generate(
         self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, cache_path: str = "engine"
