@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_llminfer.engines.probes import locate
 from pytest_llminfer.engines.replica import MAX_DEATHS, Launch, Replica
 from pytest_llminfer.engines.replicas import SharedProgress, at_once, collect, deal, first_of_equal, of_the_fullest
+from pytest_llminfer.engines.timing import TimedQuestions
 from pytest_llminfer.errors import EngineError, UnsupportedError
 from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparisons
-from pytest_llminfer.observations.engine import Calibration, EngineInfo, Rank
+from pytest_llminfer.observations.engine import EngineInfo, Rank
 from pytest_llminfer.observations.generation import Generation, Sampling, Scores
 from pytest_llminfer.observations.kv_cache import CacheCounters, CacheReport, KVPool
 from pytest_llminfer.observations.layout import Layout
@@ -33,7 +34,7 @@ _ON_ALL = ("run", "layout", "memory", "ranks", "kv_pool", "reset_prefix_cache")
 """Asked of every replica: what one of them says need not be true of the others."""
 
 
-class Engine:
+class Engine(TimedQuestions):
     """One loaded cell. Every method asks its workers; none imports a framework here.
 
     With several replicas prompts are dealt out to all of them at once, and come back in order. ``launches``: one a replica.
@@ -260,10 +261,6 @@ class Engine:
     def settings(self) -> dict[str, Any]:
         """The resolved configuration and the engine's own defaults."""
         return dict(self._ask("settings"))
-
-    def calibrate(self) -> Calibration:
-        """What the device can do right now."""
-        return Calibration.from_message(self._ask("calibrate"))
 
     def talk(self, requests: Sequence[Mapping[str, Any]], *, concurrency: int = 1) -> list[dict[str, Any]]:
         """What a served engine answers over HTTP, one answer a request, ``concurrency`` of them under way at a time."""

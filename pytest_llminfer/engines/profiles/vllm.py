@@ -25,7 +25,7 @@ PROFILE = Profile(
     backend="pytest_llminfer.worker.backends.vllm.backend:VllmBackend",
     takes_gpus=True,
     has_transformers=True,
-    capabilities=FULL | {"kv_pool", "cache_counters", "reset_prefix_cache", "score:decode"},
+    capabilities=FULL | {"kv_pool", "cache_counters", "reset_prefix_cache", "score:decode", "trace"},
     dummy_weights="device",
     repacks=True,
     # Whatever a bitsandbytes checkpoint has, its scales are unpacked at load time (dequantize_dq): 4.5 bits a weight in memory.
