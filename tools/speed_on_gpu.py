@@ -4,8 +4,8 @@
     python tools/speed_on_gpu.py OUT vllm             likewise; VLLM_PYTHON names its interpreter, unless it is this one
 
 The model has 8 layers of the shape of Llama-3-8B, in bfloat16 with dummy weights, or is ``--model``. Clean starts come first, the
-last of them while other work keeps all processors but two; then, on that start without the other work, one more kernel at every step
-(2, 5, 10 % of the accelerator's busy seconds), and a host that is kept busy (15 % of the host's part). vLLM is started once more
+last of them while other work keeps all processors but two; then, on that start without the other work, one more kernel a step (2,
+ 5, 10 % of the accelerator's busy seconds), and a host that is kept busy (15 % of the host's part). vLLM is started once more
 without captured graphs. OUT/speed-ENGINE.json has every session; OUT/speed-ENGINE.md the table. The plugin need not be installed.
 """
 

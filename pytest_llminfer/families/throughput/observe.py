@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llminfer.engines.launchers.local import default_threads
 from pytest_llminfer.errors import UnsupportedError
@@ -12,7 +12,7 @@ from pytest_llminfer.families.throughput.session import Session, summarise_sessi
 from pytest_llminfer.hardware import processor_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.observations.speed import StepTrace
@@ -146,6 +146,17 @@ def _rate(engine: Engine, workload: Workload) -> float:
     return rates.matmul_flops_per_second if workload.phase == "prefill" else rates.copy_bytes_per_second
 
 
+class Undecided(Protocol):
+    """A speed that fresh starts may tell more about."""
+
+    @property
+    def speed(self) -> Speed:
+        """Of the first start."""
+
+    def undecided(self, fresh: Sequence[Session]) -> bool:
+        """Whether one more fresh start could tell more."""
+
+
 class Throughput:
     """Called with a workload, which is measured once.
 
@@ -181,10 +192,15 @@ class Throughput:
         other = self if engine is self._engine else Throughput(engine, None)
         return other(workload).record(previous)
 
-    def confirm(self, workload: Workload, enough: Callable[[list[Session]], bool]) -> list[Session]:
-        """Sessions of fresh starts of the engine, two at most; fewer once they are ``enough``."""
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the engine computes on the host's processor."""
+        return self._engine.info.device == "cpu" and not self._engine.supports("trace")
+
+    def confirm(self, judged: Undecided) -> list[Session]:
+        """Sessions of fresh starts of the engine: two at most, and none that could tell nothing more."""
         found: list[Session] = []
-        while len(found) < FRESH_STARTS and not (found and enough(found)):
+        while len(found) < FRESH_STARTS and judged.undecided(found):
             self._engine.restart()
-            found.append(measure(self._engine, workload).session)
+            found.append(measure(self._engine, judged.speed.workload).session)
         return found

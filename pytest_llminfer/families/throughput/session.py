@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ LEAST_HOST_SHARE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Where a session ran. cpu: the processor's model name. reference_seconds: of a frozen step there, the median; reference: which."""
+    """Where a session ran. cpu: the processor's name. reference_seconds: of a frozen step there, the median. reference: which."""
 
     cpu: str
     reference_seconds: float
@@ -85,7 +86,7 @@ def summarise_session(
 ) -> Session:
     """A session of its parts.
 
-    blocks: wall seconds of a step, of each block. references: seconds of a frozen step, one before each block and one after the last.
+    blocks: wall seconds of a step, of each block. references: of a frozen step, one before each block and one after the last.
     trace: None without an accelerator whose activity can be read. rate: as in ``Device``.
 
     Raises:
@@ -93,7 +94,7 @@ def summarise_session(
     """
     if not blocks or len(references) != len(blocks) + 1:
         raise ValueError(f"{len(blocks)} blocks with {len(references)} reference steps around them")
-    around = [fmean(pair) for pair in zip(references, references[1:], strict=False)]
+    around = [fmean(pair) for pair in pairwise(references)]
 
     def over(own_seconds: float) -> float:
         """Median of the logarithm of what is left of a block without ``own_seconds``."""

@@ -30,9 +30,9 @@ class ReferenceStep:
     def __call__(self) -> None:
         """One step: all layers, and the likeliest tokens."""
         hidden = self._embedding[self._tokens]
-        for (qkv, out, up, down), (keys, values) in zip(self._layers, self._cache, strict=True):
+        for (qkv, out, up, down), cache in zip(self._layers, self._cache, strict=True):
             query, key, value = ((hidden @ qkv.T).reshape(_BATCH, 3, _HEADS, 1, -1)).transpose(1, 0, 2, 3, 4)
-            keys, values = (np.concatenate([old[:, :, 1:], new], axis=2) for old, new in ((keys, key), (values, value)))
+            keys, values = (np.concatenate([old[:, :, 1:], new], axis=2) for old, new in zip(cache, (key, value), strict=True))
             scores = query @ keys.transpose(0, 1, 3, 2)
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             attended = (weights / weights.sum(axis=-1, keepdims=True)) @ values

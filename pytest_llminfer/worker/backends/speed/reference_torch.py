@@ -1,7 +1,7 @@
 """A frozen decode step of plain torch: how fast this host drives this device, measured beside an engine that does the same.
 
-A small Llama with random weights, written with torch's operators alone, so that no engine's upgrade changes it. On a GPU its kernels
-are shorter than their launches: its time is the host's. Any change of it needs a new ``VERSION``.
+A small Llama with random weights, written with torch's operators alone, so that no engine's upgrade changes it. On a GPU its
+kernels are shorter than their launches: its time is the host's. Any change of it needs a new ``VERSION``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _WIDTH, _LAYERS = 256, {"cuda": 8, "cpu": 4}
 
 
 class ReferenceStep:
-    """The weights and the cache of the step, made anew for each measurement and then forgotten: they are no memory of the engine."""
+    """The weights and the cache of the step, made anew for each measurement and then forgotten."""
 
     def __init__(self, device: torch.device) -> None:
         generator = torch.Generator(device=device).manual_seed(0)
@@ -42,7 +42,7 @@ class ReferenceStep:
         self._cache = [normal(2, _BATCH, _HEADS, _CONTEXT, self._head) for _ in self._layers]
         angles = torch.arange(self._head // 2, device=device) / self._head
         self._cos, self._sin = (turn(angles).to(dtype).repeat(2) for turn in (torch.cos, torch.sin))
-        self._tokens = [token for token in range(_BATCH)]
+        self._tokens = list(range(_BATCH))
 
     def __call__(self) -> None:
         """One step: tokens from the host, all layers, and the likeliest tokens back on the host."""

@@ -24,9 +24,9 @@ _NAME_LENGTH = 160
 def summarise(events: Iterable[Mapping[str, Any]], *, steps: int) -> dict[str, Any]:
     """The fields of ``StepTrace`` for ``steps`` steps.
 
-    events: of a trace in Chrome's format, as ``torch.profiler`` writes it; times in microseconds. Kernels in the replay of a captured
-    graph have events of their own. Busy is the union of what runs on the device without the host: kernels, fills, and copies
-    within it. A copy to or from the host takes as long as the host's memory lets it, and is counted only.
+    events: of a trace in Chrome's format, as ``torch.profiler`` writes it; times in microseconds. Kernels in the replay of a
+    captured graph have events of their own. Busy is the union of what runs on the device without the host: kernels, fills, and
+    copies within it. A copy to or from the host takes as long as the host's memory lets it, and is counted only.
     """
     spans: list[tuple[float, float]] = []
     names: Counter[str] = Counter()
