@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.families.throughput.check import check_throughput
 from pytest_llminfer.families.throughput.observe import WORKLOADS, measure
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.spec import EngineSpec
@@ -55,10 +56,6 @@ class Run:
             speed = measure(engine, WORKLOADS[phase])
             self.rows.append((what, phase, speed, injected))
             print(f"{what}, {phase}: {_line(speed)} [{time.perf_counter() - started:.0f} s] {speed.untraced}", flush=True)
-
-    def last(self, phase: str) -> Speed:
-        """The newest clean speed of a phase."""
-        return next(speed for what, each, speed, _ in reversed(self.rows) if each == phase and what.startswith("clean"))
 
 
 def main() -> None:
@@ -167,6 +164,13 @@ def _line(speed: Speed) -> str:
     return text
 
 
+def _judged(run: Run, phase: str, speed: Speed) -> str:
+    record = next(each.session for _, other, each, _ in run.rows if other == phase)
+    on_cpu = record.device is None
+    verdict = check_throughput(sessions=[speed.session], recorded=[record], metric=phase, tokens_per_step=8, on_cpu=on_cpu)
+    return " / ".join([verdict.outcome.value, *verdict.details])
+
+
 def _write(run: Run, out: Path, seconds: float) -> None:
     rows = [
         {
@@ -179,8 +183,9 @@ def _write(run: Run, out: Path, seconds: float) -> None:
         for what, phase, speed, injected in run.rows
     ]
     (out / f"speed-{run.engine}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    lines = [f"# {run.engine}: {seconds:.0f} s", "", "| what | phase | measured |", "|---|---|---|"]
-    lines += [f"| {what} | {phase} | {_line(speed)} |" for what, phase, speed, _ in run.rows]
+    lines = [f"# {run.engine}: {seconds:.0f} s", "", "Judged by the first clean start alone; inconclusive: worth fresh starts.", ""]
+    lines += ["| what | phase | measured | judged |", "|---|---|---|---|"]
+    lines += [f"| {what} | {phase} | {_line(speed)} | {_judged(run, phase, speed)} |" for what, phase, speed, _ in run.rows]
     lines += ["", "Spread over clean starts: sd of the logarithm, largest over smallest.", ""]
     for phase in WORKLOADS:
         clean = [speed.session for what, each, speed, _ in run.rows if each == phase and what.startswith("clean")]

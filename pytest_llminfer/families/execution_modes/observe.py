@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_llminfer.datasets.load import SYNTHETIC, load
+from pytest_llminfer.engines.capabilities import engines_that_answer
 from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.execution_modes.check import decoded, k3, kl_of_answers, kl_of_scores
@@ -41,7 +42,10 @@ def score_answers(engine: Engine, prompts: Sequence[Sequence[int]], answers: Seq
         UnsupportedError: the engine does not tell what it predicts for given tokens.
     """
     if not engine.supports("score_top"):
-        raise UnsupportedError(f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')")
+        raise UnsupportedError(
+            f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')",
+            f"engines that do: {', '.join(engines_that_answer('score_top'))}",
+        )
     found: dict[int, Scores] = {}
     for length in sorted({len(answer.token_ids) for answer in answers}):
         numbers = [number for number, answer in enumerate(answers) if len(answer.token_ids) == length]
@@ -78,8 +82,9 @@ def refuse_flat(engine: Engine, answers: Sequence[Generation]) -> None:
     spread = float(np.median(np.concatenate([np.ptp(logprobs, axis=1) for logprobs in listed])))
     if spread < FLATTEST:
         raise UnsupportedError(
-            f"{engine.spec}: the {TOP} likeliest tokens of a position lie within {spread:.2g} nats of each other, so that no fault "
-            "of the cache would show; give weights that were trained"
+            f"{engine.spec}: the {TOP} likeliest tokens of a position lie within {spread:.2g} nats of each other, "
+            "so that no fault of the cache would show",
+            "give weights that were trained",
         )
 
 
@@ -178,7 +183,10 @@ class PrefixAnswers:
             UnsupportedError: the engine keeps no prefixes, or does not tell how much of one it found.
         """
         if not engine.supports("reset_prefix_cache"):
-            raise UnsupportedError(f"{engine.spec} keeps no prefixes that could be forgotten ('reset_prefix_cache')")
+            raise UnsupportedError(
+                f"{engine.spec} keeps no prefixes that could be forgotten ('reset_prefix_cache')",
+                f"engines that do: {', '.join(engines_that_answer('reset_prefix_cache'))}",
+            )
         prompts = prefix_prompts(engine.model, engine.kv_pool().block_size)
         block = engine.kv_pool().block_size
         late = [whole_blocks(len(prompt) - 1, block) - 1 for prompt in prompts]

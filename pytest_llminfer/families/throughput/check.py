@@ -32,11 +32,6 @@ class Comparison:
     remarks: tuple[str, ...]
     only_doubt: bool = False
 
-    @property
-    def suspicious(self) -> bool:
-        """Whether a fresh start could tell more: a part is slow, and no fresh start has been seen."""
-        return not self.only_doubt and any(part.state is State.SUSPICIOUS for part in self.parts)
-
 
 def compare(
     *, sessions: Sequence[Session], recorded: Sequence[Session], on_cpu: bool, untraced: str = "", new_kernels: str = ""
@@ -65,7 +60,7 @@ def compare(
     if known and not mine:
         remarks.append(_another_host(first, known))
         found.append(parts.host(sessions, known, parts.ANOTHER_HOST) if more else None)
-    elif first.device is None:
+    elif first.device is None or all(entry.device is None for entry in mine):
         found.append(parts.over_reference(sessions, mine, parts.PROCESSOR if on_cpu else parts.UNTRACED))
     else:
         found.append(parts.host(sessions, mine))
@@ -105,7 +100,6 @@ def check_throughput(
     """
     comparison = compare(sessions=sessions, recorded=recorded, on_cpu=on_cpu, untraced=untraced, new_kernels=new_kernels)
     outcome, reason, advice = _decide(comparison, sessions, recorded, on_cpu=on_cpu)
-    least = min((part.limit for part in comparison.parts), default=0.0)
     rate = tokens_per_step / sessions[0].step_seconds
     before = median(tokens_per_step / session.step_seconds for session in recorded) if recorded else None
     wall = Measurement(metric, rate, "tokens/s", sessions[0].blocks, "wall time, the median of the blocks", baseline=before)
@@ -121,7 +115,7 @@ def check_throughput(
         ),
         threshold="; ".join(f"{part.name} at most {part.limit:.1%} slower" for part in comparison.parts) or "nothing is compared",
         threshold_source=f"{len(recorded)} recorded session{'s' * (len(recorded) != 1)}, and how far starts are known to spread",
-        smallest_detectable="; ".join(f"{part.name} +{part.limit:.1%}" for part in comparison.parts) if least else "nothing",
+        smallest_detectable="; ".join(f"{part.name} +{part.limit:.1%}" for part in comparison.parts) or "nothing",
         advice=advice,
         details=tuple(line for line in (reason, *comparison.remarks) if line),
     )
@@ -131,8 +125,8 @@ def _decide(
     comparison: Comparison, sessions: Sequence[Session], recorded: Sequence[Session], *, on_cpu: bool
 ) -> tuple[Outcome, str, str]:
     """Outcome, reason and advice."""
-    fallen = _shortfall(sessions[0], recorded)
-    if fallen > MOST_CORRECTION:
+    if is_throttled(sessions[0], recorded):
+        fallen = _shortfall(sessions[0], recorded)
         reason = f"the accelerator's own rate is {fallen:.0%} below the slowest recorded one, at most {MOST_CORRECTION:.0%}"
         return Outcome.INVALID, reason, "look at clocks, power limits and other work on the accelerator, and measure again"
     if not comparison.parts:
@@ -156,6 +150,11 @@ def _decide_slow(
         reason += f", but bare wall time {raw.change:+.1%}: this host runs otherwise than the recorded one did"
         return Outcome.INCONCLUSIVE, reason, f"measure again while the machine has nothing else to do, or {_RECORD}"
     return Outcome.FAIL, reason, _LOOK
+
+
+def is_throttled(session: Session, recorded: Sequence[Session]) -> bool:
+    """Whether the accelerator's own rate is so far below its record that no comparison is fair; a fresh start changes nothing."""
+    return _shortfall(session, recorded) > MOST_CORRECTION
 
 
 def _shortfall(session: Session, recorded: Sequence[Session]) -> float:

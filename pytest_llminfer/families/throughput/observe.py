@@ -182,7 +182,8 @@ class Throughput:
         if workload not in self._measured:
             if self._benchmark is not None and self._benchmark.disabled:
                 raise UnsupportedError(
-                    "pytest-benchmark is switched off (as it is under pytest-xdist): run the throughput tests with -n0"
+                    "pytest-benchmark is switched off (as it is under pytest-xdist)",
+                    "run the throughput tests with -n0 and without --benchmark-disable",
                 )
             self._measured[workload] = measure(self._engine, workload, self._benchmark)
         return self._measured[workload]

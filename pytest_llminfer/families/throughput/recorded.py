@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.families.throughput.check import check_throughput, compare
+from pytest_llminfer.families.throughput.check import check_throughput, compare, is_throttled
 from pytest_llminfer.families.throughput.counts import new_kernels
 from pytest_llminfer.families.throughput.observe import sessions
 from pytest_llminfer.families.throughput.parts import State
@@ -29,6 +29,8 @@ class Judged:
     def undecided(self, fresh: Sequence[Session]) -> bool:
         """Whether one more fresh start could tell more: a part is slow in this start, and in every fresh one so far."""
         comparison = compare(**self._sides(fresh), untraced=self.speed.untraced)
+        if is_throttled(self.speed.session, self._sides(())["recorded"]):
+            return False
         wanted = State.SLOWER if fresh else State.SUSPICIOUS
         return not comparison.only_doubt and any(part.state is wanted for part in comparison.parts)
 

@@ -26,8 +26,7 @@ def start(
 ) -> Engine:
     spec = EngineSpec("vllm", environment=python, **cell)
     arguments = {"kv_cache_memory_bytes": POOL, **(engine_args or {})}
-    variables = {"OMP_NUM_THREADS": "2"}
-    return Engine(Launch(spec, MODEL, arguments, variables, timeout=240, log=folder / f"{spec.tp}.log", progress=progress))
+    return Engine(Launch(spec, MODEL, arguments, {}, timeout=240, log=folder / f"{spec.tp}.log", progress=progress))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def prompts() -> list[list[int]]:
 @pytest.fixture(scope="module")
 def reference(folder: Path, prompts: list[list[int]]) -> Any:
     """What transformers answers in the same dtype: generations, and scores of the prompts with their answers."""
-    engine = Engine(Launch(EngineSpec("transformers"), MODEL, {}, {"OMP_NUM_THREADS": "2"}, 240, folder / "transformers.log"))
+    engine = Engine(Launch(EngineSpec("transformers"), MODEL, {}, {}, 240, folder / "transformers.log"))
     generations = engine.generate(prompts, max_tokens=120, logprobs=8)
     scores = engine.score(whole(prompts, generations))
     engine.close()

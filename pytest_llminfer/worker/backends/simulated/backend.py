@@ -1,4 +1,4 @@
-"""The simulated engine as a backend: needs NumPy only, answers everything, and can be told to fail."""
+"""The simulated engine as a backend: needs NumPy only, answers everything, and can be made to fail."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class SimulatedBackend:
     def trace(self, *, batches: Sequence[Sequence[Sequence[int]]], sampling: Message) -> Message:
         """What the modelled accelerator does while it generates for each batch."""
         if self._clock is None:
-            raise UnsupportedError("the simulated engine has an accelerator only with the engine argument accelerator=true")
+            raise UnsupportedError("the simulated engine has no accelerator", "start it with the engine argument accelerator=true")
         for prompts in batches:
             self.generate(prompts=prompts, sampling=sampling)
         return self._clock.trace(len(batches) * sampling["max_tokens"])
@@ -243,6 +243,6 @@ class SimulatedBackend:
         for name, possible in (("dtype", ("auto", "fp32")), ("quantization", ("none",)), ("kv_dtype", ("auto", "fp32"))):
             if getattr(self._spec, name) not in possible:
                 raise UnsupportedError(
-                    f"the simulated engine computes in float32 only: {name}={getattr(self._spec, name)} is not possible; "
-                    f"use {' or '.join(possible)}"
+                    f"the simulated engine computes in float32 only: {name}={getattr(self._spec, name)} is not possible",
+                    f"use {' or '.join(possible)}",
                 )

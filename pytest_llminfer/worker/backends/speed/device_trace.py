@@ -30,7 +30,7 @@ class DeviceTrace:
             UnsupportedError: this process has no GPU.
         """
         if self._device.type != "cuda":
-            raise UnsupportedError("only what a GPU does can be traced")
+            raise UnsupportedError("only what a GPU does can be traced", "run it on a GPU")
         torch.cuda.synchronize(self._device)
         self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
         self._profiler.start()
@@ -50,5 +50,8 @@ class DeviceTrace:
             events = json.loads(file.read_text(encoding="utf-8", errors="replace"))["traceEvents"]
         found = summarise(events, steps=steps)
         if not found["kernels"]:
-            raise UnsupportedError("torch's profiler saw no kernel in this process: it may not read the device's activity")
+            reason = "torch's profiler saw no kernel in this process"
+            raise UnsupportedError(
+                reason, "let it read the device's activity (CUPTI), which other profilers and containers may hold"
+            )
         return found
