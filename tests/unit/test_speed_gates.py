@@ -20,8 +20,11 @@ def test_a_clean_session_fails_once_in_two_hundred_at_most() -> None:
     assert [rate for rate in RATES if rate.slowdown == 0 and rate.failed > 0.005] == []
 
 
-def test_a_slowdown_is_found_in_nineteen_of_twenty() -> None:
-    assert [rate for rate in RATES if rate.slowdown > 0 and rate.failed < 0.95] == []
+def test_a_slowdown_is_found_in_nineteen_of_twenty_from_one_recorded_session() -> None:
+    parts = {"kernels, G", "host's part, h"}
+    found = [rate.failed for rate in RATES if rate.slowdown > 0 and rate.recorded == 1 and rate.gate in parts]
+    assert len(found) == len(parts) * len(speed_gates.NOISE)
+    assert min(found) >= 0.95
 
 
 @pytest.mark.parametrize("case", speed_gates.CASES, ids=lambda case: case.name)
