@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llminfer.families.throughput.observe import BLOCKS, WORKLOADS
-from pytest_llminfer.families.throughput.recorded import Judged
+from pytest_llminfer.families.throughput.recorded import Judged, read
 
 if TYPE_CHECKING:
     from pytest_llminfer.baselines.expectations import Baseline
@@ -33,6 +33,8 @@ def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Ju
         n=BLOCKS,
         per_hardware=True,
         per_parallelism=True,
+        arguments="all",
+        read=partial(read, workload=workload),
     )
     judged = Judged(throughput(workload), expected, on_cpu=throughput.on_cpu)
     judge(judged.verdict(throughput.confirm(judged)))

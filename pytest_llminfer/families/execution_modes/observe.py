@@ -90,7 +90,14 @@ def refuse_flat(engine: Engine, answers: Sequence[Generation]) -> None:
 
 @dataclass(frozen=True)
 class ExecutionModes:
-    """How open texts go on, decoded all at once and one by one."""
+    """Continuations of open texts, decoded all at once and one by one.
+
+    Attributes:
+        engine: The engine under test.
+        texts: Token ids of each text.
+        batched: Continuations of all texts in one request, in their order.
+        alone: Continuations of each text in a request of its own, in the same order.
+    """
 
     engine: Engine
     texts: list[list[int]]
@@ -166,9 +173,12 @@ def resynchronised(
 
 @dataclass(frozen=True)
 class PrefixAnswers:
-    """Answers to the same prompts with and without a cached prefix, and how much of it was found.
+    """Answers to the same prompts with and without a cached prefix: first the prompts, then each with one token changed.
 
-    fresh: right after the cache was emptied; found: with what it held. First the prompts, then each with one token changed.
+    Attributes:
+        cached: How much of each prompt was found in the prefix cache.
+        fresh: Answers right after the cache was emptied.
+        found: Answers over what the cache held, in the same order.
     """
 
     cached: list[CachedTokens]

@@ -169,9 +169,8 @@ class Throughput:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What else must be equal for two speeds to be compared: how the engine was started, and on a CPU its threads."""
-        given = {"engine_args": dict(self._engine.engine_args)} if self._engine.engine_args else {}
-        return given | ({"threads": default_threads()} if self._engine.info.device == "cpu" else {})
+        """What else must be equal for two speeds to be compared: on a CPU its threads."""
+        return {"threads": default_threads()} if self._engine.info.device == "cpu" else {}
 
     def __call__(self, workload: Workload) -> Speed:
         """The speed of this start of the engine.

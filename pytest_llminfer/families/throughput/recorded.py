@@ -13,9 +13,19 @@ from pytest_llminfer.families.throughput.parts import State
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_llminfer.families.throughput.observe import Speed
+    from pytest_llminfer.families.throughput.observe import Speed, Workload
     from pytest_llminfer.families.throughput.session import Session
     from pytest_llminfer.verdict import Verdict
+
+
+def read(expected: Mapping[str, Any], *, workload: Workload) -> Mapping[str, Any]:
+    """What is recorded, every session of which can be read.
+
+    Raises:
+        KeyError, TypeError, ValueError: one cannot.
+    """
+    sessions(expected, workload)
+    return expected
 
 
 @dataclass(frozen=True, slots=True)
