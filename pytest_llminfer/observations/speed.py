@@ -11,9 +11,15 @@ from pytest_llminfer.observations.message import FromMessage
 class StepTrace(FromMessage):
     """What the first rank's accelerator did in some steps (forward passes), all of them together.
 
-    busy_seconds: the union of what ran on it. kernels, copies (fills too), synchronisations (waits of the host for it): how many.
-    launches: calls that start work there; a captured graph's replay is one, with all its kernels. replays: those among them.
-    names: how often each kernel ran.
+    Attributes:
+        steps: How many steps.
+        busy_seconds: Seconds in which anything ran on it.
+        kernels: How many kernels ran.
+        copies: How many copies and fills.
+        synchronisations: How often the host waited for it.
+        launches: Calls that start work there; the replay of a captured graph is one, with all its kernels.
+        replays: Replays of captured graphs among them.
+        names: Name of a kernel to how often it ran; empty where the trace does not name them.
     """
 
     steps: int
@@ -28,7 +34,12 @@ class StepTrace(FromMessage):
 
 @dataclass(frozen=True, slots=True)
 class ReferenceStep(FromMessage):
-    """A frozen decode step that comes with this package: mean wall seconds of one, and which step it is."""
+    """A frozen decode step that comes with this package.
+
+    Attributes:
+        seconds: Mean wall seconds of one such step.
+        version: Which step it is.
+    """
 
     seconds: float
     version: str

@@ -28,8 +28,13 @@ KEPT_SESSIONS = 40
 class Workload:
     """What one block asks for: ``batch`` prompts of ``prompt_tokens``, each continued by exactly ``new_tokens``.
 
-    phase: ``prefill`` counts prompt tokens per second, ``decode`` generated ones. A step is one forward pass over the batch, and
-    makes one new token of each prompt.
+    A step is one forward pass over the batch, and makes one new token of each prompt.
+
+    Attributes:
+        phase: ``prefill`` counts prompt tokens per second, ``decode`` generated ones.
+        batch: Prompts of a block.
+        prompt_tokens: Tokens of each prompt.
+        new_tokens: Tokens generated for each prompt.
     """
 
     phase: str
@@ -58,7 +63,14 @@ WORKLOADS = {"prefill": Workload("prefill", 8, 256, 1), "decode": Workload("deco
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """A session of a workload, and the kernels that ran: how often each, in the traced steps. untraced: why there are none."""
+    """What was measured of one workload.
+
+    Attributes:
+        workload: What each block asked for.
+        session: The session as it is recorded.
+        kernels: Name of a kernel to how often it ran in the traced steps; empty where nothing was traced.
+        untraced: Why nothing was traced; empty where something was, and on a CPU.
+    """
 
     workload: Workload
     session: Session

@@ -20,7 +20,13 @@ LEAST_HOST_SHARE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Where a session ran. cpu: the processor's name. reference_seconds: of a frozen step there, the median. reference: which."""
+    """Where a session ran.
+
+    Attributes:
+        cpu: The processor's model name.
+        reference_seconds: Median wall seconds of a frozen step there.
+        reference: Version of that frozen step.
+    """
 
     cpu: str
     reference_seconds: float
@@ -29,9 +35,16 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What the accelerator did. Of a step: busy_seconds, its own part; of ``steps`` steps together: how many things of each kind.
+    """What the accelerator did in the traced steps.
 
-    rate: what the accelerator can do right now, in the unit that bounds the phase (bytes or operations a second).
+    Attributes:
+        busy_seconds: Seconds of one step in which it was busy.
+        rate: What it can do right now, in the unit that bounds the phase: bytes or floating-point operations per second.
+        steps: How many steps were traced.
+        kernels: Kernels of all these steps.
+        copies: Copies and fills of all these steps.
+        synchronisations: Waits of the host for it, in all these steps.
+        launches: Calls that start work on it, in all these steps.
     """
 
     busy_seconds: float
@@ -47,9 +60,13 @@ class Device:
 class Session:
     """One start of an engine, one phase.
 
-    step_seconds: wall seconds of a step, the median of the blocks. over_reference: median of ln(block / frozen steps around it).
-    host_over_reference: the same of what is left of each block without the accelerator's busy seconds. host, device: None where
-    nothing is known of it; a record of wall time alone, as were made before, knows neither.
+    Attributes:
+        step_seconds: Wall seconds of a step, median of the blocks.
+        blocks: How many blocks there were.
+        over_reference: Median of ln(block / frozen steps around it); None for an older record of wall time alone.
+        host_over_reference: The same without the accelerator's busy seconds; None where they are not known.
+        host: Where it ran; None for an older record.
+        device: What the accelerator did; None without one, or where it cannot be traced.
     """
 
     step_seconds: float
