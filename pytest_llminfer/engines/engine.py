@@ -189,6 +189,13 @@ class Engine:
         answers = self._deal("score_top", [list(ids) for ids in sequences], field="sequences", answer="scores", top=top, last=last)
         return [Scores.from_message(answer) for answer in answers]
 
+    def score_listed(self, sequences: Sequence[Sequence[int]], listed: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Per sequence float64 (T, k), in nats: what the weights give the ``listed`` tokens (T, k) at its last T positions, by
+        prefill in a wider dtype than is served.
+        """
+        items = [{"token_ids": list(ids), "listed": tokens} for ids, tokens in zip(sequences, listed, strict=True)]
+        return self._deal("score_listed", items, field="sequences", answer="logprobs")
+
     def layout(self) -> Layout:
         """Every stored tensor of the model, tied ones once, and which names are tied.
 

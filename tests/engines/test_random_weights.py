@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.families.execution_modes.check import check_execution_modes
-from pytest_llminfer.families.execution_modes.observe import refuse_flat
+from pytest_llminfer.families.execution_modes.texts import refuse_flat
 from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome, Verdict

@@ -104,6 +104,7 @@ class Profile(EngineRules):
     builds: distribution → how it is installed. One that is not named cannot be written as ``--engine=NAME==VERSION``.
     invariant_variable, invariant_argument: the environment variable (set to 1) and the engine argument (set) by which the engine
     promises that answers do not depend on the batch, bit by bit. Empty: it has no such promise.
+    model_arguments: engine arguments that make another model of the same checkpoint, so that its weights alone are no reference.
     variants: name of a variant of ``suites/test_execution_modes.py`` → engine arguments that start it. One that is not named is
     not collected for this engine.
     """
@@ -119,6 +120,7 @@ class Profile(EngineRules):
     builds: Mapping[str, Build] = field(default_factory=dict)
     invariant_variable: str = ""
     invariant_argument: str = ""
+    model_arguments: frozenset[str] = frozenset()
     variants: Mapping[str, Arguments] = field(default_factory=dict)
     capabilities: frozenset[str] | None = None
     unsplit_capabilities: frozenset[str] = frozenset()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
@@ -42,12 +43,16 @@ def prompts() -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path, prompts: list[list[int]]) -> Any:
-    """What transformers answers in the same dtype: generations, and scores of the prompts with their answers."""
+    """What transformers answers in the same dtype: generations, scores of the prompts with their answers, and of those the scores
+    that the same weights give in fp32.
+    """
     engine = Engine(Launch(EngineSpec("transformers"), MODEL, {}, {"OMP_NUM_THREADS": "2"}, 240, folder / "transformers.log"))
     generations = engine.generate(prompts, max_tokens=120, logprobs=8)
-    scores = engine.score(whole(prompts, generations))
+    sequences = whole(prompts, generations)
+    scores = engine.score(sequences)
+    exact = engine.score_listed(sequences, [np.array(sequence[1:], np.int32)[:, None] for sequence in sequences])
     engine.close()
-    return generations, scores
+    return generations, scores, [listed[:, 0] for listed in exact]
 
 
 def whole(prompts: list[list[int]], generations: list[Generation]) -> list[Any]:
