@@ -1,4 +1,4 @@
-"""How far real execution modes of tiny models are from their own weights in fp32: a program that prints it, for tests that import no
+"""How far execution modes of tiny models are from their own weights in fp32: a program that prints it, for tests that import no
 torch.
 
     python tests/support/programs/unrounded.py
