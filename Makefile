@@ -6,8 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CORES := $(shell nproc 2>/dev/null || echo 2)
-# Half the cores: engine workers bring threads of their own.
-PROCESSES ?= $(shell expr \( $(CORES) + 1 \) / 2)
+# An engine under test has one thread (tests/support/engines).
+PROCESSES ?= $(CORES)
 # What `make suites` tests unless ARGS says otherwise.
 ARGS_OF_SUITES := $(or $(ARGS),--quantization=none$(comma)int8$(comma)nf4)
 # NumPy's matrices are small here: threads of its own wait for each other, on a busy machine for most of the time.
@@ -24,7 +24,8 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest tests/unit tests/plugin -n $(CORES) --dist=loadfile $(ARGS)
 
 test-engines: $(VENV)/.test
-	$(BIN)/python -m pytest tests/engines -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest tests/engines -m "not alone" -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest tests/engines -m alone $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

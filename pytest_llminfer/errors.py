@@ -27,7 +27,13 @@ class InvalidSpecError(LlminferError, ValueError):
 
 
 class UnsupportedError(LlminferError):
-    """The engine cannot do this: a visible skip with this reason."""
+    """The engine cannot do this: a visible skip with this reason.
+
+    to_run: what would make the test run, as the rest of the sentence: ``use tp=1``. Every reason of this package has one.
+    """
+
+    def __init__(self, reason: str, to_run: str = "") -> None:
+        super().__init__(f"{reason}; {to_run}" if to_run else reason)
 
 
 class UnsupportedPlatformError(LlminferError):

@@ -24,9 +24,13 @@ _FIELDS_AROUND_NAME = 4
 class Hardware:
     """One machine as the tests see it.
 
-    accelerator: the exact name of the visible GPUs, joined by " + " where they differ; empty without one. count: how many
-    are visible. cpu: the processor's model name; cores: how many of them this process may use. memory_mib: of one
-    accelerator, 0 where unknown. driver: its version.
+    Attributes:
+        accelerator: The exact name of the visible GPUs, joined by " + " where they differ; empty without one.
+        count: How many GPUs are visible; 0 without an accelerator.
+        cpu: The processor's model name; empty where neither kernel nor platform gives one.
+        cores: Processor cores that this process may use.
+        memory_mib: Memory of one accelerator in MiB, of the smallest where they differ; 0 where unknown.
+        driver: Version of the NVIDIA driver; empty where unknown.
     """
 
     accelerator: str
@@ -62,7 +66,15 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One line of nvidia-smi."""
+    """One GPU, as a line of nvidia-smi describes it.
+
+    Attributes:
+        index: Its number in nvidia-smi, which orders GPUs by PCI bus.
+        uuid: ``GPU-…``; of a MIG slice the ``MIG-…`` entry of ``CUDA_VISIBLE_DEVICES``.
+        name: The product name; of a MIG slice that of its GPU with " MIG" added.
+        memory_mib: ``memory.total`` in MiB; 0 where it is not known, as for a MIG slice.
+        driver: Version of the NVIDIA driver.
+    """
 
     index: int
     uuid: str
@@ -94,9 +106,9 @@ def visible_gpus(environ: Mapping[str, str] | None = None, *, timeout_seconds: f
 
 
 def device_bytes(ids: Iterable[str], *, timeout_seconds: float = 30.0) -> int | None:
-    """What is in use on these GPUs together, by all processes, as nvidia-smi reads it; None where it does not answer.
+    """Bytes in use on these GPUs together, by all processes, as nvidia-smi reads them; None where it does not answer.
 
-    ids: UUIDs, ``GPU-…``; others name nothing that nvidia-smi knows.
+    ids: UUIDs, ``GPU-…``; nvidia-smi knows no other ids, so that with any other the result is None.
     """
     names = list(ids)
     if not names or not all(name.startswith("GPU-") for name in names):
@@ -159,7 +171,7 @@ def parse_cpuinfo(text: str) -> str:
 
 
 def _ask_nvidia_smi(*words: str, environ: Mapping[str, str], timeout_seconds: float) -> str:
-    """What it prints; empty where it is missing, fails, or is silent for too long."""
+    """What nvidia-smi prints; empty where it is missing, fails, or is silent for too long."""
     try:
         process = subprocess.Popen(  # noqa: S603 - a fixed command
             ["nvidia-smi", *words],  # noqa: S607 - the driver's own, wherever the system keeps it
@@ -195,7 +207,7 @@ def processor_name() -> str:
 
 
 def usable_cores() -> int:
-    """Processor cores that this process may use; macOS cannot tell and says how many there are."""
+    """Processor cores that this process may use; on macOS, which does not limit them, all there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

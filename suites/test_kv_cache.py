@@ -28,7 +28,7 @@ CACHE_PATHS = [pytest.param(path, marks=pytest.mark.llminfer_needs(f"generate:{p
 def test_greedy_tokens_do_not_depend_on_the_cache(
     engine: Engine, greedy: Greedy, llminfer_unrounded: Unrounded, judge: Judge, cache_path: str
 ) -> None:
-    """The engine's own generation equals one that computes every prefix anew, and a hand-written loop over the cache."""
+    """The engine's own generation equals one that recomputes every prefix, and a hand-written loop over the cache."""
     reference = engine.generate(greedy.prompts, max_tokens=MAX_TOKENS, logprobs=TOP, cache_path=cache_path)
     runs: Any = {"candidate": greedy.batched, "reference": reference, "dtype": engine.info.dtype}
     claim = f"greedy generation gives the {{}} of cache path {cache_path!r}"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.judging import Judge
 
 same_model = pytest.mark.llminfer_only(draws_per_rank=False)
-"""Where each rank draws dummy weights of its own, a model that is split is another one."""
+"""Where each rank draws its own dummy weights, a split model is another model."""
 
 
 @same_model

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from pytest_llminfer.plugin.judging import Judge
 
 OF_ENGINES = pytest.mark.llminfer_only(over_http=False)
-"""A server tells what is in force, and not what its defaults are."""
+"""A server reports what is in force, and not what its defaults are."""
 PARAMETERS = [pytest.param(part, marks=OF_ENGINES if part == "defaults" else ()) for part in PARTS]
 
 
 @pytest.mark.llminfer_needs("settings")
 @pytest.mark.parametrize("part", PARAMETERS)
 def test_settings_are_as_recorded(engine: Engine, baseline: Baseline, judge: Judge, part: str) -> None:
-    """``resolved``: the configuration in force, on this hardware. ``defaults``: what the engine does where nobody says anything."""
+    """``resolved``: the configuration in force, on this hardware. ``defaults``: what the engine does by default."""
     found, resolved = observe(engine, None, part=part), part == "resolved"
     expected = baseline.expected(
         f"settings_{part}",

@@ -124,7 +124,7 @@ class Baseline:
             comparable = record is not None and not differing(record.conditions, conditions)
             expected = plain(observe(self._engine, record.expected if record is not None and comparable else None), "expected")
             self._record(key, expected, conditions, n(expected) if callable(n) else n)
-            raise BaselineRecordedError(f"baseline recorded: {key}")
+            raise BaselineRecordedError(f"baseline recorded: {key}; run again without --update-baselines to be judged by it")
         if record is None:
             added = [f"--engine={by}"] * bool(by) + ["--quantization=none"] * unquantized
             raise self._missing(key, added, left_out=[] if per_parallelism else _parallelism_options(spec))

@@ -73,7 +73,16 @@ _ALIGNMENT = 32
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One stored tensor. shape: slowest dimension first, (out, in) for a linear; offset: from the start of the file."""
+    """One stored tensor of a GGUF file.
+
+    Attributes:
+        name: As in the file (``blk.0.attn_q.weight``).
+        ggml_type: ggml's name of its type in lower case, a value of ``GGML_TYPES`` (``q4_k``, ``f16``).
+        shape: Slowest dimension first: (out, in) for a linear.
+        offset: Where its data start, in bytes from the start of the file.
+        stored_bytes: Bytes of its data, the scales of its blocks included.
+        block_size: Elements of a block, which share scales; 1 for types that are not packed.
+    """
 
     name: str
     ggml_type: str
@@ -85,7 +94,14 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """metadata: key to number, string, bool or list. tensors: by name, in the order of the file."""
+    """The header of one GGUF file.
+
+    Attributes:
+        path: The file.
+        version: Version of the format, 2 or 3.
+        metadata: Key to number, string, bool or list, as stored (``general.architecture``).
+        tensors: Name to tensor, in the order of the file.
+    """
 
     path: Path
     version: int

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Rule = tuple[tuple[str, str], ...]
-"""Where → type, the first that holds; the mixture's usual type where none does."""
+"""Pairs of (condition, ggml type); the first condition that holds decides, and the usual type applies where none does."""
 
 BLOCKS = {name: (block, size) for name, block, size in GGML_TYPES.values()}
 """ggml type → elements and bytes of a block."""
@@ -24,9 +24,13 @@ BLOCKS = {name: (block, size) for name, block, size in GGML_TYPES.values()}
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """A file type of llama.cpp. usual: the type of matrices. output: of the output matrix, or of the embedding that stands for it.
+    """One file type of llama.cpp: which ggml type it gives each matrix.
 
-    embedding: of an embedding of its own; "" for the usual. parts: linears of a layer that differ.
+    Attributes:
+        usual: The type of every matrix that nothing below names.
+        output: The type of the output matrix, or of the embedding that serves as one.
+        embedding: The type of an embedding that is not the output matrix; empty for the usual one.
+        parts: Name of a linear (``v_proj``) to the rules for it; linears that are not named have the usual type.
     """
 
     usual: str
@@ -142,7 +146,9 @@ def stored_type(name: str, shape: Sequence[int], *, quantization: str, dtype: st
     if quantization == "none":
         return dtype
     if quantization not in MIXTURES:
-        raise UnsupportedError(f"how llama.cpp stores quantization {quantization!r} is not known here")
+        raise UnsupportedError(
+            f"how llama.cpp stores quantization {quantization!r} is not known here", f"use one of: none, {', '.join(MIXTURES)}"
+        )
     mixture, columns = MIXTURES[quantization], shape[-1]
     if name == ("model.embed_tokens.weight" if tied else "lm_head.weight"):
         chosen = mixture.output if columns % BLOCKS[mixture.usual][0] == 0 else "q8_0"
@@ -159,7 +165,7 @@ def _of_layer(name: str, mixture: Mixture, layers: int, groups: int) -> str:
     layer, part = int(name.split(".")[2]), name.split(".")[-2]
     rules = mixture.parts.get(part, ())
     chosen = next((kind for where, kind in rules if _holds(where, layer, layers, groups)), mixture.usual)
-    # With 80 layers and 8 query heads a KV head v_proj is an eighth of q_proj, and is given more.
+    # With 80 layers and 8 query heads per KV head v_proj is an eighth of q_proj, and gets a wider type.
     if part == "v_proj" and layers == _LAYERS_OF_70B and groups > 1:
         return _OF_70B.get(chosen, chosen)
     return chosen

@@ -29,7 +29,9 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     """
     architecture = file.metadata.get("general.architecture")
     if architecture not in _ARCHITECTURES:
-        raise UnsupportedError(f"{file.path} holds the architecture {architecture!r}; known: {', '.join(_ARCHITECTURES)}")
+        raise UnsupportedError(
+            f"{file.path} holds the architecture {architecture!r}", f"give a file of one of: {', '.join(_ARCHITECTURES)}"
+        )
     hidden, heads = _size(file, f"{architecture}.embedding_length"), _size(file, f"{architecture}.attention.head_count")
     config: dict[str, Any] = {
         "architectures": [_ARCHITECTURES[architecture]],

@@ -54,7 +54,7 @@ def double_quantized(configuration: Mapping[str, Any] | None) -> bool | None:
 
 
 def variant(configuration: Mapping[str, Any] | None) -> str:
-    """How a checkpoint differs from the usual of its format; empty where it does not. In words, for a message."""
+    """How a checkpoint differs from the usual variant of its format, as a phrase for a message; empty where it does not."""
     declared = configuration or {}
     name = stored_format(configuration)
     if name in {"gptq", "awq"}:

@@ -22,7 +22,15 @@ _MAX_HEADER = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where one tensor lies: ``offset`` counts from the start of the file; dtype in the format's words (``BF16``)."""
+    """Where one tensor of a safetensors file lies.
+
+    Attributes:
+        file: The file that holds it.
+        dtype: In the words of the format (``BF16``).
+        shape: As stored; (out, in) for a linear, empty for a single number.
+        offset: Where its data start, in bytes from the start of the file.
+        stored_bytes: Bytes of its data.
+    """
 
     file: Path
     dtype: str
@@ -32,12 +40,16 @@ class StoredTensor:
 
 
 def is_local(model_path: str) -> bool:
-    """Whether ``model_path`` can only be a path: an id of the Hub has one slash and neither starts nor ends with it."""
+    """Whether ``model_path`` is a path and no id of the Hub, which has exactly one slash and neither starts nor ends with it."""
     return Path(model_path).exists() or model_path.startswith((".", "/", "~")) or model_path.count("/") != 1
 
 
 def read_configuration(model_path: str) -> dict[str, Any]:
-    """The model's config.json: ``model_path`` is the folder that holds it, or the file itself."""
+    """The model's config.json: ``model_path`` is the folder that holds it, or the file itself.
+
+    Raises:
+        BadInputError: nothing at this path, no config.json there, or a file that holds no JSON object.
+    """
     path = Path(model_path)
     file = path / "config.json" if path.is_dir() else path
     if not path.exists():
@@ -54,7 +66,11 @@ def read_configuration(model_path: str) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the safetensors files in ``folder``; a truncated or corrupt file is named."""
+    """Every tensor of the safetensors files in ``folder``; a truncated or corrupt file is named.
+
+    Raises:
+        BadInputError: no weights, a file that the index names and that is missing, or a truncated or corrupt file.
+    """
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder):
         tensors.update(read_header(file))
@@ -62,7 +78,11 @@ def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_index(folder: Path) -> dict[str, str] | None:
-    """File by tensor name as the index of ``folder`` says; None where there is no index."""
+    """File by tensor name as the index of ``folder`` says; None where there is no index.
+
+    Raises:
+        BadInputError: the index is damaged.
+    """
     index = folder / _INDEX
     if not index.is_file():
         return None
@@ -87,7 +107,11 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file, after checking that the file is as long as its header says."""
+    """The tensors of one file, after checking that the file is as long as its header says.
+
+    Raises:
+        BadInputError: the file is shorter than its header says, or its header is damaged.
+    """
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -105,7 +129,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def read_text(tensor: StoredTensor) -> str:
-    """What a tensor of bytes says: some tools keep a JSON text so."""
+    """The text in a tensor of bytes: some tools store JSON that way."""
     with tensor.file.open("rb") as stream:
         stream.seek(tensor.offset)
         return stream.read(tensor.stored_bytes).decode(errors="replace")

@@ -25,12 +25,12 @@ SUBCOMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand. Status 0: done; 1: it failed; 2: bad input, told in one line on standard error."""
+    """Run one subcommand. Status 0: done; 1: it failed; 2: bad input, with the reason in one line on standard error."""
     listed = "\n".join(align([(f"  {name}", purpose) for name, (_, purpose) in SUBCOMMANDS.items()]))
     parser = argparse.ArgumentParser(
         prog="llminfer",
         description="Beside pytest: the environments of engines, what can run here, and what will fit.",
-        epilog=f"subcommands:\n{listed}\n\n`llminfer SUBCOMMAND --help` tells more.",
+        epilog=f"subcommands:\n{listed}\n\n`llminfer SUBCOMMAND --help` says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="llminfer [--version] [--help] SUBCOMMAND ...",
     )

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run ``llminfer checkpoint`` with these arguments: status 0 if every one is stored as declared, 1 if one is not."""
+    """Run ``llminfer checkpoint`` with these arguments: status 0 if every one is stored as declared, 1 if one is not.
+
+    Raises:
+        InvalidSpecError: a quantization that no cell has.
+        BadInputError: a path without a checkpoint, or damaged files.
+        UnsupportedError: an architecture or a variant of a format that is not known here.
+    """
     given = _parser().parse_args(argv)
     if given.quantization is not None and given.quantization not in QUANTIZATIONS:
         raise InvalidSpecError("quantization", given.quantization, QUANTIZATIONS)

@@ -16,7 +16,11 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are a BadInputError, without the usage printed before."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the command line."""
+        """Refuse the command line.
+
+        Raises:
+            BadInputError: always, with the message and where to find the usage.
+        """
         raise BadInputError(f"{message}; see `{self.prog} --help`")
 
 
@@ -33,7 +37,7 @@ def tell(line: str) -> None:
 
 
 def gigabytes(size: float) -> str:
-    """Bytes in words: ``1.9 GB``, ``340 MB``."""
+    """Bytes as text: ``1.9 GB``, ``340 MB``."""
     mega = size / 1e6
     if mega >= 1000:  # noqa: PLR2004 - a thousand megabytes are a gigabyte
         return f"{mega / 1000:.1f} GB"

@@ -19,7 +19,14 @@ MISSING, BROKEN, PARTIAL, READY = "missing", "broken", "no GPU", "ok"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One interpreter to look into. requirement: what its environment was made for; empty for one that is not ours."""
+    """One interpreter to look into.
+
+    Attributes:
+        label: What the table calls it.
+        interpreter: Path of its Python.
+        requirement: What its environment was made for, ``NAME==VERSION``; empty for an interpreter that is not one of our
+            environments.
+    """
 
     label: str
     interpreter: str
@@ -33,9 +40,20 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One engine in one interpreter. state: ``ok``, ``no GPU`` (runs, but on the processor), ``broken`` or ``missing``.
+    """One engine in one interpreter.
 
-    reason and mend: why it is not ``ok``, and the commands against it, each by itself; empty where there is nothing to do.
+    Attributes:
+        engine: Name of the engine.
+        place: What the table calls the interpreter.
+        interpreter: Path of its Python.
+        state: ``ok``, ``no GPU`` (runs, but on the processor), ``broken`` or ``missing``.
+        version: Of the distribution that brings the engine; empty where it is missing.
+        torch: Version of torch; empty where the engine does not use it or it is missing.
+        cuda: Version of CUDA or HIP that torch was built for; empty for a CPU build.
+        gpus: How many GPUs torch sees; 0 without torch.
+        seconds: How long the import took; 0.0 where there was none.
+        reason: Why the state is not ``ok``; empty where it is.
+        mend: Commands that would help, each sufficient by itself; empty where nothing is to be done.
     """
 
     engine: str

@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
         "Status 0: at least one engine can run (the simulated one counts only if it is named); 1: none can.",
     )
     parser.add_argument("engines", nargs="*", metavar="ENGINE", help=f"of {', '.join(names())}; all of them unless given")
-    parser.add_argument("--environment", action="append", default=[], metavar="PYTHON", help="look into this interpreter too")
+    parser.add_argument("--environment", action="append", default=[], metavar="PYTHON", help="examine this interpreter too")
     parser.add_argument("--json", action="store_true", help="plain data instead of a table")
     parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for one import (default: %(default)s)")
     given = parser.parse_args(argv)
@@ -131,7 +131,7 @@ def _pairs(profiles: Mapping[str, Profile], given: list[Place]) -> list[tuple[st
 
 
 def _worth_telling(found: list[Finding]) -> list[Finding]:
-    """Without the engines that another interpreter lacks, unless it has none at all: it was made for one of them."""
+    """Leave out the engines that another interpreter lacks, unless it has none at all: it was made for one of them."""
     filled = {each.place for each in found if each.state != MISSING} - {OWN}
     return [each for each in found if each.state != MISSING or each.place not in filled]
 

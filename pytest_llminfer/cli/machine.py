@@ -48,7 +48,7 @@ def describe(hardware: Hardware) -> dict[str, Any]:
 
 
 def head(machine: dict[str, Any], hardware: Hardware) -> list[str]:
-    """The same in lines for a person."""
+    """The same facts as lines of text."""
     packages = ", ".join(f"{name} {found or 'missing'}" for name, found in machine["packages"].items())
     facts = {
         "llminfer": machine["llminfer"],
@@ -69,7 +69,7 @@ def head(machine: dict[str, Any], hardware: Hardware) -> list[str]:
 
 
 def notes(machine: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is not as it could be, without stopping anything: each with the command that mends it, or empty."""
+    """What could be better but stops nothing: pairs of a note and the command that mends it, empty where there is none."""
     found = []
     if not machine["uv"]:
         found.append(("uv is not on PATH: environments are made with venv and pip, which takes longer", "pip install uv"))
@@ -89,7 +89,7 @@ def notes(machine: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def memory_bytes() -> int:
-    """Physical memory; 0 where the system does not tell."""
+    """Bytes of physical memory; 0 where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

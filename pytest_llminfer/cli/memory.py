@@ -37,7 +37,13 @@ _PLAIN = {"f32": "none", "f16": "none", "bf16": "none"}
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run ``llminfer memory`` with these arguments: status 0 if a sequence of that length fits, 1 if none does."""
+    """Run ``llminfer memory`` with these arguments: status 0 if a sequence of that length fits, 1 if none does.
+
+    Raises:
+        InvalidSpecError: a GPU, quantization or engine that is not known here.
+        BadInputError: no such model, or sizes that mean nothing.
+        UnsupportedError: an architecture, quantization or split whose bytes are not known here.
+    """
     given = _parser().parse_args(argv)
     gpu = find_gpu(given.gpu)
     if given.quantization is not None and given.quantization not in FORMATS:

@@ -64,7 +64,7 @@ def _devices() -> dict[str, Any]:
     if torch is not None:
         found["cuda"] = torch.version.cuda or getattr(torch.version, "hip", None) or ""
         found["gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if torch.version.cuda and hasattr(torch._C, "_cuda_getDriverVersion"):  # noqa: SLF001 - torch tells it in no other way
+        if torch.version.cuda and hasattr(torch._C, "_cuda_getDriverVersion"):  # noqa: SLF001 - torch offers no other way
             number = torch._C._cuda_getDriverVersion()  # noqa: SLF001 - as above
             found["driver_cuda"] = f"{number // 1000}.{number % 1000 // 10}" if number else ""
     return found
@@ -78,9 +78,7 @@ def _version(name: str) -> str:
 
 
 def main() -> None:
-    """Examine the engine that the only argument tells of, as JSON. Engines print what they like: the answer goes to the real
-    output.
-    """
+    """Examine the engine that the only argument describes, as JSON. What engines print cannot mix with the answer."""
     answer = os.dup(1)
     os.dup2(2, 1)
     # The folder of this file would stand before the packages of the interpreter, with the names of our subcommands.

@@ -1,6 +1,6 @@
 """The solved examples of a few-shot prompt: those of the dataset's own training side, in their order, and never a question asked.
 
-The same examples precede every question. lm-evaluation-harness draws five of the training split anew for each question
+The same examples precede every question. lm-evaluation-harness draws five of the training split again for each question
 unless its task names the sampler ``first_n``.
 """
 

@@ -23,7 +23,13 @@ _FORMAT = 'each row needs "question" and "answer" as text, the answer ending in 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Problems with distinct ids, in the order of their source; sha256 is of their ids, questions and answers."""
+    """Problems with distinct ids, in the order of their source.
+
+    Attributes:
+        name: ``synthetic``, ``openai/gsm8k:SPLIT``, or the name of a file without its suffix.
+        problems: At least one.
+        sha256: Hash over the ids, questions and answers in this order, in hexadecimal digits.
+    """
 
     name: str
     problems: tuple[Problem, ...]

@@ -1,7 +1,7 @@
 """The words put around a question, and where an answer to them ends. Changing one makes every recorded accuracy incomparable.
 
-Two forms: zero-shot, a chat that asks for ``#### <number>``; and the published 5-shot form of GSM8K, in which the model goes on
-with a text of solved examples, worded as in lm-evaluation-harness (tasks/gsm8k/gsm8k.yaml, version 3). Standard library only.
+Two forms: zero-shot, a chat that asks for ``#### <number>``; and the published 5-shot form of GSM8K, in which the model continues
+a text of solved examples, worded as in lm-evaluation-harness (tasks/gsm8k/gsm8k.yaml, version 3). Standard library only.
 """
 
 from __future__ import annotations
@@ -31,10 +31,15 @@ FEW_SHOT_QUESTION = "Question: {question}\nAnswer:"
 class PromptForm:
     """One way of putting a question to a model.
 
-    version: raised when the wording or the stops change; baselines record ``str(form)``, such as ``5-shot@1``.
-    chat: whether the text is a user's message for the chat template; otherwise the model goes on with the text itself, which is
-    encoded with what the tokenizer puts at the start of a text. question, example: templates; example is of one solved problem.
-    shots: how many of those come first. stop: strings before which an answer ends, whichever comes first.
+    Attributes:
+        name: What ``--gsm8k-form`` calls it.
+        version: Raised when the wording or the stops change; baselines record ``str(form)``, such as ``5-shot@1``.
+        chat: Whether the text is a user's message for the chat template. Otherwise the model continues the text itself, which is
+            encoded with what the tokenizer puts at the start of a text.
+        question: Template of the question, with ``{question}``.
+        example: Template of one solved problem, with ``{question}`` and ``{answer}``; empty where the form has none.
+        shots: How many solved problems precede the question.
+        stop: Strings before which an answer ends, whichever comes first; empty for none.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What each engine can be asked, told before one starts: a test that needs more is not collected for its cells."""
+"""What each engine can be asked, known before one starts: a test that needs more is not collected for its cells."""
 
 from __future__ import annotations
 

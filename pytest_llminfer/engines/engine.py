@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pytest_llminfer.engines.capabilities import engines_that_answer
 from pytest_llminfer.engines.probes import locate
 from pytest_llminfer.engines.replica import MAX_DEATHS, Launch, Replica
 from pytest_llminfer.engines.replicas import SharedProgress, at_once, collect, deal, first_of_equal, of_the_fullest
@@ -28,16 +29,18 @@ __all__ = ["MAX_DEATHS", "Engine", "Launch"]
 
 T = TypeVar("T")
 
-
 _ON_ALL = ("run", "layout", "memory", "ranks", "kv_pool", "reset_prefix_cache")
-"""Asked of every replica: what one of them says need not be true of the others."""
+"""Requests to every replica, since one's answer need not hold for the others."""
 
 
 class Engine:
-    """One loaded cell. Every method asks its workers; none imports a framework here.
+    """One loaded cell: typed requests to its workers. No framework is imported here.
 
-    With several replicas prompts are dealt out to all of them at once, and come back in order. ``launches``: one a replica.
-    on_load: called with the engine after every load of a replica: the first, a restart, and the one after a death.
+    With several replicas prompts are split over all of them, and answers come back in order. launches: one a replica.
+    on_load: called with the engine and what it loaded after every load of a replica: the first, a restart, one after a death.
+
+    Any request may raise UnsupportedError (a capability that ``info`` does not list), BadInputError (the worker refuses the
+    arguments), OutOfMemoryError, EngineDiedError, EngineHungError, or EngineError for any other failure of the engine.
     """
 
     def __init__(self, *launches: Launch, on_load: Callable[[Engine, EngineInfo], None] | None = None) -> None:
@@ -71,12 +74,13 @@ class Engine:
 
     @property
     def loads(self) -> int:
-        """How often a replica was loaded."""
+        """Loads of all replicas together, reloads included."""
         return sum(replica.loads for replica in self._replicas)
 
     def _need(self, capability: str) -> None:
         if capability not in self._replicas[0].info.capabilities:
-            raise UnsupportedError(f"{self.spec.engine} cannot answer {capability!r}")
+            others = ", ".join(engines_that_answer(capability)) or "none"
+            raise UnsupportedError(f"{self.spec.engine} cannot answer {capability!r}", f"engines that do: {others}")
 
     def _ask(self, method: str, *, capability: str = "", **params: Any) -> Any:
         """The first replica's answer; a list of all answers where every replica is asked."""
@@ -88,7 +92,7 @@ class Engine:
     def _deal(
         self, method: str, items: Sequence[Any], *, field: str, answer: str, capability: str = "", **params: Any
     ) -> list[Any]:
-        """One answer an item, in order, each replica having done its share."""
+        """One answer an item, in order; each replica computes its share."""
         self._need(capability or method)
         shares = deal(len(items), len(self._replicas))
         progress = self._launch.progress
@@ -105,7 +109,7 @@ class Engine:
 
     @property
     def idle_bytes(self) -> int | None:
-        """In use on the cell's GPUs by all processes when the cell was given them; None where nothing tells."""
+        """Bytes in use on the cell's GPUs, by all processes, when the cell got them; None on a CPU, or where it is not known."""
         return self._launch.lease.idle_bytes if self._launch.lease is not None else None
 
     @property
@@ -120,7 +124,7 @@ class Engine:
         return spec.weights == "real" and spec.quantization == "none" and info.kv_dtype == info.dtype and not spec.is_remote
 
     def once(self, ask: Callable[..., T], *arguments: Hashable) -> T:
-        """What ``ask(engine, *arguments)`` returned the first time: several tests of a cell stand on the same answers."""
+        """What ``ask(engine, *arguments)`` returned the first time, so that several tests of a cell share the same answers."""
         asked = (ask, arguments)
         if asked not in self._answers:
             self._answers[asked] = ask(self, *arguments)
@@ -142,9 +146,9 @@ class Engine:
     ) -> list[Generation]:
         """One answer a prompt, in order; prompts are token ids, text, or conversations (lists of ``{"role", "content"}``).
 
-        ``sampling`` says everything at once; without it decoding is greedy with ``max_tokens`` and ``ignore_eos``.
-        ``cache_path``: ``engine``, ``loop`` (a hand-written loop over the cache) or ``no_cache``. ``logprobs``: how many of the
-        likeliest tokens of each step come with their log-probabilities.
+        sampling: every field of it counts; without it decoding is greedy with ``max_tokens`` and ``ignore_eos``.
+        cache_path: ``engine``, ``loop`` (a hand-written loop over the cache) or ``no_cache`` (every prefix recomputed).
+        logprobs: how many of the most likely tokens of each step come with their log-probabilities; 0 for none.
         """
         chosen = sampling or Sampling(max_tokens=max_tokens, ignore_eos=ignore_eos)
         if logprobs:
@@ -190,9 +194,7 @@ class Engine:
         return [Scores.from_message(answer) for answer in answers]
 
     def score_listed(self, sequences: Sequence[Sequence[int]], listed: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Per sequence float64 (T, k), in nats: what the weights give the ``listed`` tokens (T, k) at its last T positions, by
-        prefill in a wider dtype than is served.
-        """
+        """Per sequence float64 (T, k) in nats, of ``listed`` tokens (T, k) at its last T positions, in a wider dtype than is served."""
         items = [{"token_ids": list(ids), "listed": tokens} for ids, tokens in zip(sequences, listed, strict=True)]
         return self._deal("score_listed", items, field="sequences", answer="logprobs")
 
@@ -203,7 +205,7 @@ class Engine:
             UnsupportedError: the model is split over ranks, none of which holds all of it.
         """
         if len(ranks := self.rank_layouts()) > 1:
-            raise UnsupportedError(f"{self.spec}: no rank holds the whole model; what each holds is told by rank_layouts")
+            raise UnsupportedError(f"{self.spec}: no rank holds the whole model", "use tp=1 and pp=1, or ask for rank_layouts()")
         return ranks[0]
 
     def rank_layouts(self) -> tuple[Layout, ...]:
@@ -214,11 +216,11 @@ class Engine:
         return Layout.of_ranks(answer)
 
     def memory(self, *, reset_peak: bool = False) -> MemoryReport:
-        """Bytes by category, of the replica with the most; ``reset_peak`` starts the run peak anew after this reading."""
+        """Bytes by category, of the replica with the most; ``reset_peak`` resets the run peak after this reading."""
         return MemoryReport.from_message(of_the_fullest(self._ask("memory", reset_peak=reset_peak)))
 
     def kv_cache(self, prompt: Sequence[int], *, extend: int) -> CacheReport:
-        """The KV cache after a prompt, and after ``extend`` more tokens."""
+        """The KV cache after a prompt, and after ``extend`` more tokens decoded greedily."""
         return CacheReport.from_message(self._ask("kv_cache", prompt=list(prompt), extend=extend))
 
     def compare_cache_paths(
@@ -231,15 +233,15 @@ class Engine:
         dtype: str = "",
         seed: int = 0,
     ) -> CachePathComparisons:
-        """What two ways through the KV cache make of the same tokens; the reference is prefill alone unless another is given.
+        """What two cache paths make of the same tokens; the reference is prefill alone unless another is given.
 
-        ``config``: of a model with random weights drawn from ``seed`` that is made for this in ``dtype``; without it, the model
-        that is served. A model made before is kept and used again.
+        config: of a model with random weights from ``seed`` that is made for this in ``dtype``; None for the served model. The
+        last model made is kept and used again.
         """
-        cache_paths = {"candidate": candidate.to_dict(), "reference": (reference or CachePath()).to_dict()}
-        asked: Any = {**cache_paths, "config": dict(config) if config is not None else None, "dtype": dtype, "seed": seed}
+        made: Any = {"config": None if config is None else dict(config), "dtype": dtype, "seed": seed}
+        made |= {"candidate": candidate.to_dict(), "reference": (reference or CachePath()).to_dict()}
         return CachePathComparisons.from_message(
-            self._ask("compare_cache_paths", sequences=[list(ids) for ids in sequences], **asked)
+            self._ask("compare_cache_paths", sequences=[list(ids) for ids in sequences], **made)
         )
 
     def kv_pool(self) -> KVPool:
@@ -257,46 +259,42 @@ class Engine:
     def ranks(self) -> tuple[Rank, ...]:
         """Every process that holds a part of the model, in all replicas."""
         answers = self._ask("ranks")
-        own = len(answers) > 1
-        return tuple(
-            Rank.from_message(rank | ({"dp_rank": number} if own else {}))
-            for number, answer in enumerate(answers)
-            for rank in answer["ranks"]
-        )
+        if len(answers) > 1:
+            answers = [{"ranks": [rank | {"dp_rank": number} for rank in answer["ranks"]]} for number, answer in enumerate(answers)]
+        return tuple(Rank.from_message(rank) for answer in answers for rank in answer["ranks"])
 
     def settings(self) -> dict[str, Any]:
         """The resolved configuration and the engine's own defaults."""
         return dict(self._ask("settings"))
 
     def calibrate(self) -> Calibration:
-        """What the device can do right now."""
+        """What the device can do right now, measured in about a second."""
         return Calibration.from_message(self._ask("calibrate"))
 
     def talk(self, requests: Sequence[Mapping[str, Any]], *, concurrency: int = 1) -> list[dict[str, Any]]:
         """What a served engine answers over HTTP, one answer a request, ``concurrency`` of them under way at a time."""
-        answer = self._ask("talk", requests=[dict(request) for request in requests], concurrency=concurrency)
-        return list(answer["answers"])
+        return list(self._ask("talk", requests=[dict(request) for request in requests], concurrency=concurrency)["answers"])
 
     def stop_server(self) -> dict[str, Any]:
-        """How the engine's own server ended when it was told to; the next request starts it again."""
+        """Stop the engine's own server; the fields of ``Backend.stop``. The next request starts it again."""
         return dict(self._ask("stop", capability="serving:stop"))
 
     def run(self, probe: Callable[..., Any] | str, /, **arguments: Any) -> Any:
         """What ``probe`` returns, called in the worker with the live model and ``arguments``; in every replica, the first answers.
 
-        ``probe``: a function at the top level of a file that the engine's interpreter can import, or ``"path.py::function"``.
+        probe: a function at the top level of a file that the engine's interpreter can import, or ``"path.py::function"``.
         Arguments and result are plain data and arrays.
         """
         path, function = locate(probe)
         return self._ask("run", path=path, function=function, arguments=arguments)[0]["result"]
 
     def prepare(self, probe: Callable[..., Any] | str, /, **arguments: Any) -> None:
-        """:meth:`run` a set-up of the live model now, and again whenever the engine is loaded anew."""
+        """:meth:`run` a set-up of the live model now, and again after every reload of the engine."""
         self.run(probe, **arguments)
         self._preparations.append((probe, arguments))
 
     def restart(self) -> None:
-        """End the workers and load the engine anew, with everything as it was first given or prepared."""
+        """End the workers and reload the engine, with everything as it was first given or prepared."""
         at_once([replica.restart for replica in self._replicas])
 
     def close(self) -> None:

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0
 WAIT_SECONDS = 4 * 3600.0
-"""Another session's matrix may take hours, and is no engine that hangs."""
+"""Seconds. Another session's matrix may take hours, which is not a hanging engine."""
 LOCKS = "LLMINFER_LOCKS"
 """Names another folder for the locks: sessions exclude only those that use the same one."""
 
 
 class Pool:
-    """The GPUs that this session may use. Each is held by a lock on a file, which the kernel gives back when a process ends.
+    """The GPUs that this session may use. Each is held by a lock on a file, which the kernel releases when a process ends.
 
-    held: by its id each GPU that this process holds already, and for which cell; all pools of a session are given the same.
-    make_room: called where only this process's own hold stands in the way, to let go of what it keeps for later.
+    held: GPU id to the cell for which this process holds it already; all pools of a session share one such mapping.
+    make_room: called where only GPUs that this process holds itself are missing, so that it releases what it keeps for later.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Pool:
         turn: IO[bytes] | None = None
         try:
             while True:
-                # Who waits holds the turn: a session that gives GPUs back cannot take them again before it.
+                # The session that waits holds the turn: one that releases GPUs cannot take them again before it.
                 turn = turn or self._turn()
                 taken = self._try(count) if turn is not None else {}
                 if len(taken) == count:
@@ -133,7 +133,7 @@ class Pool:
 class Lease:
     """Some GPUs of a pool, held from the first :meth:`ids` until :meth:`release`.
 
-    idle_bytes: what was in use on them when they were first held, before any engine of this cell; None where nothing tells.
+    idle_bytes: bytes in use on them when they were first held, before any engine of this cell; None where that cannot be read.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Lease:
             self.idle_bytes = device_bytes(gpu.uuid for gpu in self._pool.gpus if _id(gpu) in taken)
 
     def release(self) -> None:
-        """Let others have them; who waits for them stops waiting."""
+        """Give the GPUs up; a thread that waits for them stops waiting."""
         self._released = True
         for name in self._held:
             self._pool.held.pop(name, None)
@@ -184,7 +184,7 @@ def default_folder() -> Path:
 
 
 def _id(gpu: Gpu) -> str:
-    """A slice of a divided GPU is known by its id alone; engines read whole ones best by their number."""
+    """The UUID of a MIG slice, which has no index; the index of a whole GPU, which every engine reads."""
     return gpu.uuid if gpu.uuid.startswith("MIG-") else str(gpu.index)
 
 

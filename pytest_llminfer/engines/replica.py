@@ -29,12 +29,19 @@ MAX_DEATHS = 2
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What it takes to start a worker, once and again after it died.
+    """What it takes to start a worker, the first time and again after it has died.
 
-    timeout: seconds of silence after which the worker counts as hung. variables: for the worker's environment.
-    progress: called with (phase, done, total). log: where the worker's output goes. lease: the accelerators of the whole cell,
-    of which the worker with number ``index`` is given its share; None where there are none. ahead: a worker that was started
-    by :meth:`prestart` of an equal launch, and is used for the first load.
+    Attributes:
+        spec: The cell.
+        model: What the cell serves.
+        engine_args: Engine arguments by the engine's own names.
+        variables: Variables for the worker's environment.
+        timeout: Seconds of silence after which the worker counts as hung.
+        log: File for the worker's output.
+        progress: Called with (phase, done, total); None for no reports.
+        lease: The accelerators of the whole cell; None where it takes none.
+        index: Number of the worker, from 0, which decides its share of the lease.
+        ahead: A worker started by :meth:`prestart` of an equal launch, used for the first load; None without one.
     """
 
     spec: EngineSpec
@@ -49,7 +56,7 @@ class Launch:
     ahead: WorkerProcess | None = None
 
     def environment(self) -> tuple[str, str]:
-        """The worker's interpreter (empty: this one), and the environment that its backend is told."""
+        """The worker's interpreter (empty: this one), and the environment that its backend gets."""
         spec = self.spec
         if spec.is_remote:
             return "", spec.environment
@@ -72,13 +79,13 @@ class Launch:
             share = self.spec.num_gpus // self.spec.workers
             ids = self.lease.ids()[self.index * share : (self.index + 1) * share]
             found = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(ids), **found}
-        # The worker of a server is a client without a framework that could tell it.
+        # The worker of a server is a client: it has no framework to ask for the name.
         if self.spec.serve and (gpus := visible_gpus({**os.environ, **found})):
             found[ACCELERATOR] = gpus[0].name
         return found
 
     def params(self, environment: str) -> dict[str, Any]:
-        """What the worker is told to load."""
+        """The parameters of the worker's request ``load``."""
         return {
             "spec": {**self.spec.replica.to_dict(), "environment": environment},
             "model_path": self.model.path,
@@ -87,7 +94,7 @@ class Launch:
         }
 
     def start_worker(self) -> tuple[WorkerProcess, dict[str, Any]]:
-        """A fresh worker, and what it is to be told."""
+        """A new worker, and the parameters of its request ``load``."""
         interpreter, environment = self.environment()
         settings = self.acquire_devices()
         folder = local.scratch()
@@ -102,8 +109,8 @@ class Launch:
 
 
 class Replica:
-    """One replica of an engine. A worker that dies or hangs fails the request that saw it; the next request starts a fresh
-    one, twice at the most, whether that one loads or not.
+    """One replica of an engine. A worker that dies or hangs fails the request under way; the next request starts a new one, at
+    most twice, whether that one loads or not.
     """
 
     def __init__(self, launch: Launch, on_load: Callable[[], None]) -> None:
@@ -138,7 +145,7 @@ class Replica:
         try:
             self._on_load()
         except Exception as error:
-            # An engine without the preparations of its test would answer as another one.
+            # Without the preparations of its test the engine would be another one.
             self._end_worker()
             if self._end is None:
                 self._count_death(error)
@@ -166,7 +173,11 @@ class Replica:
         self._end = _first_line(error)
 
     def ask(self, method: str, params: Mapping[str, Any], progress: Progress | None = None) -> Any:
-        """The worker's answer; a worker that ended before is started anew first."""
+        """The worker's answer; a worker that has ended is restarted first.
+
+        Raises:
+            EngineError: the replica was closed; and whatever :meth:`WorkerProcess.request` raises.
+        """
         if self._closed:
             raise EngineError(f"{self.launch.spec} was closed and cannot answer {method!r}; restart() loads it anew")
         if self._end is not None or self._worker is None:
@@ -185,7 +196,7 @@ class Replica:
             raise
 
     def restart(self) -> None:
-        """End the worker and load the engine anew."""
+        """End the worker and reload the engine."""
         self.end("ended for a restart")
         self._closed = False
         self.start()

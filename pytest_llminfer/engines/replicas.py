@@ -1,4 +1,4 @@
-"""Several replicas asked at once: prompts dealt out and collected in order, every answer accounted for."""
+"""Several replicas asked at once: prompts split over them, answers collected in order, none lost."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 def deal(count: int, replicas: int) -> list[list[int]]:
-    """Indices of ``count`` items for each replica, dealt like cards: every index once, and shares that differ by one at most."""
+    """Indices of ``count`` items for each replica, round-robin: every index once, and shares that differ by at most one."""
     return [list(range(number, count, replicas)) for number in range(replicas)]
 
 
 def collect(shares: Sequence[Sequence[int]], answers: Sequence[Sequence[T]], *, whose: str) -> list[T]:
-    """The answers in the order of the items that were dealt.
+    """The answers in the order of the items.
 
-    An answer that is missing cannot be told from one that is in another's place: none of them is used then.
+    A missing answer cannot be distinguished from one that has taken another's place, so none of them is used then.
 
     Raises:
-        EngineError: a replica of ``whose`` cell gave more or fewer answers than it was dealt items.
+        EngineError: a replica of the cell ``whose`` returned more or fewer answers than it got items.
     """
     placed: dict[int, T] = {}
     for number, (share, given) in enumerate(zip(shares, answers, strict=True)):

@@ -1,4 +1,4 @@
-"""A request as the bytes that a worker reads, and what is said of one that cannot be sent."""
+"""A request as the bytes that a worker reads, and the error for one that cannot be sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def encode(number: int, method: str, params: Mapping[str, Any]) -> bytes:
-    """The whole frame, before any of it is sent: half a request would be the worker's end."""
+    """The whole frame, before any of it is sent: half a request would end the worker.
+
+    Raises:
+        BadInputError: a parameter that is not plain data, by its place, or one that contains itself.
+    """
     frame = io.BytesIO()
     try:
         write_message(frame, {"id": number, "method": method, "params": dict(params)})

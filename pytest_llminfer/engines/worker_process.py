@@ -66,7 +66,7 @@ class WorkerProcess:
     def request(self, method: str, params: Mapping[str, Any], *, timeout: float, progress: Progress | None = None) -> Any:
         """The worker's answer.
 
-        ``timeout``: seconds of silence that are too many; every message about progress starts the count anew.
+        timeout: seconds of silence after which the engine counts as hung; every message about progress restarts the count.
 
         Raises:
             BadInputError: something in ``params`` cannot be sent; the worker was not asked.
@@ -121,7 +121,7 @@ class WorkerProcess:
         return True
 
     def begin(self, method: str, params: Mapping[str, Any]) -> None:
-        """Ask without waiting; the answer is dropped. A worker that is gone is told by the next request."""
+        """Ask without waiting; the answer is dropped. A worker that has died is noticed by the next request."""
         self._request_id += 1
         self._begun = True
         with contextlib.suppress(OSError, ValueError):
@@ -130,7 +130,7 @@ class WorkerProcess:
             stdin.flush()
 
     def settle(self, timeout: float) -> None:
-        """Wait for the answer to what was begun, whatever it says: the next request meets what became of the worker."""
+        """Wait for the answer to what was begun, whatever it is: the next request finds out whether the worker still lives."""
         deadline = time.monotonic() + timeout
         while self._begun and self.alive and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
@@ -142,7 +142,7 @@ class WorkerProcess:
     def close(self) -> None:
         """Ask the worker to end if it is idle, then end its whole process group whatever it answered."""
         if self.alive and not self._busy:
-            # An engine that is told to end kills its processes too.
+            # An engine that is asked to end kills its processes too.
             self._named = named_by_group(self.process.pid, since=self._started)
             with contextlib.suppress(EngineError):
                 self.request("close", {}, timeout=CLOSE_SECONDS)
@@ -154,7 +154,7 @@ class WorkerProcess:
             return
         self._ended = True
         _live.discard(self)
-        # Asked for while its processes live: afterwards nobody could tell whose a name was.
+        # Looked up while its processes live: afterwards a name could not be traced to its owner.
         left = [*self._named, *named_by_group(self.process.pid, since=self._started)]
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -177,7 +177,7 @@ class WorkerProcess:
     def _next(self, method: str, timeout: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
         while True:
-            # The end of the pipe alone does not tell a death: a process that the worker forked may still hold it.
+            # The end of the pipe is not the only sign of death: a process that the worker forked may still hold it open.
             dead = not self.alive
             left = LOOK_SECONDS if dead else min(LOOK_SECONDS, deadline - time.monotonic())
             try:
@@ -230,7 +230,7 @@ class WorkerProcess:
 
 
 def how_it_ended(status: int | None) -> str:
-    """An exit status in words, with what usually lies behind it."""
+    """An exit status as a phrase, with its usual cause."""
     if status is None:
         return "closed its pipe"
     if status >= 0:
@@ -253,7 +253,7 @@ def _receive(answers: io.BufferedReader, inbox: Inbox) -> None:
                 message = read_message(answers)
             except OSError:
                 message = None
-            except Exception as error:  # noqa: BLE001 - a thread's error is heard by nobody, and the request would wait in vain
+            except Exception as error:  # noqa: BLE001 - an error in a thread is lost, and the request would wait in vain
                 # A message that was cut short is a death in the middle of an answer: the end of the pipe follows.
                 inbox.put(None if "cut short" in str(error) else error)
                 return

@@ -28,7 +28,7 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as the attribute of an instance
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """A scope of its own, as in transformers, where the block is a call."""
+        """Render the block in a new scope, as transformers does, where it is a call."""
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 

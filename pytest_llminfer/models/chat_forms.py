@@ -31,8 +31,8 @@ CONVERSATIONS: tuple[Conversation, ...] = (
 """What every model's template is asked for: one turn, a system message, several turns, text beyond ASCII."""
 
 TODAY = date(2024, 7, 26)
-"""What a template that writes the date is told, whatever the day, so that prompts and records stay the same. Llama 3.2 falls back
-to this day where nobody tells it one."""
+"""The date that a template gets which writes one, whatever the day, so that prompts and records stay the same. It is the day to
+which Llama 3.2 falls back without a date."""
 
 THOUGHTS = ("<think>\n\n</think>\n\n", "<think>\n", "<think>")
 """What templates of reasoning models write after the last header: no thought, or the beginning of one (Qwen3's two, OLMo's)."""
@@ -40,9 +40,15 @@ THOUGHTS = ("<think>\n\n</think>\n\n", "<think>\n", "<think>")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """head, with the role in place of ``{}``, comes before a message and tail after it; start: the token before the first message.
+    """One way of writing a conversation as text: ``head`` and ``tail`` around each message, ``start`` before the first.
 
-    sign: what a template's source contains. trims: blanks around a message are dropped.
+    Attributes:
+        name: What it is called in messages ("ChatML").
+        sign: Text by which a template's source is recognised as of this form.
+        head: What precedes a message, with ``{}`` for its role.
+        tail: What follows a message.
+        start: What precedes the first message; empty where the form has nothing there.
+        trims: Whether white space around a message is dropped.
     """
 
     name: str

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Conversations:
-    """One entry for each of :data:`CONVERSATIONS`, in order: token_ids are empty where the template refuses it.
+    """What a model makes of each of :data:`CONVERSATIONS`, in order.
 
-    departures: how the texts depart from the template's form. refusals: what was refused, and why. A line each.
+    Attributes:
+        token_ids: One list of token ids per conversation; empty where the template refuses the conversation.
+        departures: One line for each text that departs from the form of the template; empty if none does.
+        refusals: One line for each refused conversation, with the template's reason; empty if none is refused.
     """
 
     token_ids: tuple[list[int], ...]

@@ -62,7 +62,13 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class CacheSizes:
-    """What a KV cache is made of. windows: per layer in tokens, 0 where a layer keeps everything."""
+    """The sizes from which a KV cache is made.
+
+    Attributes:
+        kv_heads: KV heads of a layer.
+        head_dim: Elements of one head's key or value.
+        windows: Per layer its window in tokens; 0 where a layer keeps everything.
+    """
 
     kv_heads: int
     head_dim: int
@@ -79,7 +85,10 @@ class CacheSizes:
         text = _text(config)
         other = {kind for kind in _layer_types(text) if kind not in {SLIDING, _FULL}}
         if other or text.get("kv_lora_rank"):
-            raise UnsupportedError(f"a cache of {', '.join(sorted(other)) or 'latent attention'} has no heads with keys and values")
+            raise UnsupportedError(
+                f"a cache of {', '.join(sorted(other)) or 'latent attention'} has no heads with keys and values",
+                "give a model whose layers keep keys and values of heads",
+            )
         heads = _size(text, _HEADS)
         hidden = _size(text, ("hidden_size", "n_embd"))
         window = int(text.get("sliding_window") or 0)

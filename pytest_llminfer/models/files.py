@@ -25,7 +25,7 @@ _LONGEST_HEADER = 100_000_000  # what the safetensors library accepts
 
 
 def find(name: str, weights: str) -> tuple[Path, str]:
-    """The folder with the metadata, and what the engine is told to load: the folder, or the id on the hub.
+    """The folder with the metadata, and what the engine is to load: the folder, or the id on the hub.
 
     Raises:
         BadInputError: nothing of this name here or on the hub, or a bundled shape that is asked for real weights.

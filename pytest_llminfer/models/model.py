@@ -68,7 +68,11 @@ class Model:
             ) from error
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of ``text`` as it stands: special tokens are read where they are written, none is added."""
+        """The token ids of ``text`` as it stands: special tokens are read where they are written, none is added.
+
+        Raises:
+            BadInputError: the model has no intact tokenizer.json, or the package tokenizers is missing.
+        """
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_many(self, texts: Sequence[str], *, start: bool = False) -> list[list[int]]:
@@ -76,7 +80,11 @@ class Model:
         return [list(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=start)]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of ``token_ids``, without special tokens."""
+        """The text of ``token_ids``, without special tokens.
+
+        Raises:
+            BadInputError: the model has no intact tokenizer.json, or the package tokenizers is missing.
+        """
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     @property
@@ -86,7 +94,11 @@ class Model:
 
     @cached_property
     def chat_template(self) -> str:
-        """The Jinja source of the chat template; empty where the model has none."""
+        """The Jinja source of the chat template; empty where the model has none.
+
+        Raises:
+            BadInputError: its file cannot be read, or holds something else.
+        """
         if self._template_file.name == "tokenizer_config.json":
             return _default_template(self._tokenizer_config.get("chat_template"), self._template_file)
         try:
@@ -115,11 +127,21 @@ class Model:
         return ChatTemplate(self.chat_template, file=self._template_file)
 
     def chat(self, messages: str | Sequence[dict[str, str]], *, today: date = TODAY) -> list[int]:
-        """Token ids of a conversation up to where the model answers; a string is one user message."""
+        """Token ids of a conversation up to where the model answers; a string is one user message.
+
+        Raises:
+            BadInputError: the model has no chat template or tokenizer, or a package to read them is missing.
+            RefusedConversationError: the template does not take this conversation.
+        """
         return self.encode(self.render_chat(messages, today=today))
 
     def render_chat(self, messages: str | Sequence[dict[str, str]], *, today: date = TODAY) -> str:
-        """The text of a conversation in the model's chat template, up to where the model answers; the date is ``today``."""
+        """The text of a conversation in the model's chat template, up to where the model answers; the date is ``today``.
+
+        Raises:
+            BadInputError: the model has no chat template, or jinja2 is missing.
+            RefusedConversationError: the template does not take this conversation.
+        """
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         return self._compiled_template.render(conversation, self.template_tokens, today=today)
 
@@ -137,7 +159,11 @@ class Model:
         return [self.chat(ZERO_SHOT.format(question=problem.question)) for problem in problems]
 
     def sample_prompts(self, count: int, length: int) -> list[list[int]]:
-        """``count`` distinct prompts of ``length`` token ids, drawn evenly from the vocabulary; the same on every machine."""
+        """``count`` distinct prompts of ``length`` token ids, drawn evenly from the vocabulary; the same on every machine.
+
+        Raises:
+            BadInputError: the configuration has no vocab_size.
+        """
         vocabulary, state, prompts = self._vocabulary, 1, []
         for _ in range(count):
             ids = []
@@ -162,7 +188,7 @@ class Model:
 
     @cached_property
     def sha256(self) -> str:
-        """A fingerprint of configuration and weights; :func:`fingerprint` tells what of large files goes in."""
+        """A fingerprint of configuration and weights; :func:`fingerprint` says which part of a large file counts."""
         from_hub = not self._gguf and self.path != str(self.folder)
         return fingerprint(self.config, self.folder, weights=self.weights, from_hub=from_hub, only=self._gguf)
 

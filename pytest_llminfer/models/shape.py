@@ -40,9 +40,13 @@ def item_bytes(dtype: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class WeightShape:
-    """One weight tensor: its name in transformers, its role (one of ``ROLES``), its shape as an unquantized model stores it.
+    """One weight tensor of an unquantized model.
 
-    transposed: stored as (in, out) instead of (out, in), which is how GPT-2's Conv1D does it.
+    Attributes:
+        name: Its name in transformers.
+        role: What it is for, one of ``ROLES``.
+        shape: As an unquantized model stores it: (out, in) for a linear unless ``transposed``.
+        transposed: Whether a linear is stored as (in, out), as GPT-2's Conv1D is.
     """
 
     name: str
@@ -58,9 +62,22 @@ class WeightShape:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of a dense decoder. ``positions``: rows of a learned position table, 0 with rotary positions.
+    """Sizes of a dense decoder.
 
-    qkv_bias, output_bias, mlp_bias: which linears carry one. tied: the output matrix is the embedding.
+    Attributes:
+        architecture: ``model_type`` of the configuration, one of ``ARCHITECTURES``.
+        layers: Decoder layers.
+        hidden: Width of the residual stream.
+        heads: Query heads of a layer.
+        kv_heads: Key and value heads of a layer; as many as ``heads`` without grouped-query attention.
+        head_dim: Elements of one head.
+        intermediate: Width of the MLP.
+        vocab: Rows of the embedding.
+        tied: Whether the output matrix is the embedding.
+        qkv_bias: Whether the projections to queries, keys and values have a bias.
+        output_bias: Whether the attention's output projection has one.
+        mlp_bias: Whether the linears of the MLP have one.
+        positions: Rows of a learned position table; 0 with rotary positions.
     """
 
     architecture: str
@@ -88,8 +105,9 @@ class ModelShape:
         architecture = str(config.get("model_type", ""))
         if architecture not in ARCHITECTURES:
             raise UnsupportedError(
-                f"the weights of architecture {architecture or 'without model_type'!r} are not known here "
-                f"(known: {', '.join(ARCHITECTURES)}): no exact layout or memory can be predicted for it"
+                f"the weights of architecture {architecture or 'without model_type'!r} are not known here, "
+                f"and no exact layout or memory can be predicted for it",
+                f"give a model of one of: {', '.join(ARCHITECTURES)}",
             )
         return _read_gpt2(config) if architecture == "gpt2" else _read_llama_like(architecture, config)
 

@@ -46,13 +46,21 @@ _NOTE = ".quant_state.bitsandbytes__"
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """What lies on disk. quantization and dtype: as the checkpoint itself declares them, in this package's and torch's words.
+    """A checkpoint on disk, as its headers and its configuration describe it.
 
-    holder: whose storage is meant, ``checkpoint`` (safetensors) or ``gguf``. group_size: that is declared, or None.
-    double_quantized: whether the scales of nf4 or fp4 are declared to be quantized too; None for other formats. files: file by
-    the tensor's name. index: the same as the index of a checkpoint in shards says, None without one. notes: what bitsandbytes
-    notes of a 4-bit weight in a tensor of bytes (quant_type, blocksize, dtype, shape …), by the weight's name; these tensors
-    are no parameters of the layout.
+    Attributes:
+        path: The folder with config.json, or the .gguf file.
+        holder: Whose storage rules apply, a key of ``rules.FILES``: ``checkpoint`` (safetensors) or ``gguf``.
+        layout: Every stored tensor, without RoPE tables and notes.
+        shape: The architecture that the configuration, or the file's metadata, declares.
+        dtype: Of weights that are not quantized, in torch's words, as declared.
+        quantization: In the words of a cell, as the checkpoint declares it; ``none`` without one.
+        group_size: Inputs that share a scale, as declared; None where nothing is declared.
+        double_quantized: Whether the scales of nf4 or fp4 are declared to be quantized too; None for other formats.
+        files: Tensor name to the name of the file that holds it; empty for GGUF.
+        index: Tensor name to file name as the index of a sharded checkpoint says; None without an index.
+        notes: Weight name to what bitsandbytes notes of a 4-bit weight (quant_type, blocksize, dtype, shape …). It lies in tensors
+            of bytes that are not parameters of ``layout``.
     """
 
     path: Path
@@ -102,13 +110,16 @@ def read_stored(path: str | Path) -> StoredModel:
 
 
 def refuse_variant(configuration: Mapping[str, Any] | None, what: str = "the model") -> None:
-    """Nothing where a ``quantization_config`` declares the usual of its format.
+    """Accept a ``quantization_config`` that declares the usual variant of its format.
 
     Raises:
         UnsupportedError: a variant, whose bytes nothing here predicts: a visible skip.
     """
     if differs := variant(configuration):
-        raise UnsupportedError(f"{what} is stored as {differs}, of which no layout is declared here")
+        raise UnsupportedError(
+            f"{what} is stored as {differs}, of which no layout is declared here",
+            "give a checkpoint in the usual variant of its format",
+        )
 
 
 def declared_groups(config: Mapping[str, Any]) -> int | None:
@@ -120,7 +131,10 @@ def declared_groups(config: Mapping[str, Any]) -> int | None:
     declared = config.get("quantization_config")
     refuse_variant(declared)
     if left := left_alone(declared):
-        raise UnsupportedError(f"the model leaves {', '.join(left)} in 16 bits, which is not counted here")
+        raise UnsupportedError(
+            f"the model leaves {', '.join(left)} in 16 bits, which is not counted here",
+            "give a checkpoint whose linears are all quantized",
+        )
     return group_size(declared)
 
 

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 class FloatFormat:
     """A binary floating-point format with one sign bit.
 
-    fraction_bits: stored bits of the significand. smallest_exponent: of the least normal number, 2 to it. largest: the greatest
-    finite number. has_infinity: whether there is one beyond it; where there is none, what a cast makes of greater numbers
-    is not defined.
+    Attributes:
+        name: In torch's words.
+        fraction_bits: Stored bits of the significand.
+        smallest_exponent: Exponent of the least normal number, which is 2 to this power.
+        largest: The greatest finite number.
+        has_infinity: Whether there is an infinity beyond it; without one the format does not define what becomes of greater
+            numbers.
     """
 
     name: str

@@ -27,7 +27,7 @@ MOST_NOISE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 _SIGNIFICAND_BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
 _SMALLEST_EXPONENT = {"float32": -126, "float16": -14, "bfloat16": -126}
 UNKNOWN_LOGIT = 16.0
-"""Taken where an engine does not say its largest logit: two steps of bf16 are then 0.25 nats."""
+"""Assumed where an engine does not report its largest logit: two steps of bf16 are then 0.25 nats."""
 
 
 def rounding_step(value: float, dtype: str) -> float:
@@ -45,9 +45,15 @@ def rounding_step(value: float, dtype: str) -> float:
 class Divergence:
     """The first position at which two greedy answers to one prompt differ.
 
-    margins: by how much each side preferred its own token to the other's, candidate first, in nats (equal to the difference
-    of the logits); None where the other's token is not among the top k that the side reported, and then ``at_least``
-    says how far below it must be. tolerance: the largest margin of a tie, in nats.
+    Attributes:
+        position: Index of the generated token, from 0.
+        candidate_token: What the candidate chose; None where its answer has ended before.
+        reference_token: What the reference chose; None where its answer has ended before.
+        margins: By how much each side preferred its own token to the other's, candidate first, in nats (equal to the difference of
+            the logits). None where the other's token is not among the top k that the side reported.
+        at_least: The least that each margin can be, candidate first, in nats; infinite where nothing is known, so that no tie is
+            assumed.
+        tolerance: The largest margin of a tie, in nats.
     """
 
     position: int
@@ -59,12 +65,12 @@ class Divergence:
 
     @property
     def is_tie(self) -> bool:
-        """Both sides saw a tie within rounding."""
+        """Whether both sides saw a tie within rounding."""
         return all(margin is not None and margin <= self.tolerance for margin in self.margins)
 
     @property
     def is_unresolved(self) -> bool:
-        """Nothing says that it was no tie, but a top-k list was too short to say that it was one."""
+        """Whether it may have been a tie: nothing rules it out, but a top-k list was too short to prove it."""
         within = [
             least <= self.tolerance if margin is None else margin <= self.tolerance
             for margin, least in zip(self.margins, self.at_least, strict=True)

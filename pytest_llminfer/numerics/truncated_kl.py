@@ -18,7 +18,7 @@ SMALLEST_TAIL = 1e-6
 
 _SMALLEST = 1e-30
 _MOST_MASS = 1e-3
-"""By how much the listed probabilities of a position may exceed 1 before they are none."""
+"""By how much the listed probabilities of a position may exceed 1 before they count as invalid."""
 
 
 def truncated_kl(reference: Scores, candidate: Scores, *, smallest_tail: float = SMALLEST_TAIL) -> np.ndarray:

@@ -19,21 +19,29 @@ CACHES = ("none", "dynamic", "static", "quantized", "fp8")
 class CachePath(FromMessage):
     """How given tokens are fed to a model.
 
-    chunks: lengths of the successive forward passes over a sequence of T tokens, which sum to T: ``(T,)`` is prefill,
-    ``(1,) * T`` is decoding, anything between is chunked prefill or a conversation of several turns; empty means ``(T,)``.
-    cache: one of ``CACHES``; ``none`` computes every prefix anew; ``dynamic`` is what the configuration implies, layers of a
-    sliding window included; ``static`` has ``spare`` slots more than it has columns; ``quantized`` packs into ``cache_bits`` (2
-    or 4) what is older than at most ``residual`` tokens; ``fp8`` has one scale a tensor, by the largest value of the first
-    chunk. Both leave the first chunk exact in the pass that computes it: what they do shows in later chunks alone.
-    pads_left, pads_right: masked tokens put before every sequence, and after what its first chunk holds: with more chunks they
-    lie between its tokens, as after a prompt of a batch padded on the right. batch: rows that are computed together, other
-    sequences of the request beside each (1: alone); they are padded to one length on the left, or on the right if
-    ``pads_right`` alone asks for pads. crop: after its first ``crop`` tokens, ``crop_extra`` other tokens are fed and cropped
-    away again; 0 for none. beams: rows that are copied out of one after its first chunk; each chunk goes on in one of them,
-    other tokens in the others, and all change places after it; 1 for none. prefix: tokens whose cache is filled in one pass by
-    another sequence that begins the same, cropped, copied and gone on with (static and quantized caches, which cannot be
-    cropped: filled by these tokens alone); 0 for none. Rows of a cache: ``batch * beams``. Columns: the tokens, their pads, and
-    what evens out the rows of a batch.
+    A cache has ``batch * beams`` rows. Its columns are the tokens, their pads, and the padding that evens out the rows of a batch.
+
+    Attributes:
+        chunks: Lengths of the successive forward passes over a sequence of T tokens, which sum to T: ``(T,)`` is prefill,
+            ``(1,) * T`` is decoding, anything between is chunked prefill or a conversation of several turns. Empty means ``(T,)``.
+        cache: One of ``CACHES``. ``none`` recomputes every prefix; ``dynamic`` is what the configuration implies, sliding-window
+            layers included; ``static`` preallocates its columns and ``spare`` slots; ``quantized`` packs older tokens into
+            ``cache_bits``; ``fp8`` has one scale a tensor, set by the largest value of the first chunk. The last two leave the
+            first chunk exact in the pass that computes it, so their effect shows only in later chunks.
+        cache_bits: Bits of a value in a ``quantized`` cache, 2 or 4.
+        pads_left: Masked tokens before every sequence.
+        pads_right: Masked tokens after what the first chunk holds of a sequence. With more chunks they lie between its tokens, as
+            after a prompt in a batch padded on the right.
+        batch: Rows computed together, filled with other sequences of the request; 1 computes the sequence alone. Rows are padded to
+            one length on the left, or on the right if only ``pads_right`` asks for pads.
+        crop: After how many tokens ``crop_extra`` other tokens are fed and cropped away again; 0 for never.
+        crop_extra: How many tokens are fed and cropped at ``crop``; 0 where nothing is cropped.
+        beams: Rows copied out of one after its first chunk. Each chunk continues in one of them, with other tokens in the others,
+            and all change places after it. 1 for no copies.
+        prefix: Tokens whose cache is filled in one pass by another sequence with the same beginning, then cropped, copied and
+            continued; static and quantized caches, which cannot be cropped, are filled with these tokens alone. 0 for none.
+        residual: Latest tokens, at most, that a ``quantized`` cache keeps unpacked.
+        spare: Slots of a ``static`` cache that stay empty.
     """
 
     chunks: tuple[int, ...] = ()
@@ -58,17 +66,23 @@ class CachePath(FromMessage):
 
 @dataclass(frozen=True, slots=True)
 class CachePathComparison(FromMessage):
-    """One sequence of T tokens by two cache paths. L layers, H KV heads.
+    """One sequence of T tokens by two cache paths, reduced to numbers per position; L layers, H KV heads.
 
-    kl (T,) float64: KL(reference || candidate) over the whole vocabulary at each position, nats. top1 (T,) bool: whether the most
-    likely token is the same. key_error, value_error (L, H, T) float64: the norm of the difference of a position's key (value) over
-    the norm of the reference's, NaN where a cache path keeps no such position (a window, no cache). key_ulps, value_ulps (H, T)
-    float64: of the first layer, the largest difference in units in the last place of the storage dtype, 0 where bit-equal; the unit
-    is that of the largest value of the key, NaN as above. dtype: of the cache's tensors, in the words of a cell, or ``int4``.
-    lengths (L,): tokens that the candidate's cache holds of it at the end. nearest_head (L, H, T) int32: the reference's head
-    whose key at the same position is nearest to the candidate's: another one tells of swapped heads. nearest_position (L, T) int32:
-    the position of the reference whose values are nearest: another one tells of a wrong slot or block, its own one with large
-    errors of a wrong token or projection. Both -1 where a cache path keeps no such position; in a sound cache each is its own.
+    Attributes:
+        kl: (T,) float64, KL(reference || candidate) over the whole vocabulary at each position, in nats.
+        top1: (T,) bool, whether both sides have the same most likely token.
+        key_error: (L, H, T) float64, norm of the difference of a position's keys over the norm of the reference's; NaN where a
+            cache path keeps no such position (a window, no cache).
+        value_error: (L, H, T) float64, the same of the values.
+        key_ulps: (H, T) float64, largest difference of the first layer's keys in units in the last place of the storage dtype, 0
+            where bit-equal; the unit is that of the key's largest value. NaN as above.
+        value_ulps: (H, T) float64, the same of the first layer's values.
+        dtype: What the cache stores, in the words of a cell, or ``int2`` and ``int4``; empty without a cache.
+        lengths: (L,) tokens of the sequence that the candidate's cache holds at the end; empty without a cache.
+        nearest_head: (L, H, T) int32, head of the reference whose key at the same position is nearest to the candidate's; another
+            head points to swapped heads. -1 where a cache path keeps no such position; None from a worker that does not report it.
+        nearest_position: (L, T) int32, position of the reference whose values are nearest to the candidate's. Another position
+            points to a wrong slot or block; its own with a large error points to a wrong token or projection. -1 and None as above.
     """
 
     kl: np.ndarray
@@ -85,13 +99,18 @@ class CachePathComparison(FromMessage):
 
 @dataclass(frozen=True, slots=True)
 class CachedTensors(FromMessage):
-    """What a cache holds after a sequence: per layer the shapes (batch, kv_heads, length, head_dim), the dtype, the bytes of both.
+    """What a cache holds after a sequence, layer by layer. Shapes are (batch, kv_heads, length, head_dim).
 
-    sliding: per layer its window in tokens, 0 where it keeps everything; a static layer that is shorter than its window has its
-    own length here. Of a quantized layer the shapes are of all that is read back from it, and the bytes those that are stored,
-    scales included. scales: per layer those of keys and values where a whole tensor has one (``fp8``), else empty; largest: per
-    layer the largest magnitude of its keys and of its values, which with a scale that was measured is 448 times this.
-    residual: per layer the tokens that a quantized cache has not packed yet.
+    Attributes:
+        key_shapes: Per layer the shape of its keys; of a quantized layer that of everything read back from it.
+        value_shapes: Per layer the shape of its values, likewise.
+        dtypes: Per layer what it stores, in the words of a cell, or ``int2`` and ``int4``.
+        stored_bytes: Per layer the bytes of keys and values together, as they are stored, scales included.
+        sliding: Per layer its window in tokens, 0 where it keeps everything; a static layer that is shorter than its window has its
+            own length here.
+        scales: Per layer the scales of keys and values where a whole tensor has one (``fp8``); an empty tuple for other layers.
+        largest: Per layer the largest magnitude of its keys and of its values; with a measured scale, 448 times that scale.
+        residual: Per layer the tokens that a quantized cache has not packed yet; 0 for other caches.
     """
 
     key_shapes: tuple[tuple[int, ...], ...]
@@ -106,7 +125,12 @@ class CachedTensors(FromMessage):
 
 @dataclass(frozen=True, slots=True)
 class CachePathComparisons:
-    """Two cache paths over several sequences, in order; ``cache``: of the candidate's last sequence."""
+    """Two cache paths over several sequences.
+
+    Attributes:
+        sequences: One comparison per sequence, in the order of the request.
+        cache: What the candidate's cache held after the last sequence; None for a cache path without one.
+    """
 
     sequences: tuple[CachePathComparison, ...]
     cache: CachedTensors | None

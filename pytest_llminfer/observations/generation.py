@@ -15,8 +15,15 @@ if TYPE_CHECKING:
 class Sampling(FromMessage):
     """How tokens are chosen. Every field is always sent: engines differ in the defaults they read from a model.
 
-    ``temperature`` 0 is greedy; ``top_k`` -1 keeps all tokens; ``stop_token_ids`` come on top of the model's end tokens,
-    which ``ignore_eos`` switches off (for fixed output lengths).
+    Attributes:
+        max_tokens: Most tokens to generate, the end token included; at least 1.
+        temperature: Divides the logits; 0 is greedy.
+        top_p: Cumulative probability to which tokens are kept, above 0 and at most 1; 1 keeps all.
+        top_k: How many of the most likely tokens are kept; -1 keeps all.
+        repetition_penalty: Factor against tokens already present, above 0; 1 is none.
+        seed: Seed of the draw; of no effect where decoding is greedy.
+        stop_token_ids: Tokens that end an answer beside the model's own end tokens; empty for none.
+        ignore_eos: Whether the model's end tokens do not end an answer, for fixed output lengths.
     """
 
     max_tokens: int
@@ -37,12 +44,17 @@ class Sampling(FromMessage):
 
 @dataclass(frozen=True, slots=True)
 class Generation(FromMessage):
-    """One prompt's answer. T is the number of generated tokens, the end token included where one was produced.
+    """The answer to one prompt: T generated tokens, the end token included where one was produced.
 
-    finish_reason: ``stop`` (an end token) or ``length`` (the limit).
-    top_ids (T, k) int32 and top_logprobs (T, k) float32: the k most likely tokens of each step, nats, most likely first;
-    None unless asked for. max_logit (T,) float32: the largest absolute logit of each step, which sets the size of a rounding step.
-    cached_tokens: prompt tokens that came from a prefix cache; None where the engine does not say.
+    Attributes:
+        token_ids: (T,) the generated tokens; empty from a server that returns only text, where no tokenizer is at hand.
+        finish_reason: ``stop`` (an end token) or ``length`` (the limit).
+        text: The answer as text; None where the engine returns only tokens.
+        top_ids: (T, k) int32, the k most likely tokens of each step, most likely first; None unless requested.
+        top_logprobs: (T, k) float32, their log-probabilities in nats; None unless requested.
+        max_logit: (T,) float32, largest absolute logit of each step, which sets the size of a rounding step; None where the engine
+            does not say.
+        cached_tokens: Prompt tokens that came from a prefix cache; None where the engine does not say.
     """
 
     token_ids: tuple[int, ...]
@@ -56,10 +68,12 @@ class Generation(FromMessage):
 
 @dataclass(frozen=True, slots=True)
 class Scores(FromMessage):
-    """What an engine makes of the last T tokens of a given sequence, each predicted from all before it (teacher forcing).
+    """What an engine predicts for the last T tokens of a given sequence, each from all tokens before it (teacher forcing).
 
-    logprobs (T,) float32: of the given tokens, nats. top_ids (T, k) int32 and top_logprobs (T, k) float32: the k most likely
-    tokens of each position, most likely first.
+    Attributes:
+        logprobs: (T,) float32, log-probabilities of the given tokens, in nats.
+        top_ids: (T, k) int32, the k most likely tokens of each position, most likely first.
+        top_logprobs: (T, k) float32, their log-probabilities in nats.
     """
 
     logprobs: np.ndarray

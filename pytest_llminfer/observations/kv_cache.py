@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class KVPool(FromMessage):
-    """The paged KV cache that an engine takes in advance.
+    """The paged KV cache that an engine allocates in advance.
 
-    num_blocks blocks of block_size tokens hold capacity_tokens at once; a block that the engine keeps to itself is not among
-    them, but its bytes are. dtype: in torch's
-    words. stored_bytes: of the pool's tensors over all layers and ranks of one replica; bytes_per_token: the same, of one token.
-    max_model_len: the longest sequence. max_concurrency: how many of those the engine says it has room for; None where it says
-    nothing.
+    Attributes:
+        num_blocks: Blocks that requests can use; a block that the engine reserves for itself is not counted.
+        block_size: Tokens of a block.
+        capacity_tokens: Tokens that fit at once: ``num_blocks * block_size``.
+        dtype: What keys and values are stored in, in torch's words; two words joined by "+" where they differ.
+        stored_bytes: Bytes of the pool over all layers and ranks of one replica, reserved blocks included.
+        bytes_per_token: Bytes of one token over all layers and ranks of one replica.
+        max_model_len: Longest sequence that the engine accepts, in tokens.
+        max_concurrency: How many sequences of that length fit at once by the engine's own account; None where it does not say.
     """
 
     num_blocks: int
@@ -34,10 +38,12 @@ class KVPool(FromMessage):
 
 @dataclass(frozen=True, slots=True)
 class CacheCounters(FromMessage):
-    """What an engine counted since it was loaded; None where it does not say.
+    """What an engine has counted since it was loaded.
 
-    preemptions: requests that lost their cache to others and were computed anew. prefix_queries, prefix_hits: prompt tokens that
-    were looked up in the prefix cache, and that were found.
+    Attributes:
+        preemptions: Requests that lost their cache to others and were recomputed; None where the engine does not say.
+        prefix_queries: Prompt tokens looked up in the prefix cache; None where the engine does not say.
+        prefix_hits: Prompt tokens found there; None where the engine does not say.
     """
 
     preemptions: int | None = None
@@ -47,7 +53,14 @@ class CacheCounters(FromMessage):
 
 @dataclass(frozen=True, slots=True)
 class CacheLayer(FromMessage):
-    """Keys and values of one layer: shapes (batch, kv_heads, length, head_dim), bytes of both together."""
+    """Keys and values of one layer. Shapes are (batch, kv_heads, length, head_dim).
+
+    Attributes:
+        key_shape: Shape of the keys.
+        value_shape: Shape of the values.
+        dtype: What they are stored in, in torch's words.
+        stored_bytes: Bytes of keys and values together.
+    """
 
     key_shape: tuple[int, ...]
     value_shape: tuple[int, ...]
@@ -59,10 +72,13 @@ class CacheLayer(FromMessage):
 class CacheReport:
     """The KV cache after a prompt, and what happened to it while the generation went on.
 
-    prompt_tokens: its length; extended_tokens: how many tokens were decoded after the snapshot.
-    layers: right after the prompt; extended_layers: after decoding.
-    prefix_differences: per layer, the largest absolute difference between the snapshot and the same positions afterwards,
-    keys and values (0.0 means bit-equal).
+    Attributes:
+        prompt_tokens: Length of the prompt.
+        extended_tokens: Tokens decoded after the snapshot.
+        layers: The cache right after the prompt, by layer.
+        extended_layers: The cache after decoding, by layer.
+        prefix_differences: Per layer, for keys and for values, the largest absolute difference between the snapshot and the same
+            positions after decoding; 0.0 means bit-equal.
     """
 
     prompt_tokens: int

@@ -15,12 +15,20 @@ if TYPE_CHECKING:
 class Parameter(FromMessage):
     """One stored tensor of the loaded model.
 
-    shape: of the weight it stands for, (out, in) for a linear; stored_shape: of the tensor that holds it, packed or not.
-    dtype: of that tensor, in torch's words ("bfloat16", "int8", "uint8"). stored_bytes: the tensor with all its quantization
-    state (scales, absolute maxima, codebooks); state_bytes: that state alone; state: dtype and bytes of each of its tensors, empty
-    where the engine does not say. packing: "" or the format that the engine names ("nf4", "fp4", "int8"). double_quantized:
-    whether the scales are quantized too; None where that has no meaning. content: a hash of the tensor's bytes, of a model that is
-    split over ranks; "" where a library of the CPU holds them.
+    Attributes:
+        name: As the engine names it; a safetensors or GGUF file's under its transformers name.
+        dtype: Of the stored tensor, in torch's words ("bfloat16", "int8", "uint8"); of a GGUF type without such a word, ggml's.
+        shape: Of the weight it stands for; (out, in) for a linear.
+        stored_shape: Of the tensor that holds it, packed or not.
+        stored_bytes: Bytes of the tensor with all its quantization state (scales, absolute maxima, codebooks).
+        state_bytes: Bytes of the quantization state alone; 0 without any.
+        packing: The format that the engine names ("nf4", "fp4", "int8"); empty for a plain tensor.
+        block_size: Weights that share one scale; None where nothing is packed in blocks or the engine does not say.
+        double_quantized: Whether the scales are quantized too; None where that has no meaning.
+        device: Kind of device that holds it, ``cpu`` or ``cuda``.
+        state: dtype and bytes of each tensor of the quantization state; empty where there is none or the engine does not say.
+        content: Hash of the tensor's bytes, computed only for models that are split over ranks; empty otherwise, and where a CPU
+            library holds them.
     """
 
     name: str
@@ -39,7 +47,14 @@ class Parameter(FromMessage):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Every stored tensor once, and the pairs of names that share one: of a whole model, or of the rank that is named."""
+    """Every stored tensor of a whole model, or of one rank of it.
+
+    Attributes:
+        parameters: Every stored tensor once.
+        tied: Pairs of names that share one tensor.
+        tp_rank: Tensor-parallel rank that holds it; 0 for a whole model.
+        pp_rank: Pipeline stage that holds it; 0 for a whole model.
+    """
 
     parameters: tuple[Parameter, ...]
     tied: tuple[tuple[str, str], ...]

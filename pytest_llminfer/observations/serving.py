@@ -15,12 +15,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One exchange over HTTP, timed at this end.
+    """One exchange over HTTP, timed by the client.
 
-    status: 0 where nothing came back; error: why. models: the names in a list of models. finish_reason: in the server's words.
-    token_ids, top_ids (T, k), top_logprobs (T, k): None where the server gives none. chunks: events of a stream.
-    completion_tokens: by the server's count. token_seconds: float64, when each chunk with text or tokens came, since the
-    request was sent; first_token_seconds: the first of them. usage: as the server wrote it.
+    Attributes:
+        status: HTTP status; 0 where nothing came back.
+        error: Why it failed; empty where it did not.
+        models: Names in a list of models; empty for other requests.
+        text: The answer as text, all chunks joined.
+        finish_reason: In the server's words; None where it gave none.
+        token_ids: (T,) the generated tokens; None where the server gives none.
+        top_ids: (T, k) int32, the k most likely tokens of each step, most likely first; None where the server gives none.
+        top_logprobs: (T, k) float32, their log-probabilities in nats; None where the server gives none.
+        chunks: Events of a stream; 1 for a whole answer, 0 for none.
+        completion_tokens: Generated tokens by the server's count, otherwise by its token ids; None without either.
+        first_token_seconds: From sending the request to the first chunk with text or tokens; None where none came or nothing was
+            streamed.
+        token_seconds: (chunks,) float64, from sending the request to each chunk with text or tokens; empty or None where nothing
+            was streamed.
+        seconds: From sending the request to the end of the exchange.
+        usage: The ``usage`` object as the server wrote it last; empty without one.
     """
 
     status: int
@@ -50,12 +63,12 @@ class Reply:
 
     @property
     def generation(self) -> Generation:
-        """As an engine's answer; without token ids it has none."""
+        """The reply as an engine's answer; its token ids are empty where the server gave none."""
         return Generation(self.token_ids or (), self.finish_reason or "", self.text, self.top_ids, self.top_logprobs)
 
     @property
     def inter_token_seconds(self) -> float | None:
-        """The mean time from one token to the next; None where fewer than two came apart."""
+        """Mean seconds from one token to the next; None where fewer than two chunks with text or tokens came."""
         if self.token_seconds is None or len(self.token_seconds) < 2:  # noqa: PLR2004 - an interval has two ends
             return None
         first, last = float(self.token_seconds[0]), float(self.token_seconds[-1])

@@ -21,7 +21,7 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
 
 
 def names_none(item: pytest.Item) -> bool:
-    """Whether the test asks for a checkpoint, and none is named."""
+    """Whether the test needs a checkpoint, and none is named."""
     return _path(item) == ""
 
 

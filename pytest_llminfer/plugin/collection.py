@@ -29,7 +29,7 @@ MODELS = pytest.StashKey["dict[tuple[str, str], Model | None]"]()
 DERIVED = ("parallel", "over_http", "quantized", "workers", "draws_per_rank")
 """What ``llminfer_only`` may ask of a cell beside its fields."""
 OF_MODELS = ("has_tokenizer", "has_chat_template", "has_sliding_window")
-"""And of the cell's model. A model that is not on this machine passes: its files are fetched when a test runs."""
+"""What it may ask of the cell's model. A model that is not on this machine passes: its files are fetched when a test runs."""
 _HINTS = {
     "over_http": "--serve, or --engine=openai@http://host:port/v1",
     "parallel": "--gpus=2, or --tp=2",
@@ -130,7 +130,7 @@ def _fact(name: str, cell: EngineSpec, item: pytest.Item) -> bool | None:
             return any(CacheSizes.from_config(model.config).windows)
         return model.has_tokenizer and (name == "has_tokenizer" or bool(model.chat_template))
     except LlminferError:
-        # What is wrong with the files is told by the test that reads them.
+        # The test that reads the files reports what is wrong with them.
         return None
 
 

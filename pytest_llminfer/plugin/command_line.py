@@ -2,7 +2,7 @@
 
 Every option has a name that is ours alone, ``--llminfer-engine``, and most have a short one, ``--engine``, which is registered only
 after the project's conftest.py files and all other plugins have registered theirs, and only where none of them has that name.
-A session that names no option of ours registers none: the ini file's names are all that it pays for.
+A session that names none of these options registers none: it pays only for the ini file's names.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ SPOKEN = pytest.StashKey[dict[str, str]]()
 class Option(NamedTuple):
     """One option: its flag on the command line, ``llminfer_…`` in the ini file.
 
-    metavar: what stands for its value in the help; empty where the option is on or off, or takes one of ``choices``.
-    default: the text that stands for an option which is not given.
-    choices: what may follow, the first of them meant where nothing does; such an option is for the command line alone.
+    Attributes:
+        flag: The short flag (``--engine``), or the canonical one where there is no short one.
+        help: Its line in ``--help``.
+        metavar: Placeholder of its value in the help; empty where the option is on or off, or takes one of ``choices``.
+        default: The text that counts where the option is not given; empty for none.
+        choices: What may follow the flag, the first of them where nothing does; such an option is for the command line only. Empty
+            for others.
+        repeatable: Whether it may be given several times.
     """
 
     flag: str
@@ -37,7 +42,7 @@ class Option(NamedTuple):
 
     @property
     def canonical(self) -> str:
-        """The name that is ours alone."""
+        """The canonical name, ``--llminfer-…``, which no other plugin uses."""
         return self.flag if self.flag.startswith(PREFIX) else PREFIX + self.flag[2:]
 
     @property
@@ -56,7 +61,13 @@ class Option(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Options that the help shows together, under a title that holds an example."""
+    """Options that the help shows together.
+
+    Attributes:
+        title: Heading of the group.
+        example: A command line that uses it.
+        options: Its options, in the order of the help.
+    """
 
     title: str
     example: str
@@ -90,7 +101,7 @@ GROUPS = (
             Option("--tp", "tensor parallel sizes", "N,…"),
             Option("--pp", "pipeline parallel sizes", "N,…"),
             Option("--dp", "numbers of replicas", "N,…"),
-            Option("--replication", "dp as workers of ours, or native: the engine's own", "KIND,…", "workers"),
+            Option("--replication", "workers: dp separate workers; native: the engine's own data parallelism", "KIND,…", "workers"),
             Option(
                 "--gpus",
                 "alone: compare one GPU, dp=N and tp=N; beside --tp, --pp or --dp, which then say what a cell takes: "
@@ -212,7 +223,7 @@ def is_taken(parser: pytest.Parser, flag: str) -> bool:
 
 
 def add_options(parser: pytest.Parser, flags: dict[str, Option]) -> None:
-    """Register every option by the name that is ours alone, and by its short one where ``flags`` has that."""
+    """Register every option by its canonical name, and by its short one where ``flags`` has that."""
     for title, example, options in GROUPS:
         group = parser.getgroup(title, f"{title} ({example})")
         for option in options:

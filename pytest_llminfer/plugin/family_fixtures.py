@@ -188,7 +188,7 @@ def llminfer_unquantized_accuracy(
 ) -> AccuracyRun:
     """A quantized cell's accuracy beside the record of the same engine with unquantized weights."""
     if llminfer_engine.spec.quantization == "none":
-        pytest.skip(f"{llminfer_engine.spec} is not quantized")
+        pytest.skip(f"{llminfer_engine.spec} is not quantized; use --quantization=int8, or another one")
     return _accuracy(
         pytestconfig, llminfer_engine, llminfer_gsm8k, llminfer_baseline, llminfer_judge, llminfer_note, unquantized=True
     )

@@ -91,7 +91,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, p
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
-    """Of a test that is named and was left out, say why."""
+    """Say why a test that is named was left out."""
     try:
         result = yield
     except pytest.UsageError as error:
@@ -120,7 +120,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """No process is left behind, not even one that nobody came to use."""
+    """No process is left behind, not even one that was started ahead and never used."""
     if is_used(config):
         from pytest_llminfer.plugin import prestart
 

@@ -50,7 +50,7 @@ def note_of(item: pytest.Item) -> Note:
 
 
 def tell_loads(item: pytest.Item) -> None:
-    """Give this test's report the loads that no other has told."""
+    """Give this test's report the loads that no other report carries."""
     pending = item.config.stash.get(LOADS, [])
     while pending:
         item.user_properties.append((LOADED, json.dumps(pending.pop())))
@@ -72,7 +72,7 @@ def status(report: pytest.TestReport) -> tuple[str, str, tuple[str, dict[str, bo
 
 
 def without_traceback(call: pytest.CallInfo[Any], *, strict: bool) -> None:
-    """Our own errors carry their whole story in one message.
+    """Errors of this package are complete in one message.
 
     What an engine cannot do, and what was recorded instead of judged, is a skip with that reason; so is a missing baseline, unless
     ``strict``.

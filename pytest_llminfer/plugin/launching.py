@@ -155,9 +155,15 @@ def _check_devices(spec: EngineSpec, gpus: int) -> None:
         return
     if gpus and profile(spec.engine).takes_gpus:
         if spec.num_gpus > gpus:
-            raise UnsupportedError(f"{spec} needs {spec.num_gpus} GPUs; {gpus} {'are' if gpus > 1 else 'is'} visible here")
+            raise UnsupportedError(
+                f"{spec} needs {spec.num_gpus} GPUs, and {gpus} {'are' if gpus > 1 else 'is'} visible here",
+                "make more visible with CUDA_VISIBLE_DEVICES, or use fewer with --gpus, --tp, --pp and --dp",
+            )
     elif spec.num_gpus > usable_cores():
-        raise UnsupportedError(f"{spec} needs {spec.num_gpus} processes at once; here are no GPU and {usable_cores()} usable cores")
+        raise UnsupportedError(
+            f"{spec} needs {spec.num_gpus} processes at once, and here are no GPU and {usable_cores()} usable cores",
+            "use fewer with --gpus, --tp, --pp and --dp, or a machine with more",
+        )
 
 
 def _threads(spec: EngineSpec) -> dict[str, str]:

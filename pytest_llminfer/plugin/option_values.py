@@ -7,7 +7,11 @@ from typing import Any
 
 
 def engine(word: str) -> str:
-    """An engine's name, with no secret in its address."""
+    """An engine's name, with no secret in its address.
+
+    Raises:
+        ValueError: an address that holds credentials or a query.
+    """
     from pytest_llminfer.spec import address_objection
 
     _, _, environment = word.partition("@")
@@ -17,7 +21,11 @@ def engine(word: str) -> str:
 
 
 def replication(word: str) -> str:
-    """How replicas are made."""
+    """How replicas are made.
+
+    Raises:
+        ValueError: another word than ``workers`` and ``native``.
+    """
     from pytest_llminfer.spec import REPLICATIONS
 
     if word not in REPLICATIONS:
@@ -26,14 +34,22 @@ def replication(word: str) -> str:
 
 
 def positive(word: str) -> int:
-    """A whole number from 1 up."""
+    """A whole number from 1 up.
+
+    Raises:
+        ValueError: anything else.
+    """
     if not word.isdigit() or int(word) < 1:
         raise ValueError(f"{word!r} is not a whole number from 1 up")
     return int(word)
 
 
 def runs(word: str) -> int:
-    """How many runs a record of accuracy holds."""
+    """How many runs a record of accuracy holds.
+
+    Raises:
+        ValueError: no whole number from 1 up, or more than a record holds.
+    """
     from pytest_llminfer.families.accuracy.record import MOST_RUNS
 
     if (number := positive(word)) > MOST_RUNS:
@@ -42,7 +58,11 @@ def runs(word: str) -> int:
 
 
 def form(word: str) -> str:
-    """How questions are worded."""
+    """How questions are worded.
+
+    Raises:
+        ValueError: no name in ``datasets.prompts.FORMS``.
+    """
     from pytest_llminfer.datasets.prompts import FORMS
 
     if word not in FORMS:
@@ -51,12 +71,20 @@ def form(word: str) -> str:
 
 
 def questions(word: str) -> int:
-    """A whole number from 1 up, or ``all``."""
+    """A whole number from 1 up, or ``all``.
+
+    Raises:
+        ValueError: anything else.
+    """
     return sys.maxsize if word == "all" else positive(word)
 
 
 def points(word: str) -> float:
-    """Percentage points, as a share."""
+    """Percentage points, as a share.
+
+    Raises:
+        ValueError: no number between 0 and 100.
+    """
     try:
         value = float(word) / 100
     except ValueError:
@@ -67,7 +95,11 @@ def points(word: str) -> float:
 
 
 def seconds(word: str) -> float:
-    """Seconds above 0."""
+    """Seconds above 0.
+
+    Raises:
+        ValueError: anything else.
+    """
     try:
         value = float(word)
     except ValueError:
@@ -78,7 +110,11 @@ def seconds(word: str) -> float:
 
 
 def limits(word: str) -> dict[str, tuple[float, float]]:
-    """Limits of divergence by kind of cell: (KL in nats, share of the same top-1)."""
+    """Limits of divergence by kind of cell: (KL in nats, share of the same top-1).
+
+    Raises:
+        ValueError: an unknown kind of cell, or not a KL above 0 with a share from 0 to 1.
+    """
     given = json_object(word)
     if given:
         from pytest_llminfer.families.divergence.check import LIMITS
@@ -92,11 +128,15 @@ def limits(word: str) -> dict[str, tuple[float, float]]:
 
 
 class _KeyTwiceError(ValueError):
-    """Of two values for one name, either could be meant."""
+    """A name that stands twice: either value could be meant."""
 
 
 def json_object(word: str) -> dict[str, Any]:
-    """A JSON object."""
+    """A JSON object.
+
+    Raises:
+        ValueError: no JSON, another value than an object, or one name twice.
+    """
     import json
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

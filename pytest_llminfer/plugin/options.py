@@ -25,10 +25,19 @@ T = TypeVar("T")
 class MatrixSettings:
     """Which cells are tested: the product of these lists.
 
-    engine, model, weights, dtype, quantization, kv_dtype, replication: the words given, at least one each.
-    tp, pp, dp: sizes from 1 up; empty where none was given.
-    gpus: how many accelerators the parallel cells take together; None where the option was not given.
-    serve: whether each engine is asked through its own server.
+    Attributes:
+        engine: Engines with their environments, at least one.
+        model: What is served, at least one.
+        weights: ``real``, ``dummy`` or both.
+        dtype: Words of ``spec.DTYPES``, at least one.
+        quantization: Words of ``spec.QUANTIZATIONS``, at least one.
+        kv_dtype: Words of ``spec.KV_DTYPES``, at least one.
+        tp: Tensor-parallel sizes from 1 up; empty where none was given.
+        pp: Pipeline-parallel sizes from 1 up; empty where none was given.
+        dp: Numbers of replicas from 1 up; empty where none was given.
+        replication: ``workers``, ``native`` or both.
+        gpus: How many accelerators the parallel cells take together; None where the option was not given.
+        serve: Whether each engine is queried through its own server.
     """
 
     engine: tuple[str, ...]
@@ -49,10 +58,11 @@ class MatrixSettings:
 class SessionSettings:
     """What holds for every cell and family.
 
-    engine_args: further arguments of every engine, by their own names.
-    timeout: seconds of silence after which an engine counts as hung.
-    strict: whether a missing baseline or an inconclusive verdict fails.
-    sources: for each option, by its name with underscores: ``command line``, ``ini`` or ``default``.
+    Attributes:
+        engine_args: Further arguments of every engine, by the engine's own names; empty for none.
+        timeout: Seconds of silence after which an engine counts as hung.
+        strict: Whether a missing baseline or an inconclusive verdict fails.
+        sources: Option name with underscores to where its value came from: ``command line``, ``ini`` or ``default``.
     """
 
     engine_args: Mapping[str, Any]
@@ -63,7 +73,17 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Every setting, by who reads it."""
+    """Every setting of the session, grouped by who reads it.
+
+    Attributes:
+        matrix: Which cells are tested.
+        session: What holds for every cell and family.
+        baselines: Where expectations lie, and whether they are recorded.
+        accuracy: How questions are asked and judged.
+        divergence: Limits that replace those of the family.
+        execution_modes: Which further execution modes are tested.
+        checkpoints: Which checkpoints on disk are judged.
+    """
 
     matrix: MatrixSettings
     session: SessionSettings

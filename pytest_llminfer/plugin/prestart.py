@@ -28,12 +28,18 @@ HELD = pytest.StashKey["dict[str, str]"]()
 """The GPUs that this session's process holds, by their id, each with the cell that it is held for."""
 
 SETTLE_SECONDS = 120.0
-"""An import that takes longer goes on while a speed is measured, which then says so by the device's own rate."""
+"""A longer import continues while a speed is measured; the device's own rate then shows it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Workers that are importing their engine, and the GPUs that they will use."""
+    """Workers that are importing their engine before their cell's turn.
+
+    Attributes:
+        spec: The cell that they are for.
+        lease: The GPUs that they will use, already held.
+        workers: One per replica.
+    """
 
     spec: EngineSpec
     lease: Lease
@@ -71,7 +77,7 @@ def start(config: pytest.Config, launches: Sequence[Launch], lease: Lease) -> No
 
 
 def take(config: pytest.Config, spec: EngineSpec | None) -> Started | None:
-    """What was started for this cell; what was started for another, which was skipped, is ended."""
+    """The workers started for this cell; those of another cell, which was skipped, are ended."""
     started = config.stash.get(STARTED, None)
     if started is None:
         return None
@@ -92,7 +98,7 @@ def settle(config: pytest.Config) -> None:
 
 
 def close(config: pytest.Config) -> None:
-    """End what nobody has taken."""
+    """End the workers that no cell has taken."""
     started = config.stash.get(STARTED, None)
     if started is not None:
         for worker in started.workers:

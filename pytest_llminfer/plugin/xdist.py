@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Undecided:
-    """Stands in for a scheduler until the first process has told what it collected: only then is it known whether there are cells.
+    """Stands in for a scheduler until the first process has reported its tests: only then is it known whether there are cells.
 
     Without cells it makes room for the scheduler that the session would have without this plugin.
     """

@@ -13,10 +13,17 @@ CONTEXT_BYTES = 512 * MIB
 
 @dataclass(frozen=True, slots=True)
 class DeviceBudget:
-    """The bytes of one device. total: what the driver gives, ``torch.cuda.mem_get_info()[1]``, not what the card is sold with.
+    """The bytes of one device, as an engine shares them out.
 
-    graphs: captured CUDA graphs, where an engine takes them out of the pool: vLLM's first model runner since 0.21; 0 where they
-    come on top. before: in use when the engine looks, where its share is of what is free then (SGLang) and not of the total.
+    Attributes:
+        total: What the driver gives, ``torch.cuda.mem_get_info()[1]``, not what the card is sold with.
+        utilization: The share that the engine may take, above 0 and at most 1.
+        weights: Weights with their quantization state, and the tables that the model registers beside them.
+        non_torch: What the device holds outside PyTorch's allocator, such as the CUDA context.
+        activation_peak: Activations of the largest batch.
+        graphs: Captured CUDA graphs where the engine takes them out of the pool, as vLLM's first model runner does since 0.21; 0
+            where they come on top.
+        before: In use when the engine looks, where its share is of what is free then (SGLang); 0 where it is of the total.
     """
 
     total: int

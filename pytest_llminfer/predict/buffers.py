@@ -41,7 +41,7 @@ def inverse_frequencies(_config: Mapping[str, Any], shape: ModelShape, _dtype: s
 def cosines_and_sines(config: Mapping[str, Any], shape: ModelShape, dtype: str, _on_gpu: bool) -> int:  # noqa: FBT001 - likewise
     """vLLM: one table for all layers, ``positions x head_dim`` in the model's dtype (docs/methods.md#rotary-tables).
 
-    Sized by config.json, however few positions the engine is told to serve.
+    Sized by config.json, however few positions the engine serves.
     """
     return positions(config) * shape.head_dim * item_bytes(dtype)
 

@@ -1,7 +1,7 @@
 """The declared storage of every quantization, read from TOML, and the sizes that its shape rules give.
 
-``declared_formats.toml`` declares that of safetensors files, and tells what the fields mean; an engine's profile names a file of
-its own (``rules.Storage.formats``).
+``declared_formats.toml`` declares that of safetensors files, and explains the fields; an engine's profile names another file
+(``rules.Storage.formats``).
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ _FACTOR = re.compile(r"([*/]?)\s*([a-z]+|\d+)\s*")
 
 @dataclass(frozen=True, slots=True)
 class TensorRule:
-    """One tensor of a stored linear: dtype in torch's words or "model", shape as rules over a linear's sizes.
+    """One tensor of a stored linear.
 
-    packing: where it is not the format's; None where it is.
+    Attributes:
+        name: Its suffix after the linear's name (``weight``, ``weight.absmax``).
+        dtype: In torch's words, or ``model`` for the model's own.
+        shape: One rule per dimension over a linear's sizes, such as ``out*in/group``; empty for a single number.
+        packing: What the engine calls the format of this tensor; None where it is the format's.
     """
 
     name: str
@@ -46,7 +50,19 @@ class TensorRule:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How one holder keeps the linears of one quantization; the fields are told in ``declared_formats.toml``."""
+    """How one holder stores the linears of one quantization; ``declared_formats.toml`` explains each field.
+
+    Attributes:
+        name: The quantization, in the words of a cell.
+        holder: Name of the engine, or of the kind of file.
+        roles: Roles of the weights that are stored so; all others are one tensor of the model's own dtype.
+        tensors: The tensors of one linear, the weight first and its state after it.
+        packing: What the engine calls the format; empty for nothing.
+        group: Weights or inputs that share a scale, -1 for all inputs of a row; None without groups.
+        attached: Whether the state hangs on the weight's tensor instead of being tensors of the model.
+        double: The tensors of one linear whose absolute maxima are quantized too; empty where the format has no such variant.
+        double_quantized: Whether that variant is the usual one; None where it has no meaning.
+    """
 
     name: str
     holder: str
@@ -79,7 +95,8 @@ def find(quantization: str, engine: EngineRules, device: str = "cpu") -> Format:
         return found[-1]
     known = sorted({name for name, place in declared if place in devices})
     raise UnsupportedError(
-        f"how {engine.name} stores quantization {quantization!r} on {kind} is not known here (known: {', '.join(['none', *known])})"
+        f"how {engine.name} stores quantization {quantization!r} on {kind} is not known here",
+        f"use one of: {', '.join(['none', *known])}",
     )
 
 
@@ -104,11 +121,11 @@ def size(rule: str, sizes: Mapping[str, int]) -> int:
     """
     found = _FACTOR.findall(rule)
     if "".join(operator + word for operator, word in found) != rule.replace(" ", "") or not found or found[0][0]:
-        raise BadInputError(f"{rule!r} is no shape rule as declared_formats.toml tells them; write sizes with * and / between them")
+        raise BadInputError(f"{rule!r} is no shape rule as in declared_formats.toml; write sizes with * and / between them")
     value = 1
     for operator, word in found:
         if not word.isdigit() and word not in sizes:
-            raise BadInputError(f"the shape rule {rule!r} names {word!r}; declared_formats.toml tells of: {', '.join(sizes)}")
+            raise BadInputError(f"the shape rule {rule!r} names {word!r}; declared_formats.toml knows: {', '.join(sizes)}")
         factor = int(word) if word.isdigit() else sizes[word]
         value = math.ceil(value / factor) if operator == "/" else value * factor
     return value

@@ -37,8 +37,10 @@ _NESTED_CODEBOOK = 256 * _FLOAT
 class FormatOptions:
     """What a quantization leaves open.
 
-    double_quantized: whether the absolute maxima of nf4 or fp4 are quantized too; None for the engine's usual. group_size:
-    inputs that share a scale in gptq, awq and w4a16; -1: all of a row. scale_per: "tensor" or "channel", of fp8.
+    Attributes:
+        double_quantized: Whether the absolute maxima of nf4 or fp4 are quantized too; None for the engine's usual choice.
+        group_size: Inputs that share a scale in gptq, awq and w4a16; -1 for all of a row.
+        scale_per: Of fp8, what has a scale of its own: ``tensor`` or ``channel`` (a row).
     """
 
     double_quantized: bool | None = None
@@ -70,7 +72,7 @@ def linear_tensors(rows: int, columns: int, *, quantization: str, options: Forma
         return elements, _FLOAT * (rows if options.scale_per == "channel" else 1)
     if quantization not in GROUPED:
         raise UnsupportedError(
-            f"the storage of quantization {quantization!r} is not known here (known: {', '.join(LINEAR_FORMATS)})"
+            f"the storage of quantization {quantization!r} is not known here", f"use one of: {', '.join(LINEAR_FORMATS)}"
         )
     size = columns if options.group_size == -1 else options.group_size
     if size < 1 or columns % size:

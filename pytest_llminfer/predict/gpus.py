@@ -12,8 +12,13 @@ _MODAL = "modal-labs/modal-client#2797"
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One kind of card. listed_mib: ``memory.total`` of nvidia-smi. cuda_mib: ``cudaMemGetInfo``'s total, of which an engine's
-    utilization is a share. 0: not known here. source: of each of the two, in this order.
+    """One kind of card, and how much memory it has.
+
+    Attributes:
+        name: NVIDIA's name without the words that all cards share.
+        listed_mib: ``memory.total`` of nvidia-smi in MiB; 0 where it is not known here.
+        cuda_mib: The total of ``cudaMemGetInfo`` in MiB, of which an engine's utilization is a share; 0 where it is not known here.
+        source: Where each known figure comes from, in this order, separated by ";".
     """
 
     name: str

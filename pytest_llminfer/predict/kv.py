@@ -24,7 +24,14 @@ _SLIDING = "sliding_attention"
 
 @dataclass(frozen=True, slots=True)
 class KVGroup:
-    """Layers that cache alike. kv_heads: of the model; window: the latest tokens that they keep, None for all."""
+    """Layers that cache alike.
+
+    Attributes:
+        layers: How many layers.
+        kv_heads: KV heads of a layer of the whole model, not of one rank.
+        head_dim: Elements of one head's key or value.
+        window: How many of the latest tokens they keep; None for all.
+    """
 
     layers: int
     kv_heads: int

@@ -33,9 +33,13 @@ _FROM_GGML = {kind: name for name, kind in _GGML.items()}
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """One stored weight as it should be found, and the bytes of each tensor that holds it: the weight, then its state.
+    """One stored weight as it should be found.
 
-    module: the linear that a packed tensor belongs to; "" for any other.
+    Attributes:
+        parameter: The tensor, its device left open.
+        tensors: Bytes of each tensor that holds the weight: the weight itself first, then its quantization state.
+        role: What the weight is for, one of ``models.shape.ROLES``.
+        module: The linear that a packed tensor belongs to; empty for any other.
     """
 
     parameter: Parameter

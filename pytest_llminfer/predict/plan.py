@@ -30,9 +30,16 @@ _BATCHED_TOKENS = {True: 16_384, False: 8_192}
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """How a model is served, in the words of a cell. engine: its rules. kv_dtype: ``auto`` is the engine's own choice.
+    """How a model is served, in the words of a cell.
 
-    options: what the quantization leaves open.
+    Attributes:
+        engine: The rules of the engine.
+        dtype: Of the model: ``bf16``, ``fp16`` or ``fp32``.
+        quantization: How the linears are stored; ``none`` leaves them in ``dtype``.
+        kv_dtype: How keys and values are stored; ``auto`` is the engine's own choice.
+        tp: Tensor-parallel size, at least 1.
+        pp: Pipeline-parallel size, at least 1.
+        options: What the quantization leaves open.
     """
 
     engine: EngineRules
@@ -46,9 +53,14 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Bytes that need no prediction: weights of a file that is there, and what an engine has logged. None: predict it.
+    """What needs no prediction, because a file is there or an engine has logged it. None means: predict it.
 
-    graphs: that are taken out of the pool; nothing predicts them, and None counts as none. batched_tokens: of one batch.
+    Attributes:
+        weights: Bytes of the weights of one rank.
+        activation_peak: Bytes of activations of the engine's profiling run.
+        non_torch: Bytes on the device outside PyTorch's allocator.
+        graphs: Bytes of CUDA graphs that are taken out of the pool. Nothing predicts them: None counts as 0.
+        batched_tokens: Tokens of one batch at most.
     """
 
     weights: int | None = None
@@ -60,11 +72,19 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The predicted bytes of the fullest rank, and what they leave. estimated: the lines that are no exact prediction.
+    """The predicted bytes of the fullest rank, and what they leave for keys and values.
 
-    roles: bytes of weights by role; bits: of a parameter, scales included, and what several ranks hold each.
-    context: tokens of a sequence. kv_tokens: that the pool holds, in whole blocks; sequences: of ``context`` tokens at once, 0
-    where nothing is left. fits: whether one does beside the weights; vLLM keeps a block to itself, which its log counts.
+    Attributes:
+        budget: How the device is shared out.
+        roles: Role to bytes of its weights on that rank, without any rounding.
+        bits: Bits of a parameter on average if every rank holds as much as the fullest, scales and replicated weights included.
+        kv_bytes_per_token: Bytes of keys and values of one token on that rank while every layer keeps it.
+        context: Tokens of a sequence.
+        kv_blocks: Whole blocks of the pool.
+        kv_tokens: Tokens of those blocks.
+        sequences: How many sequences of ``context`` tokens the pool holds at once; 0 where nothing is left.
+        estimated: Names of the lines that are estimates instead of exact predictions.
+        fits: Whether one such sequence fits beside the weights, without the blocks that the engine reserves for itself.
     """
 
     budget: DeviceBudget
@@ -104,9 +124,12 @@ def plan_memory(
     if context < 1 or not 0 < utilization <= 1:
         raise BadInputError(f"context must be positive, and utilization above 0 and at most 1; got {context} and {utilization:g}")
     if tp > 1 and not splitting_of(engine).roles:
-        raise UnsupportedError(f"{engine.name} does not split a model over tensor-parallel ranks")
+        raise UnsupportedError(f"{engine.name} does not split a model over tensor-parallel ranks", "use tp=1")
     if shape.heads % tp:
-        raise UnsupportedError(f"{engine.name} cannot deal the {shape.heads} heads of this model to {tp} ranks")
+        raise UnsupportedError(
+            f"{engine.name} cannot split the {shape.heads} heads of this model over {tp} ranks",
+            f"use a tp that divides {shape.heads}",
+        )
     kv_dtype = _kv_dtype(deployment, sharing)
     _check_format(deployment, known)
     fullest = _fullest(shape, deployment)
@@ -168,7 +191,7 @@ def _kv_dtype(deployment: Deployment, sharing: DeviceSharing) -> str:
         return sharing.kv_dtype or deployment.dtype
     known = tuple(dict.fromkeys((deployment.dtype, *sharing.kv_dtypes)))
     if wanted not in known:
-        raise UnsupportedError(f"{deployment.engine.name} has no KV cache of {wanted} here; it has: {', '.join(known)}")
+        raise UnsupportedError(f"{deployment.engine.name} has no KV cache of {wanted} here", f"use kv_dtype={' or '.join(known)}")
     return wanted
 
 
@@ -177,8 +200,10 @@ def _check_format(deployment: Deployment, known: Known) -> None:
     name, engine = deployment.quantization, deployment.engine
     in_gguf = storage_of(engine).gguf
     if known.weights is None and name in (LINEAR_FORMATS if in_gguf else MIXTURES):
-        whose = "llama.cpp reads GGUF files" if in_gguf else "only llama.cpp does (--engine llamacpp)"
-        raise UnsupportedError(f"{engine.name} does not hold {name} weights: {whose}")
+        raise UnsupportedError(
+            f"{engine.name} does not hold {name} weights",
+            "use a format of GGUF files, which is what it reads" if in_gguf else "only llama.cpp does: --engine=llamacpp",
+        )
 
 
 def _fullest(shape: ModelShape, deployment: Deployment) -> tuple[HeldWeight, ...]:

@@ -1,6 +1,4 @@
-"""What predictions need to know of one engine; what is not said of it raises UnsupportedError, and no other engine's rule is
-taken.
-"""
+"""What predictions need to know of one engine; what its profile leaves out raises UnsupportedError."""
 
 from __future__ import annotations
 
@@ -24,11 +22,12 @@ if TYPE_CHECKING:
 class Storage:
     """How an engine holds the weights of a model.
 
-    gguf: in the types that llama.cpp's mixtures give them; the other fields are then of no account.
-    fused: linears that are one matrix there, each rank's parts of them one below the other: its name → theirs.
-    vocabulary_block: the vocabulary is filled up to a multiple of this, before it is dealt to ranks.
-    formats: the TOML file that declares how the linears are stored in each quantization; None: quantized weights are not known.
-    nested_scales: formats of bitsandbytes whose absolute maxima are quantized too, unless an option says otherwise.
+    Attributes:
+        gguf: Whether in the types that llama.cpp's mixtures give them; the other fields then do not apply.
+        fused: Name of a matrix to the linears that it joins, each rank's parts of them one below the other; empty for none.
+        vocabulary_block: The vocabulary is padded to a multiple of this before it is split over ranks; 1 for no padding.
+        formats: The TOML file that declares how linears are stored in each quantization; None where that is not known.
+        nested_scales: Formats of bitsandbytes whose absolute maxima are quantized too, unless an option says otherwise.
     """
 
     gguf: bool = False
@@ -42,10 +41,14 @@ class Storage:
 class Splitting:
     """How an engine splits a model over ranks.
 
-    roles: roles of weights that are dealt to the ranks of a tensor-parallel group; all others are held whole by every rank. None at
-    all: the engine has no tensor parallelism. plan: roles that are dealt too where the engine's own plan, which it tells, names
-    the module: versions differ. every_stage: architecture → roles that each stage of a pipeline holds, of which others have one.
-    tied_stages: whether it is known where a pipeline keeps an embedding that is the output matrix too: on first and last stage.
+    Attributes:
+        roles: Roles of weights that are split over a tensor-parallel group; every rank holds all others whole. Empty where the
+            engine has no tensor parallelism.
+        plan: Roles that are split too where the engine's own plan names the module, since versions differ.
+        every_stage: Architecture to the roles that each stage of a pipeline holds, where other architectures have them on one stage
+            only.
+        tied_stages: Whether a pipeline is known to keep an embedding that is also the output matrix on its first and its last
+            stage.
     """
 
     roles: Collection[str]
@@ -58,12 +61,17 @@ class Splitting:
 class DeviceSharing:
     """How an engine shares out the memory of a device.
 
-    utilization: the share that it takes unless told otherwise, above 0 and at most 1. of_free: the share is of what is free when
-    the engine looks, with activations and graphs outside of it, and not of the total. allocator: weights are tensors of PyTorch's
-    CUDA allocator, which rounds each of them up. kv_dtypes: what it keeps keys and values in, beside the model's own dtype.
-    kv_dtype: what it keeps them in unless told otherwise; "" for the model's dtype. windows: whether it forgets what lies behind a
-    sliding window. block_tokens: tokens of a block of its pool. reserved_blocks: blocks that it keeps to itself. in_flight:
-    whether blocks behind a window are kept until the batches that are scheduled have been computed.
+    Attributes:
+        utilization: The share that it takes by default, above 0 and at most 1.
+        of_free: Whether the share is of what is free when the engine looks, with activations and graphs outside of it, instead of
+            the total.
+        allocator: Whether weights are tensors of PyTorch's CUDA allocator, which rounds each of them up.
+        kv_dtypes: What it can keep keys and values in, beside the model's own dtype.
+        kv_dtype: What it keeps them in by default; empty for the model's dtype.
+        windows: Whether it discards what lies behind a sliding window.
+        block_tokens: Tokens of a block of its pool.
+        reserved_blocks: Blocks that it keeps for itself.
+        in_flight: Whether blocks behind a window are kept until the scheduled batches have been computed.
     """
 
     utilization: float
@@ -79,13 +87,16 @@ class DeviceSharing:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EngineRules:
-    """One engine, or a kind of file that holds weights, by its ``name``. A field that is None is not said.
+    """What predictions need to know of one engine, or of a kind of file that holds weights.
 
-    storage: how weights are held; unset, no layout and no bytes of weights are predicted.
-    splitting: how a model is split over ranks; unset, nothing is predicted of a model on more than one.
-    rotary_bytes: what tables of rotary positions take; unset, memory beside the weights is not predicted.
-    sharing: how a device is shared out; unset, no memory plan is made.
-    Each of them raises UnsupportedError where it is needed and unset: a visible skip.
+    A field that is None is not known; needing it raises UnsupportedError, which is a visible skip.
+
+    Attributes:
+        name: Of the engine as in ``--engine``, or of the kind of file (``checkpoint``, ``gguf``).
+        storage: How weights are held; without it, no layout and no bytes of weights are predicted.
+        splitting: How a model is split over ranks; without it, nothing is predicted of a model on more than one.
+        rotary_bytes: Computes the bytes of the tables of rotary positions; without it, memory beside the weights is not predicted.
+        sharing: How a device is shared out; without it, no memory plan is made.
     """
 
     name: str
@@ -96,7 +107,7 @@ class EngineRules:
 
     def unsaid(self, name: str, what: str) -> UnsupportedError:
         """The error for a field that is unset: ``what`` is not known of this engine."""
-        return UnsupportedError(f"{what} is not known here: the profile of {self.name} does not say {name!r}")
+        return UnsupportedError(f"{what} is not known here", f"its profile has to say it: {name!r} of {self.name}")
 
 
 def storage_of(engine: EngineRules) -> Storage:

@@ -1,6 +1,6 @@
 """Which part of each weight one rank holds: tensor-parallel shares, pipeline stages, and matrices that engines fuse.
 
-What is dealt of each linear is declared in ``shards.toml``, which roles an engine deals in its profile (``rules.Splitting``).
+``shards.toml`` declares how each linear is split, an engine's profile which roles it splits (``rules.Splitting``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DECLARED = tomllib.loads(Path(__file__).with_name("shards.toml").read_text(enco
 
 
 DEALT: dict[str, str] = _DECLARED["linears"]
-"""The last word of a module's name → what of its weight is dealt: outputs, inputs or heads."""
+"""Last word of a module's name → what its weight is split by: outputs, inputs or heads."""
 
 
 def splitting_of(engine: EngineRules) -> Splitting:
@@ -48,7 +48,7 @@ def sharded_roles(shape: ModelShape, engine: EngineRules, plan: Collection[str] 
     """
     splitting = splitting_of(engine)
     if not splitting.roles:
-        raise UnsupportedError(f"{engine.name} does not split a model over tensor-parallel ranks")
+        raise UnsupportedError(f"{engine.name} does not split a model over tensor-parallel ranks", "use tp=1")
     planned = {weight.role for weight in shape.parameters() if weight.name.removesuffix(".weight") in plan}
     return frozenset(splitting.roles) | (planned & frozenset(splitting.plan))
 
@@ -63,7 +63,7 @@ def rank_part(
 ) -> WeightShape:
     """The part of a weight that one of ``tp`` ranks holds, the vocabulary filled up first where the engine does that.
 
-    What does not divide by the ranks is dealt in equal parts rounded up: the first rank has a whole one, the last what is left.
+    What does not divide by the ranks is split in equal parts rounded up: the first rank has a full one, the last the remainder.
     """
     sizes = list(weight.shape)
     if weight.role in ("embedding", "lm_head"):
@@ -90,8 +90,8 @@ def _share(size: int, tp: int, rank: int) -> int:
 
 
 def stages_of(weight: WeightShape, shape: ModelShape, pp: int, engine: EngineRules) -> tuple[int, ...]:
-    """The pipeline stages that hold a weight: layers are dealt evenly, the embedding is on the first stage, final norm and
-    output matrix on the last, or where the engine has them.
+    """The pipeline stages that hold a weight: layers are split evenly, the embedding is on the first stage, final norm and output
+    matrix on the last, or where the engine has them.
 
     Raises:
         UnsupportedError: layers that do not divide by the stages, a tied embedding whose stages are not known, or an engine that
@@ -102,10 +102,14 @@ def stages_of(weight: WeightShape, shape: ModelShape, pp: int, engine: EngineRul
     splitting = splitting_of(engine)
     if shape.tied and not splitting.tied_stages:
         raise UnsupportedError(
-            f"on which stages of pp={pp} {engine.name} keeps an embedding that is the output matrix is not known here"
+            f"on which stages of pp={pp} {engine.name} keeps an embedding that is the output matrix is not known here",
+            "use pp=1, or a model with an output matrix of its own",
         )
     if shape.layers % pp:
-        raise UnsupportedError(f"{shape.layers} layers do not divide by pp={pp}: which stage gets more is the engine's choice")
+        raise UnsupportedError(
+            f"{shape.layers} layers do not divide by pp={pp}, and which stage gets more is the engine's choice",
+            f"use a pp that divides {shape.layers}",
+        )
     numbers = [int(word) for word in weight.name.split(".") if word.isdigit()]
     if numbers:
         return (numbers[0] * pp // shape.layers,)

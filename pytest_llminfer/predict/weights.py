@@ -29,7 +29,13 @@ _GGML = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 @dataclass(frozen=True, slots=True)
 class HeldWeight:
-    """A weight as one rank holds it. tensors: bytes of each tensor, the weight first, then its quantization state."""
+    """A weight as one rank holds it.
+
+    Attributes:
+        name: Its name in transformers; that of the fused matrix where the engine joins linears.
+        role: What it is for, one of ``models.shape.ROLES``.
+        tensors: Bytes of each tensor, the weight first, then its quantization state.
+    """
 
     name: str
     role: str
@@ -57,7 +63,9 @@ def held_weights(
         BadInputError: groups that do not divide the inputs of a linear.
     """
     if quantization not in FORMATS:
-        raise UnsupportedError(f"the storage of quantization {quantization!r} is not known here (known: {', '.join(FORMATS)})")
+        raise UnsupportedError(
+            f"the storage of quantization {quantization!r} is not known here", f"use one of: {', '.join(FORMATS)}"
+        )
     options = replace(options, double_quantized=is_double(quantization, engine, options))
     sharded: Collection[str] = sharded_roles(shape, engine, plan) if tp > 1 else ()
     stages: dict[int, list[WeightShape]] = {stage: [] for stage in range(pp)}

@@ -34,8 +34,14 @@ _KNOWN = {VERDICT, LOADED, SIDE_FILE, *_NOTED.values(), RECORD, USED, MISSING}
 class Phase:
     """One phase of one test.
 
-    process: which process of pytest-xdist ran it, empty without. when: "setup", "call" or "teardown". outcome: "passed", "failed"
-    or "skipped". reason: why it did not pass. properties: all that the test has noted up to here, oldest first: names with JSON.
+    Attributes:
+        node_id: As pytest has it.
+        process: Which process of pytest-xdist ran it (``gw0``); empty without pytest-xdist.
+        when: ``setup``, ``call`` or ``teardown``.
+        outcome: ``passed``, ``failed`` or ``skipped``.
+        seconds: How long it took.
+        reason: Why it did not pass; empty where it did.
+        properties: All that the test has noted up to here, oldest first: pairs of a name and JSON text.
     """
 
     node_id: str
@@ -49,6 +55,16 @@ class Phase:
 
 @dataclass(slots=True)
 class _Test:
+    """What one test has shown so far.
+
+    Attributes:
+        node_id: As pytest has it.
+        cell: Id of its cell; empty without one.
+        phases: The phases that have ended, oldest first, without their properties.
+        notes: The notes that this plugin knows, oldest first; of records only their key.
+        seen: How many properties have been read already, since each phase carries those of the phases before it.
+    """
+
     node_id: str
     cell: str = ""
     phases: list[Phase] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Cells in a table: their ids without the environment where that tells nothing, and with a short form of it where it does."""
+"""Cells in a table: their ids without the environment where all share it, and with a short form of it where they do not."""
 
 from __future__ import annotations
 

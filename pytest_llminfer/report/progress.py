@@ -43,7 +43,7 @@ class ProgressBar:
 
 
 class Notice:
-    """Called as :class:`ProgressBar` is. Writes one line a phase to standard error, for work that is long where nobody watches."""
+    """Called as :class:`ProgressBar` is. Writes one line a phase to standard error, for long unattended work."""
 
     def __init__(self, label: str, uncaptured: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
         self._label, self._uncaptured = label, uncaptured

@@ -1,7 +1,7 @@
 """What a session found, as plain data: the one source of the terminal's tables, of JUnit properties and of ``results.json``.
 
 Every class has ``to_dict`` (plain data that JSON can hold) and ``from_dict``, its inverse. ``schema/results.schema.json`` describes
-the whole; docs/results.md tells it.
+the whole; docs/results.md explains it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One load of an engine: every replica has its own.
+    """One load of an engine; every replica has its own.
 
-    phases: seconds by phase, as the engine names them ("import", "weights"). afresh: whether the cell had been loaded before.
+    Attributes:
+        phases: Phase to seconds, as the engine names its phases ("import", "load").
+        afresh: Whether the cell had been loaded before.
     """
 
     phases: Mapping[str, float]
@@ -34,12 +36,19 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """One cell of the session.
+    """One cell of the session. The fields from ``versions`` to ``kv_dtype`` are what its engine reported, empty where it was never
+    loaded.
 
-    id: the test id. spec: the fields of ``EngineSpec``; None for a checkpoint on disk, which no engine serves.
-    versions: of the engine, its framework and the driver; empty where it was never loaded, as are the next ones.
-    device: "cpu" or "cuda". device_name: the exact name of the processor or accelerator. device_count: how many it took, 0 where
-    it was never loaded. dtype, kv_dtype: as the engine resolved them, never "auto". loads: in the order of time.
+    Attributes:
+        id: The cell's test id.
+        spec: The fields of ``EngineSpec``; None for a checkpoint on disk, which no engine serves.
+        versions: Name to version, of the engine, its framework and the driver.
+        device: ``cpu``, ``cuda``, ``gpu`` or ``remote``.
+        device_name: The exact name of the processor or accelerator.
+        device_count: How many devices one replica took; 0 where it was never loaded, or runs elsewhere.
+        dtype: What it computed in, as the engine resolved it.
+        kv_dtype: What it kept keys and values in, as the engine resolved it.
+        loads: Every load of its engine, oldest first.
     """
 
     id: str
@@ -57,11 +66,18 @@ class CellResult:
 class TestResult:
     """One test that belongs to a cell or has given a verdict.
 
-    node_id: as pytest has it. family: what it is evidence of, from the name of its file. cell: the id of its cell, empty without
-    one. outcome: "pass", "skip", "inconclusive", "invalid", "error" or "fail". failed: whether pytest counts it as failed, as it
-    does an inconclusive one with ``--llminfer-strict``. seconds: by "setup", "call" and "teardown", those that were reached.
-    verdicts: oldest first. reason: why it was skipped, or what failed where no verdict says; otherwise empty.
-    baselines_used, baselines_missing, baselines_recorded: the keys of records, ``hardware/model/family/entry``.
+    Attributes:
+        node_id: As pytest has it.
+        family: What it is evidence of, from the name of its file.
+        cell: Id of its cell; empty without one.
+        outcome: "pass", "skip", "inconclusive", "invalid", "error" or "fail".
+        failed: Whether pytest counts it as failed, as it does an inconclusive one with ``--llminfer-strict``.
+        seconds: "setup", "call" and "teardown" to how long each took, of the phases that were reached.
+        verdicts: Oldest first; empty where the test gave none.
+        reason: Why it was skipped, or what failed where no verdict says; otherwise empty.
+        baselines_used: Keys of the records that it was judged by, ``hardware/model/family/entry``.
+        baselines_missing: Keys of the records that it needed and that did not exist.
+        baselines_recorded: Keys of the records that it made.
     """
 
     __test__: ClassVar[bool] = False
@@ -81,10 +97,12 @@ class TestResult:
 
 @dataclass(frozen=True, slots=True)
 class OptionValue:
-    """One option of this plugin.
+    """One option of this plugin, and where its value came from.
 
-    name: as in the ini file, without ``llminfer_``. value: its text, whether it is on, or several texts. source: "command line",
-    "ini" or "default".
+    Attributes:
+        name: As in the ini file, without ``llminfer_``.
+        value: Its text, whether it is on, or several texts for an option that may be repeated.
+        source: "command line", "ini" or "default".
     """
 
     name: str
@@ -96,10 +114,21 @@ class OptionValue:
 class SessionResult:
     """One run of pytest.
 
-    started, ended: UTC, ISO 8601 with a Z. exit_status: of pytest. pytest, llminfer, python: versions. command: the command line
-    without secrets, and without what lies outside the project. hardware: the fields of ``Hardware`` and its ``key``. options: of
-    this plugin. cells: in the order of the session. tests: in the order of time. sections: the rows of the further tables, by
-    family ("accuracy", "parallelism", "memory"). messages: what the session said at its end, of baselines among others.
+    Attributes:
+        started: When it began, UTC, ISO 8601 with a Z.
+        ended: When it ended, likewise.
+        exit_status: pytest's exit status.
+        pytest: Version of pytest.
+        llminfer: Version of this package.
+        python: Version of the interpreter that ran pytest.
+        command: The command line without secrets and without paths outside the project.
+        hardware: The fields of ``Hardware`` and its ``key``.
+        options: The options of this plugin.
+        cells: In the order of the session.
+        tests: In the order of time.
+        sections: Family ("accuracy", "parallelism", "memory") to the rows of its further table; families without rows are left out.
+        messages: Lines that the session printed at its end, on baselines among others.
+        schema: Version of the format that wrote it, at most ``SCHEMA``.
     """
 
     started: str

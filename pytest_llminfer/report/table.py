@@ -23,9 +23,12 @@ _LONGEST_KEY = 28
 
 @dataclass(frozen=True, slots=True)
 class TableEntry:
-    """What one family said about one cell: a status of ``STATUSES`` and the one short number behind it.
+    """What one family says about one cell.
 
-    skipped: tests of the family that did not run, beside those that the status stands for.
+    Attributes:
+        status: One of ``STATUSES``.
+        key: The one short number behind the status; empty without one.
+        skipped: Tests of the family that did not run, beside those that the status stands for.
 
     Raises:
         InvalidSpecError: a status that is not one.

@@ -35,9 +35,13 @@ _JUDGED = (1, 2, 3, 4, 6)
 class Drift:
     """What the past runs so far prove.
 
-    past_runs: how many. log_e: of the pooled e-value, in nats. needed: log_e that proves a drift at the last judged past run.
-    judged_at: past runs that were looked at. proven_at: the past run at which it was proven, or None where it was not, or where the
-    past runs since then have taken the evidence away again.
+    Attributes:
+        past_runs: How many past runs there are.
+        log_e: Natural logarithm of the pooled e-value over all of them.
+        needed: The ``log_e`` that proves a drift at the last judged past run, in nats.
+        judged_at: Past runs at which the evidence was judged, counted from 1.
+        proven_at: The past run at which a drift was proven; None where it was not, or where later past runs have outweighed the
+            evidence.
     """
 
     past_runs: int

@@ -28,17 +28,22 @@ _SUPPORTED = NormalDist().inv_cdf(0.9)
 """A margin is supported if a run without a drop passes in nine of ten cases."""
 
 _ABOVE = 1 + 1e-9
-"""Runs that are equal reach a boundary exactly or not at all: rounding shall not decide."""
+"""Equal runs reach a boundary exactly or not at all: the factor keeps rounding from deciding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
     """The outcomes of one new run beside K recorded ones, as the sums that the statistics need.
 
-    n: questions. runs: K. by_wrong: how many questions have w wrong answers among the K + 1 runs, for w = 0 … K + 1.
-    wrong_now: wrong answers of the new run in the questions with 0 < w < K + 1. right_before: right answers in all K runs
-    together (0 … K n). right_now: right answers of the new run. lost, won: questions that most recorded runs have right and
-    the new one wrong, and the other way round; a tie among the recorded runs is neither.
+    Attributes:
+        n: Questions.
+        runs: Recorded runs, K; at least 1.
+        by_wrong: (K + 2,) how many questions have w wrong answers among the K + 1 runs, for w = 0 … K + 1.
+        wrong_now: Wrong answers of the new run to the questions with 0 < w < K + 1.
+        right_before: Right answers of all K recorded runs together, 0 … K n.
+        right_now: Right answers of the new run, 0 … n.
+        lost: Questions that most recorded runs have right and the new one has wrong; a tie among the recorded runs does not count.
+        won: Questions that most recorded runs have wrong and the new one has right; a tie does not count.
     """
 
     n: int

@@ -11,7 +11,7 @@ from functools import lru_cache
 ALPHA = 0.001
 
 PLANNED_DISCORDANCE = 0.03
-"""Share of questions that differ between two runs, where one recorded run cannot tell: the planning value of
+"""Share of questions that differ between two runs, assumed where one recorded run cannot show it: the planning value of
 docs/methods.md#discordance."""
 
 NEAR_COPIES = 0.01

@@ -1,4 +1,4 @@
-"""Looks at a run while it goes on: boundaries that keep the false alarms of all looks together, and the order of questions.
+"""Looks at a run while it is under way: boundaries that keep the false alarms of all looks together, and the order of questions.
 
 The walk of a Gaussian sum over equal chunks crosses the boundary z_k = C (looks / k)^(1/2 - shape) at any of its looks with
 probability alpha (Wang and Tsiatis (1987), Biometrics 43, p. 193). Shape 0.25 spends little early and is used for FAIL;

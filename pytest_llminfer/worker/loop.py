@@ -94,7 +94,7 @@ class Worker:
     def _make(
         self, spec: dict[str, Any], model_path: str, engine_args: dict[str, Any], backend: str, backend_file: str = ""
     ) -> Backend:
-        """backend: ``module:Class``. backend_file: of the package that holds it, where it is none of ours."""
+        """backend: ``module:Class``. backend_file: file of the package that holds it; empty for a backend of this package."""
         cell = EngineSpec(**spec)
         module_name, _, class_name = (SERVED if cell.serve else backend).partition(":")
         if backend_file and not cell.serve:
@@ -104,7 +104,7 @@ class Worker:
         return made
 
     def _warm(self, **params: Any) -> Any:
-        """Import the engine ahead of its load; whatever is wrong with it is told by the load."""
+        """Import the engine ahead of its load; the load reports whatever is wrong with it."""
         with contextlib.suppress(Exception):
             self._make(**params).warm()
         return {}

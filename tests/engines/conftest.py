@@ -6,7 +6,7 @@ A test that needs an interpreter fails where it cannot be made; it is never skip
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -21,6 +21,14 @@ FAULTY = """
         llminfer_engine.prepare("{faults}::{fault}")
         return llminfer_engine
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_each() -> Iterator[None]:
+    """More OpenMP and ggml threads than cores spin, and tests run beside each other on every core."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="session")

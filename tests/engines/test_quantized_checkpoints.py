@@ -29,10 +29,12 @@ from pytest_llminfer.verdict import Outcome, Verdict
 from tests.support.faults import checkpoints
 from tests.support.faults.checkpoints import LEFT
 from tests.support.paths import ASSETS, FAULTS, PROGRAMS
+from tests.support.processor import AVX512
 
 REFERENCE = Model("reference")
 VLLM = PROGRAMS / "vllm_formats.py"
 VLLM_FORMATS = ("w8a8", "w4a16", "fp8", "gptq", "awq")
+FOUR_BITS = ("w4a16", "gptq", "awq", "grouped")
 GROUP = 32
 SMALL_POOLS = {
     "plan_a_small_pool": ("KV capacity", "KV pool"),
@@ -51,7 +53,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
             spec=EngineSpec(engine, environment=python, model=str(path), **cell),
             model=Model(str(path)),
             engine_args={},
-            variables={"OMP_NUM_THREADS": "2"},
+            variables={},
             timeout=240,
             log=tmp_path_factory.mktemp("worker") / "log",
         )
@@ -176,7 +178,6 @@ def vllm(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[Any
         done = subprocess.run(
             [vllm_python, str(VLLM), str(task), str(answer)],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=stream,
             stderr=stream,
             check=False,
@@ -200,12 +201,22 @@ def in_vllm(found: Any, quantization: str, **declared: Any) -> Verdict:
     )
 
 
+def lacks_its_kernel(vllm: Any, name: str) -> bool:
+    """Whether vLLM loaded that checkpoint and cannot multiply with it: without AVX-512, so it is of 4 bits, and of nothing else."""
+    missing: str = vllm[name]["missing_kernel"]
+    assert bool(missing) == (name in FOUR_BITS and not AVX512)
+    assert not missing or "cpu_gemm_wna16" in missing
+    return bool(missing)
+
+
 @pytest.mark.parametrize("name", VLLM_FORMATS)
 def test_vllm_holds_a_checkpoint_as_declared(vllm: Any, name: str) -> None:
     verdict = in_vllm(vllm[name], name)
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
     stored = sum(parameter["stored_bytes"] for parameter in vllm[name]["layout"]["parameters"])
     assert stored == predict_weights(shape=REFERENCE.shape, dtype="bf16", quantization=name, engine=profile("vllm"), device="cpu")
+    if lacks_its_kernel(vllm, name):
+        return
     # The damage of a format changes an answer now and then, not its first words.
     assert [tokens[:4] for tokens in vllm[name]["tokens"]] == [tokens[:4] for tokens in vllm["ignored"]["tokens"]]
 
@@ -224,7 +235,7 @@ def test_groups_of_another_size_are_held_and_predicted_as_declared(vllm: Any) ->
     }
     assert stored == predict_weights(**of, group_size=GROUP) == predict_weights(**of) + 3 * 49_152
     # Every scale four times: the same weights, and so the same words as in groups of 128.
-    assert vllm["grouped"]["tokens"] == vllm["gptq"]["tokens"]
+    assert lacks_its_kernel(vllm, "grouped") or vllm["grouped"]["tokens"] == vllm["gptq"]["tokens"]
 
 
 def test_a_quantization_that_vllm_takes_and_ignores_is_caught(vllm: Any) -> None:

@@ -32,7 +32,7 @@ def served(vllm_python: str) -> Iterator[ServedBackend]:
     """The server, with what loading it said and how far it came."""
     spec = EngineSpec("vllm", environment=vllm_python, serve=True)
     progress: list[tuple[str, int, int]] = []
-    given = {"server_variables": {"OMP_NUM_THREADS": "2"}, "max_num_seqs": 16, "concurrency": 8}
+    given = {"max_num_seqs": 16, "concurrency": 8}
     backend = ServedBackend(spec, MODEL.path, given, lambda *step: progress.append(step))
     try:
         vars(backend)["info"] = backend.load()
@@ -51,7 +51,7 @@ def prompts() -> list[list[int]]:
 def reference(prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> list[Generation]:
     """The answers of transformers at the same dtype."""
     log = tmp_path_factory.mktemp("transformers") / "log"
-    engine = Engine(Launch(EngineSpec("transformers"), MODEL, {}, {"OMP_NUM_THREADS": "2"}, timeout=240, log=log))
+    engine = Engine(Launch(EngineSpec("transformers"), MODEL, {}, {}, timeout=240, log=log))
     try:
         return engine.generate(prompts, max_tokens=TOKENS, logprobs=TOP)
     finally:

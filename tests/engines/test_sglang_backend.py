@@ -42,8 +42,7 @@ PROBES = FOLDER / "sglang_model.py"
 
 def start(folder: Path, cell: str, interpreter: str = "", **engine_args: Any) -> Engine:
     spec = EngineSpec.parse(f"{cell}@{interpreter}" if interpreter else cell)
-    variables = {"OMP_NUM_THREADS": "1" if spec.parallel else "2"}
-    return Engine(Launch(spec, MODEL, engine_args, variables, timeout=240, log=folder / f"{cell}.log"))
+    return Engine(Launch(spec, MODEL, engine_args, {}, timeout=240, log=folder / f"{cell}.log"))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.support.paths import ASSETS
 
 def start(folder: Path, interpreter: str, model: str = "reference", quantization: str = "none", **engine_args: Any) -> Engine:
     spec = EngineSpec("sglang", environment=interpreter, model=model, quantization=quantization)
-    return Engine(Launch(spec, Model(model), engine_args, {"OMP_NUM_THREADS": "2"}, timeout=240, log=folder / "worker.log"))
+    return Engine(Launch(spec, Model(model), engine_args, {}, timeout=240, log=folder / "worker.log"))
 
 
 def test_an_argument_that_the_installed_version_lacks_is_refused(sglang_python: str, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_memory_is_red_for_a_peak(suite: Callable[..., pytest.RunResult]) -> Non
     assert outcomes(result) == {"failed": 1}
 
 
+@pytest.mark.alone
 def test_throughput_is_red_for_a_slower_model(suite: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
     def fair(*arguments: str, fault: str = "") -> pytest.RunResult:
         """A run in which the machine's own rate did not move meanwhile, as it may where other tests run beside this one."""

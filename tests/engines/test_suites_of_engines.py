@@ -84,7 +84,9 @@ def test_vllm_on_one_gpu_and_on_two(suites: Callable[..., pytest.RunResult], vll
     assert passed(result, "test_every_parameter_is_stored_as_declared", f"vllm{at}")
     assert passed(result, "test_pool_is_as_large_as_its_blocks", f"vllm{at}")
     assert passed(result, "test_pool_is_as_large_as_its_blocks", f"vllm-tp2{at}")
-    result.stdout.re_match_lines([r"cell +spread +questions", r"vllm.* single ", r"vllm.* dp2 ", r"vllm.* tp2 ", "engine loads: 4"])
+    result.stdout.re_match_lines(
+        [r"cell +parallelism +questions", r"vllm.* single ", r"vllm.* dp2 ", r"vllm.* tp2 ", "engine loads: 4"]
+    )
 
 
 def test_sglang_on_one_gpu_and_on_two(suites: Callable[..., pytest.RunResult], sglang_python: str) -> None:

@@ -28,7 +28,7 @@ BASELINES = Path(__file__).resolve().parents[2] / "baselines" / "any" / "referen
 def teacher_forced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherForced]:
     """What the sound engine predicts; the engine is started once for all tests."""
     log = tmp_path_factory.mktemp("worker") / "log"
-    engine = Engine(Launch(EngineSpec("transformers"), Model("reference"), {}, {"OMP_NUM_THREADS": "2"}, timeout=240, log=log))
+    engine = Engine(Launch(EngineSpec("transformers"), Model("reference"), {}, {}, timeout=240, log=log))
     yield TeacherForced.ask(engine, load("synthetic"))
     engine.close()
 

@@ -79,8 +79,7 @@ def mend(model):
 
 def start(folder: Path, *, tp: int, timeout: float = 120, **cell: Any) -> Engine:
     spec = EngineSpec("transformers", **{"dtype": "fp32", "tp": tp, **cell})
-    variables = {"OMP_NUM_THREADS": "2"}
-    return Engine(Launch(spec, MODEL, engine_args={}, variables=variables, timeout=timeout, log=folder / f"tp{tp}.log"))
+    return Engine(Launch(spec, MODEL, engine_args={}, variables={}, timeout=timeout, log=folder / f"tp{tp}.log"))
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ start = transformers_workers.start
         ({"pp": 2}, {}, UnsupportedError, "no pipeline parallelism.*pp=2"),
         ({"dp": 2, "replication": "native"}, {}, UnsupportedError, "no data parallelism of its own: dp=2"),
         ({"tp": 2, "quantization": "nf4"}, {}, UnsupportedError, "without their scales.*quantization=nf4 with tp=2"),
-        ({"tp": 3}, {}, UnsupportedError, "4 attention heads cannot be dealt out to tp=3"),
-        ({"tp": 4}, {}, UnsupportedError, "2 KV heads cannot be dealt out to tp=4"),
-        ({"dtype": "fp32", "kv_dtype": "bf16"}, {}, UnsupportedError, r"kv_dtype=bf16 is not possible"),
+        ({"tp": 3}, {}, UnsupportedError, "4 attention heads cannot be split over tp=3"),
+        ({"tp": 4}, {}, UnsupportedError, "2 KV heads cannot be split over tp=4"),
+        ({"dtype": "fp32", "kv_dtype": "bf16"}, {}, UnsupportedError, "not in bf16; use kv_dtype=auto, or dtype=bf16"),
         (
             {},
             {"atn_implementation": "eager"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,18 @@ from pytest_llminfer.verdict import Outcome
 from suites.test_execution_modes import VARIANTS
 from tests.support.engines import beside as of_the_tests
 from tests.support.engines import vllm_engines
-from tests.support.engines.vllm_engines import MODEL, NORM, POOL, SHAPE, outcome, start, tokens, whole
+from tests.support.engines.vllm_engines import (
+    MODEL,
+    NORM,
+    POOL,
+    SHAPE,
+    fp32_flops_per_second,
+    outcome,
+    squared_errors,
+    start,
+    tokens,
+    whole,
+)
 from tests.support.paths import PROBES as FOLDER
 from tests.support.present import present
 
@@ -43,14 +53,6 @@ PROBES = FOLDER / "vllm_model.py"
 
 AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text()
 """Whether vLLM hands linears to oneDNN and computes in bf16; on other x86 processors bf16 is emulated, many times slower."""
-
-
-def fp32_flops_per_second() -> float:
-    """Of one matrix product in NumPy, here and now."""
-    matrix = np.ones((512, 512), np.float32)
-    started = time.perf_counter()
-    assert (matrix @ matrix)[0, 0] == len(matrix)
-    return float(2 * len(matrix) ** 3 / (time.perf_counter() - started))
 
 
 @pytest.fixture(scope="module")
@@ -154,16 +156,13 @@ def test_scores_are_as_far_from_fp32_as_those_of_transformers(engine: Engine, pr
     assert {scores.dtype for scores in prefill + decode} == {np.dtype(np.float32)}
     # Tokens that the model finds unlikely are among them, down to -19 nats.
     assert max(scores.min() for scores in prefill) < -10
-    of_decode, of_prefill, of_transformers = (
-        [np.square(scores - wide) for scores, wide in zip(side, exact, strict=True)] for side in (decode, prefill, expected)
-    )
+    of_decode, of_prefill, of_transformers = (squared_errors(side, exact) for side in (decode, prefill, expected))
     for candidate, other in ((of_decode, of_prefill), (of_prefill, of_transformers)):
         verdict = check_rounding(errors=Errors(candidate, other, ""), dtype="bf16", claim="as far from fp32 as the other")
         assert verdict.outcome is not Outcome.FAIL, str(verdict)
-    # One token to the left: scores of other tokens would be seen.
-    moved = [np.square(scores[1:] - wide[:-1]) for scores, wide in zip(prefill, exact, strict=True)]
-    shorter = [errors[1:] for errors in of_transformers]
-    assert check_rounding(errors=Errors(moved, shorter, ""), dtype="bf16", claim="").outcome is Outcome.FAIL
+    # Scores of the tokens beside would be seen.
+    moved = squared_errors([np.roll(scores, 1) for scores in prefill], exact)
+    assert check_rounding(errors=Errors(moved, of_transformers, ""), dtype="bf16", claim="").outcome is Outcome.FAIL
 
 
 def test_every_parameter_is_stored_as_the_model_implies(engine: Engine) -> None:

@@ -46,7 +46,7 @@ def test_suites_run_on_it_and_what_it_does_not_say_is_a_skip_with_its_reason(ech
     skipped = [line for line in result.outlines if line.startswith("SKIPPED")]
     (unsaid,) = [line for line in skipped if "no baseline for " not in line]
     assert unsaid.endswith(
-        "what tables of rotary positions take in echo is not known here: the profile of echo does not say 'rotary_bytes'"
+        "what tables of rotary positions take in echo is not known here; its profile has to say it: 'rotary_bytes' of echo"
     )
     # What it cannot answer is not collected: tokens need probabilities.
     assert "test_tokens" not in result.stdout.str()

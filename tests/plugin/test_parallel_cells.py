@@ -72,7 +72,7 @@ def test_a_cell_that_needs_more_gpus_than_there_are_is_a_visible_skip(
     pytester.makepyfile("def test_cell(engine): pass")
     result = pytester.runpytest_subprocess("--engine=transformers", "--tp=2", "-rs")
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["SKIPPED*transformers-tp2 needs 2 GPUs; 1 is visible here"])
+    result.stdout.fnmatch_lines(["SKIPPED*transformers-tp2 needs 2 GPUs, and 1 is visible here; make more visible *"])
 
 
 def test_a_cell_that_needs_more_processes_than_cores_is_a_visible_skip(

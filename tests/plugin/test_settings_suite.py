@@ -1,4 +1,4 @@
-"""The settings suite end to end: a default that moved is red, with the versions; what a server does not tell is no record."""
+"""The settings suite end to end: a default that moved is red, with the versions; what a server does not report is not recorded."""
 
 from __future__ import annotations
 

@@ -1,15 +1,13 @@
-"""What two small models hold in memory, every number written down here and none predicted: what the layout checks must pass."""
+"""What a small model holds in memory, every number written down here and none predicted: what the layout check must pass."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from pytest_llminfer.models.shape import ModelShape
-from pytest_llminfer.observations.layout import Layout, Parameter
+from pytest_llminfer.observations.layout import Parameter
 
 SHAPE = ModelShape("llama", layers=12, hidden=64, heads=2, kv_heads=1, head_dim=32, intermediate=96, vocab=50, tied=True)
-SPLIT = ModelShape("llama", layers=4, hidden=256, heads=8, kv_heads=2, head_dim=64, intermediate=768, vocab=1000, tied=False)
 BOOK = ("float32", 64)
 DOUBLE = (BOOK, ("float32", 4), ("float32", 4), ("float32", 1024))
 # A linear of SHAPE: where it stands, rows and columns.
@@ -71,60 +69,40 @@ STORED: dict[str, dict[tuple[int, int], Parameter]] = {
 }
 
 
-def held(quantization: str) -> list[Parameter]:
-    """Every parameter of SHAPE in transformers, its numbers written down here and not predicted."""
+# The other choice of scales than the usual: in float32 for nf4, in 8 bits for fp4. The numbers are the other format's.
+STORED |= {
+    "nf4, plain scales": {size: replace(each, packing="nf4") for size, each in STORED["fp4"].items()},
+    "fp4, quantized scales": {size: replace(each, packing="fp4") for size, each in STORED["nf4"].items()},
+}
+NORMS = ("input_layernorm", "post_attention_layernorm")
+EMBEDDING = Parameter("model.embed_tokens.weight", "bfloat16", (50, 64), (50, 64), 6400)
+
+
+def held(quantization: str, *, tied: bool = True) -> list[Parameter]:
+    """Every parameter of SHAPE in transformers, or of the same model with an output matrix of its own."""
+    parameters = [EMBEDDING, Parameter("model.norm.weight", "bfloat16", (64,), (64,), 128)]
+    parameters += [] if tied else [replace(EMBEDDING, name="lm_head.weight")]
+    for layer in range(12):
+        place = f"model.layers.{layer}"
+        parameters += [replace(STORED[quantization][size], name=f"{place}.{name}.weight") for name, size in LINEARS.items()]
+        parameters += [Parameter(f"{place}.{norm}.weight", "bfloat16", (64,), (64,), 128) for norm in NORMS]
+    return parameters
+
+
+# 64 + 32 + 32 rows of queries, keys and values, twice 96 of gate and up.
+FUSED = {"self_attn.qkv_proj": (128, 64), "self_attn.o_proj": (64, 64), "mlp.gate_up_proj": (192, 64), "mlp.down_proj": (64, 96)}
+
+
+def held_fused() -> list[Parameter]:
+    """Every parameter of SHAPE in vLLM, unquantized; 50 tokens are filled up to a block of 64."""
     parameters = [
-        Parameter("model.embed_tokens.weight", "bfloat16", (50, 64), (50, 64), 6400),
+        Parameter("model.embed_tokens.weight", "bfloat16", (64, 64), (64, 64), 8192),
         Parameter("model.norm.weight", "bfloat16", (64,), (64,), 128),
     ]
     for layer in range(12):
         place = f"model.layers.{layer}"
-        parameters += [replace(STORED[quantization][size], name=f"{place}.{name}.weight") for name, size in LINEARS.items()]
         parameters += [
-            Parameter(f"{place}.{norm}.weight", "bfloat16", (64,), (64,), 128)
-            for norm in ("input_layernorm", "post_attention_layernorm")
+            Parameter(f"{place}.{name}.weight", "bfloat16", size, size, 2 * size[0] * size[1]) for name, size in FUSED.items()
         ]
+        parameters += [Parameter(f"{place}.{norm}.weight", "bfloat16", (64,), (64,), 128) for norm in NORMS]
     return parameters
-
-
-# What each of two tensor-parallel ranks holds of a layer of SPLIT: rows and columns. Of 8 heads
-# and 2 KV heads of 64 each rank has half; a matrix that reads the split channels is split along its columns.
-NORMS = {"input_layernorm": (256,), "post_attention_layernorm": (256,)}
-APART: dict[str, tuple[int, ...]] = {
-    "self_attn.q_proj": (256, 256),
-    "self_attn.k_proj": (64, 256),
-    "self_attn.v_proj": (64, 256),
-    "self_attn.o_proj": (256, 256),
-    "mlp.gate_proj": (384, 256),
-    "mlp.up_proj": (384, 256),
-    "mlp.down_proj": (256, 384),
-}
-FUSED: dict[str, tuple[int, ...]] = {
-    "self_attn.qkv_proj": (384, 256),
-    "self_attn.o_proj": (256, 256),
-    "mlp.gate_up_proj": (768, 256),
-    "mlp.down_proj": (256, 384),
-}
-HALVES: dict[str, dict[str, tuple[int, ...]]] = {"transformers": APART, "vllm": FUSED, "sglang": FUSED}
-
-
-VOCABULARY = {"transformers": 500, "vllm": 512, "sglang": 512}
-"""Rows of the embedding and of the output matrix a rank: vLLM and SGLang pad 1,000 tokens to 1,024, a multiple of 64."""
-
-
-def held_by_two(engine: str) -> list[Layout]:
-    """Two tensor-parallel ranks of SPLIT in bfloat16: matrices with contents of their own, norms alike."""
-    ends = (VOCABULARY[engine], 256)
-    sizes: dict[str, tuple[int, ...]] = {"model.embed_tokens": ends, "lm_head": ends, "model.norm": (256,)}
-    sizes |= {f"model.layers.{layer}.{name}": size for layer in range(4) for name, size in (HALVES[engine] | NORMS).items()}
-    return [
-        Layout(
-            tuple(
-                Parameter(f"{name}.weight", "bfloat16", size, size, 2 * math.prod(size), content=str(rank if len(size) > 1 else 0))
-                for name, size in sizes.items()
-            ),
-            (),
-            tp_rank=rank,
-        )
-        for rank in range(2)
-    ]

@@ -93,7 +93,7 @@ def test_a_broken_file_is_one_clear_line_and_stays(tmp_path: Path, content: byte
 def test_a_newer_schema_asks_for_an_upgrade(tmp_path: Path) -> None:
     path = tmp_path / "f.json"
     path.write_text('{"schema": 2, "family": "f", "rows": []}')
-    with pytest.raises(BaselineError) as caught:
+    with pytest.raises(BaselineError, match="upgrade pytest-llminfer") as caught:
         read(path)
     assert str(caught.value) == f"baseline file {path} was written by a newer version (schema 2); upgrade pytest-llminfer"
 
@@ -178,7 +178,7 @@ def test_a_lock_that_the_holder_before_removed_is_not_taken_for_one(tmp_path: Pa
     monkeypatch.setattr(fcntl, "flock", removed_just_before)
     with locked(tmp_path / "f.json", timeout_seconds=5):
         assert lock.exists()
-        with pytest.raises(TimeoutError), locked(tmp_path / "f.json", timeout_seconds=0.05):
+        with pytest.raises(TimeoutError, match="was held by another session"), locked(tmp_path / "f.json", timeout_seconds=0.05):
             pytest.fail("two held one lock")
 
 

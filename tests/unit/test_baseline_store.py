@@ -227,7 +227,7 @@ def test_a_directory_that_cannot_be_written_loses_nothing(tmp_path: Path, tempor
     store.stage(KEY, OLD)
     store.stage(OTHER, NEW)
     store.stage(replace(KEY, family="memory"), NEW)
-    with pytest.raises(BaselineError) as caught:
+    with pytest.raises(BaselineError, match="3 records not written") as caught:
         store.write()
     message = str(caught.value)
     assert f"baseline file {store.path(KEY)} cannot be written: " in message

@@ -117,13 +117,15 @@ def test_a_bad_name_is_refused_in_one_line(llminfer: Callable[..., str], argumen
 
 def test_what_an_engine_cannot_do_is_a_failure_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["memory", "qwen2.5-72b", "--tp", "3"]) == 1
-    assert capsys.readouterr().err == "llminfer: vllm cannot deal the 64 heads of this model to 3 ranks\n"
+    assert (
+        capsys.readouterr().err == "llminfer: vllm cannot split the 64 heads of this model over 3 ranks; use a tp that divides 64\n"
+    )
     for arguments, said in (
         (("--engine", "llamacpp", "--tp", "2"), "llamacpp does not split a model over tensor-parallel ranks"),
-        (("--kv-dtype", "q4_0"), "vllm has no KV cache of q4_0 here; it has: bf16, fp16, fp8, fp8_e5m2"),
-        (("--engine", "transformers", "--kv-dtype", "fp8"), "transformers has no KV cache of fp8 here; it has: bf16"),
+        (("--kv-dtype", "q4_0"), "vllm has no KV cache of q4_0 here; use kv_dtype=bf16 or fp16 or fp8 or fp8_e5m2"),
+        (("--engine", "transformers", "--kv-dtype", "fp8"), "transformers has no KV cache of fp8 here; use kv_dtype=bf16"),
         (("--engine", "sglang", "--quantization", "q4_k_m"), "sglang does not hold q4_k_m weights: only llama.cpp does"),
-        (("--engine", "llamacpp", "--quantization", "awq"), "llamacpp does not hold awq weights: llama.cpp reads GGUF files"),
+        (("--engine", "llamacpp", "--quantization", "awq"), "llamacpp does not hold awq weights; use a format of GGUF files"),
     ):
         assert cli.main(["memory", "llama-3-8b", *arguments]) == 1
         assert capsys.readouterr().err.startswith(f"llminfer: {said}")

@@ -72,7 +72,7 @@ def blamed(tmp_path: Path) -> Callable[..., str]:
 def test_a_constraint_is_blamed_if_it_forbids_a_version_that_is_there_and_asked_for(
     blamed: Callable[..., str], asked: str, constraint: str, versions: str, guilty: bool
 ) -> None:
-    """Without an answer about the versions, an exact one tells as much; anything else is blamed."""
+    """Without an answer about the versions, an exact pin says as much; anything else is blamed."""
     reason = blamed(CONFLICT.format(asked=asked, constraint=constraint), f"part{constraint}", versions)
     assert (f"under the constraint part{constraint} from" in reason) is guilty
 

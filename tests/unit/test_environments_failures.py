@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ index, uv = tiny_environments.index, tiny_environments.uv
 def test_a_version_that_does_not_exist_leaves_nothing_and_says_what_to_do(installer: str, request: pytest.FixtureRequest) -> None:
     if installer == "uv":
         request.getfixturevalue("uv")
-    with pytest.raises(EngineStartError) as caught:
+    with pytest.raises(EngineStartError, match="failed: there is no such version") as caught:
         interpreter("llminfer-tiny==9.9")
     first, *words = str(caught.value).splitlines()
     assert first.startswith(f"cannot make the environment for llminfer-tiny==9.9: {installer} failed: there is no such version")
@@ -51,7 +52,7 @@ def test_a_failure_is_told_by_its_cause(tmp_path: Path, output: str, reason: str
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}\nprint({output!r})\nraise SystemExit(3)\n")
     program.chmod(0o755)
-    with pytest.raises(EngineStartError) as caught:
+    with pytest.raises(EngineStartError, match=re.escape(reason)) as caught:
         interpreter("llminfer-tiny==1.0")
     assert reason in str(caught.value).splitlines()[0]
     assert output.splitlines()[-1] in str(caught.value).splitlines()[-1]

@@ -31,7 +31,7 @@ def test_a_package_is_imported_and_what_lies_beside_it_is_not_reached(tmp_path: 
     import_package("llminfer_foreign", str(package / "__init__.py"))
     assert importlib.import_module("llminfer_foreign.part").VALUE == 3
     assert sys.path == before
-    with pytest.raises(ModuleNotFoundError):
+    with pytest.raises(ModuleNotFoundError, match="No module named 'llminfer_beside'"):
         importlib.import_module("llminfer_beside")
 
 

@@ -11,22 +11,11 @@ from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.layout.check import check_layout, check_layout_unchanged, summarise_layout
 from pytest_llminfer.models.shape import ModelShape
 from pytest_llminfer.observations.layout import Parameter
-from pytest_llminfer.predict.layout import expected_layout
-from pytest_llminfer.predict.rules import FILES, EngineRules
 from pytest_llminfer.verdict import Outcome, Verdict, first_offenders
-from tests.support.held_layouts import SHAPE, held
+from tests.support.held_layouts import SHAPE, held, held_fused
 
 TIED = [["model.embed_tokens.weight", "lm_head.weight"]]
 UP = "model.layers.3.mlp.up_proj.weight"
-
-
-def held_by(name: Any) -> EngineRules:
-    return FILES[name] if name in FILES else profile(name)
-
-
-def loaded(quantization: Any = "nf4", shape: ModelShape = SHAPE, engine: Any = "transformers", **options: Any) -> list[Any]:
-    of = {"shape": shape, "dtype": "bf16", "quantization": quantization, "engine": held_by(engine)}
-    return [weight.parameter for weight in expected_layout(**of, **options)]
 
 
 def check(
@@ -37,7 +26,7 @@ def check(
     engine: Any = "transformers",
     **options: Any,
 ) -> Verdict:
-    of = {"shape": shape, "dtype": "bfloat16", "quantization": quantization, "tied": tied, "engine": held_by(engine)}
+    of = {"shape": shape, "dtype": "bfloat16", "quantization": quantization, "tied": tied, "engine": profile(engine)}
     return check_layout(parameters=parameters, **of, **options)
 
 
@@ -54,12 +43,12 @@ def test_the_right_layout_passes(quantization: str) -> None:
 
 @pytest.mark.parametrize(("quantization", "bits"), [("none", 16.0), ("int8", 8.6), ("fp4", 4.75)])
 def test_the_bits_of_a_weight_are_shown(quantization: str, bits: float) -> None:
-    verdict = check(loaded(quantization), quantization)
+    verdict = check(held(quantization), quantization)
     assert float(verdict.key.split()[0]) == pytest.approx(bits, rel=0.02)
 
 
 def test_the_histogram_adds_up() -> None:
-    parameters = loaded("int8")
+    parameters = held("int8")
     stored = {entry.name: entry for entry in check(parameters, "int8").measurements if entry.name.startswith("stored in")}
     # 12 layers of 30,720 weights in 512 rows; 25 norms of 64 and an embedding of 50 x 64.
     assert {name: entry.value for name, entry in stored.items()} == {
@@ -72,30 +61,15 @@ def test_the_histogram_adds_up() -> None:
 
 
 def test_state_in_another_dtype_of_the_same_size_fails() -> None:
-    verdict = check(changed(loaded(), UP, state=(("uint8", 96), ("float32", 64), ("float32", 4), ("int32", 4), ("float32", 1024))))
+    verdict = check(
+        changed(held("nf4"), UP, state=(("uint8", 96), ("float32", 64), ("float32", 4), ("int32", 4), ("float32", 1024)))
+    )
     assert verdict.outcome is Outcome.FAIL
     assert verdict.details[0].startswith(f"{UP}: state in ")
 
 
-@pytest.mark.parametrize(("engine", "quantization"), [("checkpoint", name) for name in ("gptq", "awq", "w8a8", "w4a16", "fp8")])
-def test_a_packed_linear_that_was_left_in_the_models_dtype_is_one_line_that_names_it(engine: Any, quantization: Any) -> None:
-    shape = replace(SHAPE, hidden=256, intermediate=384, heads=4, kv_heads=2, head_dim=64)
-    right = loaded(quantization, shape=shape, engine=engine)
-    assert check(right, quantization, shape=shape, engine=engine).outcome is Outcome.PASS
-    plain = [parameter for parameter in loaded("none", shape=shape, engine=engine) if parameter.name == UP]
-    verdict = check(
-        [parameter for parameter in right if not parameter.name.startswith(UP.removesuffix("weight"))] + plain,
-        quantization,
-        shape=shape,
-        engine=engine,
-    )
-    assert verdict.outcome is Outcome.FAIL
-    assert len(verdict.details) == 1
-    assert verdict.details[0].startswith(f"{UP}: left in bfloat16 instead of {quantization} (")
-
-
 def test_a_quantization_that_an_engine_takes_and_ignores_fails_and_names_every_linear() -> None:
-    parameters = loaded("none", engine="vllm")
+    parameters = held_fused()
     of: dict[str, Any] = {"quantization": "none", "engine": "vllm"}
     assert check(parameters, **of).outcome is Outcome.PASS
     verdict = check(parameters, **of, asked="int8_per_channel_weight_only")
@@ -107,7 +81,7 @@ def test_a_quantization_that_an_engine_takes_and_ignores_fails_and_names_every_l
 
 @pytest.mark.parametrize("asked", ["int8", "nf4", "fp4"])
 def test_a_quantization_that_was_ignored_fails(asked: str) -> None:
-    verdict = check(loaded("none"), asked)
+    verdict = check(held("none"), asked)
     assert verdict.outcome is Outcome.FAIL
     assert (
         "model.layers.0.self_attn.q_proj.weight (and the same in 11 other layers): dtype bfloat16 instead of" in verdict.details[0]
@@ -115,15 +89,15 @@ def test_a_quantization_that_was_ignored_fails(asked: str) -> None:
 
 
 def test_another_quantization_than_asked_for_fails() -> None:
-    verdict = check(loaded("fp4", double_quantized=True), "nf4")
+    verdict = check(held("fp4, quantized scales"), "nf4")
     assert verdict.outcome is Outcome.FAIL
     assert verdict.details[0].endswith("packing fp4 instead of nf4")
 
 
 def test_single_instead_of_double_quantization_fails() -> None:
-    verdict = check(loaded("nf4", double_quantized=False))
+    verdict = check(held("nf4, plain scales"))
     assert verdict.details[0].endswith("double_quantized False instead of True")
-    assert check(loaded("nf4", double_quantized=False), double_quantized=False).outcome is Outcome.PASS
+    assert check(held("nf4, plain scales"), double_quantized=False).outcome is Outcome.PASS
 
 
 @pytest.mark.parametrize(
@@ -139,48 +113,47 @@ def test_single_instead_of_double_quantization_fails() -> None:
     ],
 )
 def test_one_wrong_tensor_is_named(fields: dict[str, Any], said: str) -> None:
-    verdict = check(changed(loaded(), UP, **fields))
+    verdict = check(changed(held("nf4"), UP, **fields))
     assert verdict.outcome is Outcome.FAIL
     assert len(verdict.details) == 1
     assert verdict.details[0].startswith(f"{UP}: {said}")
 
 
 def test_a_missing_tensor_is_named() -> None:
-    verdict = check([parameter for parameter in loaded() if parameter.name != UP])
+    verdict = check([parameter for parameter in held("nf4") if parameter.name != UP])
     assert (verdict.outcome, verdict.details) == (Outcome.FAIL, (f"{UP}: missing",))
 
 
 def test_an_extra_tensor_is_named() -> None:
     extra = Parameter("model.layers.0.mlp.gate.weight", "float32", (8, 64), (8, 64), 2048)
-    verdict = check([*loaded(), extra])
+    verdict = check([*held("nf4"), extra])
     assert verdict.details == ("model.layers.0.mlp.gate.weight: extra: float32 [8, 64], 2,048 bytes",)
 
 
 def test_a_tensor_reported_twice_is_named() -> None:
-    verdict = check([*loaded(), next(parameter for parameter in loaded() if parameter.name == UP)])
+    verdict = check([*held("nf4"), next(parameter for parameter in held("nf4") if parameter.name == UP)])
     assert verdict.details == (f"{UP}: reported 2 times",)
 
 
 def test_a_broken_tie_fails_even_if_the_copy_is_not_listed() -> None:
-    verdict = check(loaded(), tied=[])
+    verdict = check(held("nf4"), tied=[])
     assert verdict.details == ("lm_head.weight and model.embed_tokens.weight should be one tensor and are not",)
 
 
 def test_an_output_matrix_of_its_own_fails_where_it_should_be_tied() -> None:
-    untied = replace(SHAPE, tied=False)
-    verdict = check(loaded(shape=untied), tied=[])
+    verdict = check(held("nf4", tied=False), tied=[])
     assert any(line.startswith("lm_head.weight: extra") for line in verdict.details)
 
 
 def test_a_tie_that_should_not_be_fails() -> None:
     untied = replace(SHAPE, tied=False)
-    assert check(loaded(shape=untied), shape=untied, tied=[]).outcome is Outcome.PASS
-    assert check(loaded(shape=untied), shape=untied).details[-1].endswith("are one tensor and should not be")
+    assert check(held("nf4", tied=False), shape=untied, tied=[]).outcome is Outcome.PASS
+    assert check(held("nf4", tied=False), shape=untied).details[-1].endswith("are one tensor and should not be")
 
 
 @pytest.mark.parametrize("devices", [("cuda:0", "cpu"), ("meta", "meta"), ("cuda:0", "meta")])
 def test_offloaded_weights_fail(devices: tuple[str, str]) -> None:
-    parameters = loaded()
+    parameters = held("nf4")
     parameters = [replace(parameter, device=devices[index % 2]) for index, parameter in enumerate(parameters)]
     verdict = check(parameters)
     assert verdict.outcome is Outcome.FAIL
@@ -188,7 +161,7 @@ def test_offloaded_weights_fail(devices: tuple[str, str]) -> None:
 
 
 def test_two_devices_of_one_kind_are_fine() -> None:
-    parameters = [replace(parameter, device=f"cuda:{index % 2}") for index, parameter in enumerate(loaded())]
+    parameters = [replace(parameter, device=f"cuda:{index % 2}") for index, parameter in enumerate(held("nf4"))]
     assert check(parameters).outcome is Outcome.PASS
 
 
@@ -204,13 +177,13 @@ def recorded(parameters: Any) -> Any:
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
 def test_a_recorded_layout_is_unchanged(quantization: str) -> None:
-    parameters = loaded(quantization)
+    parameters = held(quantization)
     verdict = check_layout_unchanged(parameters=parameters[::-1], expected=recorded(parameters))
     assert (verdict.outcome, verdict.details) == (Outcome.PASS, ())
 
 
 def test_the_record_has_one_entry_for_layers_that_are_alike() -> None:
-    record = recorded(changed(loaded(), UP, dtype="float32"))
+    record = recorded(changed(held("nf4"), UP, dtype="float32"))
     assert len(record) == 11
     entries = record["model.layers.*.mlp.up_proj.weight"]
     assert [entry["layers"] for entry in entries] == [[0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11], [3]]
@@ -227,7 +200,7 @@ def test_the_record_has_one_entry_for_layers_that_are_alike() -> None:
     ],
 )
 def test_a_change_against_the_record_is_named(now: Callable[..., Any], said: str) -> None:
-    parameters = loaded()
+    parameters = held("nf4")
     verdict = check_layout_unchanged(parameters=now(parameters), expected=recorded(parameters))
     assert (verdict.outcome, verdict.details) == (Outcome.FAIL, (said,))
 

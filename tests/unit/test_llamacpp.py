@@ -234,9 +234,9 @@ def test_a_conversion_cut_short_leaves_nothing_that_would_be_used(tmp_path: Path
 
     def fails(path: Path) -> None:
         path.write_bytes(WHOLE[:40])
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("half way")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="half way"):
         cache.obtain(file, fails, quiet)
     assert [entry.name for entry in file.parent.iterdir()] == [".lock"]
     # A process that was killed cleans nothing up: the next one does.

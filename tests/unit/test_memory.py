@@ -97,10 +97,29 @@ def memory(weights: int) -> MemoryReport:
     return MemoryReport("cpu", weights, 128, weights + 128, weights, weights, "process resident set", 16 * MIB)
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "nf4", "fp4"])
-def test_predicted_weights_pass(quantization: str) -> None:
+# A layer of REFERENCE: q and o of 192 x 192, k and v of 64 x 192, three matrices of 512 x 192, together 393,216 weights with 1,728
+# outputs. Beside them, in 16 bits, an embedding of 1,024 x 192 and 17 norms of 192.
+KEPT = 2 * (1024 * 192 + 17 * 192)
+MEASURED = {
+    "none": KEPT + 8 * 2 * 393_216,
+    # A byte a weight, and a scale in float32 a row.
+    "int8": KEPT + 8 * (393_216 + 4 * 1_728),
+    # Half a byte a weight, an absolute maximum in float32 for 64 of them, and a codebook of 16 in float32 for each linear.
+    "fp4": KEPT + 8 * (393_216 // 2 + 4 * 393_216 // 64 + 7 * 64),
+    # The maxima in 8 bits; of those one in float32 for 256 or fewer of a linear (3, 1, 1, 3, 6, 6 and 6), an offset, and a codebook
+    # of 256 more.
+    "nf4": KEPT + 8 * (393_216 // 2 + 393_216 // 64 + 7 * 64 + 4 * 26 + 7 * (4 + 1024)),
+}
+
+
+@pytest.mark.parametrize("quantization", MEASURED)
+def test_the_bytes_of_a_quantized_model_pass_and_those_of_another_size_fail(quantization: str) -> None:
     predicted = predict_weights(engine=TRANSFORMERS, shape=REFERENCE, dtype="bf16", quantization=quantization)
-    assert check_weights(report=memory(predicted), predicted=predicted).outcome is Outcome.PASS
+    assert predicted == MEASURED[quantization]
+    assert check_weights(report=memory(MEASURED[quantization]), predicted=predicted).outcome is Outcome.PASS
+    # One linear of up in 16 bits.
+    left = MEASURED[quantization] + 512 * 192 * (2 if quantization == "none" else 1)
+    assert check_weights(report=memory(left), predicted=predicted).outcome is Outcome.FAIL
 
 
 def test_weights_at_the_tolerance_pass_and_one_byte_beyond_fails() -> None:
@@ -112,7 +131,7 @@ def test_weights_at_the_tolerance_pass_and_one_byte_beyond_fails() -> None:
 
 @pytest.mark.parametrize(("asked", "loaded"), [("nf4", "fp4"), ("nf4", "int8"), ("int8", "none"), ("none", "int8"), ("fp4", "nf4")])
 def test_another_quantization_than_asked_for_fails_on_the_smallest_model(asked: str, loaded: str) -> None:
-    measured = predict_weights(engine=TRANSFORMERS, shape=REFERENCE, dtype="bf16", quantization=loaded)
+    measured = MEASURED[loaded]
     predicted = predict_weights(engine=TRANSFORMERS, shape=REFERENCE, dtype="bf16", quantization=asked)
     verdict = check_weights(report=memory(measured), predicted=predicted)
     assert verdict.outcome is Outcome.FAIL
@@ -121,7 +140,7 @@ def test_another_quantization_than_asked_for_fails_on_the_smallest_model(asked: 
 
 def test_a_second_copy_of_the_output_matrix_fails_on_the_smallest_model() -> None:
     predicted = predict_weights(engine=TRANSFORMERS, shape=REFERENCE, dtype="bf16", quantization="none")
-    assert check_weights(report=memory(predicted + 2 * 1024 * 192), predicted=predicted).outcome is Outcome.FAIL
+    assert check_weights(report=memory(MEASURED["none"] + 2 * 1024 * 192), predicted=predicted).outcome is Outcome.FAIL
 
 
 def test_no_weights_is_a_failure() -> None:

@@ -131,6 +131,6 @@ def test_a_wrong_window_or_dtype_is_refused_by_name() -> None:
         kv_groups(*bundled("mistral-7b", sliding_window="wide"))
     with pytest.raises(InvalidSpecError, match="unknown KV dtype 'int3'"):
         KVGroup(1, 1, 1).bytes_per_token("int3")
-    with pytest.raises(UnsupportedError, match="known: none, nf4"):
+    with pytest.raises(UnsupportedError, match="use one of: none, nf4"):
         held("llama-3-8b", quantization="exl2")
     assert set(BITS) >= {"fp8", "bf16"}

@@ -146,7 +146,7 @@ def test_the_key_is_found_sent_and_never_shown(
     said = [json.dumps([backend.info, backend.settings(), outputs, backend.progress])]
     # The fake server repeats the key that it was given, as real ones do.
     fake.key = "another"
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(EngineError, match=r"Incorrect API key provided: Bearer \*\*\*") as caught:
         generate(backend, [[1]])
     with pytest.raises(EngineStartError, match="refuses the API key") as refused:
         load()

@@ -59,10 +59,16 @@ def test_ranks_on_a_processor_share_it() -> None:
     assert check_ranks(ranks=found, tp=2, pp=1, dp=1).outcome is Outcome.PASS
 
 
-@pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang"])
-def test_one_rank_holds_what_the_model_weighs(engine: str) -> None:
-    share = expected_rank_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=profile(engine), tp=1, pp=1)
-    assert share == {0: predict_weights(shape=LLAMA, dtype="bf16", quantization="none", engine=profile(engine))}
+# A layer of LLAMA: queries, keys, values and output, three matrices of the MLP, two norms.
+LAYER = (256 + 128 + 128 + 256) * 256 + 3 * 256 * 768 + 2 * 256
+
+
+@pytest.mark.parametrize(("engine", "vocabulary"), [("transformers", 1000), ("vllm", 1024), ("sglang", 1024)])
+def test_one_rank_holds_what_the_model_weighs(engine: str, vocabulary: int) -> None:
+    cell: dict[str, Any] = {"shape": LLAMA, "dtype": "bf16", "quantization": "none", "engine": profile(engine)}
+    whole = 2 * (4 * LAYER + 256 + 2 * vocabulary * 256)
+    assert expected_rank_weights(**cell, tp=1, pp=1) == {0: whole}
+    assert predict_weights(**cell) == whole
 
 
 def test_a_share_by_hand() -> None:
@@ -92,26 +98,24 @@ def test_the_engine_says_whether_the_ends_are_shared_out() -> None:
     assert whole - ends == 2 * (4 * 1000 * 256) // 2
 
 
-def test_stages_hold_the_whole_model_together() -> None:
+def test_stages_hold_their_layers_and_the_ends() -> None:
     stages = expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine=profile("vllm"), tp=1, pp=2)
-    assert sum(stages.values()) == predict_weights(shape=LLAMA, dtype="fp32", quantization="none", engine=profile("vllm"))
-    assert stages[1] - stages[0] == 4 * 256  # the final norm
+    assert stages == {0: 4 * (2 * LAYER + 1024 * 256), 1: 4 * (2 * LAYER + 1024 * 256 + 256)}, "the last has the final norm"
 
 
 def test_a_tied_embedding_is_on_the_first_and_the_last_stage() -> None:
     tied = replace(LLAMA, tied=True)
     stages = expected_rank_weights(shape=tied, dtype="fp32", quantization="none", engine=profile("vllm"), tp=1, pp=4)
-    assert stages[0] - stages[1] == stages[3] - 4 * 256 - stages[2] == 4 * 1024 * 256
+    ends, layer = 4 * 1024 * 256, 4 * LAYER
+    assert stages == {0: layer + ends, 1: layer, 2: layer, 3: layer + 4 * 256 + ends}
 
 
-def test_more_ranks_than_kv_heads_hold_each_several_times() -> None:
-    two, four = (
-        expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine=profile("vllm"), tp=tp, pp=1)[0]
-        for tp in (2, 4)
-    )
-    kv_of_one_head = 4 * 4 * 2 * 64 * 256
-    replicated = 4 * (2 * 4 + 1) * 256
-    assert four - kv_of_one_head - replicated == (two - kv_of_one_head - replicated) // 2
+@pytest.mark.parametrize(("tp", "keys"), [(2, 64), (4, 64)])
+def test_more_ranks_than_kv_heads_hold_each_several_times(tp: int, keys: int) -> None:
+    """Two KV heads of 64: one of each to a rank, whether there are two of those or four."""
+    share = expected_rank_weights(shape=LLAMA, dtype="fp32", quantization="none", engine=profile("vllm"), tp=tp, pp=1)
+    layer = (256 // tp + 2 * keys + 256 // tp) * 256 + 3 * 256 * 768 // tp + 2 * 256
+    assert share == {0: 4 * (4 * layer + 256 + 2 * 1024 * 256 // tp)}
 
 
 @pytest.mark.parametrize(

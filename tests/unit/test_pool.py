@@ -114,7 +114,7 @@ def test_beside_what_a_session_holds_it_waits_for_others(pool: Pool, other: Pool
 def test_all_at_once_or_none(pool: Pool, other: Pool) -> None:
     held, wanted, small = pool.lease(2), other.lease(2), pool.lease(1)
     held.ids()
-    with pytest.raises(EngineStartError):
+    with pytest.raises(EngineStartError, match="2 of 3 GPUs were not free"):
         wanted.ids()
     # The one GPU that was free meanwhile was not kept by the lease that wanted two.
     assert small.ids() == ("2",)

@@ -68,7 +68,7 @@ UNSAID: dict[str, tuple[str, Callable[[], object]]] = {
 @pytest.mark.parametrize("what", UNSAID)
 def test_what_a_profile_does_not_say_names_engine_and_field(what: str) -> None:
     name, asked = UNSAID[what]
-    with pytest.raises(UnsupportedError, match=f"is not known here: the profile of silent does not say '{name}'$"):
+    with pytest.raises(UnsupportedError, match=f"is not known here; its profile has to say it: '{name}' of silent$"):
         asked()
 
 

@@ -72,7 +72,14 @@ def test_arrays_of_objects_are_refused() -> None:
         write_message(io.BytesIO(), {"a": np.array([object()])})
 
 
-@pytest.mark.parametrize("junk", [b"Loading model...\n", MAGIC, MAGIC + b"\xff\x00\x00\x00{}"])
-def test_what_is_no_message_is_refused(junk: bytes) -> None:
-    with pytest.raises(ProtocolError):
+@pytest.mark.parametrize(
+    ("junk", "says"),
+    [
+        (b"Loading model...\n", "expected a message, got b'Load"),
+        (MAGIC, "expected a message, got"),
+        (MAGIC + b"\xff\x00\x00\x00{}", "cut short: 2 of 255 bytes"),
+    ],
+)
+def test_what_is_no_message_is_refused(junk: bytes, says: str) -> None:
+    with pytest.raises(ProtocolError, match=says):
         read_message(io.BytesIO(junk))

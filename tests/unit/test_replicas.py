@@ -112,7 +112,7 @@ def test_replicas_answer_as_one_does(engines: Callable[..., Engine]) -> None:
 
 def test_a_replica_that_dies_fails_the_request_and_is_started_anew(engines: Callable[..., Engine]) -> None:
     engine = engines(2, "exit")
-    with pytest.raises(EngineDiedError):
+    with pytest.raises(EngineDiedError, match="exited with status 3"):
         engine.generate(engine.model.prompts(2), max_tokens=2)
     # The first replica never died; the second has been loaded anew for this.
     assert engine.score([[5, 6], [7, 8]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -184,7 +185,7 @@ def test_the_schema_has_every_field_of_the_session_and_of_the_hardware() -> None
     ],
 )
 def test_what_is_no_result_is_refused_in_one_line(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadInputError) as caught:
+    with pytest.raises(BadInputError, match=re.escape(message)) as caught:
         SessionResult.from_dict({**SOME.to_dict(), **change})
     assert str(caught.value) == message
 

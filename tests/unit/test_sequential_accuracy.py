@@ -174,7 +174,7 @@ def test_a_margin_that_cannot_be_supported_is_refused_with_the_one_that_can() ->
     recorded = record(right=700, flippy=80, wrong=220)
     smallest = exchangeable.smallest_margin(1000, 4, present(recorded.self_discordance))
     assert plan_margin(recorded, smallest) == smallest
-    with pytest.raises(BadInputError) as caught:
+    with pytest.raises(BadInputError, match="cannot be told from noise") as caught:
         plan_margin(recorded, 0.01)
     text = str(caught.value)
     assert "a margin of 1 points cannot be told from noise with 1,000 questions, 4 recorded runs and 5.3% discordance" in text
@@ -186,7 +186,7 @@ def test_a_margin_that_cannot_be_supported_is_refused_with_the_one_that_can() ->
 @pytest.mark.parametrize("n", [100, 120, 150, 200, 240])
 def test_the_margin_that_is_offered_is_one_at_which_an_equal_run_passes(n: int) -> None:
     recorded = record(right=n - n // 5, wrong=n // 5)
-    with pytest.raises(BadInputError) as caught:
+    with pytest.raises(BadInputError, match="the smallest that can: ") as caught:
         plan_margin(recorded, 0.02)
     assert go(AccuracyTest(recorded, margin=0.02), answers(recorded))[0].outcome is Outcome.INCONCLUSIVE
     offered = float(str(caught.value).partition("the smallest that can: ")[2].split(" points")[0]) / 100

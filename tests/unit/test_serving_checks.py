@@ -129,7 +129,7 @@ def test_without_log_probabilities_nothing_tells_a_near_tie_from_a_fault() -> No
     assert parted(first, replace(second, **known)) is FAIL
     assert parted(replace(first, **known), second) is FAIL
     verdict = check_same_replies(candidate=[first, others[0]], reference=[second, others[0]], dtype="fp32", claim="the same")
-    assert verdict.details[0] == "1 of 2 answers part where no log-probability tells a near tie from a fault"
+    assert verdict.details[0] == "1 of 2 answers part where no log-probability can tell a tie from a fault"
     assert "gives log-probabilities" in verdict.advice
     assert same([first, others[0]], [second, others[1]]) is FAIL
 

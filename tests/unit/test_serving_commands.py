@@ -146,7 +146,7 @@ def test_a_llama_cpp_for_cpus_is_on_the_cpu_whatever_the_machine_has(
 
 def test_llama_cpp_keeps_no_cache_of_an_unknown_dtype(llama: Callable[..., str], command: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        UnsupportedError, match=r"llama\.cpp has no KV cache of dtype fp8_e5m2; it has: fp32, fp16, q4_0, q8_0, bf16"
+        UnsupportedError, match=r"llama\.cpp has no KV cache of dtype fp8_e5m2; use one of: fp32, fp16, q4_0, q8_0, bf16"
     ):
         command("llamacpp-kv_fp8_e5m2", llama(offload=False))
     served = command("llamacpp", sys.executable)

@@ -83,7 +83,7 @@ def test_only_what_it_prints_is_a_sign_of_life(start: Callable[..., ServerProces
     steps: list[tuple[str, int, int]] = []
 
     def wait() -> None:
-        with pytest.raises(EngineStartError):
+        with pytest.raises(EngineStartError, match="before it answered"):
             server.wait_until_ready(lambda *step: steps.append(step))
 
     thread = threading.Thread(target=wait)
@@ -98,7 +98,7 @@ def test_only_what_it_prints_is_a_sign_of_life(start: Callable[..., ServerProces
 
 def test_what_has_no_line_end_is_kept_too(start: Callable[..., ServerProcess]) -> None:
     server = start("import sys; sys.stdout.write('one\\n' + 'two' * 30000); sys.exit(1)")
-    with pytest.raises(EngineStartError) as caught:
+    with pytest.raises(EngineStartError, match="exited with status 1") as caught:
         ready(server)
     assert str(caught.value).endswith(f"    one\n    {'two' * 30000}")
 
@@ -111,7 +111,7 @@ def test_last_words_of_one_that_dies_do_not_hold_the_key(start: Callable[..., Se
 
 def test_a_refused_argument_is_one_line(start: Callable[..., ServerProcess]) -> None:
     server = start("import argparse; argparse.ArgumentParser(prog='serve').parse_args(['--max-num-seqz', '4'])")
-    with pytest.raises(EngineStartError) as caught:
+    with pytest.raises(EngineStartError, match="refuses its arguments") as caught:
         ready(server)
     assert str(caught.value) == "the server refuses its arguments: serve: error: unrecognized arguments: --max-num-seqz 4"
 

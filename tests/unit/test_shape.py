@@ -141,7 +141,7 @@ def test_the_count_is_the_closed_formula(
 
 @pytest.mark.parametrize("model_type", ["mamba2", "", None])
 def test_an_unknown_architecture_is_a_visible_skip(model_type: str | None) -> None:
-    with pytest.raises(UnsupportedError, match="known: llama, mistral, qwen2, gpt2"):
+    with pytest.raises(UnsupportedError, match="give a model of one of: llama, mistral, qwen2, gpt2"):
         ModelShape.from_config({"model_type": model_type} if model_type is not None else {})
 
 

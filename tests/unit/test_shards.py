@@ -105,13 +105,21 @@ def test_every_matrix_of_the_known_architectures_is_declared() -> None:
         assert named <= set(DEALT)
 
 
-@every_engine
-@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (2, 2)])
-def test_bytes_are_those_of_the_memory_model(engine: Any, tp: int, pp: int) -> None:
-    spread = {**cell(SHAPE, engine), "tp": tp, "pp": pp, "plan": ENDS}
-    expected = expected_rank_weights(**spread)
-    for (stage, _), weights in expected_rank_layouts(**spread).items():
-        assert sum(each.parameter.stored_bytes for each in weights) == expected[stage]
+# Half of a layer: 256 + 64 + 64 rows of queries, keys and values, 256 columns of the output, 384 of the MLP; and two norms.
+HALF_LAYER = (256 + 64 + 64 + 256) * 256 + 3 * 384 * 256 + 2 * 256
+
+
+@pytest.mark.parametrize(("engine", "vocabulary"), [("transformers", 500), ("vllm", 512), ("sglang", 512)])
+def test_bytes_of_a_rank_are_those_of_its_parts(engine: str, vocabulary: int) -> None:
+    """By the layout and by the memory model. SGLang has the output matrix of a Llama on every stage."""
+    ends, norm = vocabulary * 256, 256
+    first = 2 * HALF_LAYER + ends + (ends if engine == "sglang" else 0)
+    of_stages = {1: {0: 4 * HALF_LAYER + 2 * ends + norm}, 2: {0: first, 1: 2 * HALF_LAYER + ends + norm}}
+    for pp, elements in of_stages.items():
+        parallel = {**cell(SHAPE, engine), "tp": 2, "pp": pp, "plan": ENDS}
+        assert expected_rank_weights(**parallel) == {stage: 2 * count for stage, count in elements.items()}
+        for (stage, _), weights in expected_rank_layouts(**parallel).items():
+            assert sum(each.parameter.stored_bytes for each in weights) == 2 * elements[stage]
 
 
 IN_VLLM = {

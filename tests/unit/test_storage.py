@@ -51,20 +51,33 @@ def test_another_shape_rule_is_refused(rule: str) -> None:
 
 
 def test_unquantized_weights_are_what_their_shapes_say() -> None:
-    for weight in stored("none").values():
-        assert weight.parameter.stored_bytes == 2 * math.prod(weight.parameter.shape)
-        assert (weight.parameter.dtype, weight.parameter.packing, weight.tensors) == (
-            "bfloat16",
-            "",
-            (weight.parameter.stored_bytes,),
-        )
+    # Two heads of 64 and one KV head, 192 within the MLP.
+    layer = {
+        "input_layernorm": (128,),
+        "self_attn.q_proj": (128, 128),
+        "self_attn.k_proj": (64, 128),
+        "self_attn.v_proj": (64, 128),
+        "self_attn.o_proj": (128, 128),
+        "post_attention_layernorm": (128,),
+        "mlp.gate_proj": (192, 128),
+        "mlp.up_proj": (192, 128),
+        "mlp.down_proj": (128, 192),
+    }
+    shapes = {f"model.layers.{number}.{name}.weight": shape for number in (0, 1) for name, shape in layer.items()}
+    shapes |= {"model.embed_tokens.weight": (320, 128), "model.norm.weight": (128,)}
+    found = stored("none")
+    assert {name: weight.parameter.shape for name, weight in found.items()} == shapes
+    for name, weight in found.items():
+        size = 2 * math.prod(shapes[name])
+        assert (weight.parameter.dtype, weight.parameter.packing, weight.parameter.stored_bytes) == ("bfloat16", "", size)
+        assert weight.tensors == (size,)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4", "fp4"])
 def test_only_linears_of_layers_are_quantized(quantization: str) -> None:
     packed = {name for name, weight in stored(quantization).items() if weight.parameter.packing}
-    assert packed == {name for name in stored("none") if name.endswith("_proj.weight")}
-    assert len(packed) == 14
+    parts = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    assert packed == {f"model.layers.{layer}.{part}.weight" for layer in (0, 1) for part in parts}
 
 
 def test_int8_keeps_a_scale_for_every_output_row() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.layout.check import check_layout
 from pytest_llminfer.models.shape import ModelShape
+from pytest_llminfer.observations.layout import Parameter
 from pytest_llminfer.predict.layout import expected_layout, held_weights
 from pytest_llminfer.verdict import Outcome
 
@@ -21,6 +23,17 @@ FUSED_LAYER = {
     "self_attn.qkv_proj.weight": (256 + 128 + 128, 256),
     "self_attn.o_proj.weight": (256, 256),
     "mlp.gate_up_proj.weight": (1024, 256),
+    "mlp.down_proj.weight": (256, 512),
+    "input_layernorm.weight": (256,),
+    "post_attention_layernorm.weight": (256,),
+}
+SINGLE_LAYER = {
+    "self_attn.q_proj.weight": (256, 256),
+    "self_attn.k_proj.weight": (128, 256),
+    "self_attn.v_proj.weight": (128, 256),
+    "self_attn.o_proj.weight": (256, 256),
+    "mlp.gate_proj.weight": (512, 256),
+    "mlp.up_proj.weight": (512, 256),
     "mlp.down_proj.weight": (256, 512),
     "input_layernorm.weight": (256,),
     "post_attention_layernorm.weight": (256,),
@@ -87,11 +100,23 @@ def test_a_quantization_that_is_not_known_of_an_engine_is_a_visible_skip(engine:
         loaded(engine, quantization)
 
 
+def plain(name: str, shape: tuple[int, ...]) -> Parameter:
+    return Parameter(name, "bfloat16", shape, shape, 2 * math.prod(shape))
+
+
+def written(layer: dict[str, tuple[int, ...]], vocabulary: int) -> list[Parameter]:
+    """LLAMA unquantized, from sizes that stand in this file."""
+    names = {f"model.layers.{number}.{name}": shape for number in range(4) for name, shape in layer.items()}
+    ends = {"model.embed_tokens.weight": (vocabulary, 256), "lm_head.weight": (vocabulary, 256), "model.norm.weight": (256,)}
+    return [plain(name, shape) for name, shape in (names | ends).items()]
+
+
 @fusing
 def test_a_fused_layout_that_is_wrong_fails(engine: Any) -> None:
-    right = loaded(engine)
+    right = written(FUSED_LAYER, 1024)
     assert outcome(right, engine) is Outcome.PASS
-    assert outcome(loaded("transformers"), engine) is Outcome.FAIL, "nothing was fused"
+    assert outcome(written(SINGLE_LAYER, 1000), "transformers") is Outcome.PASS
+    assert outcome(written(SINGLE_LAYER, 1000), engine) is Outcome.FAIL, "nothing was fused"
     assert outcome(right, "transformers") is Outcome.FAIL, "fused where it should not be"
     unpadded = {"shape": (1000, 256), "stored_shape": (1000, 256), "stored_bytes": 2 * 1000 * 256}
     assert outcome(changed(right, "lm_head.weight", **unpadded), engine) is Outcome.FAIL
@@ -154,28 +179,40 @@ def test_q4_k_m_is_wider_where_llama_cpp_makes_it_so() -> None:
     assert narrow[f"{LAYER}mlp.up_proj.weight"].dtype == "q5_0", "rows of 224 hold no whole block of 256"
 
 
+WIDER = [f"model.layers.{number}.{name}.weight" for number in (2, 3) for name in ("self_attn.v_proj", "mlp.down_proj")]
+
+
+def in_gguf(quantization: str) -> list[Parameter]:
+    """LLAMA in a GGUF file, from the sizes and the blocks that stand in this file."""
+    found = []
+    for each in written(SINGLE_LAYER, 1000):
+        kind = {"none": "float16", "q8_0": "q8_0", "q4_k_m": "q4_k"}[quantization]
+        if "norm" in each.name:
+            kind = "float32"
+        elif quantization == "q4_k_m" and each.name in (*WIDER, "lm_head.weight"):
+            kind = "q6_k"
+        block, size = GGML_BYTES[kind]
+        packed: dict[str, Any] = {} if block == 1 else {"packing": kind, "block_size": block}
+        found.append(replace(each, dtype=kind, stored_bytes=math.prod(each.shape) // block * size, **packed))
+    return found
+
+
 @pytest.mark.parametrize("quantization", ["none", "q8_0", "q4_k_m"])
 def test_bytes_of_a_gguf_file_are_those_of_whole_blocks(quantization: str) -> None:
-    parameters = loaded("llamacpp", quantization, dtype="fp16")
-    for weight, parameter in zip(LLAMA.parameters(), parameters, strict=True):
-        block, size = GGML_BYTES[parameter.dtype]
-        assert (parameter.name, parameter.shape, parameter.stored_shape) == (weight.name, weight.shape, weight.shape)
-        assert parameter.stored_bytes == weight.elements // block * size
-        packed = parameter.dtype not in ("float16", "float32")
-        assert (parameter.packing, parameter.block_size) == ((parameter.dtype, block) if packed else ("", None))
+    found = by_name("llamacpp", quantization, dtype="fp16")
+    assert found == {each.name: each for each in in_gguf(quantization)}
 
 
 @pytest.mark.parametrize("quantization", ["none", "q8_0", "q4_k_m"])
 def test_a_gguf_layout_that_is_wrong_fails(quantization: str) -> None:
-    right, name = loaded("llamacpp", quantization), f"{LAYER}self_attn.v_proj.weight"
-    assert outcome(right, "llamacpp", quantization) is Outcome.PASS
+    right, name = in_gguf(quantization), f"{LAYER}self_attn.v_proj.weight"
+    cell: dict[str, Any] = {"engine": "llamacpp", "quantization": quantization, "dtype": "fp16"}
+    assert outcome(right, **cell) is Outcome.PASS
     assert outcome(right, "transformers" if quantization == "none" else "llamacpp") is Outcome.FAIL
     other = {"dtype": "q5_0", "packing": "q5_0", "block_size": 32, "stored_bytes": 128 * 256 // 32 * 22}
-    assert outcome(changed(right, name, **other), "llamacpp", quantization) is Outcome.FAIL
-    assert (
-        outcome(changed(right, "model.norm.weight", dtype="bfloat16", stored_bytes=512), "llamacpp", quantization) is Outcome.FAIL
-    )
-    assert outcome(right[:-1], "llamacpp", quantization) is Outcome.FAIL
+    assert outcome(changed(right, name, **other), **cell) is Outcome.FAIL
+    assert outcome(changed(right, "model.norm.weight", dtype="bfloat16", stored_bytes=512), **cell) is Outcome.FAIL
+    assert outcome(right[:-1], **cell) is Outcome.FAIL
 
 
 def test_a_mixture_that_is_not_known_is_a_visible_skip() -> None:

@@ -76,11 +76,16 @@ def test_every_statement_of_a_solution_is_right(training: list[Any], bundled: li
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    ["So 2 + 3 = 6 pears.\n#### 6", "So 7 / 2 = 3 pears.\n#### 3", "So 2 + 3 = 5 pears.\n#### 6", "So 1 + 2 + 3 = 5.\n#### 5"],
+    ("wrong", "says"),
+    [
+        ("So 2 + 3 = 6 pears.\n#### 6", "2 \\+ 3 = 6"),
+        ("So 7 / 2 = 3 pears.\n#### 3", "7 / 2 = 3"),
+        ("So 2 + 3 = 5 pears.\n#### 6", "#### 6"),
+        ("So 1 + 2 + 3 = 5.\n#### 5", "1 \\+ 2 \\+ 3 = 5"),
+    ],
 )
-def test_a_wrong_solution_is_noticed(wrong: str) -> None:
-    with pytest.raises(AssertionError):
+def test_a_wrong_solution_is_noticed(wrong: str, says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
         assert_solution_is_right(wrong)
 
 

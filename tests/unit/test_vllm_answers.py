@@ -126,7 +126,7 @@ def test_a_wait_that_would_never_end_is_ended_when_a_process_is_gone() -> None:
             assert not lock.acquire(timeout=1.5)
         threading.Timer(0.3, child.kill).start()
         started = time.monotonic()
-        with pytest.raises(ProcessLostError), watched([child.pid], grace_seconds=0.2):
+        with pytest.raises(ProcessLostError, match="a process of the engine is gone"), watched([child.pid], grace_seconds=0.2):
             lock.acquire()
         assert time.monotonic() - started < 5
     finally:
@@ -142,7 +142,7 @@ def test_the_handler_of_before_is_put_back(before: Handlers | Callable[..., None
         with watched([]):
             assert signal.getsignal(signal.SIGUSR2) is not before
         assert signal.getsignal(signal.SIGUSR2) is before
-        with pytest.raises(KeyError), watched([]):
+        with pytest.raises(KeyError, match="x"), watched([]):
             raise KeyError("x")
         assert signal.getsignal(signal.SIGUSR2) is before
     finally:
@@ -181,7 +181,7 @@ def test_a_process_that_is_found_gone_after_the_watch_sends_nothing(monkeypatch:
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(KeyError), failures.running("generating", {}, log("")):
+    with pytest.raises(KeyError, match="x"), failures.running("generating", {}, log("")):
         raise KeyError("x")
     with pytest.raises(OutOfMemoryError, match="while generating: CUDA out of memory"), failures.running("generating", {}, log("")):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")

@@ -1,4 +1,4 @@
-"""From a cell to vLLM's keyword arguments, for an installed vLLM that is told by its names; none is imported here."""
+"""From a cell to vLLM's keyword arguments, for an installed vLLM that is described by names; none is imported here."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_what_the_cell_says_is_not_said_twice() -> None:
     ("cell", "message"),
     [
         ({"dp": 2, "replication": "native"}, "own data parallelism is for its server"),
-        ({"kv_dtype": "q4_0"}, r"no KV cache of q4_0; it has: auto, bfloat16"),
+        ({"kv_dtype": "q4_0"}, r"no KV cache of q4_0; use one of: auto, bfloat16"),
         ({"kv_dtype": "fp32"}, "no KV cache of fp32"),
         ({"quantization": "nf4"}, "has no bitsandbytes"),
         ({"quantization": "fp8"}, "on GPUs only"),

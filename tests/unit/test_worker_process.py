@@ -228,7 +228,7 @@ def test_every_load_is_reported(launch: Callable[..., Engine]) -> None:
     loads = []
     engine = launch(engine_args={"fault": "exit"}, on_load=lambda _, info: loads.append(info.load_seconds))
     engine.restart()
-    with pytest.raises(EngineDiedError):
+    with pytest.raises(EngineDiedError, match="exited with status 3"):
         engine.generate([[5]], max_tokens=1)
     assert len(engine.score([[5, 6]])) == 1
     assert len(loads) == engine.loads == 3

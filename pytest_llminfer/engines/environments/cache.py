@@ -21,7 +21,7 @@ MARKER = "llminfer.json"
 def cache_folder() -> Path:
     """The user's cache folder for this package: below XDG_CACHE_HOME, else ``~/.cache``. It may not exist yet."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    # The standard has relative values ignored: they would name another folder after every cd.
+    # The standard says to ignore relative values: they would name another folder after every cd.
     base = Path(given) if Path(given).is_absolute() else Path.home() / ".cache"
     return base / "pytest-llminfer"
 
@@ -74,10 +74,10 @@ def discard(folder: Path) -> None:
 def locked(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[IO[bytes]]:
     """Hold the lock of one environment; its file is yielded, for the processes that work under it.
 
-    waiting: called before the wait when somebody else holds it.
+    waiting: called before the wait when another process holds it.
 
     Raises:
-        BlockingIOError: somebody else holds it, and ``waiting`` is None.
+        BlockingIOError: another process holds it, and ``waiting`` is None.
         EngineStartError: the cache folder cannot be written.
     """
     import fcntl  # not on every platform, where a session without engines must do without it
@@ -102,7 +102,7 @@ def locked(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterat
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether somebody is making or removing the environment in ``folder``."""
+    """Whether a process is making or removing the environment in ``folder``."""
     if not _lock_of(folder).exists():
         return False
     try:
@@ -113,5 +113,5 @@ def is_locked(folder: Path) -> bool:
 
 
 def _lock_of(folder: Path) -> Path:
-    # Never unlinked: whoever waits for a lock file that is gone would hold the lock of nothing.
+    # Never unlinked: a process that waits for a lock file that is gone would hold a lock on nothing.
     return folder.parent / ".locks" / folder.name

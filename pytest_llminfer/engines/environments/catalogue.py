@@ -29,8 +29,16 @@ class EnvironmentInUseError(LlminferError):
 class EnvironmentInfo:
     """One environment of the cache.
 
-    folder: its name. python: the version of its interpreter. size_bytes: on the disk, shared files counted once. created: the
-    date as ISO 8601, empty for one that is not complete. in_use: somebody is making or removing it, or runs from it.
+    Attributes:
+        folder: Name of its folder.
+        name: Distribution that it was made for.
+        version: Version of that distribution; empty where neither its marker nor its folder names it.
+        python: Version of its interpreter; empty where neither its marker nor its folder names it.
+        path: The folder itself.
+        size_bytes: Bytes on the disk, files with several names counted once; 0 where sizes were not requested.
+        created: When it was completed, ISO 8601; empty for an incomplete one.
+        complete: Whether its installation was finished.
+        in_use: Whether a process is making or removing it, or runs from it.
     """
 
     folder: str

@@ -35,10 +35,12 @@ _TAKE_A_VALUE = {"-c", "--extra-index-url", "--python"}
 
 @dataclass(slots=True)
 class _Conflict:
-    """What pip says of one conflict.
+    """What pip reports of one conflict. Distributions are named in their normal form (lower case, dashes).
 
-    asked: for each distribution, what each of its parents asks of it; one parent's versions may ask for different ones.
-    constrained: what all constraints together leave of a distribution, as pip prints it. names: whatever takes part.
+    Attributes:
+        asked: Distribution to what each of its parents requires of it; the versions of one parent may require different ranges.
+        constrained: Distribution to what all constraints together leave of it, as pip prints it.
+        names: Every distribution that takes part.
     """
 
     asked: dict[str, dict[str, list[SpecifierSet]]] = field(default_factory=dict)
@@ -58,7 +60,7 @@ def explain_pip(output: str, arguments: Sequence[str], ask: Ask, environ: Mappin
 
     output: what it printed. ask: runs pip with other arguments and gives what it prints, empty if that fails. A constraint is
     blamed only if a version that the others ask for is there and the constraint forbids it: pip lists those without effect too.
-    Where one of them forbids all such versions, those that forbid some are not told.
+    Where one of them forbids all such versions, those that forbid only some are left out.
     """
     block = _BLOCK.search(output)
     if block is None:

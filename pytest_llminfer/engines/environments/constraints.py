@@ -33,10 +33,13 @@ _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where a user names files of constraints.
+    """One setting by which a user names files of constraints.
 
-    name: as it is shown, such as ``PIP_CONSTRAINT`` or ``global.constraint of /etc/pip.conf``. key: ``constraint`` or
-    ``requirement``, what its lines are. way_out: how to do without it. files: paths and URLs, as they are written.
+    Attributes:
+        name: As it is shown: ``PIP_CONSTRAINT``, or ``global.constraint of /etc/pip.conf``.
+        key: What the lines of its files are: ``constraint`` or ``requirement``.
+        way_out: How to do without it, as part of a sentence.
+        files: Paths and URLs as they are written; empty where the setting holds the constraints itself.
     """
 
     name: str
@@ -47,7 +50,14 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """One line that a user wrote. text: as it is shown, without secrets. place: the file and the line, or the setting itself."""
+    """One line that a user wrote.
+
+    Attributes:
+        requirement: The line, parsed.
+        text: The line as it is shown, without secrets.
+        place: Where it stands: the file and the line, or the setting itself.
+        setting: The setting that brought it in.
+    """
 
     requirement: Requirement
     text: str
@@ -116,7 +126,7 @@ def constraints_in_uv_files(environ: Mapping[str, str], folder: Path) -> list[Co
 
 
 def unread_constraint(name: str, ranges: str, settings: Iterable[Setting]) -> Constraint:
-    """A constraint on the distribution ``name`` that pip told of and no file on the disk holds: URLs are not fetched again."""
+    """A constraint on the distribution ``name`` that pip reports and no local file holds: URLs are not fetched again."""
     settings = [each for each in settings if each.key == "constraint"] or [
         Setting("pip's configuration", "constraint", _way_out_of_pip("constraint"))
     ]

@@ -59,8 +59,13 @@ _OF_THE_REQUIREMENT = (
 class Installer:
     """Runs the commands that make one environment.
 
-    uv: its path; empty for venv and pip. folder: of the environment. log: where the output goes. lock: kept open by every
-    command, so that one which outlives this process still keeps others out.
+    Attributes:
+        uv: Path of uv; empty for venv and pip.
+        folder: The environment.
+        python: Its interpreter.
+        log: File to which the commands and their output are appended.
+        lock: Kept open by every command, so that one that outlives this process still keeps others out.
+        requirement: What is installed, ``NAME==VERSION``, for messages.
     """
 
     uv: str

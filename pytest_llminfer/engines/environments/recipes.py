@@ -1,4 +1,4 @@
-"""What is installed, at which version and with which constraints; what comes along says the engine's profile."""
+"""What is installed, at which version and with which constraints; the engine's profile says what comes with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_llminfer.engines.profiles.base import NOTHING_ELSE, Recipe
 from pytest_llminfer.errors import BadInputError
 
 CONSTRAINTS = "LLMINFER_CONSTRAINTS"
-"""The environment variable that names a constraints file for every installation of ours."""
+"""The environment variable that names a constraints file for every environment that this package makes."""
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _PINNED = re.compile(rf"({_NAME})==([A-Za-z0-9][A-Za-z0-9.!+_]*)")
@@ -25,8 +25,12 @@ _PINNED = re.compile(rf"({_NAME})==([A-Za-z0-9][A-Za-z0-9.!+_]*)")
 class Requirement:
     """One distribution at one version, with its recipe and the constraints that the user gave.
 
-    instead_of_gpus: what runs where there is no GPU, for a build that needs one; empty for others (local builds, as ``+cpu``, among
-    them).
+    Attributes:
+        name: In its normal form: lower case, dashes.
+        version: As written, a local build (``+cpu``) included.
+        recipe: What it needs beside itself.
+        constraints: Absolute path of the user's constraints file; empty without one.
+        instead_of_gpus: For a build that needs a GPU, what runs without one; empty for other builds and for local ones (``+cpu``).
     """
 
     name: str

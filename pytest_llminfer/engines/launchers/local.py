@@ -35,7 +35,7 @@ def start(environment: str, variables: Mapping[str, str], log: Path, folder: Pat
 
     Its temporary files go into ``folder``, but what PyTorch compiled stays where the next worker finds it.
 
-    Another interpreter gets no PYTHONPATH of ours: what it names is built for this one.
+    Another interpreter does not inherit our PYTHONPATH: what it names is built for this one.
     It leads a process group of its own, so that one signal ends it with all its children, and Ctrl-C reaches only pytest.
     Its standard output and error go to ``log``.
 
@@ -75,7 +75,7 @@ def _is_own(interpreter: str) -> bool:
 
 
 def default_threads() -> str:
-    """Threads for one worker: one core is left free, because OpenMP threads that outnumber the cores spin and crawl."""
+    """Threads for one worker: one core stays free, because OpenMP threads that outnumber the cores spin and slow each other."""
     if given := os.environ.get("OMP_NUM_THREADS"):
         return given
     sessions = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

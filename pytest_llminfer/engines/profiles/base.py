@@ -31,10 +31,13 @@ LOOP = frozenset({"generate:loop", "score:decode", "kv_cache"})
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What one distribution needs beside itself to answer everything that an engine is asked.
+    """What one distribution needs beside itself to answer every request.
 
-    extras: of the distribution. beside: further requirements, installed with it. suspects: packages that are removed where
-    they cannot be imported. alias: another name under which its metadata are looked up.
+    Attributes:
+        extras: Extras of the distribution; empty for none.
+        beside: Further requirements that are installed with it.
+        suspects: Packages that are removed where they cannot be imported.
+        alias: Another distribution name under which its metadata are looked up; empty for none.
     """
 
     extras: tuple[str, ...] = ()
@@ -51,8 +54,10 @@ NOTHING_ELSE = Recipe()
 class Build:
     """One distribution of an engine, as ``--engine=DISTRIBUTION==VERSION`` names it.
 
-    recipe: how its environment is made. instead_of_gpus: of a distribution whose wheels are for NVIDIA GPUs alone, gigabytes that
-    run on no processor, what there is instead; empty for others.
+    Attributes:
+        recipe: How its environment is made.
+        instead_of_gpus: For a distribution whose wheels are for NVIDIA GPUs only (gigabytes that do not run on a processor), what
+            to use instead; empty for others.
     """
 
     recipe: Recipe = NOTHING_ELSE
@@ -61,12 +66,17 @@ class Build:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installation:
-    """What ``llminfer doctor`` looks for in an interpreter, and advises where it is missing.
+    """What ``llminfer doctor`` looks for in an interpreter, and suggests where it is missing.
 
-    distributions: that bring the engine, the likelier first. modules: that it needs, its own first. attribute: ``module:name``,
-    whose import is the real thing. packages: what pip installs. extra: whether this package has an extra of the engine's name.
-    advised, advised_on_cpu: the requirement of a fresh environment, at the version that is tested; empty for none. gpu_variables:
-    set for pip they make it build the distribution for GPUs; empty for an engine that sees GPUs through torch.
+    Attributes:
+        distributions: Distributions that bring the engine, the likelier first; empty where any module of that name will do.
+        modules: Modules that it needs, its own first.
+        attribute: ``module:name``, whose import proves that the engine works.
+        packages: What pip installs.
+        extra: Whether this package has an extra of the engine's name.
+        advised: Requirement of a new environment, at the version that is tested; empty for none.
+        advised_on_cpu: The same for a machine without a GPU; empty for ``advised``.
+        gpu_variables: Variables that make pip build the distribution for GPUs; empty for an engine that sees GPUs through torch.
     """
 
     distributions: tuple[str, ...] = ()
@@ -81,32 +91,36 @@ class Installation:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Profile(EngineRules):
-    """One engine. ``name``, ``backend`` and ``takes_gpus`` must be given; the rest may be left out.
+    """One engine. ``name``, ``backend`` and ``takes_gpus`` are required; the rest is optional.
 
-    The fields of :class:`~pytest_llminfer.predict.rules.EngineRules` are what is predicted of it.
+    The fields of :class:`~pytest_llminfer.predict.rules.EngineRules` say what is predicted of it. Its ``name`` is that in
+    ``--engine``: lower-case letters, digits and underscores.
 
-    name: as in ``--engine``: lower-case letters, digits and underscores.
-    backend: ``module:Class`` of its backend (``worker.backends.base.Backend``), imported in a worker alone. A backend of another
-    distribution is imported from that distribution's own files, whatever interpreter the worker runs in.
-    takes_gpus: whether a worker is given accelerators where there are any.
-    remote: whether it is a server that somebody else runs, and is named with an address.
-    for_tests: whether it is there for tests of the harness: ``llminfer doctor`` does not count it unless it is named.
-    capabilities: names of the requests that the backend answers (``Backend.capabilities``), or answers if it is started so (vLLM
-    with a prefix cache, say). Unset, a test that needs some is collected, and skipped where the loaded backend does not answer.
-    unsplit_capabilities: those of them that a model on several tensor ranks does not answer.
-    has_transformers: whether a probe in a worker finds transformers beside the engine, which reads the model's chat template
-    there. Unset or False, the test of that is not collected.
-    dummy_weights: where random weights are drawn: on the ``host``, the same for every device and split, or on the ``device``, by
-    each rank its own. Unset, asking whether a cell of dummy weights is another model elsewhere raises UnsupportedError.
-    repacks: whether quantized weights are put into the order of the device's kernels. Unset, asking whether the layout of
-    quantized weights depends on the device raises UnsupportedError.
-    installation: for ``llminfer doctor``. Unset, looking for the engine raises UnsupportedError.
-    builds: distribution → how it is installed. One that is not named cannot be written as ``--engine=NAME==VERSION``.
-    invariant_variable, invariant_argument: the environment variable (set to 1) and the engine argument (set) by which the engine
-    promises that answers do not depend on the batch, bit by bit. Empty: it has no such promise.
-    model_arguments: engine arguments that make another model of the same checkpoint, so that its weights alone are no reference.
-    variants: name of a variant of ``suites/test_execution_modes.py`` → engine arguments that start it. One that is not named is
-    not collected for this engine.
+    Attributes:
+        backend: ``module:Class`` of its backend (``worker.backends.base.Backend``), imported only in a worker. A backend of another
+            distribution is imported from that distribution's own files, whatever interpreter the worker runs in.
+        takes_gpus: Whether a worker is given accelerators where there are any.
+        remote: Whether it is a server that someone else runs, named by an address.
+        for_tests: Whether it exists for tests of the harness only: ``llminfer doctor`` does not count it unless it is named.
+        has_transformers: Whether a probe in a worker finds transformers beside the engine, which reads the model's chat template
+            there. Unless it is True, the test of that is not collected.
+        dummy_weights: Where random weights are drawn: on the ``host``, the same for every device and split, or on the ``device``,
+            by each rank for itself. With None, asking whether a cell of dummy weights is the same model elsewhere raises
+            UnsupportedError.
+        repacks: Whether quantized weights are reordered for the device's kernels. With None, asking whether the layout of quantized
+            weights depends on the device raises UnsupportedError.
+        installation: What ``llminfer doctor`` looks for. With None, looking for the engine raises UnsupportedError.
+        builds: Distribution to how it is installed; others cannot be written as ``--engine=NAME==VERSION``.
+        invariant_variable: Environment variable that is set to 1 for the engine's promise that answers do not depend on the batch,
+            bit by bit; empty where there is none.
+        invariant_argument: Engine argument that is set to True for the same promise; empty where there is none.
+        model_arguments: Engine arguments that make another model of the same checkpoint, so that its weights are no reference.
+        variants: Name of a variant of ``suites/test_execution_modes.py`` to the engine arguments that start it; others are not
+            collected for this engine.
+        capabilities: Names of the requests that the backend answers (``Backend.capabilities``), or answers if it is started
+            accordingly (vLLM with a prefix cache). With None, a test that needs some is collected, and skipped where the loaded
+            backend does not answer.
+        unsplit_capabilities: Those of them that a model on several tensor ranks does not answer.
     """
 
     backend: str

@@ -14,7 +14,7 @@ PROFILE = Profile(
     dummy_weights="host",
     repacks=False,
     storage=Storage(gguf=True),
-    # It deals layers to devices, and splits none of them.
+    # It distributes whole layers over devices, and splits none of them.
     splitting=Splitting(roles=()),
     rotary_bytes=no_table,
     # Keys and values are in fp16 whatever the weights are in; all tokens of the architectures that are known here are kept.

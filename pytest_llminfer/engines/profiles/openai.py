@@ -1,4 +1,4 @@
-"""Any server with an OpenAI-compatible interface, that somebody else runs at an address."""
+"""Any server with an OpenAI-compatible interface that someone else runs."""
 
 from __future__ import annotations
 

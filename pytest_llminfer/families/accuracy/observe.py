@@ -151,7 +151,10 @@ class QuestionSet:
     @cached_property
     def _prompts(self) -> dict[str, list[int]]:
         if not self._model.has_tokenizer:
-            raise UnsupportedError(f"{self._model.name} has no tokenizer, so it cannot be asked questions")
+            raise UnsupportedError(
+                f"{self._model.name} has no tokenizer, so it cannot be asked questions",
+                "put tokenizer.json beside its config.json, or give another model",
+            )
         texts = list(self._texts.values())
         if self._form.chat and self._model.chat_template:
             texts = [self._model.render_chat(text) for text in texts]

@@ -20,7 +20,10 @@ def conversations_of(engine: Engine) -> Conversations:
         UnsupportedError: the model has no tokenizer, or no chat template.
     """
     if not (engine.model.has_tokenizer and engine.model.chat_template):
-        raise UnsupportedError(f"{engine.model.name} has no tokenizer or no chat template")
+        raise UnsupportedError(
+            f"{engine.model.name} has no tokenizer or no chat template",
+            "put tokenizer.json and chat_template.jinja beside its config.json, or give another model",
+        )
     return Conversations.of(engine.model)
 
 

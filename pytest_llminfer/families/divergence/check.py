@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a kind of cell may differ by: the mean KL in nats, and the least share of positions with the same likeliest token."""
+    """How far a kind of cell may differ from unquantized weights.
+
+    Attributes:
+        kl: Largest mean KL, in nats.
+        top1: Least share of positions with the same most likely token, 0 to 1.
+        source: Where the limits come from, for the verdict.
+    """
 
     kl: float
     top1: float
@@ -66,10 +72,15 @@ def kind_of(quantization: str, kv_dtype: str = "auto", *, bits: int | None = Non
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two engines at the same positions: per prompt the mean KL in nats and the share of the same likeliest token, float64 (P,).
+    """Two engines at the same positions of P prompts.
 
-    near_ties: positions, not counted as disagreement, where both sides saw a tie within rounding. problems: why there is
-    nothing to judge.
+    Attributes:
+        kl: (P,) float64, mean KL of each prompt in nats; NaN where probabilities are missing.
+        top1: (P,) float64, share of each prompt's positions with the same most likely token, near ties counted as the same.
+        positions: Positions of all prompts together; 0 where nothing can be compared.
+        flips: Positions with another most likely token, near ties included.
+        near_ties: Those of the flips where both sides saw a tie within rounding.
+        problems: Why nothing can be judged; empty if it can.
     """
 
     kl: np.ndarray
@@ -87,7 +98,10 @@ class Comparison:
 
 
 def compare(*, candidate: Sequence[Scores], reference: Sequence[Scores], dtype: str) -> Comparison:
-    """The two at every position of every prompt, which must be the same on both sides. dtype: of the logits."""
+    """Compare both at every position of every prompt. Prompts and positions must be the same on both sides.
+
+    dtype: of the logits, in the words of a cell or of torch; it sets what counts as a near tie.
+    """
     shapes = [[scores.logprobs.shape for scores in side] for side in (candidate, reference)]
     if not reference or not shapes[1][0][0] or shapes[0] != shapes[1]:
         count = [sum(shape[0] for shape in side) for side in shapes]
@@ -125,7 +139,10 @@ def _margin(scores: Scores, rival: int, position: int) -> float:
 def check_divergence(
     *, candidate: Sequence[Scores], reference: Sequence[Scores], limit: Limits, kind: str, dtype: str, of: str
 ) -> Verdict:
-    """Whether a cell is within the limits of its kind, both of them, from the reference ``of``."""
+    """Whether a cell is within both limits of its kind from the reference ``of`` (docs/methods.md#kl-limits).
+
+    candidate, reference: the same prompts and positions in the same order. kind: a key of ``LIMITS``. dtype: of the logits.
+    """
     found = compare(candidate=candidate, reference=reference, dtype=dtype)
     kl_means, top1_means = resampled_means(found.kl, found.top1)
     (low, high), (least, most) = limits(kl_means), limits(top1_means)
@@ -213,7 +230,7 @@ def check_unchanged(
         else "what other kernels may change with the same weights, since device or parallelism are not those of the record",
         smallest_detectable=f"a mean KL of {limit + found.kl.mean() - low:.3g} nats",
         advice="something computes otherwise than it did: if the divergence from the reference is as it was and the change is "
-        "wanted (another kernel), record anew with --update-baselines",
+        "wanted (another kernel), record a new baseline with --update-baselines",
         details=first_offenders([*found.problems, *found.worst]) if outcome is not Outcome.PASS else (),
     )
 

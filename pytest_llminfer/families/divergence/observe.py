@@ -9,6 +9,7 @@ import numpy as np
 
 from pytest_llminfer.datasets.fingerprint import prompts_sha256
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
+from pytest_llminfer.engines.capabilities import engines_that_answer
 from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.divergence.check import LIMITS, SAME_WEIGHTS, Limits, compare, kind_of
@@ -64,7 +65,14 @@ def _text(model: Model, turns: Sequence[Problem]) -> str:
 
 @dataclass(frozen=True)
 class TeacherForced:
-    """The sequences, and what the engine predicts at their positions, all of them asked for at once."""
+    """The sequences, and what the engine predicts at their positions, all of them in one request.
+
+    Attributes:
+        engine: The engine under test.
+        dataset: Where the texts come from.
+        sequences: Token ids, each a prompt and the positions after it.
+        scores: Predictions for the last ``POSITIONS`` tokens of each sequence, in the same order.
+    """
 
     engine: Engine
     dataset: Dataset
@@ -79,7 +87,10 @@ class TeacherForced:
             UnsupportedError: the engine does not tell what it predicts for given tokens.
         """
         if not engine.supports("score_top"):
-            raise UnsupportedError(f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')")
+            raise UnsupportedError(
+                f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')",
+                f"engines that do: {', '.join(engines_that_answer('score_top'))}",
+            )
         sequences = teacher_forced_sequences(engine.model, dataset)
         return cls(engine, dataset, sequences, engine.score_top(sequences, top=TOP, last=POSITIONS))
 
@@ -90,13 +101,19 @@ class TeacherForced:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What must be equal for a record to be compared with."""
+        """What must be equal for a record to be a fair comparison."""
         return {"sequences_sha256": prompts_sha256(self.sequences), "positions": POSITIONS, "top": TOP}
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """One record: its distributions, the noise of its cell in nats, and on which device it was made."""
+    """One record.
+
+    Attributes:
+        scores: Its distributions, by sequence.
+        noise: Mean KL in nats between two execution modes of the recorded cell.
+        device: Exact name of the device on which it was made.
+    """
 
     scores: list[Scores]
     noise: float
@@ -135,7 +152,7 @@ class Divergence:
 
     @property
     def reference_name(self) -> str:
-        """The reference, in words."""
+        """The reference, as a phrase for the verdict."""
         return f"{self._by()} with weights that are not quantized"
 
     def same_setting(self, record: Recorded) -> bool:
@@ -144,15 +161,23 @@ class Divergence:
         return record.device == info.device_name and not (spec.parallel or spec.serve)
 
     def noise_of(self, record: Recorded) -> float:
-        """What may lie between the record and a run with the same weights, in nats: more on another device."""
+        """The KL in nats that a benign run with the same weights may show against the record: more on another device."""
         return record.noise if self.same_setting(record) else max(record.noise, LIMITS[SAME_WEIGHTS].kl)
 
     def recorded(self) -> Recorded:
-        """This cell's own record; ends the test where it is made now, or missing."""
+        """This cell's own record.
+
+        Raises:
+            MissingBaselineError: there is none. BaselineRecordedError: this run was recorded.
+        """
         return self._expected()
 
     def reference(self) -> Recorded:
-        """The record of transformers, or of the same engine where that has none, with weights that are not quantized."""
+        """The record of transformers with unquantized weights, or of the same engine where transformers has none.
+
+        Raises:
+            MissingBaselineError: there is none. BaselineRecordedError: this run was recorded.
+        """
         return self._expected(by=self._by(), unquantized=True)
 
     def _by(self) -> str:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 class DivergenceSettings:
     """Limits that replace the family's own.
 
-    limits: by kind of cell, a key of ``check.LIMITS``: (mean KL in nats, least share of positions with the same likeliest token).
+    Attributes:
+        limits: Kind of cell, a key of ``check.LIMITS``, to (mean KL in nats, least share of positions with the same most likely
+            token); empty for the family's own.
     """
 
     limits: Mapping[str, tuple[float, float]]

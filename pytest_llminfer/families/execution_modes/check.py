@@ -47,9 +47,14 @@ _NO_NOISE = 1e-13
 class Comparison:
     """What two execution modes made of the same tokens.
 
-    divergence: per prompt in nats at each position, (T,), in ``unit``. noise: the same between two benign modes; its prompts may be
-    others. errors: of both modes, from the same weights without rounding; None where those cannot be had, and ``missing`` says why.
-    dtype: of the logits. kv_dtype: of a quantized cache in the candidate mode alone.
+    Attributes:
+        divergence: Per prompt (T,) in nats, in ``unit``.
+        noise: The same between two benign modes, whose prompts may be others.
+        dtype: Of the logits.
+        errors: Of both modes from the unrounded weights; None where those cannot be had.
+        missing: Why they cannot.
+        kv_dtype: Of a quantized cache in the candidate mode alone.
+        unit: KL or k3.
     """
 
     divergence: Sequence[np.ndarray]
@@ -145,7 +150,17 @@ def check_execution_modes(
 
 @dataclass(frozen=True)
 class _Judged:
-    """bound: nats. limits: of ``scale``. widening: by how much a difference must exceed the bound to be told from it."""
+    """What the means of the prompts say.
+
+    Attributes:
+        outcome: Of the limits alone.
+        bound: Nats that the divergence may have.
+        limits: Lower and upper 99 % limit of ``scale``.
+        scale: What the limits are of, in words.
+        source: Where the bound comes from.
+        widening: By how much a difference must exceed the bound to be told from it.
+        lines: What the verdict says of it.
+    """
 
     outcome: Outcome
     bound: float

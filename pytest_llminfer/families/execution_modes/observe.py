@@ -36,7 +36,15 @@ TEACHER_FORCED_TEXTS = 12
 
 @dataclass(frozen=True)
 class ExecutionModes:
-    """How open texts go on, decoded all at once and one by one. unrounded: of the cell's weights."""
+    """How open texts go on, decoded all at once and one by one.
+
+    Attributes:
+        engine: Of the cell.
+        texts: Token ids of each text.
+        batched: How they go on, all at once.
+        alone: How they go on, one by one.
+        unrounded: The cell's weights in a wider dtype.
+    """
 
     engine: Engine
     texts: list[list[int]]

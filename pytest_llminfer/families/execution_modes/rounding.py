@@ -36,9 +36,12 @@ _LARGEST_LOG = 700.0
 
 @dataclass(frozen=True)
 class Errors:
-    """Squared errors from the unrounded weights in nats^2: per prompt one a position, (T,), of both modes at the same positions.
+    """Squared errors of two execution modes from the unrounded weights, at the same positions of the same prompts.
 
-    source: how the unrounded predictions were made.
+    Attributes:
+        candidate: Per prompt (T,) in nats², of the mode under test.
+        reference: The same of the reference mode.
+        source: How the unrounded predictions were made, for the verdict.
     """
 
     candidate: Sequence[np.ndarray]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_llminfer.datasets.load import SYNTHETIC, load
+from pytest_llminfer.engines.capabilities import engines_that_answer
 from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.execution_modes.resynchronised import prompts_with_ties
@@ -50,7 +51,10 @@ def score_answers(engine: Engine, prompts: Sequence[Sequence[int]], answers: Seq
         UnsupportedError: the engine does not tell what it predicts for given tokens.
     """
     if not engine.supports("score_top"):
-        raise UnsupportedError(f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')")
+        raise UnsupportedError(
+            f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')",
+            f"engines that do: {', '.join(engines_that_answer('score_top'))}",
+        )
     found: dict[int, Scores] = {}
     for length in sorted({len(answer.token_ids) for answer in answers}):
         numbers = [number for number, answer in enumerate(answers) if len(answer.token_ids) == length]
@@ -85,8 +89,9 @@ def refuse_flat(engine: Engine, answers: Sequence[Generation]) -> None:
     spread = float(np.median(np.concatenate([np.ptp(logprobs, axis=1) for logprobs in listed])))
     if spread < FLATTEST:
         raise UnsupportedError(
-            f"{engine.spec}: the {TOP} likeliest tokens of a position lie within {spread:.2g} nats of each other, so that no fault "
-            "of the cache would show; give weights that were trained"
+            f"{engine.spec}: the {TOP} likeliest tokens of a position lie within {spread:.2g} nats of each other, "
+            "so that no fault of the cache would show",
+            "give weights that were trained",
         )
 
 

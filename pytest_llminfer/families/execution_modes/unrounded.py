@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.observations.generation import Generation, Scores
 
 _TRANSFORMERS = "transformers"
+_TO_RUN = "use transformers, vLLM or SGLang with unquantized weights of a checkpoint"
 
 
 class Unrounded:
@@ -61,7 +62,7 @@ class Unrounded:
             UnsupportedError: nothing can be asked, and why.
         """
         if self.missing:
-            raise UnsupportedError(self.missing)
+            raise UnsupportedError(self.missing, _TO_RUN)
         listed = []
         for number, length in enumerate(lengths):
             columns = [mode[number].top_ids for mode in modes]
@@ -118,14 +119,14 @@ class Unrounded:
         except (EngineError, EngineStartError) as error:
             # What cannot be computed beside the engine (too little memory, no such architecture) is no fault of it.
             self.missing = f"the weights of {self._engine.spec} could not be computed without rounding: {error}"
-            raise UnsupportedError(self.missing) from error
+            raise UnsupportedError(self.missing, _TO_RUN) from error
 
     def _asked(self) -> Engine:
         if self._engine.supports("score_listed"):
             return self._engine
         if self._beside is None:
             if self._launch is None:
-                raise UnsupportedError(f"no second engine is started beside {self._engine.spec}")
+                raise UnsupportedError(f"no second engine is started beside {self._engine.spec}", _TO_RUN)
             spec = replace(
                 self._engine.spec.single, engine=_TRANSFORMERS, dtype=self._engine.info.dtype, kv_dtype="auto", serve=False
             )

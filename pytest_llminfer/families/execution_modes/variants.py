@@ -122,13 +122,16 @@ class KVVariants:
         """
         spec = self._engine.spec
         if variant.arguments.get(spec.engine) is None:
-            raise UnsupportedError(f"{variant} has no engine arguments for {spec.engine}")
+            raise UnsupportedError(
+                f"{variant} has no engine arguments for {spec.engine}",
+                f"engines that have them: {', '.join(variant.arguments)}",
+            )
         if variant.gpu and not self._on_gpu:
-            raise UnsupportedError(f"{variant} changes nothing without a GPU")
+            raise UnsupportedError(f"{variant} changes nothing without a GPU", "run it on a machine with one")
         if variant.kv_dtype and spec.kv_dtype not in {"auto", spec.dtype}:
-            raise UnsupportedError(f"{spec} has a cache of {spec.kv_dtype} already")
+            raise UnsupportedError(f"{spec} has a cache of {spec.kv_dtype} already", f"use kv_dtype=auto or kv_dtype={spec.dtype}")
         if not self._asked_for:
-            raise UnsupportedError(f"{variant} needs an engine of its own: --kv-variants starts it")
+            raise UnsupportedError(f"{variant} needs an engine of its own", "--kv-variants starts it")
         if variant.name not in self._kept:
             self._kept[variant.name] = self._started(variant)
         return self._kept[variant.name]
@@ -140,9 +143,12 @@ class KVVariants:
             UnsupportedError: there is no GPU, or the model's sequences are shorter.
         """
         if not self._on_gpu:
-            raise UnsupportedError(f"{LONG_TOKENS:,} tokens of context need a GPU")
+            raise UnsupportedError(f"{LONG_TOKENS:,} tokens of context need a GPU", "run it on a machine with one")
         if not self._holds_long():
-            raise UnsupportedError(f"{self._engine.model.name} has no room for {LONG_TOKENS:,} tokens of context")
+            raise UnsupportedError(
+                f"{self._engine.model.name} has no room for {LONG_TOKENS:,} tokens of context",
+                "give a model with longer sequences, or allow them by the engine's arguments",
+            )
         return self.ask(variant)
 
     def _started(self, variant: Variant) -> VariantAnswers:

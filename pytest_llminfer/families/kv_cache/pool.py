@@ -24,7 +24,7 @@ def check_kv_pool(*, pool: KVPool, layers: int, kv_heads: int, head_dim: int, dt
         UnsupportedError: a dtype whose size is not known here.
     """
     if dtype not in BITS:
-        raise UnsupportedError(f"the size of a KV cache of dtype {dtype!r} is not known here (known: {', '.join(BITS)})")
+        raise UnsupportedError(f"the size of a KV cache of dtype {dtype!r} is not known here", f"use one of: {', '.join(BITS)}")
     per_token = int(2 * layers * kv_heads * head_dim * BITS[dtype] / 8) * copies
     lines = [] if pool.num_blocks and pool.block_size else ["nothing was compared: the pool has no blocks"]
     if pool.bytes_per_token != per_token:

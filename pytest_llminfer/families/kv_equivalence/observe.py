@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.engines.capabilities import engines_that_answer
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.families.kv_equivalence.check import Compared, check_cache_paths, check_first_layer, repeated
 from pytest_llminfer.families.kv_equivalence.receptive_field import check_reach
@@ -67,7 +68,7 @@ class Structure:
 
         window = min((window for window in self.sizes.windows if window), default=0) if self.sizes else 0
         if family == "sliding" and not window:
-            raise UnsupportedError(f"no layer of {self.name} has a window")
+            raise UnsupportedError(f"no layer of {self.name} has a window", "give a configuration with a sliding_window")
         return STRATEGIES[family](Subject(int(self.config["vocab_size"]), window))
 
     def ask(self, case: PathCase, *, again: bool = False) -> Compared:
@@ -200,7 +201,7 @@ class KVEquivalence:
         name, cut = self._name(config), structure_config(self._config(config), layers=layers)
         window = max(CacheSizes.from_config(cut).windows)
         if not window:
-            raise UnsupportedError(f"no layer of {name} has a window")
+            raise UnsupportedError(f"no layer of {name} has a window", "give a configuration with a sliding_window")
         if "layer_types" in cut:
             cut["layer_types"] = [SLIDING] * layers
         reach, position = layers * (window - 1), 5
@@ -212,7 +213,10 @@ class KVEquivalence:
 
     def _need(self) -> None:
         if not self._engine.supports("compare_cache_paths"):
-            raise UnsupportedError(f"{self._engine.spec} cannot answer 'compare_cache_paths'")
+            raise UnsupportedError(
+                f"{self._engine.spec} cannot answer 'compare_cache_paths'",
+                f"engines that do: {', '.join(engines_that_answer('compare_cache_paths'))}",
+            )
 
     def _config(self, config: str | Mapping[str, Any]) -> Mapping[str, Any]:
         if not isinstance(config, str):

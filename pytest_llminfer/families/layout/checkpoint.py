@@ -55,7 +55,7 @@ def check_notes(
 ) -> Verdict:
     """Whether bitsandbytes' note of each 4-bit weight says what it should: format, blocks, dtype and shape of what is unpacked.
 
-    The tensors of nf4 and fp4 are alike, and so are those of two shapes of as many elements: only the notes tell them apart.
+    The tensors of nf4 and fp4 are alike, and so are those of two shapes of as many elements: only the notes distinguish them.
     notes: by the weight's name. Where the scales are quantized too, their offset is in the note, and must be a number.
     """
     declared = find(quantization, SAFETENSORS)

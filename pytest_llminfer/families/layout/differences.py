@@ -18,13 +18,13 @@ COMPARED = ("dtype", "shape", "stored_shape", "stored_bytes", "state_bytes", "pa
 """What must be equal of a tensor, apart from its name."""
 
 REORDERED = {"onednn", "sgl", "zentorch"}
-"""Packings that put the same values into another order: of no account here."""
+"""Packings that only reorder the same values, which makes no difference here."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def bytes_by_dtype(parameters: Iterable[Parameter]) -> dict[str, int]:
-    """Bytes by the dtype of the tensors that hold them; state counts by its own where the engine tells it."""
+    """Bytes by the dtype of the tensors that hold them; state counts by its own where the engine reports it."""
     histogram = Counter[str]()
     for parameter in parameters:
         told = sum(taken for _, taken in parameter.state)

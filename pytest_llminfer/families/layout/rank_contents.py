@@ -19,7 +19,13 @@ _TELLING = ("weight", "weight_packed", "qweight", "weight_scale", "scales")
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What was compared: weights whose content the ranks have told, of all that several ranks hold."""
+    """Result of comparing what several ranks hold.
+
+    Attributes:
+        lines: The differences found, one line each; empty for none.
+        compared: Weights whose content at least two ranks have reported.
+        all: Weights that several ranks hold.
+    """
 
     lines: tuple[str, ...]
     compared: int
@@ -43,9 +49,9 @@ def compare_contents(
 ) -> Contents:
     """Compare the hashes of what the tensor ranks of each stage hold: copies are equal, parts of a matrix are not.
 
-    Two ranks with the same part are stored as they should be, and only the numbers tell. Left out are tensors of one dimension that
-    are dealt (biases of zero are equal), and of quantized weights all but the weight and its scales (zeros and shapes are equal,
-    corrections are each rank's own). What is stored otherwise than it should be is no part to compare.
+    Two ranks with the same part are stored as they should be, and only the numbers show it. Left out are split tensors of one
+    dimension (biases of zero are equal), and of quantized weights all but the weight and its scales (zeros and shapes are equal,
+    corrections are each rank's own). What is not stored as it should be is not compared.
     """
     reasons: list[tuple[str, str]] = []
     compared = judged = 0

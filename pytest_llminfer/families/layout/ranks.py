@@ -262,7 +262,7 @@ def _histograms(found: Mapping[Place, Layout], expected: Mapping[Place, Sequence
 
 
 def _once_and_copied(expected: Mapping[Place, Sequence[StoredWeight]], whole: Mapping[str, Parameter]) -> tuple[int, int]:
-    """Bytes of the weights that are dealt to ranks, and of those that several hold, over all ranks."""
+    """Bytes of the weights that are split over ranks, and of those that several hold, over all ranks."""
     dealt = copied = 0
     holders = Counter(weight.parameter.name for weights in expected.values() for weight in weights)
     for weights in expected.values():

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSettings:
-    """paths: folders of safetensors or .gguf files whose headers are judged without an engine, each once."""
+    """Which checkpoints on disk are judged.
+
+    Attributes:
+        paths: Folders of safetensors or .gguf files whose headers are judged without an engine, each once; empty for none.
+    """
 
     paths: tuple[str, ...] = ()

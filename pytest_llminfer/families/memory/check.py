@@ -25,7 +25,7 @@ SMALL_MODEL = 0.01
 PEAK_FACTOR = 1.03
 _LEAST_READINGS = 4
 _GOES_ON = 3
-"""New highs in the second half that make a leak of a late rise: one that was set up late rises once."""
+"""New highs in the second half that mark a late rise as a leak: a late set-up rises only once."""
 _COARSEST = 16
 
 
@@ -69,7 +69,7 @@ def weights_tolerance(predicted: int) -> int:
 
 
 def either_way(difference: int, baseline: int, tolerance: int) -> int:
-    """Of the two limits at this distance from a baseline, the one on the side of what was measured."""
+    """The limit at ``tolerance`` from a baseline, above it where ``difference`` is not negative, otherwise below."""
     return baseline + tolerance if difference >= 0 else baseline - tolerance
 
 
@@ -186,7 +186,7 @@ def check_no_growth(*, live_bytes: Sequence[int], warm_up: int = 2) -> Verdict:
 
     live_bytes: a reading after each request; the first ``warm_up`` are not judged (workspaces, caches, lazy set-up). FAIL if the
     lowest reading of the second half lies above the lowest of the first: a slope that no garbage waiting for collection
-    explains; or if the last third lies above the whole first half and goes on to rise: a leak that began late. Risen once and
+    explains; or if the last third lies above the whole first half and keeps rising: a leak that began late. Risen once and
     level since, or risen in the last reading alone, is INCONCLUSIVE.
     """
     steady = live_bytes[warm_up:]
@@ -205,10 +205,10 @@ def check_no_growth(*, live_bytes: Sequence[int], warm_up: int = 2) -> Verdict:
         outcome, advice = Outcome.FAIL, "look for what each request leaves behind: cache blocks, outputs, hooks, graphs"
         lines = [f"memory in use grew by {growth:,} bytes over {len(steady)} identical requests: {_readings(steady)}"]
     elif late > 0:
-        outcome, advice = Outcome.INCONCLUSIVE, "make more requests: a leak goes on, a late set-up does not"
+        outcome, advice = Outcome.INCONCLUSIVE, "make more requests: a leak continues, a late set-up does not"
         lines = [f"memory in use rose by {late:,} bytes late, and stayed there: {_readings(steady)}"]
     elif steady[-1] > max(steady[:-1]):
-        outcome, advice = Outcome.INCONCLUSIVE, "make more requests: a leak goes on, a late set-up does not"
+        outcome, advice = Outcome.INCONCLUSIVE, "make more requests: a leak continues, a late set-up does not"
         lines = [f"the last request left {steady[-1] - max(steady[:-1]):,} bytes more than any before: {_readings(steady)}"]
     return Verdict(
         outcome=outcome,

@@ -30,7 +30,7 @@ def read_peak(engine: Engine, peak: str) -> MemoryReport:
     """The memory after loading (``load``), or after a batch of generation whose peak alone counts (``run``)."""
     if peak == "run":
         if engine.info.device == "cpu":
-            # Code that is paged in at its first use is no need of a request.
+            # Code that is paged in at its first use is not memory that a request needs.
             engine.generate(engine.model.prompts(8), max_tokens=32)
         engine.memory(reset_peak=True)
         engine.generate(engine.model.prompts(8), max_tokens=32)
@@ -38,7 +38,7 @@ def read_peak(engine: Engine, peak: str) -> MemoryReport:
 
 
 def peak_bytes(report: MemoryReport, peak: str) -> int:
-    """The highest use that a report tells, ``load`` or ``run``."""
+    """The highest use in a report, in bytes: while loading (``load``), or since the last reset (``run``)."""
     return report.load_peak_bytes if peak == "load" else report.run_peak_bytes
 
 

@@ -22,13 +22,19 @@ _MEASURED_ONLY = (
     ("load peak", "load_peak_bytes"),
     ("run peak", "run_peak_bytes"),
 )
-"""Lines that follow from no configuration: they are shown, and the peaks are judged by a record."""
+"""Lines that no configuration predicts: they are shown, and the peaks are judged by a record."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileLine:
-    """One line. predicted: from the configuration, None where nothing predicts it. tolerance: either way, in ``unit``; None for a
-    line that is shown and not judged.
+    """One line of a memory profile.
+
+    Attributes:
+        line: What it counts, as the table shows it.
+        predicted: From the configuration, in ``unit``; None where nothing predicts it.
+        measured: By the engine or the framework, in ``unit``.
+        tolerance: Allowed difference either way, in ``unit``; None for a line that is shown and not judged.
+        unit: ``bytes`` or ``tokens``.
     """
 
     line: str
@@ -56,7 +62,7 @@ class ProfileLine:
 
     @property
     def gate(self) -> str:
-        """The gate in words."""
+        """The gate as text."""
         if self.tolerance is None or self.predicted is None:
             return "shown"
         return "exact" if not self.tolerance else f"±{self.tolerance:,}"

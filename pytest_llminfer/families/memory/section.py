@@ -17,7 +17,7 @@ def rows(notes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """The rows in words, under a heading; a cell is named once, and what is outside its gate is marked."""
+    """The rows as aligned lines, under a heading; a cell is named once, and what is outside its gate is marked."""
     lines: list[tuple[str, ...]] = [("cell", "memory", "predicted", "measured", "difference", "gate")]
     above = None
     for row in rows:

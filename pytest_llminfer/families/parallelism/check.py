@@ -55,7 +55,7 @@ def check_rank_weights(*, ranks: Sequence[Rank], expected: Mapping[int, int], en
     """Whether each rank holds its share of the weights, neither more nor less.
 
     expected: bytes by pipeline rank, from :func:`expected_rank_weights`. A rank that holds everything passes every comparison of
-    outputs; only its memory tells.
+    outputs; only its memory shows it.
     """
     lines = [] if ranks else ["nothing was compared: the engine reported no ranks"]
     shards = sorted(engine.splitting.roles) if engine.splitting is not None else []
@@ -85,7 +85,7 @@ def check_rank_weights(*, ranks: Sequence[Rank], expected: Mapping[int, int], en
 
 
 def check_reference_answers(*, answers: Mapping[str, Answer]) -> Verdict:
-    """Whether one GPU answers well enough for a comparison with it to mean anything: a model that knows nothing loses nothing."""
+    """Whether one GPU answers well enough for a comparison with it to mean anything: a model without skill cannot lose any."""
     right = sum(answer.flexible for answer in answers.values())
     share = right / len(answers) if answers else 0.0
     outcome, lines = Outcome.PASS, []
@@ -99,7 +99,7 @@ def check_reference_answers(*, answers: Mapping[str, Answer]) -> Verdict:
         key=f"{share:.1%}",
         measurements=(Measurement("right answers", right, "questions", len(answers), f"{share:.1%}"),),
         threshold=f"at least {_LEAST_ACCURACY:.0%} right",
-        threshold_source="below it a drop of some points cannot be told from chance",
+        threshold_source="below it a drop of some points cannot be distinguished from chance",
         smallest_detectable="none: this is about the reference",
         advice="use a trained model, or questions that it can answer",
         details=tuple(lines),

@@ -27,7 +27,12 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class SingleAnswers:
-    """What the session's cells on one GPU answered: their greedy answers, and the graded ones by question id."""
+    """What the session's cells on one GPU answered.
+
+    Attributes:
+        greedy: Cell to its greedy answers.
+        graded: Cell to its graded answers by question id.
+    """
 
     greedy: dict[EngineSpec, Greedy] = field(default_factory=dict)
     graded: dict[EngineSpec, dict[str, Answer]] = field(default_factory=dict)
@@ -70,13 +75,15 @@ class OneGpu:
     def _find(self, kept: Mapping[EngineSpec, T]) -> T:
         if profile(self._spec.engine).draws_per_rank(self._spec):
             raise UnsupportedError(
-                f"{self._spec}: {self._spec.engine} draws dummy weights on each rank anew, so this is another model than on one "
-                "GPU; use real weights to compare outputs"
+                f"{self._spec}: {self._spec.engine} draws other dummy weights on each rank, "
+                f"so this is another model than on one GPU",
+                "use real weights to compare outputs",
             )
         if self._spec.single not in kept:
             raise UnsupportedError(
-                f"the cell {self._spec.single} has not been asked in this session, so there is nothing to compare {self._spec} "
-                "with: use --gpus=N alone, or name both sizes, as in --tp=1,2"
+                f"the cell {self._spec.single} has not been asked in this session, "
+                f"so there is nothing to compare {self._spec} with",
+                "use --gpus=N alone, or name both sizes, as in --tp=1,2",
             )
         return kept[self._spec.single]
 

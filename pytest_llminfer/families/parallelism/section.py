@@ -22,7 +22,7 @@ def rows(notes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """The rows in words, under a heading."""
+    """The rows as aligned lines, under a heading."""
     heading = ("cell", "parallelism", "questions", "seconds", "of single", "tokens/s", "accuracy")
     return [
         heading,

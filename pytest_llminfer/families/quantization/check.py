@@ -37,7 +37,7 @@ def codes_of(name: str) -> np.ndarray:
     """
     known = {"nf4": codebooks.nf4, "fp4": codebooks.fp4, "int8": codebooks.int8}
     if name not in known:
-        raise UnsupportedError(f"the codes of {name} are not known here (known: {', '.join(known)})")
+        raise UnsupportedError(f"the codes of {name} are not known here", f"use one of: {', '.join(known)}")
     return known[name]()
 
 

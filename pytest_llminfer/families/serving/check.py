@@ -1,4 +1,4 @@
-"""A server: it says what it serves, answers whole and right however it is asked, keeps strangers out, and ends when told to."""
+"""A server: it lists its model, answers completely and correctly in every mode, requires its key, and ends on SIGTERM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMPARED = 0.9
 """The share of answers that must have been compared to their end for PASS: a near tie ends the comparison of one."""
 STOP_SECONDS = 10.0
 _OWN_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
-"""By which a server may end that was told to: SGLang kills its whole family, itself included, once its requests are done."""
+"""Signals by which a server may end after SIGTERM: SGLang kills its whole process tree, itself included, once it is idle."""
 _INTERFACE = "the OpenAI interface"
 
 
@@ -62,7 +62,7 @@ def check_answered(*, replies: Mapping[str, Sequence[Reply]]) -> Verdict:
 
 
 def check_finish_reasons(*, short: Sequence[Reply], full: Sequence[Reply], short_limit: int, full_limit: int) -> Verdict:
-    """Whether ``length`` and ``stop`` are said where they are true.
+    """Whether ``length`` and ``stop`` are reported where they apply.
 
     short, full: greedy answers to the same prompts in the same order, with the two limits in tokens. An answer with fewer tokens
     than its limit ended by itself. One with as many was cut, unless the full answer is no longer: then it ended there where the
@@ -109,7 +109,7 @@ def check_finish_reasons(*, short: Sequence[Reply], full: Sequence[Reply], short
         threshold="every finish reason is the one that the number of tokens implies",
         threshold_source=_INTERFACE,
         smallest_detectable="one wrong finish reason",
-        advice="ask for more tokens, or other prompts" if not lines else "look at how the server maps its engine's reasons to end",
+        advice="ask for more tokens, or other prompts" if not lines else "look at how the server maps its engine's finish reasons",
         details=first_offenders([*([reason] if reason else []), *lines]),
     )
 
@@ -117,10 +117,10 @@ def check_finish_reasons(*, short: Sequence[Reply], full: Sequence[Reply], short
 def check_same_replies(*, candidate: Sequence[Reply], reference: Sequence[Reply], dtype: str, claim: str) -> Verdict:
     """Whether two ways of asking the same prompts gave the same answers, but for ties within rounding.
 
-    Tokens are compared where the server gives their ids (see ``checks.near_ties``), and text and finish reason where tokens are
+    Tokens are compared where the server gives their ids (``numerics.near_ties``), and text and finish reason where tokens are
     the same or unknown. dtype: of the logits; the coarsest, bf16, where it is not known. The tolerance of a tie is no less than
     twice the noise between the two ways (``near_ties.measured_noise``, which a fault cannot widen at will). Without
-    log-probabilities a tie cannot be told from a fault behind the first token: INCONCLUSIVE.
+    log-probabilities a tie cannot be distinguished from a fault behind the first token: INCONCLUSIVE.
     """
     logits = dtype if dtype in TORCH_DTYPES else "bf16"
     pairs = [(ours.generation, theirs.generation) for ours, theirs in zip(candidate, reference, strict=False)]
@@ -177,13 +177,13 @@ def check_same_replies(*, candidate: Sequence[Reply], reference: Sequence[Reply]
         smallest_detectable="one other character, or one other token whose margin exceeds that",
         advice="ask a server that gives log-probabilities"
         if outcome is Outcome.INCONCLUSIVE and unknown
-        else "look at how the server cache paths answers to requests and puts streams together",
+        else "look at how the server assigns answers to requests and assembles streams",
         details=first_offenders([*([reason] if reason else []), *lines, *unknown, *ties]),
     )
 
 
 def _may_be_tie(divergence: Divergence, ours: Reply, theirs: Reply) -> bool:
-    """Whether nothing tells a near tie from a fault: both sides go on, with other tokens, and neither gives log-probabilities.
+    """Whether a near tie cannot be distinguished from a fault: both sides continue, and neither gives log-probabilities.
 
     Not at the first token, nor where one answer just ends: tokens that were lost, or the answer to another prompt, look so.
     """
@@ -197,7 +197,10 @@ def _same_outcome(total: int, distinct: int, ties: int, unknown: int, lines: Seq
     if lines:
         return Outcome.FAIL, ""
     if unknown:
-        return Outcome.INCONCLUSIVE, f"{unknown} of {total} answers part where no log-probability tells a near tie from a fault"
+        return (
+            Outcome.INCONCLUSIVE,
+            f"{unknown} of {total} answers part where no log-probability can tell a tie from a fault",
+        )
     if distinct == 1 and total > 1:
         return Outcome.INCONCLUSIVE, "all answers are the same, so that an exchange of two would not show"
     if total - ties < COMPARED * total and ties > 1:
@@ -225,9 +228,10 @@ def check_key(*, wrong: Reply, missing: Reply, right: Reply) -> Verdict:
 
 
 def check_stop(*, seconds: float, status: int | None, left: Sequence[int], again: Reply) -> Verdict:
-    """Whether a server that is told to stop (SIGTERM) ends by itself in time and takes its processes along.
+    """Whether a server ends by itself in time on SIGTERM, with all its processes.
 
-    status: None if it had to be killed. left: ids of its processes that outlived it. again: an answer after it was started anew.
+    seconds: until it ended. status: its exit status, negative for a signal; None if it had to be killed. left: ids of its
+    processes that outlived it. again: an answer after it was restarted.
     """
     lines = []
     if status is None:
@@ -240,13 +244,13 @@ def check_stop(*, seconds: float, status: int | None, left: Sequence[int], again
         lines.append(_failed("after a new start", again))
     return _exact(
         lines,
-        claim="the server ends by itself when it is told to, leaves no process, and starts again",
+        claim="the server ends by itself on SIGTERM, leaves no process, and starts again",
         key=f"{seconds:.1f} s",
         measurements=(
             Measurement("time to end", seconds, "s", 1, f"at most {STOP_SECONDS:g} s"),
             Measurement("processes left", len(left), "processes"),
         ),
-        threshold=f"no more than {STOP_SECONDS:g} s, ended by SIGTERM or with status 0, no process left",
+        threshold=f"at most {STOP_SECONDS:g} s, ended by SIGTERM or with status 0, no process left",
         advice="look at the server's log from the signal on, and at which of its processes wait for another",
     )
 
@@ -272,6 +276,6 @@ def _failed(what: str, reply: Reply) -> str:
 
 
 def _parting(ours: str, theirs: str) -> str:
-    """Where two texts part, with what stands there."""
+    """Where two texts differ first, with what each has there."""
     place = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), min(len(ours), len(theirs)))
     return f"text parts at character {place}: {ours[place : place + 20]!r} instead of {theirs[place : place + 20]!r}"

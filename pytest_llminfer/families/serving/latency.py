@@ -20,7 +20,7 @@ REQUESTS = 20
 KEPT_SESSIONS = 40
 ENOUGH_SESSIONS = 5
 FEW_FACTOR = {"cpu": 3.0, "cuda": 1.5}
-"""How many times the recorded median FAIL needs as long as fewer than five sessions tell how much it moves by itself."""
+"""How many times the recorded median FAIL needs while fewer than five sessions show how much it varies by itself."""
 LEAST_FACTOR = {"cpu": 2.0, "cuda": 1.2}
 """The same with five sessions or more, or what their spread predicts, whichever is more."""
 _FALSE_ALARMS = 0.01
@@ -29,7 +29,13 @@ _METRICS = {"first_token_seconds": "time to first token", "inter_token_seconds":
 
 @dataclass(frozen=True, slots=True)
 class LatencySession:
-    """A recorded session: medians over its requests, in seconds."""
+    """A recorded session: medians over its requests.
+
+    Attributes:
+        first_token_seconds: Median time from sending a request to its first token.
+        inter_token_seconds: Median over requests of the mean time from one token to the next.
+        requests: How many requests were timed.
+    """
 
     first_token_seconds: float
     inter_token_seconds: float
@@ -63,7 +69,7 @@ def check_latency(*, replies: Sequence[Reply], sessions: Sequence[Mapping[str, A
     """Whether neither median is longer than the recorded sessions lead one to expect; shorter never fails.
 
     replies: streamed, one at a time, at least 20. sessions: the record, same hardware. device: "cuda" for the narrow bound; a CPU
-    and a server elsewhere, whose load and network nobody here knows, get the wide one.
+    and a server elsewhere, whose load and network are not known, get the wide one.
     The bound is a multiple of the recorded median: FEW_FACTOR with fewer than five sessions; with more the 1 % prediction bound
     of their logarithms (docs/methods.md#latency), and at least LEAST_FACTOR.
     """

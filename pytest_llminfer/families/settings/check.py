@@ -44,7 +44,7 @@ def check_settings(
         threshold="every field equal",
         threshold_source=f"the record ({_versions(then, now)})",
         smallest_detectable="exact",
-        advice="an upgrade that moves a default changes memory, speed or outputs: pin the field with --engine-args, or record anew",
+        advice="an upgrade that moves a default changes memory, speed or outputs: pin it with --engine-args, or record again",
         details=first_offenders(lines, shown=_SHOWN),
     )
 
@@ -60,7 +60,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _versions(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """The engine's, and those of packages that are others now: an engine's default may be one of theirs."""
+    """The engine's, and those of packages that have changed: an engine's default may be one of theirs."""
     moved = [name for name in sorted(then.keys() & now.keys()) if name != "engine" and then[name] != now[name]]
     engine = f"engine {then.get('engine', 'unknown')} → {now.get('engine', 'unknown')}"
     return ", ".join([engine, *(f"{name} {then[name]} → {now[name]}" for name in moved)])

@@ -18,7 +18,13 @@ LEAST_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A process of a stopped engine that lives on. held_bytes: what would be free without it (its unique set)."""
+    """A process of a stopped engine that is still alive.
+
+    Attributes:
+        pid: Its process id.
+        name: Its command line, cut to 80 characters.
+        held_bytes: Bytes that would be free without it (its unique set size).
+    """
 
     pid: int
     name: str
@@ -27,8 +33,13 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """One stop of an engine. held_bytes: of all its processes before, their unique sets together. seconds: until nothing was
-    left, or the whole wait. left: what lives on after it. device_bytes: in use on the devices then; None on a CPU.
+    """One stop of an engine.
+
+    Attributes:
+        held_bytes: Unique set sizes of all its processes before the stop, added up.
+        seconds: Until none of them was alive, or the whole wait.
+        left: Processes that are still alive after the wait; empty for none.
+        device_bytes: In use on its devices after the stop, by all processes; None on a CPU or where nvidia-smi does not answer.
     """
 
     held_bytes: int
@@ -40,7 +51,7 @@ class Stop:
 def check_idle(*, stops: Sequence[Stop], idle_bytes: int | None = None) -> Verdict:
     """Whether nothing of the engine is left after each stop (docs/methods.md#memory-gates).
 
-    idle_bytes: in use on the devices before the engine's first start; the first stop's where nobody looked then. If more was in
+    idle_bytes: in use on the devices before the engine's first start; the first stop's where it was not read then. If more was in
     use before than after the first stop, others were still there: that stop is the yardstick, and the outcome INCONCLUSIVE at
     best. On a CPU the processes that are left are all there is to see: the memory of one that ended is the kernel's again.
     """

@@ -23,9 +23,9 @@ _STATE, _PARENT, _GROUP, _STARTED = 0, 1, 2, 19  # of proc(5)'s stat, counted be
 
 
 def stop_and_start(engine: Engine, *, rounds: int) -> list[Stop]:
-    """Stop the engine and load it anew, ``rounds`` times; what was seen after each stop. It is loaded when this returns.
+    """Stop and reload the engine ``rounds`` times; what was seen after each stop. It is loaded when this returns.
 
-    The round in which a process is left over is the last: more of them would tell nothing new.
+    The round in which a process is left over is the last: further rounds would show nothing new.
     """
     stops = []
     for _ in range(rounds):
@@ -48,7 +48,7 @@ def stop_and_start(engine: Engine, *, rounds: int) -> list[Stop]:
 def process_tree(groups: Iterable[int]) -> frozenset[tuple[int, int]]:
     """The processes of these groups and all that descend from them, in whatever group: (id, start in ticks since boot).
 
-    The start tells a process from another that was given its id later.
+    The start distinguishes a process from a later one with the same id.
     """
     table = {pid: stat for entry in _PROC.iterdir() if entry.name.isdecimal() and (stat := _stat(pid := int(entry.name)))}
     wanted = set(groups)

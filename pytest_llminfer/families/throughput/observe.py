@@ -127,7 +127,8 @@ class Throughput:
     def _measure(self, workload: Workload) -> Speed:
         if self._benchmark is not None and self._benchmark.disabled:
             raise UnsupportedError(
-                "pytest-benchmark is switched off (as it is under pytest-xdist): run the throughput tests with -n0"
+                "pytest-benchmark is switched off (as it is under pytest-xdist)",
+                "run the throughput tests with -n0 and without --benchmark-disable",
             )
         before = self._engine.calibrate()
         self._unused = iter(_batches(self._engine, workload, attempts=ATTEMPTS))

@@ -1,1 +1,1 @@
-"""Tokens: greedy decoding chooses what it chose."""
+"""Tokens: greedy decoding chooses the same tokens as before."""

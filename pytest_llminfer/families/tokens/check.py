@@ -1,4 +1,4 @@
-"""Greedy tokens: the same ones whichever way they were computed, ties within rounding aside."""
+"""Greedy tokens: the same in every execution mode, except for ties within rounding."""
 
 from __future__ import annotations
 

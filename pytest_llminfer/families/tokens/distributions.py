@@ -17,7 +17,7 @@ MEAN = {"float32": 1e-4, "bfloat16": 0.01, "float16": 0.005}
 """Bounds of the difference in probability, the largest over all positions and the mean.
 
 On the reference model two benign cache paths differ by 1e-5 at the most in fp32 and by 0.09 (mean 0.0008) in bf16, while positions
-that are off by one give 0.03 and a lost cache block 1.0 in either: fp32 tells a subtle bug from rounding, bf16 a gross one only.
+that are off by one give 0.03 and a lost cache block 1.0 in either: fp32 separates a subtle bug from rounding, bf16 a gross one.
 """
 
 

@@ -21,14 +21,19 @@ if TYPE_CHECKING:
 
 PROMPTS, MAX_TOKENS, TOP = 8, 48, 5
 _STORED = 3
-"""How many of the likeliest tokens of a step a record keeps: a tie is between the first two, or near enough."""
+"""How many of the likeliest tokens of a step a record keeps: a tie is between the first two, or close to them."""
 
 
 @dataclass(frozen=True)
 class Greedy:
-    """Answers to the same prompts, all at once and one by one, and how far the two are apart in nats.
+    """Greedy answers to the same prompts by two benign execution modes.
 
-    ``dtype``: of the logits.
+    Attributes:
+        prompts: Token ids of each prompt.
+        batched: Answers to all prompts in one request, in their order.
+        one_by_one: Answers to each prompt in a request of its own, in the same order.
+        noise: Largest difference in nats between the log-probabilities of the two (``near_ties.measured_noise``).
+        dtype: What the engine computes in, in the words of a cell.
     """
 
     prompts: list[list[int]]
@@ -42,7 +47,7 @@ class Greedy:
         """Generate both ways.
 
         Raises:
-            UnsupportedError: the engine does not give log-probabilities, without which a tie cannot be told from an error.
+            UnsupportedError: the engine does not give log-probabilities, without which a tie cannot be distinguished from an error.
         """
         prompts = engine.model.prompts(PROMPTS)
         batched = engine.generate(prompts, max_tokens=MAX_TOKENS, logprobs=TOP)
@@ -57,7 +62,7 @@ class Greedy:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What must be equal for a record to be compared with."""
+        """What must be equal for a record to be a fair comparison."""
         text = json.dumps(self.prompts, separators=(",", ":"))
         return {"prompts_sha256": hashlib.sha256(text.encode()).hexdigest(), "sampling": Sampling(MAX_TOKENS).to_dict()}
 
@@ -68,7 +73,7 @@ def observe(engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def pack(answers: Sequence[Generation]) -> dict[str, Any]:
-    """Answers as a record holds them, one short line each: tokens, reasons to end, and of each step the likeliest three."""
+    """Answers as a record holds them, one short line each: tokens, finish reasons, and of each step the likeliest three."""
     return {"answers": [_pack(answer) for answer in answers]}
 
 

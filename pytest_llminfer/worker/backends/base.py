@@ -14,10 +14,10 @@ Message = dict[str, Any]
 
 
 class Progress(Protocol):
-    """Told how far long work has come; every call also proves that the worker is alive."""
+    """Called with the progress of long work; every call also proves that the worker is alive."""
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        """``phase`` in words ("loading", "generating"), ``done`` of ``total`` steps."""
+        """``phase``: what is being done ("loading", "generating"); ``done`` of ``total`` steps."""
 
 
 class Backend(Protocol):
@@ -26,8 +26,8 @@ class Backend(Protocol):
 
     A request that the engine cannot answer raises ``UnsupportedError`` with the reason; its name is then missing from
     ``capabilities`` too. Field names of every answer are those of the classes in ``pytest_llminfer.observations``.
-    When a process of the engine has died, whatever was asked raises ``EngineDiedError`` that names it; memory that does not
-    suffice raises ``OutOfMemoryError``. Processes that the engine starts stay in the worker's process group, killed as one.
+    When a process of the engine has died, any request raises ``EngineDiedError`` that names it; too little memory raises
+    ``OutOfMemoryError``. Processes that the engine starts stay in the worker's process group, killed as one.
     """
 
     capabilities: frozenset[str]
@@ -52,7 +52,7 @@ class Backend(Protocol):
 
         sampling: every field of ``Sampling``. logprobs: how many top log-probabilities a step, 0 for none.
         cache path: ``engine`` (the engine's own generation, batched), ``loop`` (a hand-written loop over the cache, one token a
-        step), ``no_cache`` (the whole prefix computed anew at every step).
+        step), ``no_cache`` (the whole prefix recomputed at every step).
         A prompt is a list of token ids; with the capability ``generate:messages`` it is a conversation, a list of
         ``{"role", "content"}``, to which the server applies its chat template.
         """
@@ -84,7 +84,7 @@ class Backend(Protocol):
         """
 
     def memory(self, *, reset_peak: bool = False) -> Message:
-        """The fields of ``MemoryReport``; with ``reset_peak`` the run peak starts anew after this answer."""
+        """The fields of ``MemoryReport``; with ``reset_peak`` the run peak is reset after this answer."""
 
     def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:
         """The fields of ``CacheReport`` for one prompt and ``extend`` tokens decoded after it."""
@@ -126,10 +126,14 @@ class Backend(Protocol):
         """``{"result": …}``: the user's ``function`` from the file ``path``, called with the live model and ``arguments``."""
 
     def talk(self, *, requests: Sequence[Message], concurrency: int = 1) -> Message:
-        """``{"answers": [...]}``: what a server answered over HTTP, one a request; ``serving_client.Reply`` has the fields."""
+        """``{"answers": [...]}``: what a server answered over HTTP, one a request; the fields of ``Reply``."""
 
     def stop(self) -> Message:
-        """How the engine's own server ended when it was told to: ``{"seconds", "status", "left"}``."""
+        """Stop the engine's own server with SIGTERM: ``{"seconds", "status", "left"}``.
+
+        seconds: until it ended. status: its exit status, negative for a signal; None if it had to be killed. left: ids of its
+        processes that outlived it.
+        """
 
     def close(self) -> None:
-        """Let go of what the process's end would not free."""
+        """Release what the end of the process would not free."""

@@ -10,7 +10,11 @@ from pytest_llminfer.errors import EngineStartError
 
 
 def require(*names: str, purpose: str) -> None:
-    """Refuse to start without these packages, with the command that installs them into this interpreter."""
+    """Refuse to start without these packages, with the command that installs them into this interpreter.
+
+    Raises:
+        EngineStartError: one of them is missing.
+    """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise EngineStartError(

@@ -1,4 +1,4 @@
-"""A user's function, from a file of theirs, called with the live model: the way out for what is not foreseen."""
+"""A user's function, from a file of theirs, called with the live model: for what no request covers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request must hold before an engine sees it: a wrong one is refused in words, not by a fault inside a kernel."""
+"""What a request must hold before an engine sees it: a wrong one is refused with a reason, not by a fault inside a kernel."""
 
 from __future__ import annotations
 
@@ -16,16 +16,25 @@ SCORE_PATHS = ("prefill", "decode")
 
 
 def check_parallelism(spec: EngineSpec) -> None:
-    """Refuse a cell that one process cannot hold."""
+    """Refuse a cell that one process cannot hold.
+
+    Raises:
+        UnsupportedError: tp, pp or dp is above 1.
+    """
     for name in ("tp", "pp", "dp"):
         if getattr(spec, name) > 1:
             raise UnsupportedError(
-                f"{spec.engine} does not split one engine over devices yet: {name}={getattr(spec, name)}; use {name}=1"
+                f"{spec.engine} does not split one engine over devices yet: {name}={getattr(spec, name)}", f"use {name}=1"
             )
 
 
 def check_sampling(sampling: Mapping[str, Any], *, cache_path: str) -> None:
-    """Refuse values that engines read differently or not at all."""
+    """Refuse values that engines read differently or not at all.
+
+    Raises:
+        BadInputError: a field outside its range, or an unknown cache path.
+        UnsupportedError: anything but greedy decoding on a cache path other than ``engine``.
+    """
     check_cache_path(cache_path, GENERATE_PATHS)
     if sampling["max_tokens"] < 1:
         raise BadInputError(f"max_tokens must be at least 1, not {sampling['max_tokens']}")
@@ -38,11 +47,15 @@ def check_sampling(sampling: Mapping[str, Any], *, cache_path: str) -> None:
     if sampling["repetition_penalty"] <= 0:
         raise BadInputError(f"repetition_penalty must be above 0 (1 is none), not {sampling['repetition_penalty']}")
     if cache_path != "engine" and (sampling["temperature"] > 0 or sampling["repetition_penalty"] != 1):
-        raise UnsupportedError(f"cache path {cache_path!r} decodes greedily only: temperature 0 and repetition_penalty 1")
+        raise UnsupportedError(f"cache path {cache_path!r} decodes greedily only", "use temperature 0 and repetition_penalty 1")
 
 
 def check_cache_path(cache_path: str, cache_paths: Collection[str]) -> None:
-    """Refuse a cache path that does not exist."""
+    """Refuse a cache path that does not exist.
+
+    Raises:
+        BadInputError: with the valid ones.
+    """
     if cache_path not in cache_paths:
         raise BadInputError(f"unknown cache path {cache_path!r}; valid: {', '.join(cache_paths)}")
 
@@ -50,7 +63,11 @@ def check_cache_path(cache_path: str, cache_paths: Collection[str]) -> None:
 def check_tokens(
     sequences: Sequence[Sequence[int]], *, vocab_size: int, max_positions: int, extra: int = 0, least: int = 1
 ) -> None:
-    """Refuse sequences that are too short, hold an id outside of the vocabulary, or leave no room for ``extra`` tokens."""
+    """Refuse sequences that are too short, hold an id outside of the vocabulary, or leave no room for ``extra`` tokens.
+
+    Raises:
+        BadInputError: with the number of the sequence.
+    """
     for number, sequence in enumerate(sequences):
         if len(sequence) < least:
             raise BadInputError(f"sequence {number} has {len(sequence)} tokens; at least {least} are needed")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _BORN = time.time()
-"""An engine of this process starts later than that; what is older belongs to somebody else, such as a model that is kept there."""
+"""An engine of this process starts later than that; what is older belongs to others, such as a model that is kept there."""
 
 
 def unlink(processes: Iterable[int]) -> None:

@@ -1,4 +1,4 @@
-"""CachePath ``no_cache`` for engines that only generate: the whole prefix computed anew for every token, all prompts side by
+"""CachePath ``no_cache`` for engines that only generate: the whole prefix recomputed for every token, all prompts side by
 side.
 """
 
@@ -26,12 +26,12 @@ def generate_without_cache(
 ) -> list[dict[str, Any]]:
     """Fields of ``Generation``, one answer a prompt, in order.
 
-    step: called with the prefixes (prompt and tokens so far) that still go on, and ``logprobs``; gives one answer a prefix, in
+    step: called with the prefixes (prompt and tokens so far) that are not finished, and ``logprobs``; gives one answer a prefix, in
     order, of exactly one token each, computed with no cache of earlier steps. Arrays of the steps, (1, k) or (1,), are put one
     after another. end_token_ids: those that end an answer; none of them is left out of it.
 
-    cached_tokens of an answer is the most that any of its steps took from a prefix cache: 0 proves that the cache path did what it
-    says, None that the engine does not tell.
+    cached_tokens of an answer is the most that any of its steps took from a prefix cache: 0 proves that nothing was cached, None
+    means that the engine does not say.
     """
     prefixes = [list(prompt) for prompt in prompts]
     steps: list[list[dict[str, Any]]] = [[] for _ in prompts]

@@ -1,3 +1,3 @@
-"""What a worker and the pytest process agree on: frames, how errors are told, and the names of shared memory. Standard library
+"""What a worker and the pytest process agree on: frames, how errors are sent, and the names of shared memory. Standard library
 only.
 """

@@ -27,7 +27,7 @@ def mapped(pid: int) -> set[int]:
 def named_by_group(group: int, *, since: float) -> list[Path]:
     """The names that only processes of this group have mapped, and that are no older than ``since`` (seconds of the epoch).
 
-    What was there before, such as a model that somebody keeps there, is none of them, whoever has mapped it.
+    What existed before, such as a model that another user keeps there, is left out, whoever has mapped it.
     """
     recent = _recent(since)
     inside, outside = _mapped_by(group) if recent else (set(), set())
@@ -35,7 +35,7 @@ def named_by_group(group: int, *, since: float) -> list[Path]:
 
 
 def ownerless(group: int, *, since: float) -> list[Path]:
-    """What engines name so, is no older than ``since``, and has been mapped for a second by nobody, or by this group alone.
+    """Files named as engines name theirs, no older than ``since``, that for a second no process has mapped but those of this group.
 
     A rank that died by itself took its mapping along, and left the name: of a message queue of vLLM's, 240 MiB.
     """

@@ -19,7 +19,7 @@ KV_FAULTS = FAULTS / "kv_cache.py"
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Started once for all tests of a file."""
     log = tmp_path_factory.mktemp("worker") / "log"
-    engine = Engine(Launch(EngineSpec("transformers"), Model("reference"), {}, {"OMP_NUM_THREADS": "2"}, timeout=240, log=log))
+    engine = Engine(Launch(EngineSpec("transformers"), Model("reference"), {}, {}, timeout=240, log=log))
     yield engine
     engine.close()
 

@@ -59,7 +59,7 @@ def start(
             spec=EngineSpec(engine, environment=llamacpp_python if engine == "llamacpp" else "", **cell),
             model=served,
             engine_args=engine_args or {},
-            variables={"OMP_NUM_THREADS": "2", "XDG_CACHE_HOME": str(cache), **(variables or {})},
+            variables={"XDG_CACHE_HOME": str(cache), **(variables or {})},
             timeout=120,
             log=tmp_path_factory.mktemp("worker") / "log",
         )

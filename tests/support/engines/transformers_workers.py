@@ -25,7 +25,7 @@ class Worker:
     def __init__(self, log: Path, **variables: str) -> None:
         self.info: dict[str, Any] = {}
         self.quantization = ""
-        self.process = WorkerProcess(local.start("", {"OMP_NUM_THREADS": "2", **variables}, log), log)
+        self.process = WorkerProcess(local.start("", {**variables}, log), log)
         self.progress: list[tuple[str, int, int]] = []
 
     def load(self, model_path: Path = REFERENCE, engine_args: dict[str, Any] | None = None, **cell: Any) -> Any:

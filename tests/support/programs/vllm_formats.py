@@ -77,9 +77,13 @@ def observe(cell: dict[str, Any], prompts: list[list[int]]) -> dict[str, Any]:
         "memory": backend.memory(),
         "kv_pool": backend.kv_pool(),
         "tokens": [],
+        "missing_kernel": "",
     }
     if "fault" not in cell:
-        answer["tokens"] = [output["token_ids"] for output in backend.generate(prompts=prompts, sampling=sampling)["outputs"]]
+        try:
+            answer["tokens"] = [output["token_ids"] for output in backend.generate(prompts=prompts, sampling=sampling)["outputs"]]
+        except AttributeError as error:
+            answer["missing_kernel"] = str(error)
     backend._live.llm.llm_engine.engine_core.shutdown()
     del backend
     cleanup_dist_env_and_memory()

@@ -44,18 +44,22 @@ def round_trip(model: Any, values: np.ndarray, *, double_quantized: bool | None 
 
 
 def codebook(model: Any) -> dict[str, Any]:
-    """The 16 values that the model's 4-bit codes stand for, float32, and how often each is used over all its linears."""
+    """The 16 values that the model's 4-bit codes stand for, float32, and how often each is used over all its linears.
+
+    Raises:
+        UnsupportedError: the model is not quantized, or to 8 bits, which have no codebook.
+    """
     counts = torch.zeros(16, dtype=torch.int64)
     code = None
     for layer in _quantized(model):
         state = getattr(layer.weight, "quant_state", None)
         if state is None:
-            raise UnsupportedError("codes of 8 bits are evenly spaced: they have no codebook")
+            raise UnsupportedError("codes of 8 bits are evenly spaced: they have no codebook", "use quantization=nf4 or fp4")
         code = state.code.float().cpu()
         packed = layer.weight.data.view(torch.uint8).flatten().cpu()
         counts += torch.bincount(torch.cat([packed >> 4, packed & 15]).to(torch.int64), minlength=16)
     if code is None:
-        raise UnsupportedError("no linear of this model is quantized")
+        raise UnsupportedError("no linear of this model is quantized", "use quantization=nf4 or fp4")
     return {"code": code.numpy(), "counts": counts.numpy()}
 
 
@@ -129,7 +133,7 @@ def _linears(model: Any) -> Iterator[tuple[str, Any]]:
 def _first_quantized(model: Any) -> Any:
     layer = next(_quantized(model), None)
     if layer is None:
-        raise UnsupportedError("no linear of this model is quantized by bitsandbytes")
+        raise UnsupportedError("no linear of this model is quantized by bitsandbytes", "use quantization=int8, nf4 or fp4")
     return layer
 
 

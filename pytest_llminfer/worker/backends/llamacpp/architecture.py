@@ -16,7 +16,27 @@ _ROPE_TYPES = ("default", "linear", "llama3")
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What the weights and the metadata of a GGUF file follow from. rope_scaling: empty for plain rotary positions."""
+    """The sizes from which the weights and the metadata of a GGUF file follow.
+
+    Attributes:
+        name: llama.cpp's name of the architecture.
+        layers: Decoder layers.
+        hidden: Width of the residual stream.
+        heads: Query heads of a layer.
+        kv_heads: Key and value heads of a layer.
+        head_dim: Elements of one head.
+        intermediate: Width of the MLP.
+        vocabulary: Rows of the embedding.
+        positions: Longest sequence, ``max_position_embeddings``.
+        norm_epsilon: Epsilon of the RMS norms.
+        rope_theta: Base of the rotary positions.
+        rope_scaling: What scales the rotary positions, with its ``rope_type``; empty for plain ones.
+        tied: Whether the output matrix is the embedding.
+        qkv_bias: Whether the projections to queries, keys and values have a bias.
+        output_bias: Whether the attention's output projection has one.
+        mlp_bias: Whether the linears of the MLP have one.
+        initializer_range: Standard deviation of dummy weights.
+    """
 
     name: str
     layers: int
@@ -41,14 +61,14 @@ class Architecture:
         """Read a config.json.
 
         Raises:
-            UnsupportedError: another architecture, or a variant of it that a GGUF file of ours could not express.
+            UnsupportedError: another architecture, or a variant of it that the converter does not write.
             BadInputError: a size is missing.
         """
         model_type = str(config.get("model_type", ""))
         if model_type not in ARCHITECTURES:
             raise UnsupportedError(
-                f"models of type {model_type!r} are not converted to GGUF here (known: {', '.join(ARCHITECTURES)}); "
-                "give the path of a .gguf file instead"
+                f"models of type {model_type!r} are not converted to GGUF here (known: {', '.join(ARCHITECTURES)})",
+                "give the path of a .gguf file instead",
             )
         _refuse_variants(config)
         rope, theta = _rope(config)
@@ -101,13 +121,17 @@ class Architecture:
 
 def _refuse_variants(config: Mapping[str, Any]) -> None:
     if (activation := config.get("hidden_act", "silu")) != "silu":
-        raise UnsupportedError(f"hidden_act={activation!r} has no place in a GGUF file; llama.cpp computes silu for this model")
+        raise UnsupportedError(
+            f"hidden_act={activation!r} has no place in a GGUF file, and llama.cpp computes silu for this model",
+            "give a model with silu, or use another engine",
+        )
     if config.get("quantization_config"):
-        raise UnsupportedError("a quantized checkpoint is not converted to GGUF; give the unquantized model")
+        raise UnsupportedError("a quantized checkpoint is not converted to GGUF", "give the unquantized model")
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     if window and window < config.get("max_position_embeddings", 0):
         raise UnsupportedError(
-            f"sliding_window={window} is not in llama.cpp's graph of this architecture: long prompts would differ"
+            f"sliding_window={window} is not in llama.cpp's graph of this architecture: long prompts would differ",
+            "use another engine, or a model without a window",
         )
 
 
@@ -116,7 +140,9 @@ def _rope(config: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
     found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = found.get("rope_type", found.get("type", "default"))
     if kind not in _ROPE_TYPES:
-        raise UnsupportedError(f"rope_type={kind!r} is not converted to GGUF here (known: {', '.join(_ROPE_TYPES)})")
+        raise UnsupportedError(
+            f"rope_type={kind!r} is not converted to GGUF here", f"give a model with one of: {', '.join(_ROPE_TYPES)}"
+        )
     theta = float(found.get("rope_theta") or config.get("rope_theta") or 10000.0)
     return ({} if kind == "default" else {**found, "rope_type": kind}), theta
 

@@ -30,7 +30,12 @@ _SEQUENCES = 16
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What ``Llama`` is given, and how many sequences are decoded at once. type_k and type_v are ggml's numbers."""
+    """What ``Llama`` is given, and how many sequences are decoded at once.
+
+    Attributes:
+        keywords: Keyword arguments of ``Llama``; ``type_k`` and ``type_v`` are ggml's numbers of a type.
+        sequences: How many sequences share the KV cache at once.
+    """
 
     keywords: dict[str, Any]
     sequences: int
@@ -41,6 +46,10 @@ class Arguments:
 
         Beside the keywords of ``Llama``: ``n_seq_max``, how many sequences share the KV cache at once (16).
         ``n_ctx`` is the size of that cache in tokens (4096), and bounds each sequence as well.
+
+        Raises:
+            BadInputError: an unknown name, one that the cell sets, a size below 1, or values that contradict each other.
+            UnsupportedError: a KV dtype that llama.cpp does not have, or offloading by a build without GPU support.
         """
         parameters = inspect.signature(llama.__init__).parameters
         known = [name for name, entry in parameters.items() if entry.kind is entry.KEYWORD_ONLY and name not in _FIXED]
@@ -85,18 +94,23 @@ def _check_known(name: str, known: list[str]) -> None:
 
 
 def check_offload(layers: int | None, *, offload: bool) -> None:
-    """Refuse layers on a GPU where the build has no use for one."""
+    """Refuse layers on a GPU where the build has no use for one.
+
+    Raises:
+        UnsupportedError: ``layers`` are to be offloaded by a build without GPU support.
+    """
     if layers and not offload:
         raise UnsupportedError(
-            f"n_gpu_layers={layers} needs a build of llama-cpp-python with GPU support, which this one is not: "
-            "it would be ignored without a word"
+            f"n_gpu_layers={layers} needs a build of llama-cpp-python with GPU support, which this one is not: it would be ignored "
+            "without a word",
+            "install one with it, or leave n_gpu_layers out",
         )
 
 
 def _kv_type(keywords: Mapping[str, Any], name: str, spec: EngineSpec) -> int:
     """The type of keys or values: the cell's, or that of an engine argument, by name or by ggml's number."""
     if spec.kv_dtype not in {"auto", *KV_TYPES}:
-        raise UnsupportedError(f"llama.cpp has no KV cache of dtype {spec.kv_dtype}; it has: {', '.join(KV_TYPES)}")
+        raise UnsupportedError(f"llama.cpp has no KV cache of dtype {spec.kv_dtype}", f"use one of: {', '.join(KV_TYPES)}")
     said = keywords.get(name)
     if said is None:
         return KV_TYPES.get(spec.kv_dtype, KV_TYPES[DEFAULT_KV_DTYPE])

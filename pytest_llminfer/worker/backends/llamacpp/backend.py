@@ -41,7 +41,13 @@ class LlamacppBackend:
         self._engine_args = engine_args
 
     def load(self) -> Message:
-        """Look at the arguments, import the engine, convert, load."""
+        """Look at the arguments, import the engine, convert, load.
+
+        Raises:
+            EngineStartError: llama_cpp is not installed, or the context cannot be set up.
+            BadInputError, UnsupportedError: arguments or a model that cannot be loaded.
+            OutOfMemoryError: the weights or the KV cache do not fit.
+        """
         requests.check_parallelism(self._spec)
         if importlib.util.find_spec("llama_cpp") is None:
             raise EngineStartError(
@@ -52,7 +58,7 @@ class LlamacppBackend:
         live = self._part("live")
         self._live = live.LiveModel.load(self._spec, self._model_path, self._engine_args, self._progress, started=started)
         if self._live.offloaded:
-            # What a GPU holds is not to be read from the host's books.
+            # The host cannot read what a GPU holds.
             self.capabilities = type(self).capabilities - _HOST_ONLY
         return {**self._live.information(), "capabilities": sorted(self.capabilities)}
 

@@ -47,7 +47,11 @@ def fingerprint(folder: Path, *, weights: str, version: str) -> str:
 
 
 def obtain(file: Path, make: Callable[[Path], None], progress: Callable[[str, int, int], None]) -> Path:
-    """``file``, made by ``make`` under another name first if it is missing or damaged; one process at a time makes it."""
+    """``file``, made by ``make`` under another name first if it is missing or damaged; one process at a time makes it.
+
+    Raises:
+        BadInputError: the file cannot be written.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     if _intact(file):
         return file

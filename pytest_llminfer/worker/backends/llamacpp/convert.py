@@ -72,7 +72,11 @@ def write_gguf(
 
 
 def verify(path: Path, checksums: Mapping[str, int]) -> None:
-    """Read the file back: every tensor is there, whole, with the bytes that were written."""
+    """Read the file back: every tensor is there, whole, with the bytes that were written.
+
+    Raises:
+        EngineError: a tensor is missing, or holds other bytes.
+    """
     file = read_gguf(path)
     with path.open("rb") as stream:
         for tensor in file.tensors.values():

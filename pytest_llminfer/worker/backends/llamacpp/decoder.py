@@ -69,7 +69,12 @@ class Decoder:
         return self.rows - 1
 
     def run(self) -> np.ndarray:
-        """Compute the rows that were added; float32 (wanted rows, vocabulary), in their order, valid until the next call."""
+        """Compute the rows that were added; float32 (wanted rows, vocabulary), in their order, valid until the next call.
+
+        Raises:
+            OutOfMemoryError: the KV cache has no room for the batch.
+            EngineError: llama.cpp failed for another reason.
+        """
         wanted = int(self._wanted[: self.rows].sum())
         self._batch.n_tokens, self.rows = self.rows, 0
         status = self._library.llama_decode(self.context, self._batch)

@@ -38,7 +38,13 @@ _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A GGUF file to load. dtype: what its unquantized matrices are, or were before quantization."""
+    """A GGUF file to load.
+
+    Attributes:
+        path: The file.
+        dtype: Of its unquantized matrices, or of the matrices before quantization, in the words of a cell.
+        end_token_ids: Tokens that end an answer, in rising order.
+    """
 
     path: Path
     dtype: str
@@ -55,7 +61,7 @@ def model_file(spec: EngineSpec, model_path: str, progress: Progress) -> ModelFi
         UnsupportedError: a quantization, architecture or tokenizer that has no place here.
     """
     if spec.quantization not in {"none", *QUANTIZED}:
-        raise UnsupportedError(f"llama.cpp has no quantization {spec.quantization!r}; it has: none, {', '.join(QUANTIZED)}")
+        raise UnsupportedError(f"llama.cpp has no quantization {spec.quantization!r}", f"use one of: none, {', '.join(QUANTIZED)}")
     path = Path(model_path).expanduser()
     if path.suffix == ".gguf":
         return _given(spec, path)
@@ -125,7 +131,7 @@ def _quantize(source: Path, target: Path, quantization: str, progress: Progress)
 
 @contextlib.contextmanager
 def _heartbeat(progress: Progress, phase: str) -> Iterator[None]:
-    """Tell every few seconds that a long call into the library goes on."""
+    """Report every few seconds that a long call into the library is still running."""
     over = threading.Event()
 
     def tell() -> None:

@@ -23,7 +23,18 @@ _HEARTBEAT_SECONDS = 10.0
 
 @dataclass(slots=True)
 class _Running:
-    """A sequence in the cache: its tokens that were not computed yet, and its length so far."""
+    """A sequence in the cache.
+
+    Attributes:
+        number: Its place in the request.
+        slot: Its sequence id in the cache.
+        reserved: Cells of the cache that it may fill: its prompt and ``max_tokens``.
+        fresh: Tokens that have not been computed yet.
+        sampler: Chooses its tokens.
+        top: The most likely tokens of its steps.
+        length: Tokens that have been computed.
+        generated: Tokens chosen so far.
+    """
 
     number: int
     slot: int

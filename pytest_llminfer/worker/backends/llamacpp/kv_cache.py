@@ -26,7 +26,16 @@ _KEY, _VALUE = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class CacheReader:
-    """Reads what a sequence holds. head_dims, kinds: of the keys and of the values; a kind is ggml's number of a type."""
+    """Reads what a sequence holds in the KV cache.
+
+    Attributes:
+        library: The module with llama.cpp's C functions.
+        decoder: The context whose cache is read.
+        layers: Layers of the model.
+        heads: KV heads of a layer.
+        head_dims: Elements of one head's key and of its value.
+        kinds: ggml's number of the type of keys and of values.
+    """
 
     library: Any
     decoder: Decoder
@@ -134,7 +143,7 @@ def _to_float32(data: bytes, kind: str) -> np.ndarray:
     if kind == "bf16":
         return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
     if kind not in _READABLE:
-        raise UnsupportedError(f"a KV cache of type {kind} is not read here (read: {', '.join(_READABLE)})")
+        raise UnsupportedError(f"a KV cache of type {kind} is not read here", f"use one of: {', '.join(_READABLE)}")
     size = 34 if kind == "q8_0" else 18
     blocks = np.frombuffer(data, np.uint8).reshape(-1, size)
     scales = blocks[:, :2].copy().view(np.float16).astype(np.float32)
@@ -145,4 +154,7 @@ def _to_float32(data: bytes, kind: str) -> np.ndarray:
 
 
 def _unknown(what: str) -> UnsupportedError:
-    return UnsupportedError(f"this llama.cpp saves its KV cache in a way that is not known here ({what})")
+    return UnsupportedError(
+        f"this llama.cpp saves its KV cache in a way that is not known here ({what})",
+        "use another version of llama-cpp-python",
+    )

@@ -35,7 +35,11 @@ def report(file: GgufFile, cells: int, key_type: int, value_type: int, *, longes
 
 
 def metadata(file: GgufFile, key: str, otherwise: int | None = None) -> int:
-    """A size of the model from the file's metadata."""
+    """A size of the model from the file's metadata.
+
+    Raises:
+        BadInputError: the key is missing and ``otherwise`` is None, or its value is no whole number.
+    """
     value = file.metadata.get(f"{file.metadata.get('general.architecture')}.{key}", otherwise)
     if not isinstance(value, int):
         raise BadInputError(f"{file.path.name} has no {key} as one number; convert or fetch the file again")

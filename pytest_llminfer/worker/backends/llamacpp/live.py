@@ -37,7 +37,22 @@ _OUT_OF_MEMORY = ("failed to allocate", "unable to allocate", "cannot allocate",
 
 @dataclass(frozen=True, slots=True)
 class LiveModel:
-    """limits: vocabulary and positions, as ``requests.check_tokens`` takes them. offloaded: whether a GPU holds the layers."""
+    """A loaded file and what belongs to it.
+
+    Attributes:
+        library: The module with llama.cpp's C functions.
+        llama: The ``llama_cpp.Llama``.
+        decoder: Its context, computed with token by token.
+        file: Header of the loaded file.
+        arguments: What ``Llama`` was given.
+        meter: Reads the memory of this process.
+        dtype: Of unquantized matrices, in the words of a cell.
+        end_token_ids: Tokens that end an answer, in rising order.
+        load_peak_bytes: Highest use of memory while loading, above what was in use before.
+        load_seconds: Seconds of the phases ``import``, ``convert`` and ``load``.
+        limits: ``vocab_size`` and ``max_positions``, as ``requests.check_tokens`` takes them.
+        offloaded: Whether a GPU holds the layers.
+    """
 
     library: Any
     llama: Any

@@ -25,7 +25,7 @@ class NativeLog:
         library.llama_log_set(callback, ctypes.c_void_p(0))
 
     def forget(self) -> None:
-        """Begin anew: what follows belongs to the next action."""
+        """Forget what was logged: what follows belongs to the next action."""
         self._errors.clear()
 
     def errors(self) -> str:

@@ -62,7 +62,7 @@ class HostMeter:
         return max(_peak_resident() - self._floor, 0)
 
     def reset_peak(self) -> None:
-        """Give freed memory back to the kernel, so that it cannot stand in for new memory, and let the peak start anew."""
+        """Return freed memory to the kernel, so that it cannot stand in for new memory, and reset the peak."""
         gc.collect()
         _release_free_memory()
         try:

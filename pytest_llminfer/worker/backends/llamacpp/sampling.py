@@ -59,7 +59,7 @@ def _penalties(library: Any, repetition: float, vocabulary: int, remembered: int
     sizes = {4: (remembered,), 5: (vocabulary, remembered)}.get(len(create.argtypes))
     if sizes is None:
         raise UnsupportedError(
-            f"this llama-cpp-python wants {len(create.argtypes)} values for a repetition penalty; use another version"
+            f"this llama-cpp-python wants {len(create.argtypes)} values for a repetition penalty", "use another version"
         )
     return create(*sizes, repetition, 0.0, 0.0)
 

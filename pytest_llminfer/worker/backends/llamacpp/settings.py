@@ -14,7 +14,7 @@ _NUMBERS = tuple("?bBhHiIlLqQfd")
 """What ctypes calls its numbers; a pointer has another letter, or a type of its own."""
 _LIMITS = ("n_ctx", "n_ctx_seq", "n_batch", "n_ubatch", "n_seq_max")
 _OF_THE_HOST = ("n_threads", "n_threads_batch")
-"""Told by the cores at hand, and so no settings of the engine: what speed is recorded under has them."""
+"""Follow from the cores at hand, and so are no settings of the engine; a recorded speed has them among its conditions."""
 
 
 def report(library: Any, llama: Any, resolved: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,11 @@ class DummySource:
 
 
 def read_tensor(tensor: StoredTensor) -> np.ndarray:
-    """One tensor of a safetensors file in float32; bf16 is the upper half of a float32."""
+    """One tensor of a safetensors file in float32; bf16 is the upper half of a float32.
+
+    Raises:
+        BadInputError: another dtype than F32, F16 or BF16.
+    """
     kinds = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
     if tensor.dtype not in kinds:
         raise BadInputError(f"{tensor.file} holds a tensor of type {tensor.dtype}; a conversion reads {', '.join(kinds)}")

@@ -29,7 +29,15 @@ PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Tokens by id, as many as the embedding has rows, with their kinds; merges as ``"left right"``."""
+    """A tokenizer as GGUF stores it.
+
+    Attributes:
+        tokens: Text by token id, as many as the embedding has rows; the rows without a token are named ``[UNUSED…]``.
+        kinds: GGUF's kind of each token (``NORMAL``, ``CONTROL``, ``USER_DEFINED``, ``UNUSED``).
+        merges: Pairs of the byte-pair encoding in their order, as ``"left right"``.
+        pre_tokenizer: llama.cpp's name for how text is split before merging.
+        chat_template: Source of the chat template; empty without one.
+    """
 
     tokens: tuple[str, ...]
     kinds: tuple[int, ...]
@@ -59,7 +67,7 @@ def _vocabulary(folder: Path, tokenizer: dict[str, Any], size: int) -> Vocabular
     model = tokenizer["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         name = "BPE with byte fallback" if model.get("byte_fallback") else repr(model.get("type"))
-        raise UnsupportedError(f"a tokenizer of kind {name} is not converted to GGUF here; give the path of a .gguf file instead")
+        raise UnsupportedError(f"a tokenizer of kind {name} is not converted to GGUF here", "give the path of a .gguf file instead")
     tokens = [f"[UNUSED{number}]" for number in range(size)]
     kinds = [UNUSED] * size
     added = {
@@ -84,12 +92,12 @@ def pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
     words = tuple(word for step in steps for word in _words(step))
     if words not in PRE_TOKENIZERS:
         raise UnsupportedError(
-            f"no name in llama.cpp is known here for the pre-tokenizer {json.dumps(found)[:300]}; "
-            "give the path of a .gguf file instead"
+            f"no name in llama.cpp is known here for the pre-tokenizer {json.dumps(found)[:300]}",
+            "give the path of a .gguf file instead",
         )
     normalizer = (tokenizer.get("normalizer") or {}).get("type")
     if normalizer not in {None, "NFC"}:
-        raise UnsupportedError(f"the normalizer {normalizer} has no place in a GGUF file; give the path of a .gguf file instead")
+        raise UnsupportedError(f"the normalizer {normalizer} has no place in a GGUF file", "give the path of a .gguf file instead")
     return PRE_TOKENIZERS[words]
 
 

@@ -18,12 +18,16 @@ _SECRET_WORDS = ("auth", "cookie", "key", "password", "secret", "token")
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """``engine_args`` by name.
+    """``engine_args`` of a server, read and checked.
 
-    model: the name on the server; empty for the only one there. api: ``completions`` or ``chat``; empty to find out.
-    concurrency: requests under way at once. max_retries: of one request, with back-off, on 429, 5xx and lost connections.
-    timeout: seconds that one request may take. extra_body, extra_headers: sent with every request, such as OpenRouter's
-    ``{"provider": {...}}``.
+    Attributes:
+        model: Name of the model on the server; empty for the only one there.
+        api: ``completions`` or ``chat``; empty to find out which one answers.
+        concurrency: Requests under way at once, at least 1.
+        max_retries: Retries of one request, with back-off, on 429, 5xx and lost connections; 0 for none.
+        timeout: Seconds that one request may take.
+        extra_body: Fields sent in the body of every request, such as OpenRouter's ``{"provider": {...}}``; null removes a field.
+        extra_headers: Headers sent with every request; none that may hold a secret.
     """
 
     model: str
@@ -36,7 +40,11 @@ class Arguments:
 
     @classmethod
     def read(cls, engine_args: Mapping[str, Any]) -> Arguments:
-        """Refuse names that nothing would read, and values of another kind."""
+        """Refuse names that nothing would read, and values of another kind.
+
+        Raises:
+            BadInputError: an unknown name, a value of another kind, or a header that may hold a secret.
+        """
         for name in engine_args:
             if name not in NAMES:
                 raise BadInputError(

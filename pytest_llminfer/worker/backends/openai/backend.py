@@ -34,7 +34,7 @@ _ENDED = ("stop", "length")
 
 
 class OpenaiBackend:
-    """One model on a server that somebody else runs, at the address ``spec.environment`` (``http://host:port/v1``).
+    """One model on a server that someone else runs, at the address ``spec.environment`` (``http://host:port/v1``).
 
     The package openai is imported by ``load``, so that what is missing is named first.
     """
@@ -60,7 +60,12 @@ class OpenaiBackend:
         return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
 
     def load(self) -> Message:
-        """Find the model, and ask for one token to learn what the server takes and gives."""
+        """Find the model, and ask for one token to learn what the server takes and gives.
+
+        Raises:
+            BadInputError: an address that is none or holds a secret, no such model, or an endpoint that does not answer.
+            EngineStartError: the server does not answer, or refuses the key.
+        """
         requests.check_parallelism(self._spec)
         address = self._spec.environment
         if objection := address_objection(address):
@@ -107,19 +112,40 @@ class OpenaiBackend:
         }
 
     def generate(self, *, prompts: Sequence[Any], sampling: Message, logprobs: int = 0, cache_path: str = "engine") -> Message:
-        """Answers in the order of the prompts; ``concurrency`` requests at a time, each retried with back-off."""
+        """Answers in the order of the prompts; ``concurrency`` requests at a time, each retried with back-off.
+
+        Raises:
+            UnsupportedError: another cache path than ``engine``, too many log-probabilities, or prompts that the endpoint does not
+                take.
+            BadInputError: sampling or token ids that no model has.
+            TransportError: requests failed after all retries.
+        """
         requests.check_sampling(sampling, cache_path=cache_path)
         if cache_path != "engine":
-            raise UnsupportedError(f"a server generates in its own way only, not by cache path {cache_path!r}")
+            raise UnsupportedError(
+                f"a server generates in its own way only, not by cache path {cache_path!r}",
+                "use cache path engine, or start the engine here, without a server",
+            )
         if logprobs > MOST_LOGPROBS:
-            raise UnsupportedError(f"servers give at most {MOST_LOGPROBS} log-probabilities a step, not {logprobs}")
+            raise UnsupportedError(
+                f"servers give at most {MOST_LOGPROBS} log-probabilities a step, not {logprobs}",
+                f"ask for {MOST_LOGPROBS} or fewer, or start the engine here, without a server",
+            )
         bodies = [self._asking.body(self._prompt(prompt), sampling, self._top(logprobs), self._offer.extra) for prompt in prompts]
         return {"outputs": [self._output(reply, logprobs) for reply in self._send_all(bodies, "generating")]}
 
     def score_top(self, *, sequences: Sequence[Sequence[int]], top: int, last: int) -> Message:
-        """The last tokens of given sequences, as the log-probabilities of prompts; ``concurrency`` requests at a time."""
+        """The last tokens of given sequences, as the log-probabilities of prompts; ``concurrency`` requests at a time.
+
+        Raises:
+            UnsupportedError: the server does not return the log-probabilities of a prompt.
+            TransportError: requests failed after all retries.
+        """
         if not self._offer.scores_prompts:
-            raise UnsupportedError(f"{self._host} does not tell the log-probabilities of a prompt")
+            raise UnsupportedError(
+                f"{self._host} does not return the log-probabilities of a prompt",
+                "vLLM does, over completions (the engine argument api=completions)",
+            )
         requests.check_tokens(sequences, least=last + 2, **self._limits())
         scoring = importlib.import_module("pytest_llminfer.worker.backends.openai.scoring")
         bodies = [scoring.body(self._asking, self._prompt(sequence), top) for sequence in sequences]
@@ -150,7 +176,10 @@ class OpenaiBackend:
         conversation = bool(prompt) and isinstance(prompt[0], dict)
         if conversation != (self._offer.prompts == "messages"):
             takes = self._offer.prompts.replace("_", " ")
-            raise UnsupportedError(f"{self._host} is asked over {self._offer.api} and takes {takes}; api chooses another endpoint")
+            raise UnsupportedError(
+                f"{self._host} is asked over {self._offer.api} and takes {takes}",
+                "the engine argument api chooses another endpoint",
+            )
         if conversation:
             return list(prompt)
         requests.check_tokens([prompt], **self._limits())
@@ -220,7 +249,7 @@ class OpenaiBackend:
         return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(str(name), str(name))
 
     def _versions(self) -> dict[str, str]:
-        """The server's own version, from the places where the known ones tell it."""
+        """The server's own version, from the paths where known servers report it."""
         if not self._engine_version:
             root = self._address.removesuffix("/").removesuffix("/v1")
             found = (self._transport.get(f"{root}{path}", max_retries=0) for path in _VERSION_PATHS)

@@ -1,4 +1,4 @@
-"""What servers understand beyond OpenAI's own fields, told by ``owned_by`` in their list of models.
+"""What servers understand beyond OpenAI's own fields, recognised by ``owned_by`` in their list of models.
 
 Servers that run engines read defaults for these fields from the model's generation_config, so there the neutral values are
 sent too; a server that is not known is sent only what differs from neutral, because some refuse fields that they do not know.
@@ -19,15 +19,19 @@ MOST_LOGPROBS = 20
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one kind of server is asked.
+    """How one kind of server is queried.
 
-    names: what the server calls our sampling fields; a field that is missing there cannot be asked for.
-    neutral: fields of the server's own that choose tokens as well, switched off.
-    always: whether neutral values are sent. wants_ids: asks for token ids in place of text, where the server has that.
-    all_tokens: how the server writes a top_k that keeps all tokens. takes_ids: whether a prompt of token ids is worth a try.
-    streams_chat_ids: whether a streamed chat may be asked for token ids as well; SGLang refuses it.
-    stops_with_eos: whether ignore_eos takes stop_token_ids along, as in SGLang. scores_prompts: whether a completion may be asked
-    for ``prompt_logprobs``.
+    Attributes:
+        name: What messages call it.
+        names: Our sampling fields to the server's names for them; a field that is missing cannot be requested.
+        neutral: Further fields of the server that affect the choice of tokens, with the values that switch them off.
+        always: Whether neutral values are sent too.
+        wants_ids: Fields that request token ids beside text; empty where the server has none.
+        all_tokens: The server's value of top_k that keeps all tokens.
+        takes_ids: Whether a prompt of token ids is worth a try.
+        streams_chat_ids: Whether a streamed chat may request token ids too; SGLang refuses it.
+        stops_with_eos: Whether ``ignore_eos`` also disables ``stop_token_ids``, as in SGLang.
+        scores_prompts: Whether a completion may request ``prompt_logprobs``.
     """
 
     name: str
@@ -48,7 +52,10 @@ class Dialect:
             UnsupportedError: the server has no word for a field that is not neutral, or ignores it beside another one.
         """
         if self.stops_with_eos and sampling["ignore_eos"] and sampling["stop_token_ids"]:
-            raise UnsupportedError(f"a server of the kind {self.name!r} ignores stop_token_ids where ignore_eos is asked for")
+            raise UnsupportedError(
+                f"a server of the kind {self.name!r} ignores stop_token_ids where ignore_eos is asked for",
+                "ask for one of the two, or use another server",
+            )
         body: dict[str, Any] = {
             "max_tokens": sampling["max_tokens"],
             "temperature": sampling["temperature"],
@@ -65,7 +72,10 @@ class Dialect:
                 if name == "ignore_eos" and "min_tokens" in self.names:
                     body[self.names["min_tokens"]] = sampling["max_tokens"]
                     continue
-                raise UnsupportedError(f"a server of the kind {self.name!r} cannot be asked for {name}={value}")
+                raise UnsupportedError(
+                    f"a server of the kind {self.name!r} cannot be asked for {name}={value}",
+                    f"leave {name} as it is, or use a server that knows it",
+                )
         return body
 
 

@@ -1,4 +1,4 @@
-"""What a server is found to be at load: its model, which of its endpoints answers, and what it gives back."""
+"""What a server is found to be at load: its model, which of its endpoints answers, and what it returns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ PROBE_SAMPLING: dict[str, Any] = {**_PROBE, "stop_token_ids": [], "ignore_eos": 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One model on a server. entry: as the server lists it, empty where it lists none."""
+    """One model on a server.
+
+    Attributes:
+        model: Its name there.
+        entry: As the server lists it; empty where it lists none.
+        dialect: How that kind of server is queried.
+    """
 
     model: str
     entry: dict[str, Any]
@@ -39,10 +45,13 @@ class Served:
 class Offer:
     """What a model's endpoint takes and gives.
 
-    api: ``completions`` or ``chat``. prompts: ``token_ids``, ``text`` or ``messages``. gives_ids: whether token ids come back.
-    gives_logprobs: whether log-probabilities do, of tokens that are named by their ids.
-    extra: what asks for token ids, empty where the server refused it. scores_prompts: whether it tells the log-probabilities
-    of a prompt.
+    Attributes:
+        api: ``completions`` or ``chat``.
+        prompts: What a prompt is: ``token_ids``, ``text`` or ``messages``.
+        gives_ids: Whether token ids come back.
+        gives_logprobs: Whether log-probabilities come back, of tokens named by their ids.
+        extra: Fields that request token ids; empty where the server refused them.
+        scores_prompts: Whether it returns the log-probabilities of a prompt.
     """
 
     api: str
@@ -167,7 +176,13 @@ def _probe_prompt(prompts: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """How a body is written for one endpoint."""
+    """How the body of a request is written for one endpoint.
+
+    Attributes:
+        api: ``completions`` or ``chat``.
+        prompts: What a prompt is: ``token_ids``, ``text`` or ``messages``.
+        served: The model and its kind of server.
+    """
 
     api: str
     prompts: str

@@ -1,4 +1,4 @@
-"""The API key: where it is found, and that nobody ever reads it in what we write."""
+"""The API key: where it is found, and how it is kept out of everything that is written."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _ESCAPES = {"\\n": "\n", "\\t": "\t", '\\"': '"', "\\\\": "\\"}
 def find_key(address: str, *, folder: Path) -> str:
     """The key for a server: from the environment, then from ``folder/.env``; empty where none is there or needed.
 
-    OPENROUTER_API_KEY comes first for addresses of openrouter.ai, and is given to nobody else.
+    OPENROUTER_API_KEY comes first for addresses of openrouter.ai, and is sent to no other server.
 
     Raises:
-        BadInputError: no key, and the server is one that answers nobody without.
+        BadInputError: there is no key, and the server is known to require one.
     """
     host = urlsplit(address).hostname or ""
     router, hosted = (any(host == name or host.endswith(f".{name}") for name in names) for names in (_ROUTERS, _HOSTED))

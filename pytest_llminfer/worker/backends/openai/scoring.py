@@ -1,4 +1,4 @@
-"""Log-probabilities of a prompt, as vLLM's server tells them with ``prompt_logprobs``: what it predicts for given tokens."""
+"""Log-probabilities of a prompt, as vLLM's server returns them with ``prompt_logprobs``: what it predicts for given tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scores(reply: Message, sequence: Sequence[int], *, top: int, last: int) -> d
     """The fields of ``Scores``. The given token comes on top of the most likely ones where it is none of them.
 
     Raises:
-        EngineError: the server did not tell them for every position, or for other tokens.
+        EngineError: the server did not return them for every position, or for other tokens.
     """
     steps = (reply["choices"][0].get("prompt_logprobs") or [])[1:]
     if len(steps) != len(sequence) - 1 or any(str(token) not in step for token, step in zip(sequence[1:], steps, strict=True)):

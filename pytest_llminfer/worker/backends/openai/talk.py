@@ -60,7 +60,10 @@ class Talk:
             if given[name] not in choices:
                 raise BadInputError(f"unknown {name} {given[name]!r}; valid: {', '.join(choices)}")
         if given["key"] != "right" and not self._has_key:
-            raise UnsupportedError("this server was given no API key, so it cannot be asked whether it refuses a wrong one")
+            raise UnsupportedError(
+                "this server was given no API key, so it cannot be asked whether it refuses a wrong one",
+                "put its key into OPENAI_API_KEY",
+            )
         options = {"max_retries": 0, **_headers(given["key"])}
         if given["endpoint"] == "models":
             return "/models", None, {"stream": False, "logprobs": 0, "options": options}

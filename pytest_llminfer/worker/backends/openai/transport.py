@@ -1,4 +1,4 @@
-"""Requests to one server: bounded in number, retried with back-off, and told apart from wrong answers when they fail."""
+"""Requests to one server: bounded in number, retried with back-off, and kept apart from wrong answers when they fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ _SHOWN = 400
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that has no answer: the kind of error, the status (0 where no reply came), and the server's words."""
+    """A request without an answer.
+
+    Attributes:
+        kind: Class name of the error.
+        status: HTTP status; 0 where no reply came.
+        message: The server's or the library's words, without the key.
+    """
 
     kind: str
     status: int
@@ -94,7 +100,7 @@ class Transport:
     async def all(
         self, jobs: Sequence[Callable[[], Awaitable[Any]]], *, concurrency: int, done: Callable[[int], None]
     ) -> list[Any]:
-        """The result of every job, in order, ``concurrency`` of them at a time; ``done`` is told how many have ended.
+        """The result of every job, in order, ``concurrency`` of them at a time; ``done`` is called with how many have ended.
 
         After ``MOST_FAILURES`` failed ones the rest is left unasked: None.
         """
@@ -150,7 +156,7 @@ class Transport:
 
 
 def refuse_failures(results: Sequence[Any], *, server: str, what: str) -> None:
-    """A request without an answer is no wrong answer: nothing of the batch is used.
+    """Refuse a batch with failed requests: a request without an answer is not a wrong answer.
 
     Raises:
         TransportError: how many of the requests failed, and the first reason.

@@ -49,9 +49,14 @@ class ServedBackend(OpenaiBackend):
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def load(self) -> Message:
-        """Start the server, wait until it answers, and learn what it takes and gives."""
+        """Start the server, wait until it answers, and learn what it takes and gives.
+
+        Raises:
+            UnsupportedError: the engine has no server of its own.
+            EngineStartError, OutOfMemoryError: the server ended before it answered.
+        """
         if self._spec.engine not in SERVERS:
-            raise UnsupportedError(f"{self._spec.engine} has no server of its own; those that have: {', '.join(SERVERS)}")
+            raise UnsupportedError(f"{self._spec.engine} has no server of its own", f"use one of: {', '.join(SERVERS)}")
         require("openai", purpose="asking a server")
         return self._open()
 
@@ -136,7 +141,7 @@ class ServedBackend(OpenaiBackend):
         return self._end()
 
     def close(self) -> None:
-        """Stop the server, so that it can let go of what the end of its processes would not free."""
+        """Stop the server, so that it can release what the end of its processes would not free."""
         if self._server is not None:
             self._end()
         if self._folder is not None:
@@ -159,7 +164,7 @@ class ServedBackend(OpenaiBackend):
 
 
 def _check_variables(variables: Any) -> None:
-    """Values are never shown: of a wrong argument nobody knows what it holds."""
+    """Values are never shown: a wrong argument may hold a secret."""
     if not isinstance(variables, dict):
         raise BadInputError(f"{VARIABLES} must be an object of texts, not a {type(variables).__name__}")
     for name, value in variables.items():

@@ -23,10 +23,19 @@ WORKER = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A server that is wanted. interpreter: of the engine. folder: private to this server, for files that hold the key.
+    """A server that is to be started.
 
-    name: what the model is called on the server. arguments: ``engine_args`` that are the server's. gpu: the exact name of the
-    first visible accelerator, empty where there is none.
+    Attributes:
+        spec: The cell that it serves.
+        interpreter: Path of the engine's Python.
+        model_path: Folder, file or hub id of the model.
+        name: What the model is called on the server.
+        port: Port of the loopback device.
+        key: API key that the server must require.
+        arguments: Those of ``engine_args`` that are the server's.
+        folder: Folder that only this server and user can read, for files that hold the key.
+        gpu: Exact name of the first visible accelerator; empty without one.
+        progress: Called with (phase, done, total).
     """
 
     spec: EngineSpec
@@ -43,10 +52,17 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """How a server is started. variables: added to its environment. api: for the client, where the server decides it.
+    """How a server is started.
 
-    The key stands in a variable's value or in a file, never in argv, which every user of the machine can read.
-    dtype, kv_dtype: what the server computes with and caches, where the command decides it. device: "cpu" or "cuda".
+    The key stands in a variable's value or in a file, never in ``argv``, which every user of the machine can read.
+
+    Attributes:
+        argv: The command line, the interpreter first.
+        variables: Added to the server's environment; empty for none.
+        api: Endpoint for the client, ``completions`` or ``chat``, where the server decides it; empty where the client finds out.
+        dtype: What the server computes in, where the command decides it; otherwise empty.
+        kv_dtype: What it keeps keys and values in, where the command decides it; otherwise empty.
+        device: ``cpu`` or ``cuda``.
     """
 
     argv: tuple[str, ...]
@@ -72,7 +88,11 @@ def flags(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_taken(arguments: Mapping[str, Any], *taken: str) -> None:
-    """Refuse engine arguments that the cell or this package chooses."""
+    """Refuse engine arguments that the cell or this package chooses.
+
+    Raises:
+        BadInputError: with the name of the argument.
+    """
     for name in arguments:
         if name.replace("-", "_") in taken:
             raise BadInputError(f"the engine argument {name!r} is chosen by the cell or by the serving of it; leave it out")
@@ -126,7 +146,7 @@ def ask_interpreter(interpreter: str, code: str, *arguments: str, heartbeat: Cal
 
 
 def missing_interpreter(interpreter: str, error: OSError) -> EngineStartError:
-    """What is said of an interpreter that cannot be started."""
+    """The error for an interpreter that cannot be started."""
     return EngineStartError(
         f"cannot start the interpreter {interpreter}: {error.strerror}; give the path of a Python that has the engine"
     )

@@ -26,11 +26,16 @@ print(json.dumps([str(file.path), file.dtype, sorted(ModelSettings.model_fields)
 
 
 def command(order: Order) -> Command:
-    """Settings and key stand in a file that only this user can read; converting runs in the engine's own interpreter."""
+    """Settings and key stand in a file that only this user can read; converting runs in the engine's own interpreter.
+
+    Raises:
+        UnsupportedError: a KV dtype, parallelism or offloading that this server does not have.
+        BadInputError: an unknown setting, or one that the cell chooses.
+    """
     refuse_taken(order.arguments, *_TAKEN)
     check_parallelism(order.spec)
     if order.spec.kv_dtype not in ("auto", *KV_TYPES):
-        raise UnsupportedError(f"llama.cpp has no KV cache of dtype {order.spec.kv_dtype}; it has: {', '.join(KV_TYPES)}")
+        raise UnsupportedError(f"llama.cpp has no KV cache of dtype {order.spec.kv_dtype}", f"use one of: {', '.join(KV_TYPES)}")
     cell = json.dumps(order.spec.to_dict())
     printed = ask_interpreter(
         order.interpreter, _CONVERT, cell, order.model_path, heartbeat=lambda: order.progress("converting", 0, 1)
@@ -55,7 +60,7 @@ def command(order: Order) -> Command:
         "verbose": False,
         **order.arguments,
     }
-    # By its own default a new request cuts off the one that is being streamed.
+    # By default a new request interrupts the one that is being streamed.
     settings = {"host": "127.0.0.1", "port": order.port, "api_key": order.key, "interrupt_requests": False, "models": [model]}
     file = private_file(order.folder, "server.json", json.dumps(settings))
     return Command(

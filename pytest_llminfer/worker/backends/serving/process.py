@@ -44,7 +44,7 @@ _READ_BYTES = 1 << 16
 
 
 def free_port() -> int:
-    """A port of the loopback device that nobody listens on right now."""
+    """A port of the loopback device on which no process listens right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -90,7 +90,7 @@ class ServerProcess:
         return self._process.pid
 
     def wait_until_ready(self, progress: Callable[[str, int, int], None]) -> None:
-        """Until ``/health`` answers, or the list of models. What the server prints is a sign of life; that it is there is none.
+        """Wait until ``/health`` or the list of models answers. Output of the server counts as progress, its existence does not.
 
         Raises:
             EngineStartError, OutOfMemoryError: it ended before.
@@ -108,7 +108,7 @@ class ServerProcess:
         progress("starting the server", 1, 1)
 
     def unname_shared_memory(self) -> None:
-        """What its processes share goes with the last of them, also when they are killed."""
+        """Unlink the shared memory of its processes, which then goes with the last of them, also when they are killed."""
         shared_memory.unlink([self.pid, *descendants(self.pid)])
 
     def _answers(self, path: str) -> bool:
@@ -121,7 +121,7 @@ class ServerProcess:
             return False
 
     def death(self, when: str, cls: type[EngineError] = EngineDiedError) -> EngineError:
-        """The error for a server that has ended; memory that did not suffice is named."""
+        """The error for a server that has ended; running out of memory has a class of its own."""
         self._reader.join(timeout=2)
         lines = list(self._lines)
         status = self._process.poll()
@@ -150,7 +150,7 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             status = None
         seconds = time.monotonic() - started
-        # A child that was told to end with its parent may need a moment.
+        # A child that ends with its parent may need a moment.
         while (left := [pid for pid in children if is_running(pid)]) and time.monotonic() - started < STOP_SECONDS:
             time.sleep(_LOOK_SECONDS)
         for pid in (*left, *([self.pid] if status is None else [])):
@@ -179,7 +179,7 @@ class ServerProcess:
 
 
 def how_it_ended(status: int | None) -> str:
-    """An exit status in words."""
+    """An exit status as a phrase."""
     if status is None:
         return "closed its output"
     return f"exited with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"

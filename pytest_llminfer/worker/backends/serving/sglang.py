@@ -30,14 +30,22 @@ _LOOK_SECONDS = 300
 
 
 def command(order: Order) -> Command:
-    """The cell stands in a configuration file that only this user can read: it holds the key, which a command line would show."""
+    """The cell stands in a configuration file that only this user can read: it holds the key, which a command line would show.
+
+    Raises:
+        UnsupportedError: a quantization or KV dtype that SGLang does not serve.
+        BadInputError: an argument that the cell chooses, or a switch that does not exist.
+    """
     refuse_taken(order.arguments, *_TAKEN)
     spec = order.spec
     if spec.quantization not in (*_STORED, *_QUANTIZATIONS):
-        raise UnsupportedError(f"SGLang cannot serve quantization={spec.quantization}")
+        raise UnsupportedError(
+            f"SGLang cannot serve quantization={spec.quantization}",
+            "use quantization=none, fp8 or nf4, or a checkpoint in gptq, awq, w8a8 or w4a16",
+        )
     kv_dtype = spec.kv_dtype if spec.kv_dtype != spec.dtype else "auto"
     if kv_dtype not in ("auto", *_KV_DTYPES):
-        raise UnsupportedError(f"SGLang has no KV cache of {kv_dtype}; it has: {', '.join(_KV_DTYPES)}")
+        raise UnsupportedError(f"SGLang has no KV cache of {kv_dtype}", f"use one of: {', '.join(_KV_DTYPES)}")
     chosen = {
         "model_path": order.model_path,
         "host": "127.0.0.1",
@@ -65,7 +73,7 @@ def command(order: Order) -> Command:
 
 
 def _switched_off(order: Order, names: list[str]) -> list[str]:
-    """The flags that say no; most switches of the installed server have none, and are off where nobody switches them on.
+    """The flags that switch something off; most switches of the installed server have none, and are off by default.
 
     Raises:
         BadInputError: a name that is no switch of it.

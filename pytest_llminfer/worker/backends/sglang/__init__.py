@@ -1,1 +1,1 @@
-"""SGLang's offline engine: its schedulers are processes of their own, and answer for themselves what only they know."""
+"""SGLang's offline engine. Its schedulers are separate processes, which are asked directly what only they know."""

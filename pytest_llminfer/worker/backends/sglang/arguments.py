@@ -61,7 +61,7 @@ def engine_arguments(
 ) -> dict[str, Any]:
     """Keyword arguments of ``Engine``.
 
-    known: the fields of the installed ``ServerArgs``; defaults of ours that it does not have are left out. has_cpu_kernels: whether
+    known: the fields of the installed ``ServerArgs``; defaults of this backend that it lacks are left out. has_cpu_kernels: whether
     SGLang has kernels of its own for this processor; without them it loads quantized weights, or fails to, and computes with none.
     quant_method: what the checkpoint's configuration says of its quantization. positions: how long a sequence may be.
 
@@ -74,8 +74,8 @@ def engine_arguments(
     quantization = _quantization(spec, quant_method, model_path)
     if on_cpu and not has_cpu_kernels and spec.quantization != "none":
         raise UnsupportedError(
-            f"sglang has no kernels for {spec.quantization} weights on this processor: they are for GPUs, AMX and ARM; vllm runs "
-            "gptq, awq, w8a8, w4a16 and fp8 checkpoints here"
+            f"sglang has no kernels for {spec.quantization} weights on this processor: they are for GPUs, AMX and ARM",
+            "vllm runs gptq, awq, w8a8, w4a16 and fp8 checkpoints here",
         )
     arguments: dict[str, Any] = {
         "model_path": model_path,
@@ -125,7 +125,7 @@ def _kv_cache(spec: EngineSpec) -> dict[str, Any]:
         return {"kv_cache_dtype": "auto"}
     if spec.kv_dtype not in _KV_DTYPES:
         raise UnsupportedError(
-            f"sglang keeps no cache in {spec.kv_dtype} with weights in {spec.dtype}; use kv_dtype=auto, {', '.join(_KV_DTYPES)}"
+            f"sglang keeps no cache in {spec.kv_dtype} with weights in {spec.dtype}", f"use kv_dtype=auto, {', '.join(_KV_DTYPES)}"
         )
     return {"kv_cache_dtype": _KV_DTYPES[spec.kv_dtype]}
 
@@ -148,4 +148,7 @@ def _quantization(spec: EngineSpec, quant_method: str, model_path: str) -> dict[
         return {} if quant_method else {"quantization": "fp8"}
     if wanted == "nf4":
         return {"quantization": "bitsandbytes", **({} if spec.weights == "dummy" else {"load_format": "bitsandbytes"})}
-    raise UnsupportedError(f"sglang cannot load {wanted}: of bitsandbytes it quantizes nf4 only, and of GGUF nothing by itself")
+    raise UnsupportedError(
+        f"sglang cannot load {wanted}",
+        "of bitsandbytes it quantizes nf4 only, and of GGUF nothing by itself: use quantization=nf4, or another engine",
+    )

@@ -108,11 +108,16 @@ class SglangBackend:
     def generate(
         self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, cache_path: str = "engine"
     ) -> Message:
-        """All prompts under way at once, answers in their order; ``no_cache`` asks for one token of the whole prefix at a time."""
+        """All prompts under way at once, answers in their order; ``no_cache`` asks for one token of the whole prefix at a time.
+
+        Raises:
+            UnsupportedError: the cache path ``loop``.
+            BadInputError: sampling or prompts that SGLang cannot take in full.
+        """
         requests.check_sampling(sampling, cache_path=cache_path)
         if cache_path == "loop":
             raise UnsupportedError(
-                "sglang has no loop over its cache that could be written by hand; use cache path engine or no_cache"
+                "sglang has no loop over its cache that could be written by hand", "use cache path engine or no_cache"
             )
         self._check_lengths(prompts, extra=sampling["max_tokens"])
         ends = requests.end_tokens(sampling, self._end_token_ids)
@@ -159,10 +164,18 @@ class SglangBackend:
         requests.check_tokens(prompts, vocab_size=facts["vocab_size"], max_positions=room, extra=extra, least=least)
 
     def score(self, *, sequences: Sequence[Sequence[int]], cache_path: str = "prefill") -> Message:
-        """Log-probabilities of given tokens by one pass, with no prefix cache: a cached position would have none."""
+        """Log-probabilities of given tokens by one pass, with no prefix cache: a cached position would have none.
+
+        Raises:
+            UnsupportedError: the cache path ``decode``.
+            BadInputError: sequences that SGLang cannot take in full.
+        """
         requests.check_cache_path(cache_path, requests.SCORE_PATHS)
         if cache_path != "prefill":
-            raise UnsupportedError("sglang scores given tokens by prefill only")
+            raise UnsupportedError(
+                "sglang scores given tokens by prefill only",
+                "use path prefill, or vllm with the engine argument score_by_decode=true",
+            )
         outputs = self._score(sequences, least=2)
         size = self._facts["vocab_size"]
         pairs = zip(outputs, sequences, strict=True)
@@ -229,7 +242,11 @@ class SglangBackend:
         return {**self._live.ask("calibrate")[0], "python_loops_per_second": host.python_loops_per_second()}
 
     def run(self, *, path: str, function: str, arguments: Message) -> Message:
-        """The user's function, called in every scheduler with its share of the model; the first rank's result."""
+        """The user's function, called in every scheduler with its share of the model; the first rank's result.
+
+        Raises:
+            BadInputError: there is no such file.
+        """
         if not Path(path).is_file():
             raise BadInputError(f"there is no file {path} to take {function!r} from")
         return self._live.ask("run", path=path, function=function, arguments=arguments)[0]

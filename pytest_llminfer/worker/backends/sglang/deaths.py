@@ -62,7 +62,7 @@ class Survival:
         return kill_process_tree
 
     def started(self, loop: Any) -> None:
-        """From now on whoever asks finds out about deaths: drop the signal handlers that SGLang hung on its event loop."""
+        """Drop the signal handlers that SGLang put on its event loop: from now on the next request finds out about a death."""
         self.starting = False
         for number in (signal.SIGTERM, signal.SIGQUIT):
             loop.remove_signal_handler(number)
@@ -71,7 +71,7 @@ class Survival:
 
 
 def death(doing: str, ended: Sequence[str], last_words: str) -> EngineError:
-    """The error for processes that ended: memory that ran out is told apart by what they said last."""
+    """The error for processes that ended: running out of memory is recognised by their last output."""
     who = " and ".join(ended) or "a process"
     reason = last_line(last_words)
     if _is_out_of_memory(reason):

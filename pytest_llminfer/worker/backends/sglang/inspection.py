@@ -44,7 +44,7 @@ class Inspection:
         self._meter.reset_peak()
 
     def _count_retractions(self) -> None:
-        """SGLang tells their number to its log alone: what the function returns is counted on its way."""
+        """SGLang writes their number only to its log: what the function returns is counted on its way."""
         from sglang.srt.managers.schedule_batch import ScheduleBatch
 
         original = ScheduleBatch.retract_decode

@@ -1,4 +1,4 @@
-"""A running engine: started so that its death is survived, asked so that its death is noticed."""
+"""A running engine, whose death this process survives and notices."""
 
 from __future__ import annotations
 
@@ -77,7 +77,12 @@ class LiveEngine:
         return self.wait_for_all([coroutine], doing=doing)[0]
 
     def wait_for_all(self, coroutines: Iterable[Coroutine[Any, Any, Any]], *, doing: str, phase: str = "") -> list[Any]:
-        """Results in order; all are under way at once. phase: told to the progress, with how many are done."""
+        """Results in order; all are under way at once. phase: reported to the progress, with how many are done.
+
+        Raises:
+            EngineDiedError, OutOfMemoryError: a process of the engine has ended.
+            EngineError: SGLang refused a request.
+        """
         waiting = list(coroutines)
         if self._death is not None:
             for coroutine in waiting:
@@ -111,7 +116,11 @@ class LiveEngine:
         return [task.result() for task in tasks]
 
     def ask(self, method: str, **params: Any) -> list[dict[str, Any]]:
-        """One answer a rank, from inside the schedulers, in the order of their start."""
+        """One answer a rank, from inside the schedulers, in the order of their start.
+
+        Raises:
+            EngineDiedError, OutOfMemoryError: a process of the engine has ended.
+        """
         self.check()
         try:
             return self.schedulers.ask(method, **params)
@@ -119,7 +128,7 @@ class LiveEngine:
             raise self._died(f"answering {method!r}", str(error)) from error
 
     def check(self) -> None:
-        """Raise what the engine died of, if it did."""
+        """Raise the error of a dead engine: EngineDiedError, or OutOfMemoryError."""
         if self._death is None and self._failed():
             raise self._died("nothing was asked of it")
         if self._death is not None:
@@ -130,7 +139,11 @@ class LiveEngine:
         return bool(self._watch.ended() or self.schedulers.last_words())
 
     def flush_cache(self) -> None:
-        """Forget all cached prefixes."""
+        """Forget all cached prefixes.
+
+        Raises:
+            EngineError: a request is still under way.
+        """
         # A scheduler answers the last request before it counts itself idle, and flushes nothing until then.
         end = time.monotonic() + _IDLE_SECONDS
         while not self.wait_for(self.engine.tokenizer_manager.flush_cache(), doing="flushing its cache").success:
@@ -146,7 +159,7 @@ class LiveEngine:
         names = [f"{name or 'process'} (pid {pid}{self._exit_status(pid)})" for pid, name in sorted(ended.items())]
         self._watch.kill()
         error = deaths.death(doing, names, self.schedulers.last_words() or word)
-        # Memory that ran out is the answer once; from then on the engine is dead, and has to be started anew.
+        # Running out of memory is the answer once; from then on the engine is dead, and has to be restarted.
         self._death = EngineDiedError(f"the engine has ended before: {error}")
         return error
 
@@ -154,7 +167,7 @@ class LiveEngine:
         """How a child of this process ended; empty for a grandchild, whose status its parent keeps."""
         if pid not in self._children:
             return ""
-        # SGLang's watchdog asks too, in a thread: of two that ask at once, one is told nothing until the other has noted it.
+        # SGLang's watchdog asks too, in a thread: of two that ask at once, one learns nothing until the other has noted it.
         end = time.monotonic() + _EXIT_SECONDS
         while (code := self._children[pid].exitcode) is None and time.monotonic() < end:
             time.sleep(_PAUSE_SECONDS)

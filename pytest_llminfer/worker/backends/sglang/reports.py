@@ -80,7 +80,7 @@ def check_pool(asked: int | None, pool: Mapping[str, Any]) -> None:
 def kv_pool(placed: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]], max_model_len: int) -> dict[str, Any]:
     """Fields of ``KVPool``: bytes over all ranks of one replica, tokens as each of them counts.
 
-    A block is a page; the first one is SGLang's own, for writes that nobody reads, and is no part of the capacity.
+    A block is a page; the first one is SGLang's own, for writes that are never read, and is not part of the capacity.
 
     Raises:
         EngineError: the ranks of a replica disagree about the pool.

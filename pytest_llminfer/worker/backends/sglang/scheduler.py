@@ -118,7 +118,7 @@ class Turns:
         function, future = self._asked.get()
         try:
             future.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - whatever goes wrong belongs to who asked: the scheduler lives on
+        except BaseException as error:  # noqa: BLE001 - whatever goes wrong is the answer to the question: the scheduler lives on
             future.set_exception(error)
 
 

@@ -43,7 +43,7 @@ def defaults(server_args: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """JSON values; an object is told by its class, never by its address."""
+    """JSON values; an object is named by its class, never by its address."""
     if isinstance(value, enum.Enum):
         value = value.value
     if value is None or isinstance(value, (bool, int, float, str)):

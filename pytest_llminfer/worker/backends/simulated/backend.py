@@ -1,4 +1,4 @@
-"""The simulated engine as a backend: needs NumPy only, answers everything, and can be told to fail."""
+"""The simulated engine as a backend: needs NumPy only, answers everything, and can be made to fail."""
 
 from __future__ import annotations
 
@@ -219,6 +219,6 @@ class SimulatedBackend:
         for name, possible in (("dtype", ("auto", "fp32")), ("quantization", ("none",)), ("kv_dtype", ("auto", "fp32"))):
             if getattr(self._spec, name) not in possible:
                 raise UnsupportedError(
-                    f"the simulated engine computes in float32 only: {name}={getattr(self._spec, name)} is not possible; "
-                    f"use {' or '.join(possible)}"
+                    f"the simulated engine computes in float32 only: {name}={getattr(self._spec, name)} is not possible",
+                    f"use {' or '.join(possible)}",
                 )

@@ -37,7 +37,7 @@ FAULTS = {
     "hang_in_load": "loading never ends",
     "out_of_memory": "generate asks for more memory than there is",
     "fat_cache": "keys and values are stored as float64",
-    "move_default": "an engine argument that nobody gives has half its value",
+    "move_default": "an engine argument that is not given has half its default",
 }
 BLOCK = 16
 EXIT_STATUS = 3
@@ -47,12 +47,20 @@ _DTYPES = ("float16", "float64")
 
 @dataclass(slots=True)
 class Faults:
-    """One fault at the most, and when it acts.
+    """One fault at most, and when it acts.
 
     Only what the engine computes for itself is hit: cache path ``engine``, ``score_top``, its cache, its stored weights. The cache
     paths ``loop`` and ``no_cache`` and the scores by prefill stay right, as the reference to compare with.
 
-    after: requests (generate, score, kv_cache) that are answered rightly before.
+    Attributes:
+        name: A key of ``FAULTS``; empty for none.
+        rate: Share of the answers that are altered or swapped, 0 to 1.
+        bytes: Bytes that ``leak`` keeps at every request.
+        factor: How many times as long ``slow`` takes.
+        dtype: What ``change_dtype`` stores a matrix as, ``float16`` or ``float64``.
+        after: How many requests (generate, score, kv_cache) are answered correctly first.
+        requests: How many requests have begun.
+        leaked: What ``leak`` has kept so far.
     """
 
     name: str = ""
@@ -66,7 +74,11 @@ class Faults:
 
     @classmethod
     def read(cls, engine_args: Mapping[str, Any]) -> Self:
-        """From ``fault``, ``fault_rate``, ``fault_bytes``, ``fault_factor``, ``fault_dtype`` and ``fault_after``."""
+        """From ``fault``, ``fault_rate``, ``fault_bytes``, ``fault_factor``, ``fault_dtype`` and ``fault_after``.
+
+        Raises:
+            BadInputError: an unknown argument, fault or dtype, or a value of another kind.
+        """
         arguments = {"fault": "name", **{f"fault_{name}": name for name in ("rate", "bytes", "factor", "dtype", "after")}}
         values: dict[str, Any] = {}
         for given, value in engine_args.items():
@@ -94,7 +106,7 @@ class Faults:
             time.sleep(3600)
 
     def default(self, value: int) -> int:
-        """What an engine argument with this default is where nobody gives it."""
+        """What an engine argument with this default is where it is not given."""
         return value // 2 if self.name == "move_default" else value
 
     def begin_request(self) -> None:
@@ -106,7 +118,11 @@ class Faults:
         return self.name == name and self.requests > self.after
 
     def strike(self) -> None:
-        """In generate: end the process, never return, ask for too much, or keep memory."""
+        """In generate: end the process, never return, ask for too much, or keep memory.
+
+        Raises:
+            OutOfMemoryError: the fault ``out_of_memory``.
+        """
         if self.active("crash"):
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.active("exit"):

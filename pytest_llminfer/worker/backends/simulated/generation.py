@@ -107,7 +107,7 @@ def _run_batch(
 
 
 def one_by_one(model: Llama, request: Request, *, cached: bool, progress: Callable[[str, int, int], None]) -> None:
-    """Cache paths ``loop`` (a token a step over a cache) and ``no_cache`` (the whole prefix anew at every step)."""
+    """Cache paths ``loop`` (a token a step over a cache) and ``no_cache`` (the whole prefix recomputed at every step)."""
     model.cache_dtype = np.dtype(np.float32)
     for number, prompt in enumerate(request.prompts):
         cache = model.new_cache(1, len(prompt) + request.max_tokens)

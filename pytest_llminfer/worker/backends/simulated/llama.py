@@ -43,7 +43,7 @@ class Llama:
         return KVCache(self.shape, rows, capacity, self.cache_dtype)
 
     def forward(self, tokens: np.ndarray, cache: KVCache, *, lengths: np.ndarray | None = None, shift: int = 0) -> np.ndarray:
-        """Final hidden states (rows, tokens, hidden) of ``tokens`` (rows, tokens), which go on from what ``cache`` holds.
+        """Final hidden states (rows, tokens, hidden) of ``tokens`` (rows, tokens), which continue what ``cache`` holds.
 
         lengths: how many of each row's tokens are real, the rest being padding on the right; all, if None.
         shift: added to the positions (a fault; 0 is right).

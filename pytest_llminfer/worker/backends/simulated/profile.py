@@ -31,5 +31,5 @@ class Profile:
             self.live_bytes -= nbytes
 
     def reset_peak(self) -> None:
-        """Let the peak start anew from what is held now."""
+        """Reset the peak to what is held now."""
         self.peak_bytes = self.live_bytes

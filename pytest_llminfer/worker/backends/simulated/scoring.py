@@ -46,7 +46,15 @@ def _picked(logits: np.ndarray, targets: Sequence[int]) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The last tokens of sequences, with the most likely tokens of each position."""
+    """Scores the last tokens of sequences, with the most likely tokens of each position.
+
+    Attributes:
+        model: The NumPy model.
+        faults: What goes wrong on purpose.
+        profile: Counts the bytes of the caches.
+        top: How many of the most likely tokens are kept per position.
+        last: How many tokens of each sequence are scored.
+    """
 
     model: Llama
     faults: Faults

@@ -42,7 +42,16 @@ _MOST_LOGPROBS = 20
 
 @dataclass(slots=True)
 class Job:
-    """One answer that a request waits for."""
+    """One answer that a request waits for.
+
+    Attributes:
+        prompt: Token ids.
+        sampling: The fields of ``Sampling``.
+        logprobs: How many of the most likely tokens are wanted per step; 0 for none.
+        done: Set when the answer or the error is there.
+        output: The fields of ``Generation``; empty until then.
+        error: Why there is no answer; empty where there is one.
+    """
 
     prompt: list[int]
     sampling: dict[str, Any]

@@ -13,7 +13,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What config.json says, under its own names."""
+    """What config.json says of a Llama, under its own names.
+
+    Attributes:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the MLP.
+        num_hidden_layers: Decoder layers.
+        num_attention_heads: Query heads of a layer.
+        num_key_value_heads: Key and value heads of a layer.
+        head_dim: Elements of one head.
+        vocab_size: Rows of the embedding.
+        max_position_embeddings: Longest sequence, in tokens.
+        rms_norm_eps: Epsilon of the RMS norms.
+        rope_theta: Base of the rotary positions.
+        tie_word_embeddings: Whether the output matrix is the embedding.
+        end_token_ids: ``eos_token_id`` in rising order; empty without one.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -30,20 +45,34 @@ class Shape:
 
     @classmethod
     def read(cls, configuration: Mapping[str, Any]) -> Shape:
-        """Refuse what the NumPy model does not compute."""
+        """Refuse what the NumPy model does not compute.
+
+        Raises:
+            UnsupportedError: another architecture, biases, another activation or scaled positions.
+            BadInputError: a size is missing.
+        """
         if configuration.get("model_type") != "llama":
-            raise UnsupportedError(f"the simulated engine computes Llama models only, not {configuration.get('model_type')!r}")
+            raise UnsupportedError(
+                f"the simulated engine computes Llama models only, not {configuration.get('model_type')!r}",
+                "give a Llama model, or use another engine",
+            )
         for name in ("attention_bias", "mlp_bias"):
             if configuration.get(name):
-                raise UnsupportedError(f"the simulated engine has no biases; the model sets {name}")
+                raise UnsupportedError(
+                    f"the simulated engine has no biases; the model sets {name}", "give a model without them, or use another engine"
+                )
         if configuration.get("hidden_act", "silu") != "silu":
             raise UnsupportedError(
-                f"the simulated engine has SwiGLU only; the model sets hidden_act {configuration['hidden_act']!r}"
+                f"the simulated engine has SwiGLU only; the model sets hidden_act {configuration['hidden_act']!r}",
+                "give a model with silu, or use another engine",
             )
         rope = configuration.get("rope_parameters") or configuration.get("rope_scaling") or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            raise UnsupportedError(f"the simulated engine has plain RoPE only; the model sets {kind!r}")
+            raise UnsupportedError(
+                f"the simulated engine has plain RoPE only; the model sets {kind!r}",
+                "give a model without scaled positions, or use another engine",
+            )
         try:
             heads = configuration["num_attention_heads"]
             return cls(

@@ -21,7 +21,12 @@ _DUMMY_STD = 0.02
 
 
 def read_weights(folder: Path, shape: Shape) -> Weights:
-    """Every weight that the shape asks for, in its order; others in the files are an error, like missing ones."""
+    """Every weight that the shape asks for, in its order; others in the files are an error, like missing ones.
+
+    Raises:
+        BadInputError: a weight is missing, surplus or of another shape, or a file is damaged.
+        UnsupportedError: another dtype than F32, F16 or BF16.
+    """
     stored = read_checkpoint(folder)
     expected = shape.parameter_shapes()
     missing = [name for name in expected if name not in stored]
@@ -45,7 +50,9 @@ def _read(name: str, tensor: StoredTensor) -> np.ndarray:
     elif tensor.dtype in ("F32", "F16"):
         values = np.frombuffer(data, "<f4" if tensor.dtype == "F32" else "<f2").astype("<f4")
     else:
-        raise UnsupportedError(f"{name} is stored as {tensor.dtype}; the simulated engine reads F32, F16 and BF16")
+        raise UnsupportedError(
+            f"{name} is stored as {tensor.dtype}", "the simulated engine reads F32, F16 and BF16: give weights in one of those"
+        )
     return values.reshape(tensor.shape)
 
 

@@ -40,9 +40,10 @@ OWN = ("max_batch_tokens", "repack_4bit_for_cpu")
 class Arguments:
     """``engine_args``, sorted by who reads them.
 
-    max_batch_tokens: prompt and generated tokens that a batch may hold; None chooses by the memory that is free.
-    repack_4bit_for_cpu: let bitsandbytes repack 4-bit weights at their first use on processors with AVX512-BF16.
-    from_pretrained: what transformers itself is given.
+    Attributes:
+        max_batch_tokens: Prompt and generated tokens that a batch may hold; None chooses by the memory that is free.
+        repack_4bit_for_cpu: Whether bitsandbytes may repack 4-bit weights at their first use, on processors with AVX512-BF16.
+        from_pretrained: Keyword arguments of transformers' ``from_pretrained``.
     """
 
     max_batch_tokens: int | None
@@ -51,7 +52,11 @@ class Arguments:
 
     @classmethod
     def read(cls, engine_args: Mapping[str, Any]) -> Arguments:
-        """Refuse names that nothing would read, with the closest one that exists."""
+        """Refuse names that nothing would read, with the closest one that exists.
+
+        Raises:
+            BadInputError: an unknown name, or a max_batch_tokens below 1.
+        """
         known = (*OWN, *FROM_PRETRAINED)
         for name in engine_args:
             if name not in known:

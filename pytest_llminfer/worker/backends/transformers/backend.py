@@ -111,7 +111,7 @@ class TransformersBackend:
     def score_listed(self, *, sequences: Sequence[Message]) -> Message:
         """Listed tokens, by prefill in a wider dtype than is served."""
         if "score_listed" not in self.capabilities:
-            raise UnsupportedError(f"{self._spec}: only unquantized weights on one rank are computed in a wider dtype")
+            raise UnsupportedError(f"{self._spec} is not computed in a wider dtype", "use quantization=none and tp=1")
         ids = [entry["token_ids"] for entry in sequences]
         for entry in sequences:
             requests.check_tokens([entry["token_ids"]], least=len(entry["listed"]) + 1, **self._live.limits)
@@ -144,11 +144,17 @@ class TransformersBackend:
         dtype: str = "",
         seed: int = 0,
     ) -> Message:
-        """Two ways through the cache of the loaded model, or of one made of ``config`` in this process."""
+        """Two ways through the cache of the loaded model, or of one made of ``config`` in this process.
+
+        Raises:
+            UnsupportedError: the model is split over ranks, or computes in another dtype than ``dtype``.
+        """
         if self._spec.tp > 1:
-            raise UnsupportedError(f"{self._spec}: no rank holds a whole KV cache to compare cache paths over; use tp=1")
+            raise UnsupportedError(f"{self._spec}: no rank holds a whole KV cache to compare cache paths over", "use tp=1")
         if config is None and dtype not in {"", self._live.spec_dtype}:
-            raise UnsupportedError(f"the loaded model computes in {self._live.spec_dtype}, not {dtype}; load it with dtype={dtype}")
+            raise UnsupportedError(
+                f"the loaded model computes in {self._live.spec_dtype}, not {dtype}", f"load it with dtype={dtype}"
+            )
         cache_paths = {"candidate": candidate, "reference": reference}
         return self._live.compare_cache_paths(sequences, cache_paths, config, dtype, seed)
 
@@ -168,7 +174,7 @@ class TransformersBackend:
     def run(self, *, path: str, function: str, arguments: Message) -> Message:
         """The user's function, called with the live model (a ``torch.nn.Module``) whose parameters need no gradient.
 
-        Over several ranks it is called in each of them with its part of the model (the variable RANK tells which one it is), and
+        Over several ranks it is called in each of them with its part of the model (the variable RANK says which one it is), and
         what it returns in rank 0 is the result.
         """
         params = {"path": path, "function": function, "arguments": arguments}

@@ -1,4 +1,4 @@
-"""The KV cache of one prompt, before and after decoding goes on."""
+"""The KV cache of one prompt, before and after decoding continues."""
 
 from __future__ import annotations
 

@@ -18,13 +18,30 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _TAIL = 8
-"""Tokens of its own that the sequence has which fills a prefix for another one."""
+"""Further tokens of the sequence that fills a prefix for another one."""
 _NO_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class CachePath:
-    """The fields of ``pytest_llminfer.observations.cache_paths.CachePath``, as a message brings them."""
+    """The cache path of a request, as its message describes it.
+
+    ``pytest_llminfer.observations.cache_paths.CachePath`` explains each field in full; a worker cannot import it.
+
+    Attributes:
+        chunks: Tokens of each forward pass; empty for one pass.
+        cache: ``none``, ``dynamic``, ``static``, ``quantized`` or ``fp8``.
+        cache_bits: Bits of a value in a ``quantized`` cache, 2 or 4.
+        pads_left: Masked tokens before every sequence.
+        pads_right: Masked tokens after what the first chunk holds of a sequence.
+        batch: Rows computed together; 1 for the sequence alone.
+        crop: After how many tokens others are fed and cropped away; 0 for never.
+        crop_extra: How many tokens are fed and cropped there.
+        beams: Rows copied out of one after its first chunk; 1 for no copies.
+        prefix: Tokens whose cache another sequence fills; 0 for none.
+        residual: Latest tokens, at most, that a ``quantized`` cache keeps unpacked.
+        spare: Slots of a ``static`` cache that stay empty.
+    """
 
     chunks: Sequence[int] = ()
     cache: str = "dynamic"
@@ -41,7 +58,11 @@ class CachePath:
 
     @classmethod
     def read(cls, message: Mapping[str, Any]) -> Self:
-        """Build from a message; fields that this version does not know are refused: they would ask for nothing."""
+        """Build from a message; fields that this version does not know are refused: they would ask for nothing.
+
+        Raises:
+            BadInputError: an unknown field.
+        """
         unknown = sorted(message.keys() - {entry.name for entry in fields(cls)})
         if unknown:
             raise BadInputError(f"transformers knows no such part of a cache path: {', '.join(unknown)}")
@@ -71,7 +92,13 @@ class CachePath:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Of one sequence in one layer: keys, values (kv_heads, n, head_dim) at the ``positions`` (n,), in rising order."""
+    """What one layer of the cache holds of one sequence: n positions, H KV heads.
+
+    Attributes:
+        positions: (n,) positions in the sequence, in rising order.
+        keys: (H, n, head_dim) keys at those positions.
+        values: (H, n, head_dim) values at those positions.
+    """
 
     positions: torch.Tensor
     keys: torch.Tensor
@@ -80,7 +107,14 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What a sequence of T tokens left: logits (T, vocabulary), the layers of its cache (none without one), and its report."""
+    """What a sequence of T tokens left.
+
+    Attributes:
+        logits: (T, vocabulary) in the model's dtype.
+        layers: Its part of the cache by layer; empty for a cache path without one.
+        dtype: What the cache stores, in the words of a cell, or ``int2`` and ``int4``; empty without a cache.
+        report: The fields of ``CachedTensors``; None without a cache.
+    """
 
     logits: torch.Tensor
     layers: list[Layer]
@@ -174,7 +208,7 @@ class _PathCase:
             space = width - len(first)
             left, right = (0, space) if cache_path.pads_right and not cache_path.pads_left else (space, 0)
             left, right = left + cache_path.pads_left, right + cache_path.pads_right
-            # A pad is a token like others: only the mask tells that it is none.
+            # A pad is a token like any other: only the mask marks it as a pad.
             rows += [[first[0]] * left + first + [first[-1]] * right] * self._branches
             real += [[0] * left + [1] * len(first) + [0] * right] * self._branches
         own = real[self._group * self._branches]
@@ -206,7 +240,8 @@ class _PathCase:
         if pads and len(self._segments) > 1 and windows and len(self._ids) + pads > min(windows):
             raise UnsupportedError(
                 f"transformers counts a window ({min(windows)}) in columns, pads included: with {pads} pads between its tokens "
-                f"a sequence of {len(self._ids)} gets another attention than by prefill"
+                f"a sequence of {len(self._ids)} gets another attention than by prefill",
+                "draw pads that stand before the sequence, or a model without a window",
             )
 
     def _after(self, done: int) -> None:

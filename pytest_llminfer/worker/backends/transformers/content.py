@@ -18,7 +18,7 @@ _LANES = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
 def digest(tensor: torch.Tensor) -> str:
     """64 bits of the tensor's bytes in the order of its memory, in hexadecimal; "" of a tensor without data.
 
-    Computed where the tensor lies, 2 MiB at a time. It tells weights apart, and is not made to withstand an attacker.
+    Computed where the tensor lies, 2 MiB at a time. It distinguishes weights, and does not withstand an attacker.
     """
     if tensor.device.type == "meta" or not tensor.numel():
         return ""

@@ -33,7 +33,7 @@ def device_name(device: torch.device) -> str:
 
 
 def driver_version() -> str | None:
-    """The kernel driver's version, which torch does not tell."""
+    """The kernel driver's version, which torch does not report."""
     try:
         words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split("\n")[0].split()
     except OSError:

@@ -19,7 +19,11 @@ _CPU_WORDS = ("can't allocate memory", "not enough memory", "cannot allocate mem
 
 @contextlib.contextmanager
 def out_of_memory_named(doing: str) -> Iterator[None]:
-    """Raise OutOfMemoryError in place of torch's own, and give back to the device what the failed work held."""
+    """Raise OutOfMemoryError in place of torch's own, and release the device memory that the failed work held.
+
+    Raises:
+        OutOfMemoryError: the block ran out of memory; other errors pass unchanged.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -52,5 +56,5 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    """What was asked for; torch goes on with advice about its allocator."""
+    """The allocation that failed, without torch's advice about its allocator."""
     return ". ".join(" ".join(str(error).split()).split(". ")[:2])[:300] or type(error).__name__

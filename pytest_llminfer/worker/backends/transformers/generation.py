@@ -79,7 +79,7 @@ def generate(
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask (rows, longest): prompts end together, so that decoding goes on from one column."""
+    """Token ids and attention mask (rows, longest): prompts end together, so that decoding continues from one column."""
     longest = max(len(prompt) for prompt in prompts)
     rows = torch.full((len(prompts), longest), pad, dtype=torch.long)
     mask = torch.zeros((len(prompts), longest), dtype=torch.long)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RANK_VARIABLE = "LLMINFER_TP_RANK"
 """Set for ranks 1 and up alone: RANK itself may come from a launcher around the tests."""
 LISTENER_VARIABLE = "LLMINFER_TP_LISTENER"
-"""The open socket on which rank 0 lets the ranks meet: a port that is taken before it is told cannot be lost to another."""
+"""The open socket on which rank 0 lets the ranks meet: a port that is bound before it is announced cannot be taken by another."""
 LOST_STATUS = 70
 _WORKER = Path(__file__).resolve().parents[2]
 _HOST = "127.0.0.1"
@@ -121,7 +121,7 @@ class RankGroup:
             except queue.Empty:
                 self._lost = self._lost or (
                     f"{rank} still waits for rank 0, which failed during {self._method!r} ({type(error).__name__}: {error}); "
-                    "the engine must be started anew"
+                    "the engine must be restarted"
                 )
                 return
             # Its end is the reason of the failure here.
@@ -137,7 +137,7 @@ class RankGroup:
     def _on_end(self, rank: _Rank) -> None:
         if self._closing:
             return
-        self._lost = f"{rank} {rank.end_in_words()} during or after {self._method!r}; the other ranks cannot go on without it"
+        self._lost = f"{rank} {rank.end_in_words()} during or after {self._method!r}; the other ranks cannot continue without it"
         rank.answers.put({})
         if not self._own_done.wait(_LOST_SECONDS):
             self._end(self._lost)

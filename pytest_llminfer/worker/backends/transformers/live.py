@@ -51,9 +51,24 @@ _NO_LIMIT = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class LiveModel:
-    """Every request in the words of torch. limits: vocabulary and positions, as ``requests.check_tokens`` takes them.
+    """A loaded model, and every request in the words of torch.
 
-    Of a model that is split over ranks this is one rank's part: all of them must be asked the same, in the same order.
+    Of a model that is split over ranks this is one rank's part: all ranks must get the same requests in the same order.
+
+    Attributes:
+        spec: The cell.
+        model: The ``PreTrainedModel``.
+        device: Where its weights lie.
+        dtype: What it computes in.
+        meter: Reads use and peaks of the device.
+        load_peak_bytes: Highest use of memory while loading, above what was in use before.
+        load_seconds: Seconds of the phases ``import`` and ``load``.
+        end_token_ids: Tokens that end an answer, in rising order.
+        generation_defaults: What the model's generation_config set before it was replaced by an empty one.
+        max_batch_tokens: Prompt and generated tokens that a batch may hold.
+        limits: ``vocab_size`` and ``max_positions``, as ``requests.check_tokens`` takes them.
+        progress: Called with (phase, done, total).
+        random_models: Keeps the last model made from a configuration.
     """
 
     spec: EngineSpec
@@ -72,14 +87,20 @@ class LiveModel:
 
     @classmethod
     def load(cls, spec: EngineSpec, model_path: str, arguments: Arguments, progress: Progress, *, started: float) -> Self:
-        """Take the idle process as zero of the memory peaks, then load. started: ``time.perf_counter`` when the import began."""
+        """Take the idle process as zero of the memory peaks, then load. started: ``time.perf_counter`` when the import began.
+
+        Raises:
+            UnsupportedError: a KV dtype other than the model's, or a model that transformers does not split.
+            BadInputError, EngineStartError, OutOfMemoryError: the model cannot be read, built or held.
+        """
         device.limit_threads()
         config = loading.read_config(spec, model_path)
         dtype = loading.resolve_dtype(spec, config)
         if spec.kv_dtype not in {"auto", loading.SPEC_DTYPES[dtype]}:
             raise UnsupportedError(
-                f"transformers keeps keys and values in the dtype of the model ({loading.SPEC_DTYPES[dtype]}); "
-                f"kv_dtype={spec.kv_dtype} is not possible"
+                f"transformers keeps keys and values in the dtype of the model ({loading.SPEC_DTYPES[dtype]}), "
+                f"and not in {spec.kv_dtype}",
+                f"use kv_dtype=auto, or dtype={spec.kv_dtype}",
             )
         if spec.tp > 1:
             check_heads(config.to_dict(), spec.tp)

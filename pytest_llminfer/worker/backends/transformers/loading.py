@@ -28,7 +28,12 @@ _NAMED = 3
 
 
 def read_config(spec: EngineSpec, model_path: str) -> Any:
-    """The model's configuration, after checking that model and cell go together."""
+    """The model's configuration, after checking that model and cell go together.
+
+    Raises:
+        BadInputError: it cannot be read, or declares another storage than the cell.
+        EngineStartError: the installed transformers has no causal language model of its type.
+    """
     try:
         config = transformers.AutoConfig.from_pretrained(model_path)
     except (OSError, ValueError, KeyError) as error:
@@ -49,13 +54,17 @@ def model_class(config: Any) -> Any:
 
 
 def resolve_dtype(spec: EngineSpec, config: Any) -> torch.dtype:
-    """The dtype of the cell: ``auto`` means what the configuration says, float32 where it says nothing."""
+    """The dtype of the cell: ``auto`` means what the configuration says, float32 where it says nothing.
+
+    Raises:
+        UnsupportedError: the configuration's dtype is none of those that a cell can have.
+    """
     if spec.dtype != "auto":
         return TORCH_DTYPES[spec.dtype]
     named = getattr(config, "dtype", None) or torch.float32
     dtype = getattr(torch, named) if isinstance(named, str) else named
     if dtype not in SPEC_DTYPES:
-        raise UnsupportedError(f"the configuration's dtype {dtype} is none of {', '.join(TORCH_DTYPES)}; name one with dtype=")
+        raise UnsupportedError(f"the configuration's dtype {dtype} is none of {', '.join(TORCH_DTYPES)}", "name one with dtype=")
     return dtype
 
 

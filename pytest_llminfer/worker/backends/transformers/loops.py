@@ -20,7 +20,7 @@ _HEARTBEAT_SECONDS = 10.0
 
 
 def next_logits(model: Any, tokens: Sequence[int], cache: Any = None) -> torch.Tensor:
-    """The logits (1, vocabulary) after ``tokens``, which go on from what ``cache`` holds; without one nothing is cached."""
+    """The logits (1, vocabulary) after ``tokens``, which continue what ``cache`` holds; without one nothing is cached."""
     ids = torch.tensor([list(tokens)], device=model.device)
     return model(input_ids=ids, past_key_values=cache, use_cache=cache is not None).logits[:, -1]
 
@@ -35,7 +35,7 @@ def generate(
     top: int,
     progress: Callable[[str, int, int], None],
 ) -> list[dict[str, Any]]:
-    """One answer a prompt. cached: one token a step over a cache; otherwise the whole prefix anew at each step."""
+    """One answer a prompt. cached: one token a step over a cache; otherwise the whole prefix is recomputed at each step."""
     stops = end_tokens(sampling, model_end_tokens)
     outputs = []
     last = time.monotonic()

@@ -37,7 +37,7 @@ class Meter(Protocol):
         """The highest use since the last reset, above what was in use at the start."""
 
     def reset_peak(self) -> None:
-        """Let the peak start anew from what is in use now."""
+        """Reset the peak to what is in use now."""
 
     def resolution_bytes(self) -> int:
         """Differences of the current peak that mean nothing."""
@@ -103,7 +103,7 @@ class HostMeter:
     def reset_peak(self) -> None:
         """Freed memory that the allocator holds would stand in for new memory and hide the next peak: give it back first.
 
-        What stays resident beside live tensors (pages that the allocator cannot give back, kernels loaded meanwhile) is no part
+        What stays resident beside live tensors (pages that the allocator cannot return, kernels loaded meanwhile) is no part
         of the next peak: it depends on what ran before. Live tensors are.
         """
         gc.collect()

@@ -25,7 +25,12 @@ _GROUP = 64
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What one layer holds: keys, values (batch, kv_heads, n, head_dim) of the n newest columns, in the dtype of the model."""
+    """What one layer of a cache holds of its n newest columns, in the model's dtype.
+
+    Attributes:
+        keys: (batch, kv_heads, n, head_dim).
+        values: (batch, kv_heads, n, head_dim).
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -39,7 +44,10 @@ def make(config: Any, kind: str, *, columns: int = 0, bits: int = 4, residual: i
     """
     dynamic = DynamicCache(config=config)
     if any(dynamic.is_linear):
-        raise UnsupportedError(f"layers of a {config.model_type} model keep a state in place of keys and values")
+        raise UnsupportedError(
+            f"layers of a {config.model_type} model keep a state in place of keys and values",
+            "give a model whose layers keep keys and values",
+        )
     if kind == "none":
         return None
     if kind == "dynamic":
@@ -52,7 +60,9 @@ def make(config: Any, kind: str, *, columns: int = 0, bits: int = 4, residual: i
     if kind != "quantized":
         raise BadInputError(f"unknown cache {kind!r}; valid: none, dynamic, static, quantized, fp8")
     if not is_optimum_quanto_available():
-        raise UnsupportedError(f"a quantized KV cache needs optimum-quanto: {sys.executable} -m pip install optimum-quanto")
+        raise UnsupportedError(
+            "a quantized KV cache needs optimum-quanto", f"install it: {sys.executable} -m pip install optimum-quanto"
+        )
     text = config.get_text_config(decoder=True)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -67,7 +77,10 @@ def _refused() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, NotImplementedError) as error:
-        raise UnsupportedError(f"transformers refuses this way through the cache: {error}") from error
+        raise UnsupportedError(
+            f"transformers refuses this way through the cache: {error}",
+            "use cache=dynamic or cache=static, or another version of transformers",
+        ) from error
 
 
 def windows(cache: Any) -> list[int]:
@@ -92,10 +105,14 @@ def can_branch(cache: Any) -> bool:
 
 
 def check_croppable(cache: Any) -> None:
-    """Refuse a cache that transformers cannot shorten; an inherited ``crop`` of a quantized one would cut its residual alone."""
+    """Refuse a cache that transformers cannot shorten; an inherited ``crop`` of a quantized one would cut its residual alone.
+
+    Raises:
+        UnsupportedError: a layer of another kind.
+    """
     for layer in cache.layers:
         if not getattr(layer, "is_croppable", False) or hasattr(layer, "_quantize"):
-            raise UnsupportedError(f"transformers cannot crop {type(layer).__name__}; use cache=dynamic")
+            raise UnsupportedError(f"transformers cannot crop {type(layer).__name__}", "use cache=dynamic")
 
 
 def crop(cache: Any, count: int) -> None:
@@ -105,7 +122,7 @@ def crop(cache: Any, count: int) -> None:
 
 
 def duplicate(cache: Any) -> Any:
-    """A copy that goes on by itself, as a prompt's cache is copied for each of its continuations."""
+    """An independent copy, as a prompt's cache is copied for each of its continuations."""
     with _refused():
         return copy.deepcopy(cache)
 

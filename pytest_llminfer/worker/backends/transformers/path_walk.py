@@ -1,4 +1,4 @@
-"""A model that is fed over one cache, column by column: what it is told of pads, crops and beams."""
+"""A model that is fed over one cache, column by column, with its pads, crops and beams."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Walk:
         logits = self.feed(rows, columns, **real)
         if self.cache is not None:
             path_cache.crop(self.cache, count)
-            # Layers with a window go on keeping what they once remembered, until the next crop.
+            # Layers with a window keep what they once remembered until the next crop.
             self._remembers = True
         self._ids, self._real = self._ids[:, :-count], self._real[:, :-count]
         del self.columns[-count:]

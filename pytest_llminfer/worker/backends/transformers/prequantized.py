@@ -30,7 +30,7 @@ def packages(quantization: str) -> tuple[str, ...]:
         return ()
     if quantization not in PACKAGES:
         raise UnsupportedError(
-            f"transformers computes with no {quantization} weights; it has: none, {', '.join(PACKAGES)}; use --engine=llamacpp"
+            f"transformers computes with no {quantization} weights, only with: none, {', '.join(PACKAGES)}", "use --engine=llamacpp"
         )
     return PACKAGES[quantization]
 
@@ -43,7 +43,10 @@ def check_stored(spec: EngineSpec, model_path: str, configuration: Mapping[str, 
     """
     stored, wanted = stored_format(configuration), spec.quantization
     if wanted in PREQUANTIZED and spec.weights == "dummy":
-        raise UnsupportedError(f"a tool makes {wanted} weights from real ones; weights=dummy has none")
+        raise UnsupportedError(
+            f"a tool makes {wanted} weights from real ones, and weights=dummy has none",
+            f"give a checkpoint that is stored as {wanted}",
+        )
     if wanted in PREQUANTIZED and stored == "none":
         raise BadInputError(
             f"{model_path} is not quantized, and transformers does not quantize to {wanted} itself; give a checkpoint that is "

@@ -34,7 +34,12 @@ _NOT_OF_THE_MODEL = ("architectures", "auto_map", "dtype", "quantization_config"
 
 @dataclass(slots=True)
 class RandomModels:
-    """The model that was made last, which is given again for an equal configuration, dtype and seed."""
+    """Keeps the last model made, and returns it for an equal configuration, dtype and seed.
+
+    Attributes:
+        key: JSON of what the model was made from; empty while there is none.
+        model: The model in evaluation mode; None while there is none.
+    """
 
     key: str = ""
     model: Any = None

@@ -22,20 +22,31 @@ _PATIENCE = timedelta(hours=2)
 
 
 def check_plan(config: Any) -> None:
-    """Refuse a model that transformers would load whole on every rank."""
+    """Refuse a model that transformers would load whole on every rank.
+
+    Raises:
+        UnsupportedError: transformers has no tensor-parallel plan for it.
+    """
     if not getattr(config.get_text_config(), "base_model_tp_plan", None):
         raise UnsupportedError(
-            f"transformers {transformers.__version__} has no tensor-parallel plan for {config.model_type!r}; use tp=1"
+            f"transformers {transformers.__version__} has no tensor-parallel plan for {config.model_type!r}", "use tp=1"
         )
 
 
 def join(spec: EngineSpec) -> None:
-    """Let this process take its place among the ranks: rank 0 opens the meeting place, the others come to it."""
+    """Join the process group: rank 0 opens the store, the others connect to it.
+
+    Raises:
+        UnsupportedError: there are fewer GPUs than ranks.
+    """
     import torch.distributed as ranks
 
     rank, cuda = own_rank(), torch.cuda.is_available()
     if cuda and torch.cuda.device_count() < spec.tp:
-        raise UnsupportedError(f"tp={spec.tp} needs {spec.tp} GPUs; the engine sees {torch.cuda.device_count()}")
+        raise UnsupportedError(
+            f"tp={spec.tp} needs {spec.tp} GPUs, and the engine sees {torch.cuda.device_count()}",
+            "use a smaller tp, or make more visible with CUDA_VISIBLE_DEVICES",
+        )
     listener = {"master_listen_fd": int(os.environ.pop(LISTENER_VARIABLE))} if rank == 0 else {}
     store = ranks.TCPStore(
         os.environ["MASTER_ADDR"],
@@ -70,7 +81,7 @@ def agree_on_least(value: int, device: torch.device) -> int:
 
 
 def free_the_rest(model: Any) -> None:
-    """Give each shard a storage of its own size: cut from a whole tensor in memory, it would keep that one alive."""
+    """Give each shard a storage of its own: a view of the whole tensor would keep all of it alive."""
     replaced: dict[int, torch.nn.Parameter] = {}
     # An id is a name only as long as its object lives.
     kept = []

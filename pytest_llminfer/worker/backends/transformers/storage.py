@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A named tensor of the model, the tensors that its quantization adds, and the module that owns it.
+    """A named tensor of the model with everything that is stored for it.
 
-    Of a model that is split over ranks, tensor is this rank's part.
+    Attributes:
+        name: As ``named_parameters`` or ``named_buffers`` has it.
+        tensor: The tensor; of a model that is split over ranks, this rank's part.
+        state: Tensors that its quantization adds; empty for a plain one.
+        module: The module that owns it.
     """
 
     name: str

@@ -32,7 +32,14 @@ _POOL = ("kv_cache_memory_bytes", "gpu_memory_utilization")
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What the installed vLLM accepts. fields: names of engine arguments; cache_dtypes: of the KV cache; methods: quantizations."""
+    """What the installed vLLM accepts.
+
+    Attributes:
+        fields: Names of engine arguments.
+        cache_dtypes: dtypes of the KV cache, in vLLM's words.
+        methods: Names of quantization methods.
+        on_cpu: Whether it runs on the processor.
+    """
 
     fields: frozenset[str]
     cache_dtypes: frozenset[str]
@@ -44,8 +51,10 @@ class Installed:
 class Arguments:
     """``engine_args``, sorted by who reads them.
 
-    score_by_decode: whether a logits processor is installed that can force tokens, for the cache path ``decode`` of ``score``;
-    None leaves the choice to the backend. engine: what vLLM itself is given.
+    Attributes:
+        score_by_decode: Whether a logits processor is installed that can force tokens, for the cache path ``decode`` of ``score``;
+            None leaves the choice to the backend.
+        engine: Keyword arguments of ``LLM``.
     """
 
     score_by_decode: bool | None
@@ -53,7 +62,11 @@ class Arguments:
 
     @classmethod
     def read(cls, engine_args: Mapping[str, Any], known: Collection[str]) -> Self:
-        """Refuse names that nothing would read, with the closest one that exists, and those that the cell decides."""
+        """Refuse names that nothing would read, with the closest one that exists, and those that the cell decides.
+
+        Raises:
+            BadInputError: an unknown name, one that the cell or this backend sets, or a value of another kind.
+        """
         for name in engine_args:
             if name in _CELL:
                 raise BadInputError(f"the engine argument {name!r} is the cell's to choose: use {_CELL[name]}")
@@ -80,7 +93,7 @@ def build(
     """
     if spec.dp > 1:
         raise UnsupportedError(
-            "vLLM's own data parallelism is for its server, not for offline use; use replication=workers, or serve the cell"
+            "vLLM's own data parallelism is for its server, not for offline use", "use replication=workers, or serve the cell"
         )
     cell = {
         "model": model_path,
@@ -97,7 +110,10 @@ def build(
     chosen = {**_neutral(installed, arguments.engine), **arguments.engine, **cell}
     missing = sorted(name for name in cell if name not in installed.fields)
     if missing:
-        raise UnsupportedError(f"the installed vllm has no engine argument {', '.join(missing)}, which the cell {spec} needs")
+        raise UnsupportedError(
+            f"the installed vllm has no engine argument {', '.join(missing)}, which the cell {spec} needs",
+            "use a version of vLLM that has it, or a cell without",
+        )
     return chosen
 
 
@@ -123,6 +139,6 @@ def _cache_dtype(spec: EngineSpec, installed: Installed) -> dict[str, Any]:
     name = DTYPES.get(spec.kv_dtype, spec.kv_dtype)
     if name not in installed.cache_dtypes:
         raise UnsupportedError(
-            f"the installed vllm has no KV cache of {spec.kv_dtype}; it has: {', '.join(sorted(installed.cache_dtypes))}"
+            f"the installed vllm has no KV cache of {spec.kv_dtype}", f"use one of: {', '.join(sorted(installed.cache_dtypes))}"
         )
     return {"kv_cache_dtype": name}

@@ -83,10 +83,15 @@ class VllmBackend:
     def generate(
         self, *, prompts: Sequence[Sequence[int]], sampling: Message, logprobs: int = 0, cache_path: str = "engine"
     ) -> Message:
-        """One ``LLM.generate`` over all prompts; cache path ``no_cache`` is one of a single token for every step."""
+        """One ``LLM.generate`` over all prompts; cache path ``no_cache`` is one of a single token for every step.
+
+        Raises:
+            UnsupportedError: the cache path ``loop``.
+            BadInputError: sampling or token ids that the model cannot take.
+        """
         requests.check_sampling(sampling, cache_path=cache_path)
         if cache_path == "loop":
-            raise UnsupportedError("vllm's cache cannot be driven by a hand-written loop; use cache path engine or no_cache")
+            raise UnsupportedError("vllm's cache cannot be driven by a hand-written loop", "use cache path engine or no_cache")
         requests.check_tokens(prompts, extra=sampling["max_tokens"], **self._live.limits)
         return {"outputs": self._live.generate(prompts, sampling, logprobs, cached=cache_path == "engine")}
 
@@ -112,7 +117,9 @@ class VllmBackend:
 
     def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:  # noqa: ARG002 - the contract names them
         """Not possible: the blocks of one request are vLLM's own business."""
-        raise UnsupportedError("vllm does not show the keys and values of one request; its pool is told by kv_pool")
+        raise UnsupportedError(
+            "vllm does not show the keys and values of one request, only its pool (kv_pool)", "transformers shows them"
+        )
 
     def kv_pool(self) -> Message:
         """The pool, over all ranks."""
@@ -169,7 +176,10 @@ def _force_tokens(keywords: dict[str, Any], wanted: bool | None, installed: Inst
     """
     if "logits_processors" not in installed.fields:
         if wanted:
-            raise UnsupportedError("the installed vllm has no engine argument logits_processors, which score_by_decode needs")
+            raise UnsupportedError(
+                "the installed vllm has no engine argument logits_processors, which score_by_decode needs",
+                "use a version of vLLM that has it",
+            )
         return False
     if wanted is None:
         wanted = installed.on_cpu and not importlib.import_module("vllm.triton_utils").HAS_TRITON

@@ -51,7 +51,12 @@ class Log:
 
 @contextlib.contextmanager
 def loading(model_path: str, log: Log) -> Iterator[None]:
-    """The parent raises "see above" when a child of it fails to load: tell what the child said."""
+    """The parent raises "see above" when a child of it fails to load: report what the child said.
+
+    Raises:
+        OutOfMemoryError: the model or its KV pool does not fit.
+        EngineStartError: any other failure.
+    """
     try:
         yield
     except LlminferError:
@@ -83,6 +88,10 @@ def running(doing: str, processes: dict[int, str], log: Log) -> Iterator[None]:
     """Name the process of the engine that has died, or the memory that ran out, in place of vLLM's own error.
 
     processes: name of every process by its id.
+
+    Raises:
+        EngineDiedError: a process of the engine has ended.
+        OutOfMemoryError: memory ran out; other errors pass unchanged.
     """
     try:
         with watched(processes):

@@ -19,7 +19,7 @@ _REPORT_SECONDS = 0.5
 
 
 def sampling_fields(sampling: Mapping[str, Any], model_end_tokens: Sequence[int], *, logprobs: int) -> dict[str, Any]:
-    """Every field that chooses a token, spelled out. vLLM knows no end token of its own: it is given no tokenizer."""
+    """Every field that chooses a token, spelled out. vLLM knows no end token, because it gets no tokenizer."""
     return {
         "n": 1,
         "max_tokens": sampling["max_tokens"],
@@ -39,7 +39,11 @@ def sampling_fields(sampling: Mapping[str, Any], model_end_tokens: Sequence[int]
 
 
 def sampling_params(params_class: Any, **fields: Any) -> Any:
-    """The engine's ``SamplingParams``, with what this version has of detokenize and flat_logprobs: they only save time."""
+    """The engine's ``SamplingParams``, with what this version has of detokenize and flat_logprobs: they only save time.
+
+    Raises:
+        BadInputError: a parameter that this version does not have, or refuses.
+    """
     known = set(params_class.__struct_fields__ if hasattr(params_class, "__struct_fields__") else params_class.__annotations__)
     savings = {"detokenize": False, "flat_logprobs": True}
     missing = sorted(set(fields) - known)
@@ -52,7 +56,11 @@ def sampling_params(params_class: Any, **fields: Any) -> Any:
 
 
 def check_logprobs(logprobs: int, most: int) -> None:
-    """More than ``max_logprobs`` are refused by vLLM; -1 there means the whole vocabulary."""
+    """More than ``max_logprobs`` are refused by vLLM; -1 there means the whole vocabulary.
+
+    Raises:
+        BadInputError: ``logprobs`` exceeds ``most``.
+    """
     if 0 <= most < logprobs:
         raise BadInputError(
             f"{logprobs} log-probabilities a step are more than vllm gives: max_logprobs={most}; raise that argument"

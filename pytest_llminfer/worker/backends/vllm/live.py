@@ -113,11 +113,16 @@ class LiveEngine:
         return generation.answers(outputs, fields["stop_token_ids"], logprobs=logprobs)
 
     def score(self, sequences: Sequence[Sequence[int]], *, decode: bool) -> list[np.ndarray]:
-        """Log-probabilities of given tokens."""
+        """Log-probabilities of given tokens.
+
+        Raises:
+            UnsupportedError: ``decode`` without the logits processor that forces tokens.
+        """
         if decode and not self.decode:
             raise UnsupportedError(
-                "this vllm was started without the logits processor that forces tokens, which would make it choose another model "
-                "runner than it does on its own; start it with the engine argument score_by_decode=true"
+                "this vllm was started without the logits processor that forces tokens, "
+                "which would make it choose another model runner than it does on its own",
+                "start it with the engine argument score_by_decode=true",
             )
         with failures.running("scoring", self._processes, self._log):
             return scoring.score(self.llm, self._vllm.SamplingParams, sequences, decode=decode, progress=self._progress)
@@ -169,9 +174,13 @@ class LiveEngine:
             raise EngineError("vllm did not empty its prefix cache, so that the next answer may come from it")
 
     def cache_counters(self) -> dict[str, Any]:
-        """The fields of ``CacheCounters``: vLLM counts only with the engine argument ``disable_log_stats=false``."""
+        """The fields of ``CacheCounters``: vLLM counts only with the engine argument ``disable_log_stats=false``.
+
+        Raises:
+            UnsupportedError: vLLM was started without its counters.
+        """
         if "cache_counters" not in self.capabilities:
-            raise UnsupportedError("this vllm counts nothing; start it with the engine argument disable_log_stats=false")
+            raise UnsupportedError("this vllm counts nothing", "start it with the engine argument disable_log_stats=false")
         return metrics.cache_counters(self.llm.get_metrics())
 
     def ranks(self) -> list[dict[str, Any]]:
@@ -223,7 +232,11 @@ def _end_tokens(model_config: Any) -> list[int]:
 
 
 def end_token_list(ids: Any) -> list[int]:
-    """One id, several or none, in rising order."""
+    """One id, several or none, in rising order.
+
+    Raises:
+        BadInputError: something other than ids.
+    """
     if ids is None:
         return []
     if not isinstance(ids, (int, list, tuple)):

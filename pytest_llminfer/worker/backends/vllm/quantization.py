@@ -58,14 +58,14 @@ def _bitsandbytes(spec: EngineSpec, methods: Collection[str], *, on_cpu: bool) -
     _need_bitsandbytes(spec.quantization, methods, on_cpu=on_cpu)
     if spec.quantization != "nf4":
         raise UnsupportedError(
-            f"vLLM quantizes to nf4 (with double quantization) while it loads, not to {spec.quantization}; "
-            f"use quantization=nf4, or a checkpoint that is stored as {spec.quantization}"
+            f"vLLM quantizes to nf4 (with double quantization) while it loads, not to {spec.quantization}",
+            f"use quantization=nf4, or a checkpoint that is stored as {spec.quantization}",
         )
     if spec.weights == "dummy":
         # EngineArgs.create_load_config puts load_format="bitsandbytes" in the place of "dummy", and finds no files.
         raise UnsupportedError(
-            "vLLM quantizes with bitsandbytes what it reads from files; weights=dummy has none: "
-            "write some with tools/random_checkpoint.py, and give the folder as the model"
+            "vLLM quantizes with bitsandbytes what it reads from files, and weights=dummy has none",
+            "write some with tools/random_checkpoint.py, and give the folder as the model",
         )
     return {"quantization": "bitsandbytes"}
 
@@ -73,23 +73,27 @@ def _bitsandbytes(spec: EngineSpec, methods: Collection[str], *, on_cpu: bool) -
 def _need_bitsandbytes(wanted: str, methods: Collection[str], *, on_cpu: bool) -> None:
     if "bitsandbytes" not in methods:
         raise UnsupportedError(
-            f"this vLLM has no bitsandbytes quantization, which {wanted} is; it has: {', '.join(sorted(methods))}"
+            f"this vLLM has no bitsandbytes quantization, which {wanted} is",
+            f"use a version that has it, or one of: {', '.join(sorted(methods))}",
         )
     if on_cpu:
-        raise UnsupportedError(f"vLLM has bitsandbytes kernels for GPUs only; quantization={wanted} is not possible on a CPU")
+        raise UnsupportedError(
+            f"vLLM has bitsandbytes kernels for GPUs only, so quantization={wanted} is not possible on a CPU",
+            "run it on a GPU, or use --engine=transformers",
+        )
 
 
 def _fp8(methods: Collection[str], *, on_cpu: bool) -> dict[str, Any]:
     if "fp8" not in methods:
-        raise UnsupportedError("this vLLM has no fp8 quantization")
+        raise UnsupportedError("this vLLM has no fp8 quantization", "use a version that has it")
     if on_cpu:
-        raise UnsupportedError("vLLM quantizes to fp8 while it loads on GPUs only; on a CPU give a checkpoint with dynamic fp8")
+        raise UnsupportedError("vLLM quantizes to fp8 while it loads on GPUs only", "on a CPU give a checkpoint with dynamic fp8")
     return {"quantization": "fp8"}
 
 
 def _gguf(wanted: str, model_path: str, methods: Collection[str]) -> dict[str, Any]:
     if "gguf" not in methods:
-        raise UnsupportedError(f"this vLLM reads no GGUF files, which {wanted} is; use --engine=llamacpp")
+        raise UnsupportedError(f"this vLLM reads no GGUF files, which {wanted} is", "use --engine=llamacpp")
     if not model_path.endswith(".gguf"):
         raise BadInputError(f"quantization={wanted} needs a .gguf file; {model_path} is none")
     return {"quantization": "gguf", "load_format": "gguf"}

@@ -23,9 +23,17 @@ _KERNEL_OWNERS = ("quant_method", "scheme", "kernel", "fp8_linear")
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A stored weight. shape: of the matrix that it stands for. tensor: None where a library of the CPU holds it, repacked.
+    """A weight as one rank stores it.
 
-    state: tensors that its quantization adds.
+    Attributes:
+        name: As vLLM names the parameter.
+        shape: Of the matrix that it stands for: (out, in) of this rank's part of a linear.
+        dtype: Of the stored tensor, or of the matrix that a library has repacked.
+        tensor: The stored tensor; None where a library of the CPU holds the weight, repacked.
+        state: Tensors that its quantization adds; empty for none.
+        packing: The format, as vLLM or the library that repacked it names it; empty for a plain tensor.
+        block_size: Weights that share one scale; None where the format has no such blocks.
+        double_quantized: Whether the scales are quantized too; None where that has no meaning.
     """
 
     name: str

@@ -58,7 +58,7 @@ def resolved(vllm_config: Any, chosen: dict[str, Any]) -> dict[str, Any]:
     pinned = any(getattr(cache, name, None) for name in ("kv_cache_memory_bytes", "num_gpu_blocks_override"))
     for name, (part, attribute) in _FIELDS.items():
         if name == "num_gpu_blocks" and not pinned:
-            # Follows the memory that happens to be free; the capacity is told by kv_pool.
+            # Follows the memory that happens to be free; kv_pool reports the capacity.
             continue
         holder = getattr(vllm_config, part, None) if part else vllm_config
         if holder is not None and hasattr(holder, attribute):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
 SHIM = Path(__file__).resolve().parent / "shim"
-"""The only folder of ours that vLLM's processes get on their path."""
+"""The only folder of this package that vLLM's processes get on their path."""
 
 _ALWAYS = {
     "VLLM_NO_USAGE_STATS": "1",

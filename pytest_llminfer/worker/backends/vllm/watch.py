@@ -57,7 +57,7 @@ def _watch(processes: Collection[int], done: threading.Event, lock: threading.Lo
 
 
 def _raise(*_: object) -> None:
-    raise ProcessLostError
+    raise ProcessLostError("a process of the engine is gone")
 
 
 def dead_process(processes: dict[int, str], *, within_seconds: float = 3.0) -> str:
