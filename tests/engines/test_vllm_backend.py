@@ -19,7 +19,6 @@ from pytest_llminfer.families.execution_modes.preemption import check_preempted
 from pytest_llminfer.families.execution_modes.prefix_answers import PrefixAnswers
 from pytest_llminfer.families.execution_modes.prefixes import check_prefix_hits
 from pytest_llminfer.families.execution_modes.resynchronised import check_resynchronised_tokens
-from pytest_llminfer.families.execution_modes.rounding import Errors, check_rounding
 from pytest_llminfer.families.execution_modes.unrounded import Unrounded
 from pytest_llminfer.families.execution_modes.variants import KVVariants
 from pytest_llminfer.families.kv_cache.pool import maximum_concurrency
@@ -39,10 +38,8 @@ from tests.support.engines.vllm_engines import (
     SHAPE,
     fp32_flops_per_second,
     outcome,
-    squared_errors,
     start,
     tokens,
-    whole,
 )
 from tests.support.paths import PROBES as FOLDER
 from tests.support.present import present
@@ -150,19 +147,10 @@ def test_requests_that_cannot_be_answered_are_refused(engine: Engine, prompts: l
 
 def test_scores_are_as_far_from_fp32_as_those_of_transformers(engine: Engine, prompts: list[list[int]], reference: Any) -> None:
     """Rounding is that of the processor, which may have no bf16 of its own: fp32 tells how much of it there is here."""
-    generations, expected, exact = reference
-    sequences = whole(prompts, generations)
-    prefill, decode = engine.score(sequences), engine.score(sequences, cache_path="decode")
-    assert {scores.dtype for scores in prefill + decode} == {np.dtype(np.float32)}
-    # Tokens that the model finds unlikely are among them, down to -19 nats.
-    assert max(scores.min() for scores in prefill) < -10
-    of_decode, of_prefill, of_transformers = (squared_errors(side, exact) for side in (decode, prefill, expected))
-    for candidate, other in ((of_decode, of_prefill), (of_prefill, of_transformers)):
-        verdict = check_rounding(errors=Errors(candidate, other, ""), dtype="bf16", claim="as far from fp32 as the other")
-        assert verdict.outcome is not Outcome.FAIL, str(verdict)
-    # Scores of the tokens beside would be seen.
-    moved = squared_errors([np.roll(scores, 1) for scores in prefill], exact)
-    assert check_rounding(errors=Errors(moved, of_transformers, ""), dtype="bf16", claim="").outcome is Outcome.FAIL
+    found = vllm_engines.beside_fp32(engine, prompts, reference)
+    assert found["decode from prefill"].outcome is not Outcome.FAIL, str(found["decode from prefill"])
+    assert found["prefill from transformers"].outcome is not Outcome.FAIL, str(found["prefill from transformers"])
+    assert found["scores of the tokens beside"].outcome is Outcome.FAIL
 
 
 def test_every_parameter_is_stored_as_the_model_implies(engine: Engine) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
+from pytest_llminfer.families.execution_modes.rounding import Errors, check_rounding
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.spec import EngineSpec
-from pytest_llminfer.verdict import Outcome
+from pytest_llminfer.verdict import Outcome, Verdict
 
 MODEL = Model("reference")
 SHAPE = MODEL.shape
@@ -67,9 +68,23 @@ def outcome(candidate: list[Generation], reference: Any) -> Outcome:
     return check_same_greedy_tokens(candidate=candidate, reference=reference, dtype="bf16", claim="").outcome
 
 
-def squared_errors(scores: list[Any], exact: list[Any]) -> list[Any]:
-    """Of each token, in nats squared."""
-    return [np.square(ours - wide) for ours, wide in zip(scores, exact, strict=True)]
+def beside_fp32(engine: Engine, prompts: list[list[int]], reference: Any) -> dict[str, Verdict]:
+    """Scores of given tokens, down to -19 nats, beside those of the same weights in fp32: two claims, and a control that is wrong."""
+    generations, expected, exact = reference
+    sequences = whole(prompts, generations)
+    prefill, decode = engine.score(sequences), engine.score(sequences, cache_path="decode")
+    assert {scores.dtype for scores in prefill + decode} == {np.dtype(np.float32)}
+    assert max(scores.min() for scores in prefill) < -10
+
+    def judged(candidate: Any, other: Any) -> Verdict:
+        sides = [[np.square(ours - wide) for ours, wide in zip(side, exact, strict=True)] for side in (candidate, other)]
+        return check_rounding(errors=Errors(*sides, "beside fp32"), dtype="bf16", claim="no farther from fp32 than the other")
+
+    return {
+        "decode from prefill": judged(decode, prefill),
+        "prefill from transformers": judged(prefill, expected),
+        "scores of the tokens beside": judged([np.roll(scores, 1) for scores in prefill], expected),
+    }
 
 
 def fp32_flops_per_second() -> float:
