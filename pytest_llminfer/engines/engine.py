@@ -238,8 +238,8 @@ class Engine:
         """
         made: Any = {"config": None if config is None else dict(config), "dtype": dtype, "seed": seed}
         made |= {"candidate": candidate.to_dict(), "reference": (reference or CachePath()).to_dict()}
-        made["sequences"] = [list(ids) for ids in sequences]
-        return CachePathComparisons.from_message(self._ask("compare_cache_paths", **made))
+        tokens = [list(ids) for ids in sequences]
+        return CachePathComparisons.from_message(self._ask("compare_cache_paths", sequences=tokens, **made))
 
     def kv_pool(self) -> KVPool:
         """The paged KV cache of a replica: that with the fewest blocks, which is the one that fills first."""

@@ -148,9 +148,8 @@ def test_requests_that_cannot_be_answered_are_refused(engine: Engine, prompts: l
 def test_scores_are_as_far_from_fp32_as_those_of_transformers(engine: Engine, prompts: list[list[int]], reference: Any) -> None:
     """Rounding is that of the processor, which may have no bf16 of its own: fp32 tells how much of it there is here."""
     found = vllm_engines.beside_fp32(engine, prompts, reference)
-    assert found["decode from prefill"].outcome is not Outcome.FAIL, str(found["decode from prefill"])
-    assert found["prefill from transformers"].outcome is not Outcome.FAIL, str(found["prefill from transformers"])
-    assert found["scores of the tokens beside"].outcome is Outcome.FAIL
+    assert found.pop("scores of the tokens beside").outcome is Outcome.FAIL
+    assert Outcome.FAIL not in {verdict.outcome for verdict in found.values()}, "\n".join(map(str, found.values()))
 
 
 def test_every_parameter_is_stored_as_the_model_implies(engine: Engine) -> None:

@@ -69,7 +69,7 @@ def outcome(candidate: list[Generation], reference: Any) -> Outcome:
 
 
 def beside_fp32(engine: Engine, prompts: list[list[int]], reference: Any) -> dict[str, Verdict]:
-    """Scores of given tokens, down to -19 nats, beside those of the same weights in fp32: two claims, and a control that is wrong."""
+    """Scores of given tokens, down to -19 nats, beside those of the same weights in fp32: two claims, and a wrong one."""
     generations, expected, exact = reference
     sequences = whole(prompts, generations)
     prefill, decode = engine.score(sequences), engine.score(sequences, cache_path="decode")
