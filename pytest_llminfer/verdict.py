@@ -15,6 +15,14 @@ SHOWN = 8
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """Numbers that JSON has no word for, as the words that they cross as (those of ProtoJSON)."""
 
+_IN_SCHEMA_1 = {
+    "uncertainty": "spread",
+    "limit": "threshold",
+    "limit_source": "threshold_source",
+    "minimum_detectable_effect": "smallest_detectable",
+}
+"""Names of data, and what they were in the first version of ``results.json``."""
+
 
 class Outcome(StrEnum):
     """PASS passes, FAIL fails, INVALID is an unfair comparison, INCONCLUSIVE is too little evidence either way."""
@@ -71,7 +79,7 @@ class Measurement:
             "value": to_json(self.value),
             "unit": self.unit,
             "n": None if self.n is None else int(self.n),
-            "spread": self.spread,
+            "uncertainty": self.spread,
             "baseline": to_json(self.baseline),
             "limit": to_json(self.limit),
             "shown": self.shown,
@@ -89,7 +97,7 @@ class Measurement:
             value=from_json(data["value"]),
             unit=data["unit"],
             n=data["n"],
-            spread=data["spread"],
+            spread=_named(data, "uncertainty"),
             baseline=from_json(data["baseline"]),
             limit=from_json(data["limit"]),
             shown=data["shown"],
@@ -140,9 +148,9 @@ class Verdict:
             "claim": self.claim,
             "key": self.key,
             "measurements": [measurement.to_dict() for measurement in self.measurements],
-            "threshold": self.threshold,
-            "threshold_source": self.threshold_source,
-            "smallest_detectable": self.smallest_detectable,
+            "limit": self.threshold,
+            "limit_source": self.threshold_source,
+            "minimum_detectable_effect": self.smallest_detectable,
             "advice": self.advice,
             "details": list(self.details),
         }
@@ -159,9 +167,9 @@ class Verdict:
             claim=data["claim"],
             key=data["key"],
             measurements=tuple(map(Measurement.from_dict, data["measurements"])),
-            threshold=data["threshold"],
-            threshold_source=data["threshold_source"],
-            smallest_detectable=data["smallest_detectable"],
+            threshold=_named(data, "limit"),
+            threshold_source=_named(data, "limit_source"),
+            smallest_detectable=_named(data, "minimum_detectable_effect"),
             advice=data["advice"],
             details=tuple(data["details"]),
         )
@@ -171,6 +179,11 @@ def first_offenders(lines: Sequence[str], *, shown: int = SHOWN) -> tuple[str, .
     """The first ``shown`` lines, and one that counts the rest."""
     rest = len(lines) - shown
     return (*lines[:shown], *((f"and {rest:,} more",) if rest > 0 else ()))
+
+
+def _named(data: Mapping[str, Any], name: str) -> Any:
+    before = _IN_SCHEMA_1[name]
+    return data[before] if name not in data and before in data else data[name]
 
 
 def to_json(value: Any) -> Any:

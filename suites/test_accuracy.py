@@ -38,7 +38,7 @@ def test_accuracy_is_near_that_of_unquantized_weights(unquantized_accuracy: Accu
 
 
 def test_run_history_shows_no_drift(accuracy: AccuracyRun, judge: Judge) -> None:
-    """This run and all in the profile: a point that one past run cannot prove adds up. ``--past_runs`` adds this run to it."""
+    """This run and all in the run history: a point that one run cannot prove adds up. ``--run-history`` adds this run to it."""
     for verdict in accuracy.objections():
         judge(verdict)
     judge(accuracy.drift())

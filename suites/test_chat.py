@@ -8,7 +8,7 @@ import pytest
 
 from pytest_llminfer.engines.profiles import loaded
 from pytest_llminfer.families.chat.check import check_conversations
-from pytest_llminfer.families.chat.observe import conversations_of, observe
+from pytest_llminfer.families.chat.observe import conversations_of, observe, recorded_ids
 from pytest_llminfer.families.probes import bundled_probe
 from pytest_llminfer.families.serving.observe import Exchange
 from pytest_llminfer.models.chat_forms import TODAY
@@ -32,18 +32,20 @@ def test_conversations_have_the_recorded_tokens(
     engine: Engine, conversations: Conversations, baseline: Baseline, judge: Judge
 ) -> None:
     """And the text that the template's form (ChatML, Llama 3, Zephyr) prescribes; a conversation that it refuses is named."""
-    expected = baseline.expected(
+    expected: list[list[int]] = baseline.expected(
         "chat",
         observe=observe,
         conditions={},
-        n=len(conversations.token_ids),
+        n=len(conversations.taken),
         by="transformers",
         unquantized=True,
+        arguments="none",
+        read=recorded_ids,
     )
     judge(
         check_conversations(
             found=conversations.token_ids,
-            expected=[list(map(int, ids.split())) for ids in expected["token_ids"]],
+            expected=expected,
             claim="given conversations have the token ids that were recorded",
             source="the record",
             names=engine.model.special_tokens,

@@ -39,5 +39,5 @@ def test_a_token_changes_what_its_windows_reach_and_nothing_beyond(kv_equivalenc
 
 
 def test_the_first_layer_is_equal_to_the_last_place(kv_equivalence: KVEquivalence) -> None:
-    """Keys and values of the served model, in the dtype in which they are stored, by every way that quantizes nothing."""
+    """Keys and values of the served model, in the dtype in which they are stored, by every cache path that quantizes nothing."""
     kv_equivalence.first_layer()

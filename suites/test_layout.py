@@ -8,7 +8,7 @@ import pytest
 
 from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.families.layout.observe import observe
-from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged
+from pytest_llminfer.families.layout.ranks import check_rank_layouts, check_ranks_unchanged, readable
 from pytest_llminfer.models.stored import declared_groups
 
 if TYPE_CHECKING:
@@ -51,5 +51,6 @@ def test_layout_is_as_recorded(engine: Engine, baseline: Baseline, judge: Judge)
         per_hardware=profile(spec.engine).layout_depends_on_device(spec),
         # Replicas are stored alike; ranks each have their part.
         per_parallelism=len(ranks) > 1,
+        read=readable,
     )
     judge(check_ranks_unchanged(ranks=ranks, expected=expected))

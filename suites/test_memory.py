@@ -15,7 +15,7 @@ from pytest_llminfer.families.memory.check import (
     check_weights,
     predict_weights,
 )
-from pytest_llminfer.families.memory.observe import observe_peak, peak_bytes, read_peak
+from pytest_llminfer.families.memory.observe import observe_peak, peak_bytes, read_peak, recorded_peak
 from pytest_llminfer.families.memory.profile import check_profile
 from pytest_llminfer.models.stored import declared_groups
 from pytest_llminfer.predict.ranks import expected_rank_weights
@@ -80,18 +80,20 @@ def test_peak_is_within_its_budget(engine: Engine, baseline: Baseline, judge: Ju
     again on a fresh start, and that one is judged.
     """
     report = engine.once(read_peak, peak)
-    expected = baseline.expected(
+    budget: int = baseline.expected(
         f"memory_{peak}_peak",
         observe=partial(observe_peak, peak=peak),
         conditions={"measured_by": report.measured_by},
         n=1,
         per_hardware=report.device != "cpu",
         per_parallelism=True,
+        arguments="all",
+        read=recorded_peak,
     )
-    verdict = _judged(report, peak, int(expected["peak_bytes"]))
+    verdict = _judged(report, peak, budget)
     if verdict.outcome is Outcome.FAIL:
         engine.restart()
-        verdict = _judged(read_peak(engine, peak), peak, int(expected["peak_bytes"]), " on a fresh start")
+        verdict = _judged(read_peak(engine, peak), peak, budget, " on a fresh start")
     judge(verdict)
 
 

@@ -1,8 +1,8 @@
-"""Serving: the engine's own server says what it serves, answers right however it is asked, guards its door, and ends when told."""
+"""Serving: the engine's own server lists its model, answers correctly in every mode, requires its key, and ends on SIGTERM."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,10 +14,12 @@ from pytest_llminfer.families.serving.check import (
     check_same_replies,
     check_stop,
 )
-from pytest_llminfer.families.serving.latency import REQUESTS, check_latency
+from pytest_llminfer.families.serving.latency import REQUESTS, check_latency, recorded_sessions
 from pytest_llminfer.families.serving.observe import NEW_TOKENS, PROMPT_TOKENS, Exchange, observe, timed_replies
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from pytest_llminfer.baselines.expectations import Baseline
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.observations.serving import Reply
@@ -77,15 +79,17 @@ def test_latency_is_as_recorded(engine: Engine, server: Exchange, baseline: Base
     """To the first token, and from token to token: one request at a time, each with a prompt of its own."""
     replies = engine.once(timed_replies)
     lengths = {"requests": REQUESTS, "prompt_tokens": PROMPT_TOKENS, "max_tokens": NEW_TOKENS, "concurrency": 1}
-    expected = baseline.expected(
+    sessions: Sequence[Mapping[str, Any]] = baseline.expected(
         "serving_latency",
         observe=observe,
         conditions=lengths | server.conditions,
         n=REQUESTS,
         per_hardware=True,
         per_parallelism=True,
+        arguments="all",
+        read=recorded_sessions,
     )
-    judge(check_latency(replies=replies, sessions=expected["sessions"], device=engine.info.device))
+    judge(check_latency(replies=replies, sessions=sessions, device=engine.info.device))
 
 
 @pytest.mark.llminfer_needs("serving:stop")

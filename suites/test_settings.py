@@ -28,10 +28,11 @@ def test_settings_are_as_recorded(engine: Engine, baseline: Baseline, judge: Jud
     expected = baseline.expected(
         f"settings_{part}",
         observe=partial(observe, part=part),
-        conditions={"engine_args": dict(engine.engine_args)} if resolved else {},
+        conditions={},
         n=len(found),
         per_hardware=True,
         per_parallelism=resolved,
+        arguments="all" if resolved else "none",
     )
     then = baseline.versions(f"settings_{part}", per_hardware=True, per_parallelism=resolved)
     judge(check_settings(found=found, expected=expected, what=PARTS[part], then=then, now=engine.info.versions))

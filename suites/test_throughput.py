@@ -31,15 +31,16 @@ def test_tokens_per_second(throughput: Throughput, baseline: Baseline, judge: Ju
     """
     # First what it is judged by: a speed that nothing can judge is not measured.
     workload = WORKLOADS[phase]
-    expected = baseline.expected(
+    recorded: Sequence[Session] = baseline.expected(
         f"throughput_{phase}",
         observe=partial(throughput.observe, workload=workload, refuse=lambda moved: judge(_verdict(moved, ()))),
         conditions=asdict(workload) | throughput.conditions,
         n=ROUNDS,
         per_hardware=True,
         per_parallelism=True,
+        arguments="all",
+        read=sessions,
     )
-    recorded = sessions(expected)
     speed = throughput.fair(throughput(workload), recorded)
     if not speed.is_fair(recorded) or speed.is_suspicious(recorded):
         speed = throughput.confirm(workload)

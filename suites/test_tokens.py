@@ -49,7 +49,7 @@ def test_no_penalty_is_in_the_distribution(engine: Engine, greedy: Greedy, basel
 
 
 def _recorded(engine: Engine, greedy: Greedy, baseline: Baseline) -> Sequence[Generation]:
-    expected = baseline.expected(
+    recorded: Sequence[Generation] = baseline.expected(
         "tokens",
         observe=observe,
         conditions=greedy.conditions,
@@ -57,8 +57,9 @@ def _recorded(engine: Engine, greedy: Greedy, baseline: Baseline) -> Sequence[Ge
         per_hardware=profile(engine.spec.engine).draws_on_device(engine.spec),
         per_parallelism=profile(engine.spec.engine).draws_per_rank(engine.spec),
         by="transformers" if engine.has_plain_weights else "",
+        read=unpack,
     )
-    return unpack(expected)
+    return recorded
 
 
 def test_tokens_do_not_depend_on_the_batch(greedy: Greedy, judge: Judge) -> None:

@@ -49,7 +49,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 BASELINES = REPOSITORY / "baselines" / "any" / "reference"
 MODEL_FAULTS = REPOSITORY / "tests" / "support" / "faults" / "live_model.py"
 ROUNDED = REPOSITORY / "tests" / "support" / "faults" / "prefill.py"
-ENTRY = "transformers-none-bf16-kv_bf16"
+ENTRY = "transformers-none-auto-kv_auto"
 MARGIN_OF_FOUR_BITS = 0.04
 
 

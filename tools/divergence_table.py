@@ -43,6 +43,6 @@ def main(folder: Path, reference: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="that holds divergence.json")
-    parser.add_argument("reference", nargs="?", default="transformers-none-bf16-kv_bf16", help="its entry of the reference")
+    parser.add_argument("reference", nargs="?", default="transformers-none-auto-kv_auto", help="its entry of the reference")
     given = parser.parse_args()
     main(given.folder, given.reference)

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SCHEMA = 1
+SCHEMA = 2
 _RECORD_FIELDS = ("expected", "conditions", "provenance")
-_WAY_OUT = "restore it from version control, or delete it and record anew with --update-baselines"
+WAY_OUT = "restore it from version control, or delete it and record anew with --update-baselines"
 _INDENT = "  "
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def read(path: Path, *, oldest: int = SCHEMA) -> dict[str, Any] | None:
     """The document in ``path``; None where there is no file.
 
-    ``{"schema": 1, "family": …, "entries": {name: {"expected": {}, "conditions": {}, "provenance": {}}}}``, where family is
-    the file's name.
+    ``{"schema": 2, "family": …, "entries": {name: {"expected": {}, "conditions": {}, "provenance": {}}}}``, where family is
+    the file's name. oldest: the schema from which on the caller can read it.
 
     Raises:
-        BaselineError: the file cannot be read, is not such a document, or a newer version wrote it.
+        BaselineError: the file cannot be read, is not such a document, or another version wrote it.
     """
     try:
         content = path.read_bytes()
@@ -37,13 +37,16 @@ def read(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         message = f"baseline file {path} cannot be read: {error.strerror or error}"
         raise BaselineError(message) from error
+    if conflict := _conflict(content):
+        message = f"baseline file {path} holds the marks of a merge conflict (line {conflict}): keep one side, or {WAY_OUT}"
+        raise BaselineError(message)
     try:
         document = json.loads(content.decode(), object_pairs_hook=_without_repeats, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         # The message of the decoder itself, which names line and column, fits in the one line.
-        message = f"baseline file {path} is not JSON: {error}; {_WAY_OUT}"
+        message = f"baseline file {path} is not JSON: {error}; {WAY_OUT}"
         raise BaselineError(message) from error
-    if wrong := _what_is_wrong(document, path.stem):
+    if wrong := _what_is_wrong(document, path, oldest):
         message = f"baseline file {path} {wrong}"
         raise BaselineError(message)
     return dict(document)
@@ -54,24 +57,37 @@ def empty(family: str) -> dict[str, Any]:
     return {"schema": SCHEMA, "family": family, "entries": {}}
 
 
-def _what_is_wrong(document: Any, family: str) -> str:  # noqa: PLR0911 - one return a fault
+def _conflict(content: bytes) -> int:
+    """The first line that git left where two sides of a merge differ; 0 where there is none."""
+    marks = (b"<<<<<<< ", b">>>>>>> ")
+    return next((number for number, line in enumerate(content.splitlines(), 1) if line.startswith(marks)), 0)
+
+
+def _what_is_wrong(document: Any, path: Path, oldest: int) -> str:  # noqa: PLR0911 - one return a fault
     if not isinstance(document, dict):
-        return f"holds a {type(document).__name__}, not an object; {_WAY_OUT}"
+        return f"holds a {type(document).__name__}, not an object; {WAY_OUT}"
     schema = document.get("schema")
     if type(schema) is not int or schema < 1:
-        return f"has no valid 'schema' (found {schema!r}); {_WAY_OUT}"
+        return f"has no valid 'schema' (found {schema!r}); {WAY_OUT}"
     if schema > SCHEMA:
         return f"was written by a newer version (schema {schema}); upgrade pytest-llminfer"
-    if document.get("family") != family:
-        return f"holds the family {document.get('family')!r}, not {family!r}; {_WAY_OUT}"
+    if schema < oldest:
+        return f"was written by an older version (schema {schema}); bring it up to date: llminfer baselines migrate {_root(path)}"
+    if document.get("family") != path.stem:
+        return f"holds the family {document.get('family')!r}, not {path.stem!r}; {WAY_OUT}"
     entries = document.get("entries")
     if not isinstance(entries, dict):
-        return f"has no 'entries' object; {_WAY_OUT}"
+        return f"has no 'entries' object; {WAY_OUT}"
     for name, entry in entries.items():
         for field in _RECORD_FIELDS:
             if not isinstance(entry, dict) or not isinstance(entry.get(field), dict):
-                return f"has no {field!r} object in the entry {name!r}; {_WAY_OUT}"
+                return f"has no {field!r} object in the entry {name!r}; {WAY_OUT}"
     return ""
+
+
+def _root(path: Path) -> Path:
+    """The folder of baselines that a file ``<hardware>/<model>/<family>.json`` lies in."""
+    return path.parent.parent.parent
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

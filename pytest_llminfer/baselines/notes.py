@@ -1,4 +1,4 @@
-"""What tests tell the process that gathers results and alone writes files: notes, by name, each a mapping of plain data."""
+"""What tests report to the process that gathers results and alone writes files: notes, by name, each a mapping of plain data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 RECORD = "llminfer_record"
-"""A record to be written: ``{"key", "expected", "conditions", "provenance"}``."""
+"""A record to be written: ``{"key", "expected", "conditions", "provenance", "replaced"}``, the last being in which conditions it
+differs from the record that it replaces: a line each."""
 USED = "llminfer_baseline_used"
 """The key of a record that a test was judged by."""
 MISSING = "llminfer_baseline_missing"

@@ -19,6 +19,7 @@ _URL = r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s/@]*@)?(?P<address>\S*)"
 # A slash that starts a path: not inside a relative path or a word, except glued to a short option (-c/etc/pytest.ini).
 _PATH = r"(?:(?<![\w.~/-])|(?<=^-[A-Za-z]))(?P<path>/[^\s,:;'\"=|()\[\]]*)"
 _SECRET = re.compile(r"^(--?[\w-]*(?:key|token|secret|password))(=.*)?$", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"[\w-]*(?:key|token|secret|password)", re.IGNORECASE)
 _SECRET_IN_JSON = re.compile(r'("[\w-]*(?:key|token|secret|password)"\s*:\s*)"(?:[^"\\]|\\.)*"', re.IGNORECASE)
 
 
@@ -104,6 +105,11 @@ def command_line(argv: Sequence[str], *, directory: Path, home: Path) -> str:
             words.append(_without_places(without_secrets(argument), directory, home))
         hide_next = bool(secret) and not (secret and secret.group(2)) and not hide_next
     return shlex.join(words)
+
+
+def is_secret(name: str) -> bool:
+    """Whether a value of this name is not to be shown: it ends in key, token, secret or password."""
+    return _SECRET_NAME.fullmatch(name) is not None
 
 
 def without_secrets(text: str) -> str:

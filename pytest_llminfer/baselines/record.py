@@ -20,11 +20,14 @@ ABSENT = "(absent)"
 
 @dataclass(frozen=True, slots=True, order=True)
 class BaselineKey:
-    """Where a record belongs: ``<hardware>/<model>/<family>.json``, and the entry in that file.
+    """Where a record belongs: ``<hardware>/<model>/<family>.json``, and the entry in that file (see ``entries``).
 
-    ``hardware`` is ``Hardware.key``, or "any" where the expectation does not depend on it. ``model`` is what was served; of
-    an absolute path the last component, since the rest differs between machines. Two models with one slug share a file:
-    the model's hash among the conditions tells them apart.
+    Attributes:
+        hardware: ``Hardware.key``, or ``any`` where the expectation does not depend on it.
+        model: What was served; only the last component of an absolute path, since the rest differs between machines. Two models
+            with one slug share a file: the model's hash among the conditions distinguishes them.
+        family: The family that recorded it, with what it splits its records by (``throughput_decode``).
+        entry: The cell, as :func:`entry_name` writes it, with the words of its parallelism where the expectation depends on it.
     """
 
     hardware: str
@@ -55,20 +58,15 @@ class BaselineKey:
         return PurePosixPath(names["hardware"], names["model"], f"{names['family']}.json")
 
 
-def entry_name(engine: str, quantization: str, dtype: str, kv_dtype: str) -> str:
-    """The entry of a cell: ``transformers-nf4-bf16-kv_bf16``.
-
-    Parallelism is left out on purpose: ``tp=2`` is judged against the single-GPU record, and that is the parallelism test.
-    """
-    return f"{engine}-{quantization}-{dtype}-kv_{kv_dtype}"
-
-
 @dataclass(frozen=True, slots=True)
 class Record:
     """One recorded expectation, as plain JSON values (tuples become lists), copied from what it is given.
 
-    expected: what a run measured. conditions: what must be equal for a comparison to be fair (hashes of the prompt, the
-    items and the model, the sampling, the extractor). provenance: where it came from; never compared.
+    Attributes:
+        expected: What a run measured.
+        conditions: What must be equal for a comparison to be fair: hashes of the prompt, the items and the model, the sampling, the
+            extractor.
+        provenance: Where it came from: date, versions, commit, command; never compared.
 
     Raises:
         BaselineError: a value that JSON cannot hold, by its place ("expected.tokens[3]").
@@ -88,7 +86,13 @@ class Record:
 
 
 class Difference(NamedTuple):
-    """One condition that is not the same: its dotted name, and both values (``ABSENT`` where a side has none)."""
+    """One condition that is not the same.
+
+    Attributes:
+        field: Its dotted name.
+        recorded: Its value in the record; ``ABSENT`` where the record has none.
+        current: Its value in this run; ``ABSENT`` where this run has none.
+    """
 
     field: str
     recorded: Any

@@ -27,9 +27,14 @@ MENDED = "mended"
 class PastRun:
     """One run of one cell.
 
-    entry: of the record, with the words of the cell's parallelism. record: the record's fingerprint, since past runs judged by
-    another record say nothing about this one. outcomes: a character a question in the record's order (``RIGHT``, ``WRONG``,
-    ``NOT_ASKED``). p_value, log_e: of this past run alone; the e-value's natural logarithm. date: UTC, ISO 8601.
+    Attributes:
+        entry: The cell, with the words of its parallelism.
+        record: Fingerprint of the record that judged it, since runs judged by another record say nothing about this one.
+        date: When it ended, UTC, ISO 8601.
+        outcomes: One character per question in the record's order: ``RIGHT``, ``WRONG`` or ``NOT_ASKED``.
+        p_value: Exact p-value of this run alone, 0 to 1.
+        log_e: Natural logarithm of the e-value of this run alone.
+        versions: Name to version of the engine and its packages; empty where they are not known.
     """
 
     entry: str

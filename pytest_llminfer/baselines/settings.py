@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BaselineSettings:
-    """directory: the folder of the project's own records.
+    """Where a session's baselines lie, and whether it writes them.
 
-    update: what is written: ``""``: nothing; ``"new"``: what has no record yet; ``"all"``: what this session observes.
+    Attributes:
+        directory: Folder of the project's own records.
+        update: What is written: ``""`` for nothing, ``"new"`` for what has no record yet, ``"all"`` for everything that this
+            session observes, ``"replace"`` for that too where the record is of other weights or another served model.
     """
 
     directory: Path

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llminfer.baselines.document import empty, locked, read, render, replace_file
@@ -13,6 +11,7 @@ from pytest_llminfer.errors import BaselineError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     _Staged = dict[BaselineKey, tuple[Record, bool]]
 
@@ -35,7 +34,6 @@ class Store:
         self.used: set[BaselineKey] = set()
         self._entries: dict[Path, dict[str, Any]] = {}
         self._staged: _Staged = {}
-        self._rescue: Path | None = None
 
     def path(self, key: BaselineKey) -> Path:
         """The file that holds, or would hold, the record of ``key``."""
@@ -73,8 +71,7 @@ class Store:
         Other entries of a file are kept. Each file is replaced as a whole, or left as it was.
 
         Raises:
-            BaselineError: some files could not be written. The others are, what is missing stays staged, and it is also
-                kept in :meth:`rescue`, which the message names.
+            BaselineError: some files could not be written. The others are, and what is missing stays staged.
         """
         groups: dict[Path, _Staged] = {}
         for key, staged in sorted(self._staged.items(), key=lambda item: item[0]):
@@ -92,7 +89,7 @@ class Store:
                 self._staged = {key: staged for key, staged in self._staged.items() if key not in group}
                 self._entries.pop(path, None)
         if problems:
-            raise BaselineError("; ".join([*problems, self._kept_elsewhere()]))
+            raise BaselineError("; ".join(problems))
         return sorted(written)
 
     def unused(self) -> list[BaselineKey]:
@@ -116,22 +113,6 @@ class Store:
             return key.entry in self._read(key)
         except BaselineError:
             return None
-
-    def _kept_elsewhere(self) -> str:
-        count = f"{len(self._staged)} record{'s' * (len(self._staged) != 1)} not written"
-        try:
-            rescue = Store(self.rescue())
-            for key, (record, _) in self._staged.items():
-                _merge(rescue.path(key), {key: (record, False)})
-        except OSError as error:
-            return f"{count}, nor could they be kept in a temporary file: {error}"
-        return f"{count}, kept in {rescue.directory}"
-
-    def rescue(self) -> Path:
-        """The one temporary directory, of the same layout, for what this session cannot write where it belongs."""
-        if self._rescue is None:
-            self._rescue = Path(tempfile.mkdtemp(prefix="llminfer-unwritten-"))
-        return self._rescue
 
     @property
     def staged(self) -> dict[BaselineKey, Record]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SUBCOMMANDS = {
+    "baselines": ("pytest_llminfer.cli.baselines:run", "bring recorded baselines up to date"),
     "checkpoint": ("pytest_llminfer.cli.checkpoint:run", "whether a checkpoint on disk is stored as it declares"),
     "doctor": ("pytest_llminfer.cli.doctor:run", "what can run here, and what is missing"),
     "env": ("pytest_llminfer.cli.env:run", "list, make and remove the environments of engines"),

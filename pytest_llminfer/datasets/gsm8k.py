@@ -22,7 +22,13 @@ _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question and its worked solution, whose last line is ``#### <number>``."""
+    """A question with its worked solution.
+
+    Attributes:
+        id: Unique within its dataset.
+        question: As it is put to the model, without the words of a prompt form.
+        answer: The worked solution, whose last line is ``#### <number>``.
+    """
 
     id: str
     question: str
@@ -31,7 +37,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """What an answer is worth: right by the strict reading, right by the flexible one, and whether ``#### <number>`` is missing."""
+    """What an answer is worth.
+
+    Attributes:
+        strict: Whether the number after the first ``####`` is right.
+        flexible: Whether the last number of the text is right.
+        format_miss: Whether ``#### <number>`` is missing.
+    """
 
     strict: bool
     flexible: bool

@@ -11,12 +11,13 @@ from pytest_llminfer.engines.probes import locate
 from pytest_llminfer.engines.replica import MAX_DEATHS, Launch, Replica
 from pytest_llminfer.engines.replicas import SharedProgress, at_once, collect, deal, first_of_equal, of_the_fullest
 from pytest_llminfer.errors import EngineError, UnsupportedError
-from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparisons
+from pytest_llminfer.observations.cache_paths import CachePathComparisons
 from pytest_llminfer.observations.engine import Calibration, EngineInfo, Rank
 from pytest_llminfer.observations.generation import Generation, Sampling, Scores
 from pytest_llminfer.observations.kv_cache import CacheCounters, CacheReport, KVPool
 from pytest_llminfer.observations.layout import Layout
 from pytest_llminfer.observations.memory import MemoryReport
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     Prompt = Sequence[int] | str | Sequence[Mapping[str, str]]
 
 __all__ = ["MAX_DEATHS", "Engine", "Launch"]
-
 T = TypeVar("T")
 _ON_ALL = ("run", "layout", "memory", "ranks", "kv_pool", "reset_prefix_cache")
 """Requests to every replica, since one's answer need not hold for the others."""
@@ -233,13 +233,11 @@ class Engine:
     ) -> CachePathComparisons:
         """What two cache paths make of the same tokens; the reference is prefill alone unless another is given.
 
-        config: of a model with random weights from ``seed`` that is made for this in ``dtype``; None for the served model. The
-        last model made is kept and used again.
+        config: of a model with random weights from ``seed`` in ``dtype``, made once and kept; None for the served model.
         """
-        made: Any = {"config": None if config is None else dict(config), "dtype": dtype, "seed": seed}
+        made: Any = {"config": config and dict(config), "dtype": dtype, "seed": seed, "sequences": [list(ids) for ids in sequences]}
         made |= {"candidate": candidate.to_dict(), "reference": (reference or CachePath()).to_dict()}
-        tokens = [list(ids) for ids in sequences]
-        return CachePathComparisons.from_message(self._ask("compare_cache_paths", sequences=tokens, **made))
+        return CachePathComparisons.from_message(self._ask("compare_cache_paths", **made))
 
     def kv_pool(self) -> KVPool:
         """The paged KV cache of a replica: that with the fewest blocks, which is the one that fills first."""

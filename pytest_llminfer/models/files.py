@@ -59,6 +59,14 @@ def is_here(name: str) -> bool:
     return bundled or path.is_dir() or (path.suffix == ".gguf" and path.is_file())
 
 
+def snapshot_of(folder: Path) -> tuple[str, str]:
+    """Repository and commit of a folder in the hub's cache, ``models--ORG--NAME/snapshots/COMMIT``; of another two empty texts."""
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith("models--"):
+        return "", ""
+    return repository.removeprefix("models--").replace("--", "/", 1), folder.name
+
+
 def _fetch_metadata(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download

@@ -11,7 +11,7 @@ from pytest_llminfer.datasets.load import SYNTHETIC, load
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
 from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.models.chat_forms import TODAY
-from pytest_llminfer.models.files import find, fingerprint, first_line, read_object
+from pytest_llminfer.models.files import find, fingerprint, first_line, read_object, snapshot_of
 from pytest_llminfer.models.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 class Model:
     """A model by name: ``reference`` (bundled), a folder, the name of a bundled shape, or an id on the Hugging Face hub.
 
-    A bundled shape has a configuration and nothing else, and is served with ``weights=dummy``.
+    A bundled shape has a configuration and nothing else, and is served with ``weights=dummy``. called: how baselines name it,
+    instead of by its folder or repository: two folders may have one name.
     """
 
-    def __init__(self, name: str, *, weights: str = "real") -> None:
-        self.name = name
+    def __init__(self, name: str, *, weights: str = "real", called: str = "") -> None:
+        self.name, self.called = name, called
         self.weights = weights
         self.folder, self.path = find(name, weights)
         self._gguf = Path(self.path).name if self.path.endswith(".gguf") else ""
@@ -36,10 +37,16 @@ class Model:
 
     @property
     def id(self) -> str:
-        """How baselines name the model: the folder's name for a local path, the name itself otherwise."""
+        """How baselines name the model: as it was called; a repository of the hub, fetched or not; a folder by its own name."""
         local = self._gguf or Path(self.name).is_dir()
         name = Path(self.path if self._gguf else self.name).resolve().name if local else self.name
+        name = self.called or (snapshot_of(self.folder)[0] if local else "") or name
         return f"{name}-dummy" if self.weights == "dummy" else name
+
+    @property
+    def revision(self) -> str:
+        """The commit on the hub that the files are of; empty for others."""
+        return snapshot_of(self.folder)[1]
 
     @cached_property
     def shape(self) -> ModelShape:

@@ -60,6 +60,7 @@ class EngineInfo(FromMessage):
         versions: Name to version: ``engine``, its framework and packages, ``python``, and ``driver`` on a GPU.
         load_seconds: Phase to seconds, as the engine names its phases (``import``, ``load``, ``compile``).
         end_token_ids: Tokens at which the model ends an answer; empty where they are not known.
+        served_model: The name by which a server that runs elsewhere knows the model; empty for other engines.
     """
 
     dtype: str
@@ -71,3 +72,4 @@ class EngineInfo(FromMessage):
     versions: dict[str, str] = field(default_factory=dict)
     load_seconds: dict[str, float] = field(default_factory=dict)
     end_token_ids: tuple[int, ...] = ()
+    served_model: str = ""

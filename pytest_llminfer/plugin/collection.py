@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llminfer.plugin import checkpoints, matrix
+from pytest_llminfer.plugin import checkpoints, hints, matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,7 +158,7 @@ def explained(error: pytest.UsageError, config: pytest.Config) -> pytest.UsageEr
 
     A process of pytest-xdist prints nothing: it hands the words to the one that the user started (:func:`pass_on`).
     """
-    lines = [_told(str(line), config) for line in error.args]
+    lines = [hints.working(_told(str(line), config), config) for line in error.args]
     worker: dict[str, Any] | None = getattr(config, "workeroutput", None)
     if worker is not None and lines != list(error.args):
         worker[WHY] = "\n".join(lines)
@@ -169,7 +169,7 @@ def tell_of_nothing(session: pytest.Session) -> None:
     """Hand on why a process of pytest-xdist collected nothing."""
     worker: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if worker is not None and not session.items:
-        worker[WHY] = nothing_applies(session.config)
+        worker[WHY] = hints.working(nothing_applies(session.config), session.config)
 
 
 def pass_on(config: pytest.Config, told: str) -> None:

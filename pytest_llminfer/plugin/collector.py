@@ -33,11 +33,13 @@ class SessionReport:
         self._gathered: tuple[Gathering, Records] | None = None
         self._result: SessionResult | None = None
         self._lines: list[str] = []
+        self._others_passed = False
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take what a test noted; when it is over, its properties become what people read in a JUnit file."""
         if not any(name.startswith(OURS) for name, _ in report.user_properties):
+            self._others_passed |= report.when == "call" and report.passed
             return
         gathering, records = self._gathering()
         phase = _phase(report)
@@ -65,14 +67,16 @@ class SessionReport:
         asked_for = self._config.getoption("llminfer_report", None) or self._config.getini("llminfer_report")
         if self._gathered is None and not asked_for:
             return
+        from pytest_llminfer.plugin.hints import working
         from pytest_llminfer.plugin.session_facts import facts, report_folder
 
         folder = None if self._config.option.collectonly else report_folder(self._config)
         if self._gathered is None and folder is None:
             return
         gathering, records = self._gathering()
-        self._lines = [*self._cells_without_verdict(gathering), *records.missing(), *self._settle(gathering)]
+        self._lines = [*self._nothing_compared(session, gathering), *records.missing(), *self._settle(gathering)]
         self._lines += records.settle(verbose=self._config.get_verbosity() > 0)
+        self._lines = [working(line, self._config) for line in self._lines]
         self._fail_if_told(session, self._lines)
         from pytest_llminfer.report.result import SessionResult
 
@@ -107,17 +111,25 @@ class SessionReport:
         evidence = gathering.notes(section.EVIDENCE)
         return section.settle(evidence) if evidence else []
 
-    def _cells_without_verdict(self, gathering: Gathering) -> list[str]:
-        """With ``--llminfer-strict`` a cell whose tests were all skipped is an error."""
-        if not settings_of(self._config).session.strict:
-            return []
-        tests = gathering.tests()
-        compared = {test.cell for test in tests if test.verdicts or test.outcome != "skip"}
-        return [
-            f"ERROR: nothing was compared in the cell {cell}"
-            for cell in dict.fromkeys(test.cell for test in tests)
-            if cell and cell not in compared
-        ]
+    def _nothing_compared(self, session: pytest.Session, gathering: Gathering) -> list[str]:
+        """Cells that have records of which none was compared; with ``--llminfer-strict``, cells whose tests were all skipped.
+
+        A session that compared nothing at all ends as pytest does when no test ran.
+        """
+        from pytest_llminfer.plugin.nothing_compared import cells_compared, of_cells, of_session
+        from pytest_llminfer.report.notes import LOADED
+
+        tests, settings = gathering.tests(), settings_of(self._config)
+        loaded = {note["cell"]: note.get("model", "") for note in gathering.notes(LOADED)}
+        lines = of_cells(gathering.against_records(), self._specs(), loaded, own=settings.baselines.directory)
+        if settings.session.strict:
+            left = dict.fromkeys(test.cell for test in tests if test.cell and test.cell not in cells_compared(tests))
+            lines += [f"ERROR: nothing was compared in the cell {cell}" for cell in left]
+        if (told := of_session(tests)) and not self._others_passed:
+            lines.append(told)
+            if session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        return lines
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The tables of cells and families, then what became of baselines."""

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 PREFIX = "--llminfer-"
 SPOKEN = pytest.StashKey[dict[str, str]]()
 """For each option of this command line, by its ini name, the flag as it was written."""
+OURS = pytest.StashKey[frozenset[str]]()
+"""The flags of this command line that are registered as ours."""
+PARSER = pytest.StashKey[pytest.Parser]()
+"""What knows the flags of the project and of other plugins."""
 
 
 class Option(NamedTuple):
@@ -88,6 +92,11 @@ GROUPS = (
                 DEFAULT_ENGINE,
             ),
             Option("--model", "what is served: a folder, a hub id, a bundled shape, or 'reference'", "MODEL,…", "reference"),
+            Option(
+                "--llminfer-model-name",
+                "what baselines call each --model, in its order, in place of its folder's name",
+                "NAME,…",
+            ),
             Option("--weights", "real, or dummy: random weights of the model's shape", "WEIGHTS,…", "real"),
             Option("--dtype", "auto, bf16, fp16, fp32", "DTYPE,…", "auto"),
             Option("--quantization", "how weights are stored: none, int8, nf4, gptq, w8a8, q8_0, …", "FORMAT,…", "none"),
@@ -173,8 +182,9 @@ GROUPS = (
             Option("--baselines", "folder of recorded expectations, relative to the root", "DIR", "baselines"),
             Option(
                 "--update-baselines",
-                "record what this run observes: all of it, or with =new only what has no baseline yet",
-                choices=("all", "new"),
+                "record what this run observes: all of it, with =new only what has no baseline yet, with =replace over records of "
+                "other weights too",
+                choices=("all", "new", "replace"),
             ),
             Option("--llminfer-report", "folder for results.json: all that the session found, as data", "DIR"),
             Option("--llminfer-strict", "a missing baseline or an inconclusive verdict fails"),
@@ -249,6 +259,7 @@ def register_last(
     finally:
         ours = {flag: option for flag, option in written.items() if flag == option.canonical or not is_taken(parser, flag)}
         config.stash[SPOKEN] = {option.ini: flag for flag, option in ours.items()}
+        config.stash[OURS] = frozenset(ours)
         add_options(parser, ours)
 
 

@@ -40,11 +40,12 @@ def llminfer_checkpoint(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def llminfer_model(llminfer_engine_spec: EngineSpec) -> Model:
+def llminfer_model(llminfer_engine_spec: EngineSpec, pytestconfig: pytest.Config) -> Model:
     """What is served: files, configuration, tokenizer, chat template, shape arithmetic."""
     from pytest_llminfer.models.model import Model
 
-    return Model(llminfer_engine_spec.model, weights=llminfer_engine_spec.weights)
+    called = settings_of(pytestconfig).session.model_names.get(llminfer_engine_spec.model, "")
+    return Model(llminfer_engine_spec.model, weights=llminfer_engine_spec.weights, called=called)
 
 
 @pytest.fixture(scope="session")

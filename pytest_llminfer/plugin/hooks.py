@@ -38,6 +38,7 @@ def pytest_load_initial_conftests(
     early_config: pytest.Config, parser: pytest.Parser, args: list[str]
 ) -> Generator[None, object, object]:
     """Our options: last, so that a short name gives way wherever the project or another plugin has it."""
+    early_config.stash[command_line.PARSER] = parser
     given = command_line.given(args)
     if not given:
         return (yield)
@@ -62,10 +63,10 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     """The session's one line, if any test asks for an engine: only then is the hardware asked for. Or why no test was collected."""
     if not is_used(config):
         return None
-    from pytest_llminfer.plugin import collection, collector, matrix
+    from pytest_llminfer.plugin import collection, collector, hints, matrix
 
     if not items and not any("::" in argument for argument in config.args):
-        return collection.nothing_applies(config)
+        return hints.working(collection.nothing_applies(config), config)
     return collector.header(config) if any(map(matrix.cell_of, items)) else None
 
 
@@ -136,7 +137,7 @@ def pytest_runtest_makereport(
         from pytest_llminfer.plugin import judging
 
         judging.tell_loads(item)
-        judging.without_traceback(call, strict=settings_of(item.config).session.strict)
+        judging.without_traceback(call, item.config, strict=settings_of(item.config).session.strict)
     return (yield)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llminfer.plugin.hints import working
 from pytest_llminfer.report.notes import LOADED, VERDICT
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ class Judge:
         """Note the verdict for the report, and fail the test if it is not good enough."""
         outcome = verdict.outcome.value
         fatal = outcome in ("fail", "invalid") or (self._strict and outcome == "inconclusive")
-        self._item.user_properties.append((VERDICT, json.dumps({**verdict.to_dict(), "fatal": fatal})))
+        noted = json.dumps({**verdict.to_dict(), "fatal": fatal})
+        self._item.user_properties.append((VERDICT, working(noted, self._item.config)))
         if fatal:
-            pytest.fail(str(verdict), pytrace=False)
+            pytest.fail(working(str(verdict), self._item.config), pytrace=False)
 
 
 def note_of(item: pytest.Item) -> Note:
@@ -71,7 +73,7 @@ def status(report: pytest.TestReport) -> tuple[str, str, tuple[str, dict[str, bo
     return WORDS["inconclusive"] if "inconclusive" in outcomes else None
 
 
-def without_traceback(call: pytest.CallInfo[Any], *, strict: bool) -> None:
+def without_traceback(call: pytest.CallInfo[Any], config: pytest.Config, *, strict: bool) -> None:
     """Errors of this package are complete in one message.
 
     What an engine cannot do, and what was recorded instead of judged, is a skip with that reason; so is a missing baseline, unless
@@ -82,12 +84,13 @@ def without_traceback(call: pytest.CallInfo[Any], *, strict: bool) -> None:
     from pytest_llminfer.errors import BaselineRecordedError, LlminferError, MissingBaselineError, UnsupportedError
 
     error = call.excinfo.value
-    if isinstance(error, MissingBaselineError) and strict:
-        told: BaseException = pytest.fail.Exception(str(error), pytrace=False)
-    elif isinstance(error, (UnsupportedError, BaselineRecordedError, MissingBaselineError)):
-        told = pytest.skip.Exception(str(error), _use_item_location=True)
-    elif isinstance(error, LlminferError):
-        told = pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False)
-    else:
+    if not isinstance(error, LlminferError):
         return
+    reason = working(str(error), config)
+    if isinstance(error, MissingBaselineError) and strict:
+        told: BaseException = pytest.fail.Exception(reason, pytrace=False)
+    elif isinstance(error, (UnsupportedError, BaselineRecordedError, MissingBaselineError)):
+        told = pytest.skip.Exception(reason, _use_item_location=True)
+    else:
+        told = pytest.fail.Exception(f"{type(error).__name__}: {reason}", pytrace=False)
     call.excinfo = pytest.ExceptionInfo.from_exception(told.with_traceback(error.__traceback__))

@@ -115,7 +115,13 @@ class Launcher:
     def _count(self, engine: Engine, info: EngineInfo) -> None:
         afresh = engine.loads > engine.spec.workers
         told = {name: getattr(info, name) for name in ("device", "device_name", "device_count", "dtype", "kv_dtype")}
-        load = {"cell": str(engine.spec), "spec": engine.spec.to_dict(), "phases": dict(info.load_seconds), "afresh": afresh}
+        load = {
+            "cell": str(engine.spec),
+            "spec": engine.spec.to_dict(),
+            "phases": dict(info.load_seconds),
+            "afresh": afresh,
+            "model": engine.model.id,
+        }
         self._config.stash.setdefault(LOADS, []).append({**load, **told, "versions": dict(info.versions)})
 
     def _refuse_fallback(self, engine: Engine) -> None:

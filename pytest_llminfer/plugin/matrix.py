@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.plugin.session import cells_of
-from pytest_llminfer.report.notes import CELL
+from pytest_llminfer.report.notes import CELL, DECIDED_BY_RECORD
 
 if TYPE_CHECKING:
     import pytest
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FIXTURE = "llminfer_engine_spec"
 DIVERGENCE = "llminfer_divergence"
+BASELINE = "llminfer_baseline"
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
@@ -30,10 +31,12 @@ def cell_of(item: pytest.Item) -> EngineSpec | None:
 
 
 def name_cells(items: list[pytest.Item]) -> None:
-    """Write the cell of each test into its report."""
+    """Write the cell of each test into its report, and whether it is judged by a record."""
     for item in items:
         if cell := cell_of(item):
             item.user_properties.append((CELL, str(cell)))
+            if BASELINE in getattr(item, "fixturenames", ()):
+                item.user_properties.append((DECIDED_BY_RECORD, "true"))
 
 
 def group_by_cell(items: list[pytest.Item], cells: tuple[EngineSpec, ...]) -> None:

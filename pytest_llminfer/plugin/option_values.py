@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def engine(word: str) -> str:
@@ -77,6 +80,30 @@ def questions(word: str) -> int:
         ValueError: anything else.
     """
     return sys.maxsize if word == "all" else positive(word)
+
+
+def model_name(word: str) -> str:
+    """A name that a folder of baselines can have."""
+    from pytest_llminfer.hardware import slug
+
+    if not slug(word):
+        raise ValueError(f"{word!r} has no letter or digit to name a baseline file after")
+    return word
+
+
+def folder(word: str, *, root: Path, must_exist: bool) -> Path:
+    """A folder, relative to the root of the project."""
+    import difflib
+
+    path = root / word
+    if not must_exist or path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(f"{word!r} is a file, and no folder")
+    beside = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
+    alike = difflib.get_close_matches(path.name, beside, n=1)
+    hint = f" Did you mean {word.removesuffix(path.name) + alike[0]!r}?" if alike else ""
+    raise ValueError(f"there is no folder {word!r}: record into it with --update-baselines=new, or name one that is there.{hint}")
 
 
 def points(word: str) -> float:

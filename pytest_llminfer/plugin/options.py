@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -17,6 +18,7 @@ from pytest_llminfer.plugin.command_line import OPTIONS, SPOKEN, Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -62,12 +64,14 @@ class SessionSettings:
         engine_args: Further arguments of every engine, by the engine's own names; empty for none.
         timeout: Seconds of silence after which an engine counts as hung.
         strict: Whether a missing baseline or an inconclusive verdict fails.
+        model_names: Model to how baselines call it, for each that was given a name.
         sources: Option name with underscores to where its value came from: ``command line``, ``ini`` or ``default``.
     """
 
     engine_args: Mapping[str, Any]
     timeout: float
     strict: bool
+    model_names: Mapping[str, str]
     sources: Mapping[str, str]
 
 
@@ -162,11 +166,10 @@ def resolve(config: pytest.Config) -> Options:
             engine_args=read.one("engine_args", values.json_object, without="{}"),
             timeout=read.one("timeout", values.seconds),
             strict=read.is_on("strict"),
+            model_names=_model_names(read),
             sources=read.sources,
         ),
-        baselines=BaselineSettings(
-            directory=config.rootpath / read.one("baselines", str), update=read.given("update_baselines") or ""
-        ),
+        baselines=_baselines(read, config.rootpath),
         accuracy=AccuracySettings(
             dataset=read.one("dataset", str),
             questions=read.optional("gsm8k_questions", values.questions),
@@ -181,6 +184,25 @@ def resolve(config: pytest.Config) -> Options:
         execution_modes=ExecutionModesSettings(kv_variants=read.is_on("kv_variants")),
         checkpoints=CheckpointSettings(paths=read.listed("checkpoint")),
     )
+
+
+def _model_names(read: _Reader) -> dict[str, str]:
+    """As many as there are models, or none."""
+    models, names = read.many("model", str), read.many("model_name", values.model_name)
+    if names and len(names) != len(models):
+        raise pytest.UsageError(f"--llminfer-model-name: {len(names)} for {len(models)} of --model; give each of them one")
+    if len(set(names)) != len(names):
+        raise pytest.UsageError(
+            "--llminfer-model-name: two models cannot have one name, or each would be judged by the other's records"
+        )
+    return dict(zip(models, names, strict=True)) if names else {}
+
+
+def _baselines(read: _Reader, root: Path) -> BaselineSettings:
+    """A folder that is named must be there, unless this session records into it."""
+    update, default = read.given("update_baselines") or "", read.sources["baselines"] == "default"
+    folder = read.one("baselines", partial(values.folder, root=root, must_exist=not (update or default)))
+    return BaselineSettings(directory=folder, update=update)
 
 
 def _matrix(read: _Reader) -> MatrixSettings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.baselines.notes import MISSING, RECORD, SIDE_FILE, USED
@@ -12,7 +14,10 @@ from pytest_llminfer.errors import BaselineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
+
+
+_SHOWN = 5
+"""Lines on records that were replaced, unless the session is verbose."""
 
 
 class Records:
@@ -23,9 +28,11 @@ class Records:
         self._side_files = SideFiles()
         self._recorded = 0
         self._missing: list[Mapping[str, Any]] = []
+        self._replaced: dict[str, str] = {}
         self._without_arrays: dict[BaselineKey, Record] = {}
         self._written: dict[Path, None] = {}
         self._problem = ""
+        self._rescue: Path | None = None
 
     def take(self, name: str, note: Mapping[str, Any]) -> None:
         """A note of a test; what is recorded is written at once, so that a session that is killed later loses nothing."""
@@ -33,10 +40,13 @@ class Records:
             self._side_files.take(note)
         elif name == RECORD:
             self._recorded += 1
+            if note.get("replaced"):
+                self._replaced[str(BaselineKey(**note["key"]))] = "; ".join(note["replaced"])
             self._write(note)
         elif name == USED:
             self._store.used.add(BaselineKey(**note))
         elif name == MISSING:
+            self._store.used.add(BaselineKey(**note["key"]))
             self._missing.append(note)
 
     def _write(self, note: Mapping[str, Any]) -> None:
@@ -64,15 +74,17 @@ class Records:
 
     def _kept_elsewhere(self) -> str:
         unwritten = self._store.staged | self._without_arrays
+        count = f"{len(unwritten)} record{'s' * (len(unwritten) != 1)} not written"
         try:
-            rescue = Store(self._store.rescue())
+            self._rescue = self._rescue or Path(tempfile.mkdtemp(prefix="llminfer-unwritten-"))
+            rescue = Store(self._rescue)
             for key, record in unwritten.items():
                 self._side_files.write(rescue.path(key), record.expected)
                 rescue.stage(key, record)
             rescue.write()
         except (BaselineError, OSError) as error:
-            return f"{len(unwritten)} records could not be kept elsewhere either: {error}"
-        return f"all of it, arrays included, is in {rescue.directory}: copy it over when there is room"
+            return f"{count}, nor could they be kept in a temporary folder: {error}"
+        return f"{count}, kept in {rescue.directory}; copy that over when it can be written"
 
     @property
     def _unwritten(self) -> int:
@@ -86,6 +98,12 @@ class Records:
         how = "record them with the same command and --update-baselines=new" if same else "-rs shows how each is recorded"
         return [f"baselines: {len(self._missing)} missing; {how}"]
 
+    def _replaced_lines(self, *, verbose: bool) -> list[str]:
+        shown = list(self._replaced.items())[: None if verbose else _SHOWN]
+        lines = [f"baselines: replaced {key}, which was recorded otherwise: {how}" for key, how in shown]
+        more = len(self._replaced) - len(shown)
+        return lines + [f"baselines: and {more} more that were recorded otherwise (-v names them)"] * bool(more)
+
     def settle(self, *, verbose: bool) -> list[str]:
         """Lines on what was recorded, an ERROR where it could not be written, and on what no test asked for."""
         if self._problem:
@@ -95,6 +113,7 @@ class Records:
             files = list(self._written)
             where = str(files[0]) if len(files) == 1 else f"{len(files)} files under {self._store.directory}"
             lines.append(f"baselines: {self._recorded - self._unwritten} recorded in {where}")
+        lines += self._replaced_lines(verbose=verbose)
         if problem:
             lines.append(f"ERROR: {problem}")
         if unused := self._store.unused():

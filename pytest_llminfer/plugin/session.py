@@ -22,9 +22,11 @@ def settings_of(config: pytest.Config) -> Options:
         pytest.UsageError: an option that cannot be read.
     """
     if _SETTINGS not in config.stash:
+        from pytest_llminfer.plugin import hints
         from pytest_llminfer.plugin.options import resolve
 
-        config.stash[_SETTINGS] = resolve(config)
+        with hints.in_usage_errors(config):
+            config.stash[_SETTINGS] = resolve(config)
     return config.stash[_SETTINGS]
 
 
@@ -35,9 +37,12 @@ def cells_of(config: pytest.Config) -> tuple[EngineSpec, ...]:
         pytest.UsageError: an option that cannot be read, or a cell that cannot be.
     """
     if _CELLS not in config.stash:
+        from pytest_llminfer.plugin import hints
         from pytest_llminfer.plugin.cells import expand
 
-        config.stash[_CELLS] = expand(settings_of(config).matrix)
+        settings = settings_of(config)
+        with hints.in_usage_errors(config):
+            config.stash[_CELLS] = expand(settings.matrix)
     return config.stash[_CELLS]
 
 

@@ -12,7 +12,7 @@ from pytest_llminfer.baselines.record import BaselineKey
 from pytest_llminfer.families.accuracy import section as accuracy
 from pytest_llminfer.families.memory import section as memory
 from pytest_llminfer.families.parallelism import section as parallelism
-from pytest_llminfer.report.notes import CELL, LOADED, VERDICT
+from pytest_llminfer.report.notes import CELL, DECIDED_BY_RECORD, LOADED, VERDICT
 from pytest_llminfer.report.result import CellResult, Load, TestResult
 from pytest_llminfer.report.table import STATUSES
 from pytest_llminfer.verdict import Verdict
@@ -27,7 +27,7 @@ SECTIONS = {"parallelism": parallelism, "accuracy": accuracy, "memory": memory}
 _NOTED = {"parallelism": parallelism.PARALLELISM, "accuracy": accuracy.EVIDENCE, "memory": memory.MEMORY}
 
 
-_KNOWN = {VERDICT, LOADED, SIDE_FILE, *_NOTED.values(), RECORD, USED, MISSING}
+_KNOWN = {VERDICT, LOADED, DECIDED_BY_RECORD, SIDE_FILE, *_NOTED.values(), RECORD, USED, MISSING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,21 @@ class Phase:
     seconds: float
     reason: str
     properties: Sequence[tuple[str, object]]
+
+
+@dataclass(slots=True)
+class AgainstRecords:
+    """What became of a cell's tests that a record decides.
+
+    Attributes:
+        compared: Whether one was held against a record, or made one.
+        missing: The records that were not found.
+        unasked: How many were skipped before they asked for one.
+    """
+
+    compared: bool = False
+    missing: list[BaselineKey] = field(default_factory=list)
+    unasked: int = 0
 
 
 @dataclass(slots=True)
@@ -116,6 +131,18 @@ class Gathering:
         loads = self.notes(LOADED)
         ids = dict.fromkeys([*(test.cell for test in self._told()), *(note["cell"] for note in loads)])
         return tuple(_cell(cell, specs.get(cell), [note for note in loads if note["cell"] == cell]) for cell in ids if cell)
+
+    def against_records(self) -> dict[str, AgainstRecords]:
+        """By cell, what became of the tests that a record decides."""
+        found: dict[str, AgainstRecords] = {}
+        for test in self._told():
+            if test.cell and test.noted(DECIDED_BY_RECORD):
+                cell = found.setdefault(test.cell, AgainstRecords())
+                missing = [BaselineKey(**note["key"]) for note in test.noted(MISSING)]
+                cell.compared |= bool(test.noted(USED) or test.noted(RECORD))
+                cell.missing += missing
+                cell.unasked += not missing and any(phase.outcome == "skipped" for phase in test.phases)
+        return found
 
     def sections(self) -> dict[str, tuple[dict[str, Any], ...]]:
         """The rows of each further table that has any, by family."""

@@ -27,5 +27,5 @@ def _of_verdict(verdict: Verdict) -> Iterator[tuple[str, str]]:
     yield "llminfer.key", verdict.key
     for measurement in verdict.measurements:
         yield "llminfer.number", str(measurement)
-    yield "llminfer.threshold", f"{verdict.threshold} (from {verdict.threshold_source})"
-    yield "llminfer.smallest_detectable", verdict.smallest_detectable
+    yield "llminfer.limit", f"{verdict.threshold} (from {verdict.threshold_source})"
+    yield "llminfer.minimum_detectable_effect", verdict.smallest_detectable

@@ -15,7 +15,7 @@ from pytest_llminfer.verdict import Verdict, from_json, to_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SCHEMA = 1
+SCHEMA = 2
 """The version of the format. It grows with every change that a reader of an older one would not understand."""
 
 T = TypeVar("T")
@@ -128,7 +128,7 @@ class SessionResult:
         tests: In the order of time.
         sections: Family ("accuracy", "parallelism", "memory") to the rows of its further table; families without rows are left out.
         messages: Lines that the session printed at its end, on baselines among others.
-        schema: Version of the format that wrote it, at most ``SCHEMA``.
+        schema: Version of the format, ``SCHEMA``.
     """
 
     started: str
@@ -152,7 +152,7 @@ class SessionResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SessionResult:
-        """The result whose :meth:`to_dict` is ``data``.
+        """The result whose :meth:`to_dict` is ``data``, or was in an older version of the format.
 
         Raises:
             BadInputError: it is no such data, or a newer version wrote it.
@@ -165,7 +165,7 @@ class SessionResult:
         try:
             return _read(
                 cls,
-                data,
+                {**data, "schema": SCHEMA},
                 options=tuple(_option(option) for option in data["options"]),
                 cells=tuple(_cell(cell) for cell in data["cells"]),
                 tests=tuple(_test(test) for test in data["tests"]),

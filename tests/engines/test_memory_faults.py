@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +12,11 @@ STATIC = ("-k", "stored_as_declared or every_line_of or weights_take")
 
 
 @pytest.fixture
-def suites(run_suites: Callable[..., pytest.RunResult]) -> Callable[..., pytest.RunResult]:
+def suites(run_suites: Callable[..., pytest.RunResult], tmp_path: Path) -> Callable[..., pytest.RunResult]:
     """The suites on layouts and memory, and others, in one session, their engine with or without a fault."""
 
     def run(*arguments: str, others: tuple[str, ...] = (), fault: str = "") -> pytest.RunResult:
-        return run_suites("layout", "memory", *others, arguments=("--baselines=none-recorded", *arguments), fault=fault)
+        return run_suites("layout", "memory", *others, arguments=(f"--baselines={tmp_path}", *arguments), fault=fault)
 
     return run
 

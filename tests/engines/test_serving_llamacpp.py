@@ -18,7 +18,7 @@ def test_the_serving_suite_passes(llamacpp_python: str, pytester: pytest.Pyteste
     result = pytester.runpytest_subprocess(*arguments, "--update-baselines")
     result.assert_outcomes(passed=7, skipped=1)
     # The cache of the engine itself, so that both are judged by one record.
-    result.stdout.fnmatch_lines(["SKIPPED*baseline recorded: */serving_latency/llamacpp-none-bf16-kv_fp16-serve; *"])
+    result.stdout.fnmatch_lines(["SKIPPED*baseline recorded: */serving_latency/llamacpp-none-auto-kv_auto-serve; *"])
 
 
 def test_accuracy_through_the_server_is_held_against_the_record_made_without_it(
@@ -34,7 +34,7 @@ def test_accuracy_through_the_server_is_held_against_the_record_made_without_it(
     )  # fmt: skip
     result.assert_outcomes(passed=3, skipped=1)
     result.stdout.fnmatch_lines(["llamacpp-serve-fp16 *record *of 20 *pass"])
-    result.stdout.fnmatch_lines(["SKIPPED*baseline recorded: */settings_resolved/llamacpp-none-fp16-kv_fp16-serve; *"])
+    result.stdout.fnmatch_lines(["SKIPPED*baseline recorded: */settings_resolved/llamacpp-none-fp16-kv_auto-serve; *"])
 
 
 def test_an_argument_that_the_server_does_not_know_is_one_line(llamacpp_python: str, pytester: pytest.Pytester) -> None:

@@ -108,6 +108,6 @@ def test_transformers_on_one_gpu_and_on_two(suites: Callable[..., pytest.RunResu
     check_cells(result, "transformers", ("-dp2", "-tp2"), "")
     (table,) = pytester.path.glob("baselines/*/reference/parallelism.json")
     entries = json.loads(table.read_text())["entries"]
-    kept = [name for name in entries if name.startswith("transformers-none-bf16")]
-    assert sorted(name.rpartition("kv_bf16")[2] for name in kept) == ["", "-dp2", "-tp2"]
+    kept = [name for name in entries if name.startswith("transformers-none-auto")]
+    assert sorted(name.rpartition("kv_auto")[2] for name in kept) == ["", "-dp2", "-tp2"]
     assert all(entries[name]["expected"]["questions"] == QUESTIONS for name in kept)

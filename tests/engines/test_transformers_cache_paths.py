@@ -10,9 +10,9 @@ import pytest
 
 from pytest_llminfer.engines.engine import Engine
 from pytest_llminfer.errors import BadInputError, UnsupportedError
-from pytest_llminfer.observations.cache_paths import CachePath
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.transformers.backend import TransformersBackend
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 from tests.support.cache_paths import BENIGN, HOLE, LATE, SHAPES, SLIDING, TOKENS, WINDOW, sequences
 from tests.support.engines import faulty_transformers
 from tests.support.present import present

@@ -36,7 +36,7 @@ def teacher_forced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teacher
 @pytest.fixture(scope="module")
 def recorded() -> list[Scores]:
     entries = json.loads((BASELINES / "divergence.json").read_text())["entries"]
-    content = side_files.load(entries["transformers-none-bf16-kv_bf16"]["expected"]["side_file"], [BASELINES])
+    content = side_files.load(entries["transformers-none-auto-kv_auto"]["expected"]["side_file"], [BASELINES])
     arrays = side_files.unpack(content)
     return [Scores(*columns) for columns in zip(*(arrays[name] for name in ("logprobs", "top_ids", "top_logprobs")), strict=True)]
 

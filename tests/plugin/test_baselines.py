@@ -36,12 +36,24 @@ def test_missing_is_a_visible_skip_that_names_the_way_out(
     result = run("-rs", *mode)
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(
-        ["SKIPPED*no baseline for any/reference/answer/simulated-none-fp32-kv_fp32; record it with --update-baselines=new"]
+        ["SKIPPED*no baseline for any/reference/answer/simulated-none-auto-kv_auto; record it with --update-baselines=new"]
     )
     result.stdout.fnmatch_lines(
-        ["simulated *skip", "baselines: 1 missing; record them with the same command and --update-baselines=new"]
+        [
+            "simulated *skip",
+            "nothing was compared: there is no baseline for what was asked",
+            "baselines: 1 missing; record them with the same command and --update-baselines=new",
+        ]
     )
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     assert not (pytester.path / "baselines").exists()
+
+
+def test_a_folder_that_is_not_there_is_a_usage_error(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    project(pytester, 5)
+    result = run("--baselines=typo")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --baselines: there is no folder 'typo': record into it with --update-baselines=new, *"])
 
 
 def test_missing_fails_when_strict(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]) -> None:
@@ -57,8 +69,9 @@ def test_record_then_pass_then_fail(
     project(pytester, 5)
     result = run(how, *mode)
     result.assert_outcomes(skipped=1)
+    assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(["simulated *skip recorded", "baselines: 1 recorded in *answer.json"])
-    entry = stored(pytester)["entries"]["simulated-none-fp32-kv_fp32"]
+    entry = stored(pytester)["entries"]["simulated-none-auto-kv_auto"]
     assert entry["expected"] == {"value": 5}
     assert entry["conditions"]["prompt"] == "p"
     assert {"commit", "date", "command", "n", "hardware", "versions"} <= set(entry["provenance"])
@@ -76,9 +89,9 @@ def test_new_keeps_what_is_recorded_and_all_replaces_it(
     run("--update-baselines=new", *mode)
     project(pytester, 4)
     run("--update-baselines=new", *mode).assert_outcomes(failed=1)
-    assert stored(pytester)["entries"]["simulated-none-fp32-kv_fp32"]["expected"] == {"value": 5}
+    assert stored(pytester)["entries"]["simulated-none-auto-kv_auto"]["expected"] == {"value": 5}
     run("--update-baselines", *mode).assert_outcomes(skipped=1)
-    assert stored(pytester)["entries"]["simulated-none-fp32-kv_fp32"]["expected"] == {"value": 4}
+    assert stored(pytester)["entries"]["simulated-none-auto-kv_auto"]["expected"] == {"value": 4}
 
 
 def test_another_condition_is_invalid_and_named(
@@ -113,11 +126,11 @@ def test_entries_that_no_test_asked_for_are_reported(
     project(pytester, 5)
     run("--update-baselines", *mode)
     document = stored(pytester)
-    document["entries"]["simulated-int8-fp32-kv_fp32"] = document["entries"]["simulated-none-fp32-kv_fp32"]
+    document["entries"]["simulated-int8-auto-kv_auto"] = document["entries"]["simulated-none-auto-kv_auto"]
     (pytester.path / FILE).write_text(json.dumps(document))
     result = run("-v", *mode)
     result.stdout.fnmatch_lines(
-        ["baselines: 1 recorded entries had no test in this session (-v names them)", "*answer/simulated-int8-fp32-kv_fp32"]
+        ["baselines: 1 recorded entries had no test in this session (-v names them)", "*answer/simulated-int8-auto-kv_auto"]
     )
 
 
@@ -125,7 +138,7 @@ def test_entries_that_no_test_asked_for_are_reported(
     ("content", "message"),
     [
         ("{not json", "*BaselineError: baseline file *answer.json is not JSON: *restore it from version control*"),
-        ('{"schema": 2, "family": "answer", "entries": {}}', "*was written by a newer version (schema 2); upgrade pytest-llminfer"),
+        ('{"schema": 3, "family": "answer", "entries": {}}', "*was written by a newer version (schema 3); upgrade pytest-llminfer"),
     ],
 )
 @pytest.mark.parametrize("how", [(), ("--update-baselines",)])

@@ -41,7 +41,7 @@ def test_a_record_is_made_once_with_one_side_file_and_met(
     result = suite("--update-baselines", "-rs", *mode)
     result.assert_outcomes(skipped=1, passed=1)
     result.stdout.fnmatch_lines(
-        ["*1 recorded in *", "*baseline recorded: any/reference/divergence/simulated-none-fp32-kv_fp32; run again *"]
+        ["*1 recorded in *", "*baseline recorded: any/reference/divergence/simulated-none-auto-kv_auto; run again *"]
     )
     (side_file,) = folder.glob("*.npz")
     expected = entry(folder)["expected"]

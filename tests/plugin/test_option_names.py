@@ -162,3 +162,50 @@ def test_the_examples_of_the_help_are_read(session: Session) -> None:
         result = session(*[argument for argument in arguments if not argument.startswith("suites/")])
         assert command == "pytest"
         assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED, group.example
+
+
+HINTS = """
+    import pytest
+    from pytest_llminfer.errors import UnsupportedError
+    from pytest_llminfer.verdict import Outcome, Verdict
+
+    def test_skip():
+        raise UnsupportedError("no such model", "use --model=DIR and --engine=vllm, see --model-max")
+
+    def test_fail(llminfer_judge):
+        llminfer_judge(Verdict(Outcome.FAIL, "c", "k", (), "t", "s", "d", "set --dataset=rows.jsonl or --llminfer-full", ()))
+"""
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_hints_name_the_option_that_works_here(pytester: pytest.Pytester, session: Session, own: bool) -> None:
+    if own:
+        pytester.makeconftest(OWN)
+    pytester.makepyfile(HINTS)
+    result = session("-rs", "--llminfer-engine=simulated")
+    result.assert_outcomes(skipped=1, failed=1)
+    names = ("--llminfer-model", "--llminfer-dataset") if own else ("--model", "--dataset")
+    lines = [
+        f"*what to do: set {names[1]}=rows.jsonl or --llminfer-full",
+        f"SKIPPED*no such model; use {names[0]}=DIR and --engine=vllm, see --model-max",
+    ]
+    result.stdout.fnmatch_lines(lines)
+
+
+def test_a_refused_option_names_the_one_that_works_here(pytester: pytest.Pytester, session: Session) -> None:
+    pytester.makeconftest(OWN.replace("--model", "--engine").replace("--full", "--gpus"))
+    for given, line in (
+        ("--llminfer-engine=openai", "ERROR: --llminfer-engine=openai needs an address: *"),
+        ("--llminfer-gpus=1,2", "ERROR: --llminfer-gpus takes one number, * say --dp=1,2 or --tp=1,2"),
+        ("--llminfer-model=", "ERROR: no cell to test: --llminfer-engine, --model, --dtype and --quantization each need *"),
+    ):
+        result = session(given)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines([line])
+
+
+def test_a_test_that_is_not_collected_names_the_option_that_works_here(pytester: pytest.Pytester, session: Session) -> None:
+    pytester.makeconftest(OWN)
+    pytester.makepyfile("import pytest\n\n@pytest.mark.llminfer_only(over_http=True)\ndef test_it(engine_spec): pass")
+    result = session("--engine=simulated")
+    result.stdout.fnmatch_lines(["llminfer: no test applies *1 needs over_http=True (--llminfer-serve, or --engine=openai@*"])

@@ -57,7 +57,7 @@ def test_the_table_is_stored_where_baselines_are_recorded(
     spread("--dp=1,2", "--update-baselines")
     (stored,) = pytester.path.glob("baselines/*/reference/parallelism.json")
     entries = json.loads(stored.read_text())["entries"]
-    assert sorted(entries) == ["simulated-none-fp32-kv_fp32", "simulated-none-fp32-kv_fp32-dp2"]
+    assert sorted(entries) == ["simulated-none-auto-kv_auto", "simulated-none-auto-kv_auto-dp2"]
     assert all(entry["expected"]["questions"] == 40 for entry in entries.values())
 
 

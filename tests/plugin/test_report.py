@@ -108,7 +108,7 @@ def test_a_session_is_written_whole_and_as_the_schema_says(
     assert tests["test_judged[simulated-fail]"].verdicts == (VERDICT,)
     assert tests["test_skipped[simulated]"].reason == "there is no second GPU"
     assert "assert 1 == 7" in tests["test_broken[simulated]"].reason
-    assert tests["test_missing[simulated]"].baselines_missing == ("any/reference/answer/simulated-none-fp32-kv_fp32",)
+    assert tests["test_missing[simulated]"].baselines_missing == ("any/reference/answer/simulated-none-auto-kv_auto",)
     assert all(set(test.seconds) == {"setup", "call", "teardown"} for test in found.tests)
     assert {test.family for test in found.tests} == {"speed"}
     assert found.messages == ("baselines: 2 missing; record them with the same command and --update-baselines=new",)
@@ -141,7 +141,7 @@ def test_a_recorded_baseline_is_named_and_the_profile_of_memory_is_a_section(
     run("--llminfer-report=out", "--update-baselines=new", *mode)
     found = SessionResult.from_dict(written(pytester.path / "out" / "results.json"))
     first = next(test for test in found.tests if "test_first" in test.node_id)
-    assert first.baselines_recorded == ("any/reference/answer/simulated-none-fp32-kv_fp32",)
+    assert first.baselines_recorded == ("any/reference/answer/simulated-none-auto-kv_auto",)
     assert first.outcome == "skip"
     weights = next(row for row in found.sections["memory"] if row["line"] == "weights")
     assert weights["cell"] == "simulated"
@@ -150,7 +150,7 @@ def test_a_recorded_baseline_is_named_and_the_profile_of_memory_is_a_section(
     run("--llminfer-report=out", *mode)
     found = SessionResult.from_dict(written(pytester.path / "out" / "results.json"))
     first = next(test for test in found.tests if "test_first" in test.node_id)
-    assert first.baselines_used == ("any/reference/answer/simulated-none-fp32-kv_fp32",)
+    assert first.baselines_used == ("any/reference/answer/simulated-none-auto-kv_auto",)
 
 
 def test_a_session_that_is_interrupted_is_written(

@@ -95,10 +95,6 @@ def test_a_slow_server_is_caught_and_a_fast_one_never_fails(
         ("first_token_seconds", "to first token") if fault == "slow_first_token" else ("inter_token_seconds", "from token to token")
     )
     slow = {"server_fault": fault, "server_fault_seconds": max(5 * session[metric], 0.01)}
-    # Other arguments would make the comparison unfair: the record is told that it was made with them.
-    told = json.loads(json.dumps(clean))
-    next(iter(told["entries"].values()))["conditions"]["engine_args"] = slow
-    file.write_text(json.dumps(told))
     result = serving(latency, **slow)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([f"*time {words}: * times the recorded*"])

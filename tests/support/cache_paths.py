@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_llminfer.observations.cache_paths import CachePath
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 TOKENS = 64
 WINDOW = 33

@@ -9,8 +9,9 @@ import numpy as np
 from pytest_llminfer.families.kv_equivalence.check import Compared, check_cache_paths
 from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
 from pytest_llminfer.models.cut import CacheSizes
-from pytest_llminfer.observations.cache_paths import CachedTensors, CachePath, CachePathComparison, CachePathComparisons
+from pytest_llminfer.observations.cache_paths import CachedTensors, CachePathComparison, CachePathComparisons
 from pytest_llminfer.verdict import Outcome, Verdict
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 LAYERS, HEADS, TOKENS, DIM = 3, 4, 48, 32
 WINDOW = 20

@@ -62,20 +62,20 @@ def test_the_format_is_made_for_review(value: Any, text: str) -> None:
     ("content", "message"),
     [
         (b"", "is not JSON: Expecting value: line 1 column 1"),
-        (b'{"schema": 1,\n<<<<<<< HEAD', "is not JSON: .*line 2 column 1"),
+        (b'{"schema": 2,\n<<<<<<< HEAD', "holds the marks of a merge conflict \\(line 2\\): keep one side"),
         (b"\xff\xfe", "is not JSON: .*can't decode byte"),
         (b'{"schema": NaN}', "is not JSON: NaN is not a JSON number"),
-        (b'{"schema": 1, "schema": 1}', "is not JSON: the key 'schema' stands twice"),
+        (b'{"schema": 2, "schema": 2}', "is not JSON: the key 'schema' stands twice"),
         (b"[" * 100_000, "is not JSON"),
         (b"[]", "holds a list, not an object"),
         (b"{}", r"has no valid 'schema' \(found None\)"),
         (b'{"schema": true}', r"has no valid 'schema' \(found True\)"),
         (b'{"schema": 0}', r"has no valid 'schema' \(found 0\)"),
-        (b'{"schema": 1, "family": "other"}', "holds the family 'other', not 'f'"),
-        (b'{"schema": 1, "family": "f"}', "has no 'entries' object"),
-        (b'{"schema": 1, "family": "f", "entries": []}', "has no 'entries' object"),
-        (b'{"schema": 1, "family": "f", "entries": {"e": 1}}', "has no 'expected' object in the entry 'e'"),
-        (b'{"schema": 1, "family": "f", "entries": {"e": {"expected": {}}}}', "has no 'conditions' object in the entry 'e'"),
+        (b'{"schema": 2, "family": "other"}', "holds the family 'other', not 'f'"),
+        (b'{"schema": 2, "family": "f"}', "has no 'entries' object"),
+        (b'{"schema": 2, "family": "f", "entries": []}', "has no 'entries' object"),
+        (b'{"schema": 2, "family": "f", "entries": {"e": 1}}', "has no 'expected' object in the entry 'e'"),
+        (b'{"schema": 2, "family": "f", "entries": {"e": {"expected": {}}}}', "has no 'conditions' object in the entry 'e'"),
     ],
 )
 def test_a_broken_file_is_one_clear_line_and_stays(tmp_path: Path, content: bytes, message: str) -> None:
@@ -92,10 +92,21 @@ def test_a_broken_file_is_one_clear_line_and_stays(tmp_path: Path, content: byte
 
 def test_a_newer_schema_asks_for_an_upgrade(tmp_path: Path) -> None:
     path = tmp_path / "f.json"
-    path.write_text('{"schema": 2, "family": "f", "rows": []}')
+    path.write_text('{"schema": 3, "family": "f", "rows": []}')
     with pytest.raises(BaselineError, match="upgrade pytest-llminfer") as caught:
         read(path)
-    assert str(caught.value) == f"baseline file {path} was written by a newer version (schema 2); upgrade pytest-llminfer"
+    assert str(caught.value) == f"baseline file {path} was written by a newer version (schema 3); upgrade pytest-llminfer"
+
+
+def test_an_older_schema_names_the_command_that_brings_it_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "baselines" / "any" / "reference" / "f.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"schema": 1, "family": "f", "entries": {}}')
+    with pytest.raises(BaselineError, match="older version") as caught:
+        read(path)
+    told = f"was written by an older version (schema 1); bring it up to date: llminfer baselines migrate {tmp_path / 'baselines'}"
+    assert str(caught.value) == f"baseline file {path} {told}"
+    assert read(path, oldest=1) == {"schema": 1, "family": "f", "entries": {}}
 
 
 def test_a_file_that_cannot_be_read_is_an_error_and_none_is_none(tmp_path: Path) -> None:

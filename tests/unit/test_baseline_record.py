@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llminfer.baselines.record import ABSENT, BaselineKey, Record, differing, entry_name
+from pytest_llminfer.baselines.record import ABSENT, BaselineKey, Record, differing
 from pytest_llminfer.errors import BaselineError
 
 
@@ -18,10 +18,6 @@ class Size(IntEnum):
 
 class Word(StrEnum):
     GREEDY = "greedy"
-
-
-def test_the_entry_of_a_cell_leaves_parallelism_out() -> None:
-    assert entry_name("transformers", "nf4", "bf16", "bf16") == "transformers-nf4-bf16-kv_bf16"
 
 
 @pytest.mark.parametrize(

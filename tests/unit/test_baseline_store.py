@@ -19,8 +19,8 @@ from pytest_llminfer.baselines.record import BaselineKey, Record
 from pytest_llminfer.baselines.store import LayeredSource, Store
 from pytest_llminfer.errors import BaselineError
 
-KEY = BaselineKey("any", "reference", "gsm8k", "transformers-none-bf16-kv_bf16")
-OTHER = replace(KEY, entry="transformers-nf4-bf16-kv_bf16")
+KEY = BaselineKey("any", "reference", "gsm8k", "transformers-none-auto-kv_auto")
+OTHER = replace(KEY, entry="transformers-nf4-auto-kv_auto")
 OLD = Record({"accuracy": 0.5}, {"prompt": "a"}, {"n": 1})
 NEW = Record({"accuracy": 0.75}, {"prompt": "a"}, {"n": 2})
 
@@ -46,15 +46,6 @@ def filled(directory: Path, records: dict[BaselineKey, Record]) -> Store:
 
 def files(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the store keeps what it cannot write."""
-    directory = tmp_path / "temporary"
-    directory.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(directory))
-    return directory
 
 
 @settings(max_examples=30, deadline=None)
@@ -96,7 +87,7 @@ def test_the_layout_on_disk(tmp_path: Path) -> None:
     text = store.path(KEY).read_text()
     assert text.endswith("}\n")
     assert json.loads(text) == {
-        "schema": 1,
+        "schema": 2,
         "family": "gsm8k",
         "entries": {KEY.entry: {"expected": {"accuracy": 0.5}, "conditions": {"prompt": "a"}, "provenance": {"n": 1}}},
     }
@@ -196,8 +187,8 @@ def test_unused_entries_of_the_files_in_use(tmp_path: Path) -> None:
     assert store.unused() == []
 
 
-@pytest.mark.parametrize("content", [b"{", b'{"schema": 7}', b'{"schema": 1, "family": "gsm8k", "entries": {"x": 1}}', b"\xff"])
-def test_a_broken_file_stays_as_it_is_and_the_records_are_kept_elsewhere(tmp_path: Path, temporary: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"{", b'{"schema": 7}', b'{"schema": 2, "family": "gsm8k", "entries": {"x": 1}}', b"\xff"])
+def test_a_broken_file_stays_as_it_is_and_the_record_staged(tmp_path: Path, content: bytes) -> None:
     store, fine = Store(tmp_path / "baselines"), replace(KEY, family="memory")
     path = store.path(KEY)
     path.parent.mkdir(parents=True)
@@ -207,20 +198,19 @@ def test_a_broken_file_stays_as_it_is_and_the_records_are_kept_elsewhere(tmp_pat
     assert store.stage(KEY, NEW, only_missing=True)
     assert store.stage(fine, NEW)
     assert store.unused() == []
-    with pytest.raises(BaselineError, match=f"baseline file {path} .*; 1 record not written, kept in {temporary}/") as caught:
+    with pytest.raises(BaselineError, match=f"baseline file {path} "):
         store.write()
     assert path.read_bytes() == content
     assert {file.name for file in path.parent.iterdir()} == {"gsm8k.json", "memory.json"}
     assert Store(tmp_path / "baselines").load(fine) == NEW
-    rescued = Path(str(caught.value).rpartition("kept in ")[2])
-    assert Store(rescued).load(KEY) == NEW
+    assert store.staged == {KEY: NEW}
     path.unlink()
     assert store.write() == [path]
     assert Store(tmp_path / "baselines").load(KEY) == NEW
 
 
 @pytest.mark.parametrize("where", ["a file", "a file above", "proc"])
-def test_a_directory_that_cannot_be_written_loses_nothing(tmp_path: Path, temporary: Path, where: str) -> None:
+def test_a_directory_that_cannot_be_written_loses_nothing(tmp_path: Path, where: str) -> None:
     blocked = tmp_path / "blocked"
     blocked.write_text("precious")
     store = Store({"a file": blocked, "a file above": blocked / "baselines", "proc": Path("/proc/baselines")}[where])
@@ -231,25 +221,11 @@ def test_a_directory_that_cannot_be_written_loses_nothing(tmp_path: Path, tempor
         store.write()
     message = str(caught.value)
     assert f"baseline file {store.path(KEY)} cannot be written: " in message
-    assert f"3 records not written, kept in {temporary}" in message
     assert blocked.read_text() == "precious"
-    rescued = Store(next(temporary.iterdir()))
-    assert [rescued.load(key) for key in (KEY, OTHER, replace(KEY, family="memory"))] == [OLD, NEW, NEW]
+    assert store.staged == {KEY: OLD, OTHER: NEW, replace(KEY, family="memory"): NEW}
 
 
-def test_a_record_that_can_be_kept_nowhere_says_so_and_stays_staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "blocked").write_text("")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "blocked"))
-    store = Store(tmp_path / "blocked")
-    store.stage(KEY, OLD)
-    with pytest.raises(BaselineError, match=r"1 record not written, nor could they be kept in a temporary file: .*Not a directory"):
-        store.write()
-    (tmp_path / "blocked").unlink()
-    assert store.write() == [store.path(KEY)]
-    assert Store(tmp_path / "blocked").load(KEY) == OLD
-
-
-def test_a_full_disk_overwrites_nothing(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     baselines = tmp_path / "baselines"
     store = filled(baselines, {KEY: OLD})
     before = files(baselines)
@@ -262,10 +238,10 @@ def test_a_full_disk_overwrites_nothing(tmp_path: Path, temporary: Path, monkeyp
 
     monkeypatch.setattr(os, "fsync", full)
     store.stage(KEY, NEW)
-    with pytest.raises(BaselineError, match="cannot be written: No space left on device; 1 record not written, kept in"):
+    with pytest.raises(BaselineError, match=r"cannot be written: No space left on device$"):
         store.write()
     assert files(baselines) == before
-    assert Store(next(temporary.iterdir())).load(KEY) == NEW
+    assert store.staged == {KEY: NEW}
 
 
 def test_a_key_that_names_no_file_is_refused_at_once(tmp_path: Path) -> None:

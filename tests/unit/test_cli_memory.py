@@ -124,7 +124,7 @@ def test_what_an_engine_cannot_do_is_a_failure_in_one_line(capsys: pytest.Captur
         (("--engine", "llamacpp", "--tp", "2"), "llamacpp does not split a model over tensor-parallel ranks"),
         (("--kv-dtype", "q4_0"), "vllm has no KV cache of q4_0 here; use kv_dtype=bf16 or fp16 or fp8 or fp8_e5m2"),
         (("--engine", "transformers", "--kv-dtype", "fp8"), "transformers has no KV cache of fp8 here; use kv_dtype=bf16"),
-        (("--engine", "sglang", "--quantization", "q4_k_m"), "sglang does not hold q4_k_m weights: only llama.cpp does"),
+        (("--engine", "sglang", "--quantization", "q4_k_m"), "sglang does not hold q4_k_m weights; only llama.cpp does"),
         (("--engine", "llamacpp", "--quantization", "awq"), "llamacpp does not hold awq weights; use a format of GGUF files"),
     ):
         assert cli.main(["memory", "llama-3-8b", *arguments]) == 1

@@ -12,7 +12,7 @@ from pytest_llminfer.families.kv_equivalence.drawing import LENGTHS, STRATEGIES,
 from pytest_llminfer.families.kv_equivalence.observe import FAMILIES, SLIDING_SHAPES, benign_cache_paths
 from pytest_llminfer.models.cut import GEMMA, STRUCTURES, WINDOW, CacheSizes, structure_config
 from pytest_llminfer.models.model import Model
-from pytest_llminfer.observations.cache_paths import CACHES
+from pytest_llminfer.worker.protocol.cache_paths import CACHES
 
 S, F = "sliding_attention", "full_attention"
 KEPT = (

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from pytest_llminfer.baselines.notes import MISSING, RECORD, SIDE_FILE, USED
+from pytest_llminfer.baselines.record import BaselineKey
 from pytest_llminfer.families.accuracy.section import EVIDENCE
 from pytest_llminfer.families.memory.section import MEMORY
 from pytest_llminfer.families.parallelism.section import PARALLELISM
-from pytest_llminfer.report.gathering import Gathering, Phase
+from pytest_llminfer.report.gathering import AgainstRecords, Gathering, Phase
 from pytest_llminfer.report.junit import properties
-from pytest_llminfer.report.notes import CELL, LOADED, VERDICT
+from pytest_llminfer.report.notes import CELL, DECIDED_BY_RECORD, LOADED, VERDICT
 from pytest_llminfer.report.result import SessionResult, TestResult
 from pytest_llminfer.report.terminal import entries, summary
 from pytest_llminfer.spec import EngineSpec
@@ -221,7 +222,21 @@ def test_junit_properties_are_for_people() -> None:
         ("llminfer.verdict", "FAIL: it is kept"),
         ("llminfer.key", "12 tok/s"),
         ("llminfer.number", "speed: 12.5 tokens/s (n=5, MAD 0.1)"),
-        ("llminfer.threshold", "at most 3 % (from a record)"),
-        ("llminfer.smallest_detectable", "2 %"),
+        ("llminfer.limit", "at most 3 % (from a record)"),
+        ("llminfer.minimum_detectable_effect", "2 %"),
         ("llminfer.baseline", "any/reference/answer/e"),
     ]
+
+
+def test_what_became_of_the_tests_that_a_record_decides_is_told_by_cell() -> None:
+    asks = note(DECIDED_BY_RECORD, True)  # noqa: FBT003 - what is noted
+    gathering = gathered("call passed", notes=(asks, note(USED, KEY)), cell="used")
+    take(gathering, "call skipped: x", notes=(asks, note(MISSING, {"key": KEY, "same_command": True})), cell="missing", node_id="b")
+    take(gathering, "setup skipped: x", notes=(asks,), cell="unasked", node_id="c")
+    take(gathering, "setup skipped: x", cell="no record", node_id="d")
+    take(gathering, "call passed", notes=(asks,), cell="unasked", node_id="e")
+    assert gathering.against_records() == {
+        "used": AgainstRecords(compared=True),
+        "missing": AgainstRecords(missing=[BaselineKey(**KEY)]),
+        "unasked": AgainstRecords(unasked=1),
+    }

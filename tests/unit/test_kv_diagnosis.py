@@ -9,7 +9,8 @@ import pytest
 
 from pytest_llminfer.families.kv_equivalence.check import Compared, check_cache_paths
 from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
-from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparisons
+from pytest_llminfer.observations.cache_paths import CachePathComparisons
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 from tests.support.kv_comparisons import DECODE, FULL, HEADS, NOISE, SLIDING, TOKENS, WINDOW, Bug, assert_told, verdict
 
 

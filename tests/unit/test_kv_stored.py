@@ -12,8 +12,9 @@ import pytest
 from pytest_llminfer.families.kv_equivalence.diagnosis import Kind
 from pytest_llminfer.families.kv_equivalence.stored import check_cached_tensors, check_quantized_cache, format_error, normal_range
 from pytest_llminfer.models.cut import CacheSizes
-from pytest_llminfer.observations.cache_paths import CachedTensors, CachePath
+from pytest_llminfer.observations.cache_paths import CachedTensors
 from pytest_llminfer.verdict import Outcome, Verdict
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 from tests.support.kv_comparisons import DECODE, DIM, FULL, HEADS, LAYERS, SLIDING, TOKENS, WINDOW, Bug
 
 

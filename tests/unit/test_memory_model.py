@@ -186,11 +186,11 @@ def layout_bytes(entry: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "entry", "cell", "residual"),
     [
-        ("llama-3-8b", "transformers-none-bf16-kv_bf16", {}, 0),
-        ("llama-3-8b", "transformers-nf4-bf16-kv_bf16", {"quantization": "nf4"}, 0),
-        ("llama-3-8b", "transformers-int8-bf16-kv_bf16", {"quantization": "int8"}, 0),
-        ("qwen2.5-7b", "transformers-none-bf16-kv_bf16", {}, 0),
-        ("qwen2.5-7b", "sglang-none-bf16-kv_bf16", {"engine": "sglang"}, 0),
+        ("llama-3-8b", "transformers-none-auto-kv_auto", {}, 0),
+        ("llama-3-8b", "transformers-nf4-auto-kv_auto", {"quantization": "nf4"}, 0),
+        ("llama-3-8b", "transformers-int8-auto-kv_auto", {"quantization": "int8"}, 0),
+        ("qwen2.5-7b", "transformers-none-auto-kv_auto", {}, 0),
+        ("qwen2.5-7b", "sglang-none-auto-kv_auto", {"engine": "sglang"}, 0),
     ],
 )
 def test_weights_measured_on_a_gpu_are_the_predicted_ones(name: str, entry: str, cell: Any, residual: int) -> None:
@@ -212,7 +212,7 @@ def test_the_load_peak_measured_on_a_gpu_is_weights_and_rotary_tables(
     folder: str, name: str, entry: str, cell: Any, residual: int
 ) -> None:
     config, shape = bundled(name)
-    record = recorded(f"{folder}/{name}-dummy/memory_load_peak.json")[f"transformers-none-bf16-kv_bf16{entry}"]
+    record = recorded(f"{folder}/{name}-dummy/memory_load_peak.json")[f"transformers-none-auto-kv_auto{entry}"]
     predicted = stored_bytes(held(name, **cell)) + rope_bytes(config, shape, engine=profile("transformers"), dtype="bf16")
     assert record["expected"]["peak_bytes"] - predicted == residual
 
@@ -220,10 +220,10 @@ def test_the_load_peak_measured_on_a_gpu_is_weights_and_rotary_tables(
 @pytest.mark.parametrize(
     ("folder", "name", "cell", "engine"),
     [
-        ("nvidia-h200-x1", "llama-3-8b", "transformers-none-bf16-kv_bf16", "transformers"),
-        ("nvidia-h200-x1", "llama-3-8b", "transformers-nf4-bf16-kv_bf16", "transformers"),
-        ("nvidia-h200-x1", "llama-3-8b", "vllm-none-bf16-kv_bf16", "vllm"),
-        ("nvidia-h200-x1", "llama-3-8b", "sglang-none-bf16-kv_bf16", "sglang"),
+        ("nvidia-h200-x1", "llama-3-8b", "transformers-none-auto-kv_auto", "transformers"),
+        ("nvidia-h200-x1", "llama-3-8b", "transformers-nf4-auto-kv_auto", "transformers"),
+        ("nvidia-h200-x1", "llama-3-8b", "vllm-none-auto-kv_auto", "vllm"),
+        ("nvidia-h200-x1", "llama-3-8b", "sglang-none-auto-kv_auto", "sglang"),
     ],
 )
 def test_rotary_tables_are_those_that_were_measured_on_a_gpu(folder: str, name: str, cell: str, engine: str) -> None:
@@ -239,7 +239,7 @@ def test_rotary_tables_are_those_that_were_measured_on_a_gpu(folder: str, name: 
 def test_quantizing_on_a_gpu_needs_working_memory_on_top(quantization: str, working_mib: float) -> None:
     """The residual of the load peak: a matrix of 112 MiB in bf16 on its way, which is beyond the gate of weights."""
     entries = recorded("nvidia-h100-80gb-hbm3-x1/llama-3-8b-dummy/memory_load_peak.json")
-    peak = entries[f"transformers-{quantization}-bf16-kv_bf16"]["expected"]["peak_bytes"]
+    peak = entries[f"transformers-{quantization}-auto-kv_auto"]["expected"]["peak_bytes"]
     predicted = stored_bytes(held("llama-3-8b", quantization=quantization))
     assert (peak - predicted) / MIB == pytest.approx(working_mib, abs=0.01)
     assert peak - predicted > weights_tolerance(predicted)

@@ -24,7 +24,7 @@ def configuration(name: str) -> Any:
 
 def test_the_pool_of_a_gpu_is_the_measured_one_to_the_block() -> None:
     """Llama-3-8B in vLLM on an H200 of its own (docs/memory.md): what its log says of the rest leaves the blocks that it made."""
-    lines = json.loads(PROFILE.read_text())["entries"]["vllm-none-bf16-kv_bf16"]["expected"]["lines"]
+    lines = json.loads(PROFILE.read_text())["entries"]["vllm-none-auto-kv_auto"]["expected"]["lines"]
     measured = {line["line"]: line["measured"] for line in lines}
     known = Known(activation_peak=measured["activation peak"], non_torch=measured["non-torch"])
 

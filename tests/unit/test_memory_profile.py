@@ -164,11 +164,11 @@ def test_recorded_memory_profiles_are_one_markdown_table(
     entry = {"expected": {"lines": [line.to_dict() for line in found]}}
     file = tmp_path / "nvidia-h200-x1" / "llama-3-8b-dummy" / "memory_profile.json"
     file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"entries": {"vllm-none-bf16-kv_bf16": entry}}))
+    file.write_text(json.dumps({"entries": {"vllm-none-auto-kv_auto": entry}}))
     monkeypatch.setattr(sys, "argv", ["memory_table.py", str(tmp_path), "nvidia"])
     memory_table.main()
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "| nvidia-h200-x1 | llama-3-8b-dummy | vllm-none-bf16-kv_bf16 | weights | 1,000 | 1,200 | +200 | **±10: outside** |",
+        "| nvidia-h200-x1 | llama-3-8b-dummy | vllm-none-auto-kv_auto | weights | 1,000 | 1,200 | +200 | **±10: outside** |",
         "|  |  |  | KV capacity | 7 tokens | 7 tokens | +0 tokens | exact |",
         "|  |  |  | run peak |  | 5 |  | shown |",
     ]

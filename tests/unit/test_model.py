@@ -120,6 +120,19 @@ def test_the_commit_stands_for_the_weights_of_a_hub_id(tmp_path: Path, monkeypat
 
 def test_a_bundled_shape_is_served_with_dummy_weights_only() -> None:
     assert Model("llama-3-8b", weights="dummy").id == "llama-3-8b-dummy"
+    assert Model("llama-3-8b", weights="dummy", called="mine").id == "mine-dummy"
+
+
+def test_two_folders_of_one_name_may_be_called_otherwise_and_a_snapshot_is_of_its_repository(tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--Qwen--Qwen3-0.6B" / "snapshots" / ("0" * 39 + "1")
+    for folder in (tmp_path / "a" / "checkpoint-500", tmp_path / "b" / "checkpoint-500", snapshot):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    one, other = Model(str(tmp_path / "a" / "checkpoint-500")), Model(str(tmp_path / "b" / "checkpoint-500"), called="run-b")
+    assert (one.id, other.id) == ("checkpoint-500", "run-b")
+    assert (one.revision, other.revision) == ("", "")
+    assert (Model(str(snapshot)).id, Model(str(snapshot)).revision) == ("Qwen/Qwen3-0.6B", snapshot.name)
+    assert Model(str(snapshot), called="mine").id == "mine"
     with pytest.raises(BadInputError, match="add --weights=dummy"):
         Model("llama-3-8b")
 

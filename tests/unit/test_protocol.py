@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_st
 
+from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 from pytest_llminfer.worker.protocol.frames import MAGIC, ProtocolError, read_message, write_message
 from tests.support.present import present
 
@@ -83,3 +85,10 @@ def test_arrays_of_objects_are_refused() -> None:
 def test_what_is_no_message_is_refused(junk: bytes, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
         read_message(io.BytesIO(junk))
+
+
+def test_a_cache_path_crosses_whole_and_one_with_an_unknown_part_is_refused() -> None:
+    cache_path = CachePath(chunks=(3, 4), cache="quantized", cache_bits=2, batch=3, prefix=2)
+    assert CachePath.read(cache_path.to_dict()) == cache_path
+    with pytest.raises(BadInputError, match="unknown parts of a cache path: chnks, prefx"):
+        CachePath.read({"chnks": [3], "prefx": 1})

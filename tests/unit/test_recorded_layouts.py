@@ -23,7 +23,7 @@ def recorded(model: str, quantization: str, *, engine: str = "vllm") -> list[Par
     """The parameters of a recorded layout, one for each layer."""
     hardware = "any" if quantization == "none" else "nvidia-h200-x1"
     entries = json.loads((BASELINES / hardware / model / "dtype_layout.json").read_text())["entries"]
-    expected = entries[f"{engine}-{quantization}-bf16-kv_bf16"]["expected"]
+    expected = entries[f"{engine}-{quantization}-auto-kv_auto"]["expected"]
     found = []
     for name, groups in expected.items():
         for group in groups:

@@ -19,8 +19,8 @@ from pytest_llminfer.plugin.records import Records
 if TYPE_CHECKING:
     from pathlib import Path
 
-WITH_ARRAYS = BaselineKey("any", "reference", "divergence", "simulated-none-fp32-kv_fp32")
-PLAIN = BaselineKey("any", "reference", "settings_defaults", "simulated-none-fp32-kv_fp32")
+WITH_ARRAYS = BaselineKey("any", "reference", "divergence", "simulated-none-auto-kv_auto")
+PLAIN = BaselineKey("any", "reference", "settings_defaults", "simulated-none-auto-kv_auto")
 CONTENT = side_files.pack({"logprobs": np.zeros(3, np.float32)})
 REFERENCE = side_files.refer("divergence", CONTENT)
 
@@ -80,3 +80,52 @@ def test_what_finds_room_later_is_written_and_no_error(tmp_path: Path, full: dic
     fresh = Store(tmp_path / "baselines")
     assert fresh.load(WITH_ARRAYS) is not None
     assert side_files.load(REFERENCE, [fresh.path(WITH_ARRAYS).parent]) == CONTENT
+
+
+@pytest.mark.parametrize("content", ["{", '{"schema": 9}'])
+def test_what_a_broken_file_cannot_take_is_kept_elsewhere_and_written_when_it_is_gone(
+    tmp_path: Path, full: dict[str, bool], content: str
+) -> None:
+    full["now"] = False
+    store = Store(tmp_path / "baselines")
+    path = store.path(PLAIN)
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    records = Records(store, only_missing=False)
+    record(records)
+    (line,) = [line for line in records.settle(verbose=False) if line.startswith("ERROR")]
+    (folder,) = (tmp_path / "temporary").iterdir()
+    assert line.startswith(f"ERROR: baseline file {path} ")
+    assert line.endswith(f"; 1 record not written, kept in {folder}; copy that over when it can be written")
+    assert Store(folder).load(PLAIN) is not None
+    assert path.read_text() == content
+    path.unlink()
+    assert [line for line in records.settle(verbose=False) if line.startswith("ERROR")] == []
+    assert Store(tmp_path / "baselines").load(PLAIN) is not None
+
+
+def test_what_can_be_kept_nowhere_is_told_and_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "baselines"
+    blocked.write_text("")
+    monkeypatch.setattr("tempfile.tempdir", str(blocked))
+    records = Records(Store(blocked), only_missing=False)
+    record(records)
+    (line,) = [line for line in records.settle(verbose=False) if line.startswith("ERROR")]
+    assert "; 2 records not written, nor could they be kept in a temporary folder: " in line
+    blocked.unlink()
+    assert [line for line in records.settle(verbose=False) if line.startswith("ERROR")] == []
+    assert Store(blocked).load(WITH_ARRAYS) is not None
+
+
+def test_a_record_that_was_made_otherwise_is_not_replaced_in_silence(tmp_path: Path) -> None:
+    records = Records(Store(tmp_path), only_missing=False)
+    for number in range(7):
+        key = {**asdict(PLAIN), "entry": f"simulated-none-auto-kv_auto-dp{number + 2}"}
+        how = [] if number == 0 else ["dtype: recorded 'bf16', now 'fp16'", "n: recorded 1, now 2"]
+        records.take(RECORD, {"key": key, "expected": {}, "conditions": {}, "provenance": {}, "replaced": how})
+    lines = [line for line in records.settle(verbose=False) if "recorded otherwise" in line]
+    assert lines[0] == (
+        "baselines: replaced any/reference/settings_defaults/simulated-none-auto-kv_auto-dp3, which was recorded otherwise: "
+        "dtype: recorded 'bf16', now 'fp16'; n: recorded 1, now 2"
+    )
+    assert lines[5:] == ["baselines: and 1 more that were recorded otherwise (-v names them)"]

@@ -82,7 +82,7 @@ SESSION = st.builds(
     tests=st.lists(TEST, max_size=2).map(tuple),
     sections=st.dictionaries(st.just("accuracy"), st.lists(ROW, max_size=2).map(tuple), max_size=1),
     messages=KEYS,
-    schema=st.just(1),
+    schema=st.just(2),
     **dict.fromkeys(("pytest", "llminfer", "python", "command"), TEXT),
 )
 
@@ -149,9 +149,33 @@ def test_the_schema_is_one_and_refuses_what_is_wrong() -> None:
     data = SOME.to_dict()
     VALIDATOR.validate(data)
     wrong: dict[str, Any]
-    for wrong in ({"exit_status": "0"}, {"schema": 2}, {"started": "yesterday"}, {"hardware": {}}, {"cells": [{"id": "a"}]}):
+    for wrong in ({"exit_status": "0"}, {"schema": 1}, {"started": "yesterday"}, {"hardware": {}}, {"cells": [{"id": "a"}]}):
         assert not VALIDATOR.is_valid({**data, **wrong}), wrong
     assert not VALIDATOR.is_valid({name: value for name, value in data.items() if name != "tests"})
+
+
+NAMED = {
+    ("measurement", "spread"): "uncertainty",
+    ("verdict", "threshold"): "limit",
+    ("verdict", "threshold_source"): "limit_source",
+    ("verdict", "smallest_detectable"): "minimum_detectable_effect",
+}
+"""Fields whose name in the data is another."""
+
+
+def test_a_result_of_the_first_version_is_read_and_one_without_a_field_is_not() -> None:
+    verdict = Verdict(Outcome.PASS, "c", "k", (Measurement("m", 1.5, "s", 3, "MAD 0.1"),), "at most 2", "a record", "0.5", "")
+    result = replace(SOME, tests=(TestResult("t", "f", "c", "pass", failed=False, seconds={}, verdicts=(verdict,)),))
+    data = through_json(result.to_dict())
+    for verdict in (verdict for test in data["tests"] for verdict in test["verdicts"]):
+        for (of, before), name in NAMED.items():
+            for holder in verdict["measurements"] if of == "measurement" else [verdict]:
+                holder[before] = holder.pop(name)
+    old = {**data, "schema": 1}
+    assert SessionResult.from_dict(old) == result
+    del old["tests"][0]["verdicts"][0]["threshold"]
+    with pytest.raises(BadInputError, match="the field 'limit' is missing"):
+        SessionResult.from_dict(old)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +190,7 @@ def test_the_schema_is_one_and_refuses_what_is_wrong() -> None:
     ],
 )
 def test_the_schema_has_every_field_and_no_other(name: str, cls: type) -> None:
-    names = {each.name for each in fields(cls)}
+    names = {NAMED.get((name, each.name), each.name) for each in fields(cls)}
     assert set(SCHEMA["$defs"][name]["properties"]) == set(SCHEMA["$defs"][name]["required"]) == names
 
 
@@ -178,7 +202,7 @@ def test_the_schema_has_every_field_of_the_session_and_of_the_hardware() -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "a result of a newer version (schema 2): upgrade pytest-llminfer"),
+        ({"schema": 3}, "a result of a newer version (schema 3): upgrade pytest-llminfer"),
         ({"schema": "1"}, "no result of a session: its 'schema' is '1'"),
         ({"tests": [{"node_id": "a"}]}, "no result of a session: the field 'baselines_used' is missing"),
         ({"tests": 5}, "no result of a session: 'int' object is not iterable"),

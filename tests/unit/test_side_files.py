@@ -14,7 +14,7 @@ from pytest_llminfer.baselines.record import BaselineKey, Record
 from pytest_llminfer.baselines.store import Store
 from pytest_llminfer.errors import BaselineError
 
-KEY = BaselineKey("any", "reference", "divergence", "transformers-none-bf16-kv_bf16")
+KEY = BaselineKey("any", "reference", "divergence", "transformers-none-auto-kv_auto")
 
 
 def arrays(value: float = 0.5) -> dict[str, np.ndarray]:
@@ -73,7 +73,7 @@ def record(store: Store, files: side_files.SideFiles, value: float, key: Baselin
 
 def test_a_replaced_record_takes_its_side_file_along_and_no_other(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    other = BaselineKey("any", "reference", "divergence", "transformers-nf4-bf16-kv_bf16")
+    other = BaselineKey("any", "reference", "divergence", "transformers-nf4-auto-kv_auto")
     folder = store.path(KEY).parent
     first, kept = record(store, side_files.SideFiles(), 0.5), record(store, side_files.SideFiles(), 0.25, other)
     (folder / "divergence-of-somebody.npz").touch()
@@ -86,7 +86,7 @@ def test_a_replaced_record_takes_its_side_file_along_and_no_other(tmp_path: Path
 
 def test_a_side_file_that_two_records_name_stays(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    other = BaselineKey("any", "reference", "divergence", "vllm-none-bf16-kv_bf16")
+    other = BaselineKey("any", "reference", "divergence", "vllm-none-auto-kv_auto")
     files = side_files.SideFiles()
     shared = record(store, files, 0.5)
     assert record(store, files, 0.5, other) == shared

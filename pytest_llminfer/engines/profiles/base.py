@@ -121,6 +121,8 @@ class Profile(EngineRules):
             accordingly (vLLM with a prefix cache). With None, a test that needs some is collected, and skipped where the loaded
             backend does not answer.
         unsplit_capabilities: Those of them that a model on several tensor ranks does not answer.
+        capacity_args: Engine arguments that say how much of a device the engine takes: they decide memory and speed, and no answer.
+        operational_args: Engine arguments that decide neither, such as a time limit; they are no condition of any record.
     """
 
     backend: str
@@ -138,6 +140,8 @@ class Profile(EngineRules):
     variants: Mapping[str, Arguments] = field(default_factory=dict)
     capabilities: frozenset[str] | None = None
     unsplit_capabilities: frozenset[str] = frozenset()
+    capacity_args: frozenset[str] = frozenset()
+    operational_args: frozenset[str] = frozenset()
 
     def draws_on_device(self, spec: EngineSpec) -> bool:
         """Whether the cell's weights are random and depend on the device.

@@ -18,6 +18,7 @@ PROFILE = Profile(
     name="sglang",
     backend="pytest_llminfer.worker.backends.sglang.backend:SglangBackend",
     takes_gpus=True,
+    capacity_args=frozenset({"max_total_tokens", "mem_fraction_static"}),
     has_transformers=True,
     capabilities=FULL | {"kv_pool", "cache_counters", "reset_prefix_cache"},
     dummy_weights="device",

@@ -21,6 +21,17 @@ def _rotary_bytes(config: Mapping[str, Any], shape: ModelShape, _dtype: str, _on
     return (positions(config) + 1) * shape.head_dim * _FLOAT
 
 
+_FAULTS = (
+    "fault",
+    "fault_after",
+    "fault_bytes",
+    "fault_dtype",
+    "fault_factor",
+    "fault_rate",
+    "server_fault",
+    "server_fault_seconds",
+)
+
 PROFILE = Profile(
     name="simulated",
     backend="pytest_llminfer.worker.backends.simulated.backend:SimulatedBackend",
@@ -28,6 +39,8 @@ PROFILE = Profile(
     for_tests=True,
     capabilities=FULL | LOOP,
     dummy_weights="host",
+    # A fault is injected to be found, so no record may tell that it is there.
+    operational_args=frozenset(_FAULTS),
     repacks=False,
     storage=Storage(),
     rotary_bytes=_rotary_bytes,

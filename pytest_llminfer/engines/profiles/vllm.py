@@ -24,6 +24,7 @@ PROFILE = Profile(
     name="vllm",
     backend="pytest_llminfer.worker.backends.vllm.backend:VllmBackend",
     takes_gpus=True,
+    capacity_args=frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes"}),
     has_transformers=True,
     capabilities=FULL | {"kv_pool", "cache_counters", "reset_prefix_cache", "score:decode"},
     dummy_weights="device",

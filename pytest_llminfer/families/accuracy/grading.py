@@ -11,10 +11,17 @@ Gate = Literal["flexible", "strict"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of one question: right by each reading, ``#### <number>`` missing, cut off at the token limit; its length.
+    """What became of one question.
 
-    off_argmax: by how many nats the chosen token of a step fell short of the likeliest at most, None where nothing says so;
-    unlikely: how many chosen tokens lie beyond a tie with it (:func:`pytest_llminfer.families.accuracy.sampler.off_argmax`).
+    Attributes:
+        strict: Whether the answer is right by the strict reading.
+        flexible: Whether it is right by the flexible reading.
+        format_miss: Whether ``#### <number>`` is missing.
+        truncated: Whether it was cut off at the token limit.
+        tokens: Generated tokens.
+        off_argmax: Largest distance in nats of a chosen token's log-probability from the likeliest of its step; None where the
+            engine gives no log-probabilities (:func:`pytest_llminfer.families.accuracy.sampler.off_argmax`).
+        unlikely: How many chosen tokens lie beyond a tie with the likeliest.
     """
 
     strict: bool

@@ -38,7 +38,12 @@ DEFAULT_MAX_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The graded answers of one engine by question id, and the seconds that they took together."""
+    """The graded answers of one engine.
+
+    Attributes:
+        answers: Question id to what became of it.
+        seconds: How long all of them took together.
+    """
 
     answers: dict[str, Answer]
     seconds: float

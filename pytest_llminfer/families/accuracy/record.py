@@ -53,7 +53,7 @@ def pack(ids: Sequence[str], runs: Sequence[Mapping[str, Answer]]) -> dict[str, 
 
 def unpack(expected: Mapping[str, Any], ids: Sequence[str]) -> Recorded:
     """The recorded runs, where ``ids`` are the dataset's questions in their fixed order."""
-    asked, runs = ids[: expected["questions"]], expected.get("runs", 1)
+    asked, runs = ids[: expected["questions"]], int(expected.get("runs", 1))
     counts = {
         field: dict(zip(asked, (int(digit, 16) for digit in expected[name]), strict=True)) for name, field in _COLUMNS.items()
     }
@@ -61,10 +61,14 @@ def unpack(expected: Mapping[str, Any], ids: Sequence[str]) -> Recorded:
     return Recorded(
         runs=runs,
         **counts,
-        mean_tokens=expected.get("mean_tokens"),
-        self_discordance=expected.get("self_discordance"),
+        mean_tokens=_number(expected.get("mean_tokens")),
+        self_discordance=_number(expected.get("self_discordance")),
         order=tuple(asked[position] for position in order),
     )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _planned(n: int, runs: int, discordance: float) -> dict[str, float]:

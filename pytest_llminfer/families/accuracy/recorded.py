@@ -22,9 +22,15 @@ _SHOWN_IDS = 10
 class Recorded:
     """K runs over the same questions.
 
-    runs: K. flexible, strict, format_misses, truncated: by question id, in how many of the K runs the answer was so.
-    mean_tokens: of an answer, over all runs and questions; None where it is not known. self_discordance: share of questions
-    whose flexible outcome differs between two runs; None with one run. order: in which questions are asked.
+    Attributes:
+        runs: K, at least 1.
+        flexible: Question id to how many of the K runs are right by the flexible reading.
+        strict: Question id to how many are right by the strict reading.
+        format_misses: Question id to how many lack ``#### <number>``.
+        truncated: Question id to how many were cut off at the token limit.
+        mean_tokens: Mean length of an answer over all runs and questions; None where it is not known.
+        self_discordance: Share of questions whose flexible outcome differs between two runs; None with one run.
+        order: Question ids in the order in which they are asked.
     """
 
     runs: int

@@ -72,13 +72,19 @@ class AccuracyRun:
     @cached_property
     def expected(self) -> Mapping[str, Any]:
         """What is recorded; ends the test as a skip where nothing is, or where this run recorded it."""
-        return self._baseline.expected(
+        expected: Mapping[str, Any] = self._baseline.expected(
             FAMILY,
             observe=self._observe,
             conditions=self._questions.conditions(self._engine),
             n=lambda record: record["questions"],
             unquantized=self._unquantized,
+            read=self._readable,
         )
+        return expected
+
+    def _readable(self, expected: Mapping[str, Any]) -> Mapping[str, Any]:
+        unpack(expected, self._questions.ids(self._engine, int(expected["questions"])))
+        return expected
 
     @cached_property
     def recorded(self) -> Recorded:

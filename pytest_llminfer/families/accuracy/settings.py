@@ -9,14 +9,15 @@ from dataclasses import dataclass
 class AccuracySettings:
     """How questions are asked and judged.
 
-    dataset: the name or path of the questions; other families take their texts from it too.
-    questions: how many are asked, ``sys.maxsize`` for all; None: all on a GPU, fewer on a processor.
-    form: how they are worded, a name in ``datasets.prompts.FORMS``.
-    concurrency: questions in flight at once; None: the engine is given a whole look.
-    runs: how often each question is asked for a record.
-    margin: the drop, as a share, that a PASS rules out; None: the family's own.
-    full: whether all questions are asked though the verdict is reached earlier.
-    run_history: whether this run's evidence is added to the run history.
+    Attributes:
+        dataset: Name or path of the questions; other families take their texts from it too.
+        questions: How many are asked, ``sys.maxsize`` for all; None for all on a GPU and fewer on a processor.
+        form: How they are worded, a name in ``datasets.prompts.FORMS``.
+        concurrency: Questions in flight at once; None for a whole look at a time.
+        runs: How often each question is asked for a record.
+        margin: The drop, as a share, that a PASS rules out; None for the family's own.
+        full: Whether all questions are asked though the verdict is reached earlier.
+        run_history: Whether this run's evidence is added to the run history.
     """
 
     dataset: str

@@ -30,3 +30,8 @@ def conversations_of(engine: Engine) -> Conversations:
 def observe(engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:  # noqa: ARG001 - a record stands alone
     """The token ids of each conversation, as one line."""
     return {"token_ids": [" ".join(map(str, ids)) for ids in engine.once(conversations_of).token_ids]}
+
+
+def recorded_ids(expected: Mapping[str, Any]) -> list[list[int]]:
+    """The token ids of each recorded conversation; none of one that the template refused."""
+    return [list(map(int, ids.split())) for ids in expected["token_ids"]]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_llminfer.baselines import side_files
 from pytest_llminfer.datasets.fingerprint import prompts_sha256
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
 from pytest_llminfer.engines.capabilities import engines_that_answer
@@ -188,18 +189,19 @@ class Divergence:
 
     def _expected(self, **which: Any) -> Recorded:
         spec = self._engine.spec
-        expected = self._baseline.expected(
+        noise, device, reference = self._baseline.expected(
             FAMILY,
             observe=self._observe,
             conditions=self._teacher_forced.conditions,
             n=PROMPTS * POSITIONS,
             per_hardware=profile(spec.engine).draws_on_device(spec),
             per_parallelism=profile(spec.engine).draws_per_rank(spec),
+            read=_facts,
             **which,
         )
-        arrays = self._baseline.attached(FAMILY, expected)
+        arrays = self._baseline.attached(FAMILY, reference)
         columns = zip(*(arrays[name] for name in ("logprobs", "top_ids", "top_logprobs")), strict=True)
-        return Recorded([Scores(*column) for column in columns], expected["noise_kl"], expected["device"])
+        return Recorded([Scores(*column) for column in columns], noise, device)
 
     def _observe(self, engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:  # noqa: ARG002 - a record stands alone
         """What a record holds; the distributions themselves go beside it."""
@@ -211,6 +213,16 @@ class Divergence:
             "noise_kl": found.noise(),
             **self._baseline.attach(FAMILY, {name: np.stack([getattr(scores, name) for scores in found.scores]) for name in names}),
         }
+
+
+def _facts(expected: Mapping[str, Any]) -> tuple[float, str, dict[str, Any]]:
+    """Of a record its noise in nats, its device, and what it says of its arrays."""
+    file = expected[side_files.FIELD]
+    return (
+        float(expected["noise_kl"]),
+        str(expected["device"]),
+        {side_files.FIELD: {"name": file["name"], "sha256": file["sha256"]}},
+    )
 
 
 def _parameters(model: Model) -> float:

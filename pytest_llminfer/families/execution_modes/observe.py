@@ -36,14 +36,14 @@ TEACHER_FORCED_TEXTS = 12
 
 @dataclass(frozen=True)
 class ExecutionModes:
-    """How open texts go on, decoded all at once and one by one.
+    """Continuations of open texts, decoded all at once and one by one.
 
     Attributes:
-        engine: Of the cell.
+        engine: The engine under test.
         texts: Token ids of each text.
-        batched: How they go on, all at once.
-        alone: How they go on, one by one.
-        unrounded: The cell's weights in a wider dtype.
+        batched: Continuations of all texts in one request, in their order.
+        alone: Continuations of each text in a request of its own, in the same order.
+        unrounded: The cell's weights in a wider dtype than it serves.
     """
 
     engine: Engine

@@ -26,10 +26,13 @@ PREFIX_PROMPTS, PREFIX_TOKENS, SHORTEST_PREFIX = 8, 16, 96
 
 @dataclass(frozen=True)
 class PrefixAnswers:
-    """Answers to the same prompts with and without a cached prefix, and how much of it was found.
+    """Answers to the same prompts with and without a cached prefix: first the prompts, then each with one token changed.
 
-    fresh: right after the cache was emptied; found: with what it held. First the prompts, then each with one token changed.
-    prompts: of these answers, in order.
+    Attributes:
+        prompts: Token ids of each, changed ones included.
+        cached: How much of each prompt was found in the prefix cache.
+        fresh: Answers right after the cache was emptied.
+        found: Answers over what the cache held, in the same order.
     """
 
     prompts: list[list[int]]

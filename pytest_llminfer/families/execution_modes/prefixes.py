@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CachedTokens:
-    """How many tokens of one prompt came from the prefix cache, as the engine told it; None where it did not.
+    """How many tokens of one prompt came from the prefix cache, as the engine reports it.
 
-    length: of the prompt. cold: right after the cache was emptied; warm: the same prompt again. flipped: by the position of a
-    token that was changed in the cached prompt, what was found of the changed one.
+    Attributes:
+        length: Tokens of the prompt.
+        cold: Cached tokens right after the cache was emptied; None where the engine does not say.
+        warm: Cached tokens when the same prompt was asked again; None where the engine does not say.
+        flipped: Pairs of the position of a changed token and the cached tokens of the changed prompt, None where the engine does
+            not say; empty where nothing was changed.
     """
 
     length: int

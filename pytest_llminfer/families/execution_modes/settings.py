@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ExecutionModesSettings:
-    """kv_variants: whether each engine is started again with other pools, chunks and cache dtypes, and compared."""
+    """Which further execution modes are tested.
+
+    Attributes:
+        kv_variants: Whether each engine is started again with other pools, chunks and cache dtypes, and compared.
+    """
 
     kv_variants: bool = False

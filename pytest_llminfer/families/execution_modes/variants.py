@@ -33,7 +33,13 @@ LONG_TOKENS, LONG_PROMPTS, LONG_ANSWER = 16_384, 8, 48
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the greedy prompts ask of a pool. prompt, answer: tokens of the longest. cell_block: tokens of a block in the cell."""
+    """What the greedy prompts need of a pool.
+
+    Attributes:
+        prompt: Tokens of the longest prompt.
+        answer: Tokens of the longest answer.
+        cell_block: Tokens of a block in the cell's own pool.
+    """
 
     prompt: int
     answer: int
@@ -65,10 +71,18 @@ Arguments = Mapping[str, Any] | Callable[[Sizes], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to start a cell otherwise. arguments: by engine, its engine arguments, or what makes them from the sizes at hand.
+    """One other way to start a cell.
 
-    kv_dtype: of the variant's cache. variables: of the worker's environment. gpu: nothing would change without one. preempts:
-    some requests must lose their cache. invariant: what promises that a batch changes nothing, bit by bit.
+    Attributes:
+        name: As in the test ids.
+        arguments: Engine to its engine arguments, or to a function that makes them from the :class:`Sizes`; engines that are not
+            named lack this variant.
+        kv_dtype: dtype of the variant's KV cache; empty for the cell's.
+        variables: Variables of the worker's environment; empty for none.
+        gpu: Whether the variant changes something only on a GPU.
+        preempts: Whether some requests must lose their cache.
+        invariant: The engine's promise that a batch changes nothing, bit by bit: a variable or an engine argument; empty where it
+            makes none.
     """
 
     name: str
@@ -87,9 +101,16 @@ class Variant:
 class VariantAnswers:
     """What a variant answered, and what the cell itself did.
 
-    batched, reference: to the greedy prompts all at once, or to more of them where the cache has fewer bits. alone: one by one, of
-    an invariant variant only. teacher_forced: as :func:`resynchronised` gives it. open_ended: to the texts of
-    ``execution_modes.open_texts``. long, long_reference: to long prompts, where a cache of fewer bits is tested on a GPU.
+    Attributes:
+        batched: The variant's answers to the greedy prompts in one request; to more prompts where its cache has fewer bits.
+        reference: The cell's answers to the same prompts.
+        alone: The variant's answers, one prompt a request; empty unless it is an invariant variant.
+        teacher_forced: Number of a prompt to the variant's scores of it, as :func:`resynchronised` gives them.
+        open_ended: The variant's continuations of ``open_texts``; empty where its cache has fewer bits.
+        counters: What the variant's engine counted; None where it does not say.
+        pool: The variant's KV pool; None where the engine does not describe it.
+        long: The variant's answers to long prompts; empty unless a cache of fewer bits is tested on a GPU.
+        long_reference: The cell's answers to the same long prompts; empty likewise.
     """
 
     batched: list[Generation]

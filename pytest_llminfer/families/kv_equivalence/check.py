@@ -1,4 +1,4 @@
-"""Two ways through one KV cache: the same distributions, keys and values, and of a bug its kind."""
+"""Two cache paths through one KV cache: the same distributions, keys and values; and the kind of bug where they differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_llminfer.models.cut import CacheSizes
-    from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparison, CachePathComparisons
+    from pytest_llminfer.observations.cache_paths import CachePathComparison, CachePathComparisons
+    from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 UNIT_ROUNDOFF = 6.0e-8
 """Of fp32 (docs/methods.md#rounding-limits)."""
@@ -24,19 +25,25 @@ GROWTH = 40
 ULPS = 1
 """Of keys and values of the first layer, by any benign cache path (docs/methods.md#first-layer)."""
 LIMIT = "of its limit"
-_ADVICE = "read what the first line tells of where it parts; the shortest way that shows it is in the second"
+_ADVICE = "the first line says by which cache path the two differ, and by how much"
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What an engine answered to one request. repeated: to :func:`repeated`, once it had failed."""
+    """What an engine answered to one request.
+
+    Attributes:
+        cache_path: The candidate's cache path.
+        found: Its comparison with the reference, by sequence.
+        repeated: The comparison of :func:`repeated`, made once ``found`` had failed; None where it was not.
+    """
 
     cache_path: CachePath
     found: CachePathComparisons
     repeated: CachePathComparisons | None = None
 
     def pads_before(self, number: int) -> int:
-        """Masked columns before the sequence of this number: those asked for, and what evens out the rows computed with it."""
+        """Masked columns before the sequence of this number: those requested, and those that even out the rows of its batch."""
         lengths = [len(one.kl) for one in self.found.sequences]
         others = [*lengths[number + 1 :], *lengths[:number]]
         rows = itertools.islice(itertools.cycle(others), self.cache_path.batch - 1)
@@ -64,9 +71,9 @@ class Compared:
 
 
 def repeated(sequences: Sequence[Sequence[int]], cache_path: CachePath) -> tuple[list[list[int]], CachePath]:
-    """The same over one token again and again: what is wrong for another position differs from what is for another token.
+    """The same request over one repeated token, which separates a wrong position from a wrong token.
 
-    Some tokens more at the end, so that there are positions that those before may have been given.
+    Sequences get some tokens more, so that there are positions beyond the end which a token may have got by mistake.
     """
     longer = replace(cache_path, chunks=(*cache_path.chunks, _MORE)) if cache_path.chunks else cache_path
     return [[ids[0]] * (len(ids) + _MORE) for ids in sequences], longer
@@ -76,7 +83,7 @@ _MORE = 16
 
 
 def told(cache_path: CachePath) -> str:
-    """A cache path in words: what it has beyond a single pass over a dynamic cache."""
+    """A cache path as a phrase: what it has beyond a single pass over a dynamic cache."""
     plain = type(cache_path)()
     parts = [
         f"{name}={value}" for name, value in cache_path.to_dict().items() if name != "chunks" and value != getattr(plain, name)
@@ -92,7 +99,7 @@ def check_cache_paths(*, compared: Sequence[Compared], sizes: CacheSizes | None,
     tokens.
 
     Keys and values differ by at most 40 u sqrt(l + 1) of their size in layer l (docs/methods.md#rounding-limits), at each position
-    that both cache paths keep. Of what fails, the first line tells the kind of bug (``kv_diagnosis``). sizes: of the model, None
+    that both cache paths keep. Of what fails, the first line names the kind of bug (``diagnosis``). sizes: of the model, None
     where not known.
     """
     sequences = [(one, number, entry) for entry in compared for number, one in enumerate(entry.found.sequences)]

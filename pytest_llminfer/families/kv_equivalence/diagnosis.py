@@ -1,4 +1,4 @@
-"""What kind of bug makes two ways through a KV cache differ: read from where keys, values and distributions part.
+"""What kind of bug makes two cache paths differ: read from where keys, values and distributions differ.
 
 Everything is judged in the first layer that differs: those after it differ because it does.
 """
@@ -15,7 +15,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_llminfer.observations.cache_paths import CachePath, CachePathComparison
+    from pytest_llminfer.observations.cache_paths import CachePathComparison
+    from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 BLOCK = 16
 """Tokens of a block, in the engines that have them; theirs are this or a multiple."""
@@ -62,7 +63,12 @@ ADVICE = {
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The kind, and the sentence that says what points to it."""
+    """What kind of bug it is.
+
+    Attributes:
+        kind: The kind, whose text a verdict shows.
+        evidence: What points to it, as a sentence.
+    """
 
     kind: Kind
     evidence: str
@@ -73,11 +79,18 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class Parted:
-    """Where one sequence of T tokens parted. L layers, H KV heads.
+    """Where one sequence of T tokens differs; L layers, H KV heads.
 
-    keys, values (L, H, T) bool: beyond what rounding does. predictions (T,) bool: likewise. windows: per layer, 0 for none.
-    pads: before the sequence. repeated: the same cache path, and some tokens more, over one token again and again, which tells
-    another position from another token.
+    Attributes:
+        found: The comparison of this sequence.
+        cache_path: The candidate's cache path.
+        keys: (L, H, T) bool, keys that differ by more than rounding.
+        values: (L, H, T) bool, values that differ by more than rounding.
+        predictions: (T,) bool, positions whose predictions differ by more than rounding.
+        windows: Per layer its window in tokens, 0 for none; empty where it is not known.
+        pads: Masked columns before the sequence.
+        repeated: The same cache path over one repeated token, with some tokens more, which separates a wrong position from a wrong
+            token; None where it was not asked.
     """
 
     found: CachePathComparison

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.observations.cache_paths import CachePath
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 try:
     from hypothesis import HealthCheck, Phase, Verbosity, find, given, seed, settings
@@ -30,12 +30,17 @@ if TYPE_CHECKING:
 LENGTHS = (36, 52)
 """Tokens of a sequence: two blocks of 16 and more, and more than the window of a cut configuration."""
 SHRINKING_SECONDS = 5.0
-"""For how long a way that fails is made shorter."""
+"""How long a failing cache path is shortened, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class PathCase:
-    """One request: what is fed, and how."""
+    """One request: what is fed, and how.
+
+    Attributes:
+        sequences: Token ids of each sequence.
+        cache_path: How they are fed.
+    """
 
     sequences: tuple[tuple[int, ...], ...]
     cache_path: CachePath
@@ -43,7 +48,12 @@ class PathCase:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a strategy must know of a model. window: the smallest of its layers, 0 for none."""
+    """What a strategy must know of a model.
+
+    Attributes:
+        vocabulary: Number of token ids to draw from.
+        window: Smallest window of its layers, in tokens; 0 for none.
+    """
 
     vocabulary: int
     window: int = 0

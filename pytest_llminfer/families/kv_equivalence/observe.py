@@ -12,8 +12,8 @@ from pytest_llminfer.families.kv_equivalence.receptive_field import check_reach
 from pytest_llminfer.families.kv_equivalence.stored import check_cached_tensors, check_quantized_cache
 from pytest_llminfer.families.probes import bundled_probe
 from pytest_llminfer.models.cut import SLIDING, STRUCTURES, CacheSizes, structure_config
-from pytest_llminfer.observations.cache_paths import CachePath
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +47,14 @@ _SHORTEST = 24
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """A model with random weights of a cut configuration, in fp32, made by the engine's worker from ``seed``."""
+    """A model with random weights of a cut configuration, in fp32, made by the engine's worker.
+
+    Attributes:
+        engine: The engine under test.
+        name: What verdicts call the configuration.
+        config: Content of the cut config.json.
+        seed: Seed of the random weights.
+    """
 
     engine: Engine
     name: str
@@ -63,7 +70,11 @@ class Structure:
             return None
 
     def strategy(self, family: str) -> SearchStrategy[PathCase]:
-        """The ways of a family that this model can go."""
+        """The cache paths of a family that are possible with this model.
+
+        Raises:
+            UnsupportedError: ``sliding`` with a model without a window.
+        """
         from pytest_llminfer.families.kv_equivalence.drawing import STRATEGIES, Subject
 
         window = min((window for window in self.sizes.windows if window), default=0) if self.sizes else 0
@@ -72,7 +83,7 @@ class Structure:
         return STRATEGIES[family](Subject(int(self.config["vocab_size"]), window))
 
     def ask(self, case: PathCase, *, again: bool = False) -> Compared:
-        """What the engine makes of it; ``again``: also with one token repeated."""
+        """Compare the cache path with prefill on the engine. again: also over one repeated token (:func:`repeated`)."""
         asked: Any = {"config": self.config, "dtype": "fp32", "seed": self.seed}
         found = self.engine.compare_cache_paths(case.sequences, candidate=case.cache_path, **asked)
         if not again:
@@ -169,6 +180,9 @@ class KVEquivalence:
         """Keys and values of the served model's first layer are equal to the last place by every cache path, in its own dtype.
 
         prompts: token ids, at least 24 of each. cache paths: those of :func:`benign_cache_paths` unless others are given.
+
+        Raises:
+            BadInputError: a prompt of fewer tokens. UnsupportedError: the engine cannot compare cache paths.
         """
         self._need()
         given = [list(ids) for ids in (prompts or self._engine.model.sample_prompts(1, PROMPT))]

@@ -137,6 +137,15 @@ def summarise_ranks(ranks: Sequence[Layout]) -> dict[str, Any]:
     return {"ranks": entries}
 
 
+def readable(expected: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What :func:`summarise_ranks` gave, if every tensor in it has its fields; otherwise what Python raises of that."""
+    of_one_rank = [{"pp_rank": 0, "tp_ranks": [0], "parameters": expected}]
+    for entry in expected.get("ranks", of_one_rank):
+        _ = int(entry["pp_rank"]), list(map(int, entry["tp_ranks"]))
+        sum(fields["stored_bytes"] for fields in recorded_fields(entry["parameters"]).values())
+    return expected
+
+
 def check_ranks_unchanged(*, ranks: Sequence[Layout], expected: Mapping[str, Any]) -> Verdict:
     """Whether every rank stores every tensor as recorded by :func:`summarise_ranks`, and no other is there."""
     if "ranks" not in expected and len(ranks) == 1:

@@ -47,6 +47,11 @@ def observe_peak(engine: Engine, previous: Mapping[str, Any] | None, *, peak: st
     return {"peak_bytes": peak_bytes(engine.once(read_peak, peak), peak)}
 
 
+def recorded_peak(expected: Mapping[str, Any]) -> int:
+    """The bytes of a recorded peak."""
+    return int(expected["peak_bytes"])
+
+
 class MemoryProfile:
     """The profile of one cell."""
 

@@ -65,6 +65,11 @@ def record(replies: Sequence[Reply], previous: Mapping[str, Any] | None) -> dict
     return {"sessions": [*earlier[-KEPT_SESSIONS + 1 :], session.to_dict()]}
 
 
+def recorded_sessions(expected: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The medians of each recorded session, in seconds."""
+    return [{name: float(entry[name]) for name in _METRICS} for entry in expected["sessions"]]
+
+
 def check_latency(*, replies: Sequence[Reply], sessions: Sequence[Mapping[str, Any]], device: str) -> Verdict:
     """Whether neither median is longer than the recorded sessions lead one to expect; shorter never fails.
 

@@ -38,13 +38,12 @@ class Exchange:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What else must be equal for two latencies to be compared: the server, its arguments, on a CPU its threads."""
+        """What else must be equal for two latencies to be compared: the server, on a CPU its threads."""
         from pytest_llminfer.engines.launchers.local import default_threads
 
         info = self._engine.info
-        given = {"engine_args": dict(self._engine.engine_args)} if self._engine.engine_args else {}
         remote = {"server": info.device_name} if info.device == "remote" else {}
-        return given | remote | ({"threads": default_threads()} if info.device == "cpu" else {})
+        return remote | ({"threads": default_threads()} if info.device == "cpu" else {})
 
     def fresh_prompts(self, count: int, length: int) -> list[list[int]]:
         """Distinct prompts of about ``length`` drawn tokens, which no prefix cache knows; the same on every machine.

@@ -33,7 +33,13 @@ _AGAIN = "start the engine afresh at least four times and measure again"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A recorded session: the median of its rounds in tokens per second, how many they were, and the device's rates beside it."""
+    """A recorded session.
+
+    Attributes:
+        tokens_per_second: Median over its rounds.
+        rounds: How many rounds there were.
+        calibration: The device's own rates beside it, geometric means of those before and after.
+    """
 
     tokens_per_second: float
     rounds: int
@@ -148,7 +154,14 @@ def check_throughput(
 
 @dataclass(frozen=True, slots=True)
 class _Relative:
-    """This session's calibrated rate as a share of the recorded median and of the slowest session; raw without calibration."""
+    """This session's rate as a share of recorded rates, calibrated unless said otherwise.
+
+    Attributes:
+        median: Share of the recorded median.
+        slowest: Share of the slowest recorded session.
+        slowest_session: The slowest recorded session as a share of the recorded median.
+        raw: Share of the recorded median without calibration.
+    """
 
     median: float
     slowest: float

@@ -42,7 +42,11 @@ HOST_BOUND_BYTES = 2**30
 class Workload:
     """What one round asks for: ``batch`` prompts of ``prompt_tokens``, each continued by exactly ``new_tokens``.
 
-    phase: ``prefill`` counts prompt tokens per second, ``decode`` generated ones.
+    Attributes:
+        phase: ``prefill`` counts prompt tokens per second, ``decode`` generated ones.
+        batch: Prompts of a round.
+        prompt_tokens: Tokens of each prompt.
+        new_tokens: Tokens generated for each prompt.
     """
 
     phase: str
@@ -61,7 +65,17 @@ WORKLOADS = {"prefill": Workload("prefill", 8, 256, 1), "decode": Workload("deco
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Tokens per second of each round, and the device's rates before and after them."""
+    """What was measured of one workload.
+
+    Attributes:
+        workload: What each round asked for.
+        rounds: Tokens per second of each round.
+        before: The device's own rates before the rounds.
+        after: The device's own rates after them.
+        yardstick: Name of the rate that bounds the workload, a field of ``Calibration``.
+        drift_bound: How far that rate may move during the measurement, as a share.
+        shortfall_bound: How far it may lie below the slowest recorded one, as a share.
+    """
 
     workload: Workload
     rounds: tuple[float, ...]
@@ -110,9 +124,8 @@ class Throughput:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What else must be equal for two speeds to be compared: how the engine was started, and on a CPU its threads."""
-        given = {"engine_args": dict(self._engine.engine_args)} if self._engine.engine_args else {}
-        return given | ({"threads": default_threads()} if self._engine.info.device == "cpu" else {})
+        """What else must be equal for two speeds to be compared: on a CPU its threads."""
+        return {"threads": default_threads()} if self._engine.info.device == "cpu" else {}
 
     def __call__(self, workload: Workload) -> Speed:
         """Warm up, then measure five rounds of distinct prompts, so that no prefix cache can help.

@@ -17,7 +17,7 @@ _BORN = time.time()
 
 
 def unlink(processes: Iterable[int]) -> None:
-    """Take the names of what this process and ``processes`` have mapped; the memory goes with the last of them.
+    """Remove the names of what this process and ``processes`` have mapped; the memory is freed with the last of them.
 
     Whoever needs a name has opened it by the end of loading, and a group of processes that is killed could not do it any more.
     A file that was there before this process is left alone, whoever has mapped it.

@@ -1,4 +1,4 @@
-"""CachePath ``no_cache`` for engines that only generate: the whole prefix recomputed for every token, all prompts side by
+"""Cache path ``no_cache`` for engines that only generate: the whole prefix recomputed for every token, all prompts side by
 side.
 """
 

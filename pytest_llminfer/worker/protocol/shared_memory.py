@@ -12,7 +12,7 @@ FOLDER = Path("/dev/shm")  # noqa: S108 - where the kernel shows it, not a place
 _ENGINES = ("psm_", "sem.mp-", "sglang_loads_")
 """How Python's multiprocessing begins its names, and SGLang those of its load counters."""
 _SETTLED_SECONDS = 1.0
-"""Between a name and its mapping there is a moment."""
+"""A file is mapped a moment after it was named: younger files are left alone."""
 
 
 def mapped(pid: int) -> set[int]:
@@ -71,7 +71,7 @@ def _mapped_by(group: int) -> tuple[set[int], set[int]]:
 
 
 def unname(files: list[Path]) -> None:
-    """Take the names; the memory goes with the last process that has it."""
+    """Remove the names; the memory is freed with the last process that has mapped it."""
     for file in files:
         with contextlib.suppress(OSError):
             file.unlink()

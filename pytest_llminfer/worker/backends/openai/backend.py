@@ -109,6 +109,7 @@ class OpenaiBackend:
             "versions": {**self._versions(), **versions("openai")},
             "load_seconds": {"import": imported - started, "load": time.perf_counter() - imported},
             "end_token_ids": self._end_tokens,
+            "served_model": "" if given else self._served.model,
         }
 
     def generate(self, *, prompts: Sequence[Any], sampling: Message, logprobs: int = 0, cache_path: str = "engine") -> Message:

@@ -67,7 +67,7 @@ def by_batches(
     max_batch_tokens: int,
     progress: Callable[[str, int, int], None],
 ) -> None:
-    """CachePath ``engine``: prompts of like length together, padded on the right; rows leave the batch when they end."""
+    """Cache path ``engine``: prompts of similar length together, padded on the right; rows leave the batch when they end."""
     lengths = [len(prompt) for prompt in request.prompts]
     done = 0
     for batch in plan_batches(lengths, max_tokens=request.max_tokens, max_batch_tokens=max_batch_tokens):

@@ -5,8 +5,8 @@ cache.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,79 +15,35 @@ from pytest_llminfer.worker.backends.transformers import path_cache
 from pytest_llminfer.worker.backends.transformers.path_walk import Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+
+    from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 _TAIL = 8
 """Further tokens of the sequence that fills a prefix for another one."""
 _NO_LIMIT = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class CachePath:
-    """The cache path of a request, as its message describes it.
+def segments(path: CachePath, length: int) -> list[int]:
+    """Lengths of the passes over ``length`` tokens, with a boundary where something is cropped or reused.
 
-    ``pytest_llminfer.observations.cache_paths.CachePath`` explains each field in full; a worker cannot import it.
-
-    Attributes:
-        chunks: Tokens of each forward pass; empty for one pass.
-        cache: ``none``, ``dynamic``, ``static``, ``quantized`` or ``fp8``.
-        cache_bits: Bits of a value in a ``quantized`` cache, 2 or 4.
-        pads_left: Masked tokens before every sequence.
-        pads_right: Masked tokens after what the first chunk holds of a sequence.
-        batch: Rows computed together; 1 for the sequence alone.
-        crop: After how many tokens others are fed and cropped away; 0 for never.
-        crop_extra: How many tokens are fed and cropped there.
-        beams: Rows copied out of one after its first chunk; 1 for no copies.
-        prefix: Tokens whose cache another sequence fills; 0 for none.
-        residual: Latest tokens, at most, that a ``quantized`` cache keeps unpacked.
-        spare: Slots of a ``static`` cache that stay empty.
+    Raises:
+        BadInputError: the parts of the cache path do not fit together, or not to this sequence.
     """
-
-    chunks: Sequence[int] = ()
-    cache: str = "dynamic"
-    cache_bits: int = 4
-    pads_left: int = 0
-    pads_right: int = 0
-    batch: int = 1
-    crop: int = 0
-    crop_extra: int = 0
-    beams: int = 1
-    prefix: int = 0
-    residual: int = 128
-    spare: int = 16
-
-    @classmethod
-    def read(cls, message: Mapping[str, Any]) -> Self:
-        """Build from a message; fields that this version does not know are refused: they would ask for nothing.
-
-        Raises:
-            BadInputError: an unknown field.
-        """
-        unknown = sorted(message.keys() - {entry.name for entry in fields(cls)})
-        if unknown:
-            raise BadInputError(f"transformers knows no such part of a cache path: {', '.join(unknown)}")
-        return cls(**message)
-
-    def segments(self, length: int) -> list[int]:
-        """Lengths of the passes over ``length`` tokens, with a boundary where something is cropped or reused.
-
-        Raises:
-            BadInputError: the parts of the cache path do not fit together, or not to this sequence.
-        """
-        chunks = list(self.chunks) or [length]
-        if min(chunks) < 1 or sum(chunks) != length:
-            raise BadInputError(f"chunks of {sum(chunks)} tokens, each at least 1, do not make up a sequence of {length}")
-        if min(self.pads_left, self.pads_right, self.crop, self.crop_extra, self.prefix, self.spare) < 0:
-            raise BadInputError("a cache path has no negative numbers")
-        if min(self.batch, self.beams, self.residual) < 1:
-            raise BadInputError("batch, beams and residual are at least 1")
-        if not self.prefix < length or self.crop > length or 0 < self.crop < self.prefix:
-            raise BadInputError(f"prefix ({self.prefix}) < {length} tokens, and crop ({self.crop}) between the two, are possible")
-        if bool(self.crop) != bool(self.crop_extra):
-            raise BadInputError("crop (where) and crop_extra (how many tokens) belong together")
-        ends = {*itertools.accumulate(chunks), *([self.crop] if self.crop else [])}
-        ends = {end for end in ends if end > self.prefix} | ({self.prefix} if self.prefix else set())
-        return [end - start for start, end in itertools.pairwise([0, *sorted(ends)])]
+    chunks = list(path.chunks) or [length]
+    if min(chunks) < 1 or sum(chunks) != length:
+        raise BadInputError(f"chunks of {sum(chunks)} tokens, each at least 1, do not make up a sequence of {length}")
+    if min(path.pads_left, path.pads_right, path.crop, path.crop_extra, path.prefix, path.spare) < 0:
+        raise BadInputError("a cache path has no negative numbers")
+    if min(path.batch, path.beams, path.residual) < 1:
+        raise BadInputError("batch, beams and residual are at least 1")
+    if not path.prefix < length or path.crop > length or 0 < path.crop < path.prefix:
+        raise BadInputError(f"prefix ({path.prefix}) < {length} tokens, and crop ({path.crop}) between the two, are possible")
+    if bool(path.crop) != bool(path.crop_extra):
+        raise BadInputError("crop (where) and crop_extra (how many tokens) belong together")
+    ends = {*itertools.accumulate(chunks), *([path.crop] if path.crop else [])}
+    ends = {end for end in ends if end > path.prefix} | ({path.prefix} if path.prefix else set())
+    return [end - start for start, end in itertools.pairwise([0, *sorted(ends)])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +95,7 @@ def walk(model: Any, ids: Sequence[int], beside: Sequence[Sequence[int]], cache_
         UnsupportedError: transformers cannot go this way with this cache or this model.
     """
     text = model.config.get_text_config()
-    segments = cache_path.segments(len(ids))
+    passes = segments(cache_path, len(ids))
     _check_positions(text, len(ids), cache_path)
     columns = len(ids) + cache_path.pads_left + cache_path.pads_right + max(map(len, beside), default=0)
     asked = {"bits": cache_path.cache_bits, "residual": cache_path.residual, "spare": cache_path.spare}
@@ -149,7 +105,7 @@ def walk(model: Any, ids: Sequence[int], beside: Sequence[Sequence[int]], cache_
         list(row) for row in itertools.islice(itertools.cycle(beside or [others(ids[::-1], text.vocab_size)]), cache_path.batch - 1)
     ]
     rows.insert(own, list(ids))
-    return _PathCase(model, cache, cache_path, rows, own, segments, text.vocab_size).run()
+    return _PathCase(model, cache, cache_path, rows, own, passes, text.vocab_size).run()
 
 
 class _PathCase:

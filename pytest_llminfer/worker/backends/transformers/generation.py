@@ -1,4 +1,4 @@
-"""CachePath ``engine``: transformers' own ``generate`` over batches of prompts of like length."""
+"""Cache path ``engine``: transformers' own ``generate`` over batches of prompts of like length."""
 
 from __future__ import annotations
 

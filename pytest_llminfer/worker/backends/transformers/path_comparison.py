@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_llminfer.errors import BadInputError
-from pytest_llminfer.worker.backends.transformers.cache_paths import CachePath, Layer, Passed, walk
+from pytest_llminfer.worker.backends.transformers.cache_paths import Layer, Passed, walk
+from pytest_llminfer.worker.protocol.cache_paths import CachePath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _POSITIONS = 256
-"""Whose logits are held in float64 at a time: a whole vocabulary of a long sequence would not fit."""
+"""Positions whose logits are in float64 at a time: those of a long sequence would not fit."""
 _SEARCHED = 4096
 """Positions of a sequence up to which the nearest ones are looked for: their number grows with the square."""
 

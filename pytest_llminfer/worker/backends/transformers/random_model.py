@@ -1,4 +1,4 @@
-"""A model of any configuration with random weights whose predictions are peaked and hang on their context.
+"""A model of any configuration with random weights whose predictions are peaked and depend on their context.
 
 An ordinary initialisation gives nearly uniform predictions which no fault of the cache moves. Here every matrix keeps the size
 of what passes through it, attention picks few tokens, biases and norms differ from their neutral values, and the last matrix is

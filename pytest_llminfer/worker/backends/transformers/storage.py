@@ -83,7 +83,7 @@ def _not_in_checkpoint(module: Any) -> Collection[str]:
 
 
 def _quantization_state(module: Any, tensor: Any) -> Iterator[torch.Tensor]:
-    """What bitsandbytes keeps beside a weight, in attributes.
+    """The tensors that bitsandbytes stores as attributes of a weight.
 
     4-bit: absmax, code, and for double quantization offset and the nested absmax and code. 8-bit: the row scales SCB, which
     move from the weight to ``module.state`` at the first use; CB is the weight itself.

@@ -116,7 +116,11 @@ class VllmBackend:
         return self._live.memory(reset_peak=reset_peak)
 
     def kv_cache(self, *, prompt: Sequence[int], extend: int) -> Message:  # noqa: ARG002 - the contract names them
-        """Not possible: the blocks of one request are vLLM's own business."""
+        """Not possible: vLLM does not show the blocks of one request.
+
+        Raises:
+            UnsupportedError: always.
+        """
         raise UnsupportedError(
             "vllm does not show the keys and values of one request, only its pool (kv_pool)", "transformers shows them"
         )

@@ -51,7 +51,7 @@ class LiveEngine:
 
     @property
     def capabilities(self) -> set[str]:
-        """What this engine answers because of how it was started; without a prefix cache there is nothing to forget."""
+        """What this engine answers because of how it was started; without a prefix cache there is nothing to empty."""
         found = {
             "score:decode": self.decode,
             "reset_prefix_cache": bool(self._config.cache_config.enable_prefix_caching),

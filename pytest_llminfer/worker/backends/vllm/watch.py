@@ -19,7 +19,7 @@ _SIGNAL = signal.SIGUSR2
 
 
 class ProcessLostError(Exception):
-    """A process that is waited for is gone."""
+    """A process of the engine ended while an answer was awaited."""
 
 
 @contextlib.contextmanager

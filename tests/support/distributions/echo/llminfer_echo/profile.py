@@ -11,4 +11,5 @@ PROFILE = Profile(
     takes_gpus=False,
     capabilities=frozenset({"generate", "layout", "memory", "ranks", "settings"}),
     storage=Storage(),
+    operational_args=frozenset({"lose"}),
 )
