@@ -54,7 +54,7 @@ class Launcher:
         holds the accelerators.
         """
         if beside:
-            engine = Engine(*self._launches(spec, model, engine_args or {}, {**(variables or {}), **_HIDDEN}), on_load=self._count)
+            engine = Engine(*self._launches(spec, model, engine_args or {}, {**(variables or {}), **_HIDDEN}))
             self._engines.append(engine)
             return engine
         pool = Pool(

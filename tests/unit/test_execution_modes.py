@@ -25,12 +25,19 @@ def judged(mean: float, noise: float = 1e-6, **more: Any) -> Verdict:
     return check_execution_modes(candidate=candidate, noise=benign, **arguments)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "bfloat16"])
 def test_the_limit_is_four_times_the_noise_whatever_the_dtype(dtype: str) -> None:
-    noise = MOST_NOISE[{"fp32": "float32", "fp16": "float16"}.get(dtype, "bfloat16")] / 2
+    noise = MOST_NOISE["float16" if dtype == "fp16" else "bfloat16"] / 2
     assert judged(2 * noise, noise, dtype=dtype).outcome is Outcome.PASS
-    assert judged(8 * noise, noise, dtype=dtype).outcome is Outcome.FAIL or 8 * noise < FLOOR["float32"]
+    assert judged(8 * noise, noise, dtype=dtype).outcome is Outcome.FAIL
     assert judged(4 * noise, noise, dtype=dtype).outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("unit", ["KL", "k3"])
+def test_in_fp32_a_fault_is_far_from_any_rounding(unit: str) -> None:
+    for noise in (0.0, 1e-12):
+        assert judged(FLOOR["float32"] / 2, noise, dtype="fp32", unit=unit).outcome is Outcome.PASS
+        assert judged(1e-5, noise, dtype="fp32", unit=unit).outcome is Outcome.FAIL
 
 
 def test_without_noise_only_what_rounding_never_makes_fails() -> None:
