@@ -138,6 +138,10 @@ def test_as_many_turns_as_rounding_makes_pass_at_any_depth() -> None:
 
 
 def test_far_more_turns_than_rounding_makes_fail() -> None:
-    for seed in range(5):
-        candidate, reference, scores = drawn(np.random.default_rng(seed), 8, 0.6)
-        assert judged(candidate, reference, scores, noise=0.9, rms=0.1).outcome is Outcome.FAIL
+    """Every gap is half a nat, five times the rounding of one logit: 1.5 of 40 turns are to be expected at twice that."""
+    reference = answer()
+    present(reference.top_logprobs)[:] = [-0.5, -1.0]
+    for turned, outcome in ((3, Outcome.PASS), (10, Outcome.FAIL)):
+        changes = dict.fromkeys(range(0, 4 * turned, 4), 0.5)
+        verdict = judged([answer(changes)], [reference], {0: teacher_forced(changes)}, noise=0.3, rms=0.1)
+        assert verdict.outcome is outcome, str(verdict)

@@ -183,7 +183,7 @@ def _unquantized(means: np.ndarray, rounding: np.ndarray, n0: float, most: float
     bound = NOISE_FACTOR * base
     if torch_dtype(dtype) == "float32" and float(means.mean()) <= FLOOR["float32"]:
         # A fault is seven orders of magnitude away (docs/methods.md#fp32-structure), whatever the noise.
-        outcome = Outcome.PASS
+        outcome, bound = Outcome.PASS, max(bound, FLOOR["float32"])
     elif low > NOISE_FACTOR:
         outcome = Outcome.FAIL if means.mean() > floor else Outcome.INCONCLUSIVE
         if outcome is Outcome.INCONCLUSIVE:
