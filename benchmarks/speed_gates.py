@@ -45,10 +45,10 @@ class Case:
 
 CASES = (
     Case("kernels, G", parts.KERNELS, 0.001, 0.02),
-    Case("host's part, h", parts.HOST, 0.02, 0.15),
+    Case("host's part, h", parts.HOST, 0.028, 0.20),
     Case("step on a processor", parts.PROCESSOR, 0.032, 0.25),
 )
-"""Spreads: 0.06 % measured for G, 2.8 % for a whole step over a frozen one with hosts under load among them, 3.2 % on two cores."""
+"""Spreads: measured 0.05 to 0.2 % for G and 2.8 to 4.0 % for h, four starts on an H200, one under load; 3.2 % on two cores."""
 NOISE: dict[str, Callable[[random.Random, float], float]] = {
     "normal": lambda rng, spread: rng.gauss(0, spread),
     "heavy tails": lambda rng, spread: spread / math.sqrt(3) * rng.gauss(0, 1) / math.sqrt(rng.gammavariate(1.5, 2) / 3),

@@ -12,23 +12,21 @@ import pytest
 
 from pytest_llminfer.engines.profiles import variants
 from pytest_llminfer.families.execution_modes.batch_invariance import check_batch_invariance
-from pytest_llminfer.families.execution_modes.check import check_execution_modes, kl_of_answers
-from pytest_llminfer.families.execution_modes.observe import (
-    ExecutionModes,
-    PrefixAnswers,
-    promised_invariance,
-    refuse_flat,
-    resynchronised,
-)
+from pytest_llminfer.families.execution_modes.check import check_execution_modes
+from pytest_llminfer.families.execution_modes.divergences import kl_of_answers
+from pytest_llminfer.families.execution_modes.observe import ExecutionModes
 from pytest_llminfer.families.execution_modes.preemption import check_preempted
+from pytest_llminfer.families.execution_modes.prefix_answers import PrefixAnswers
 from pytest_llminfer.families.execution_modes.prefixes import check_prefix_hits
 from pytest_llminfer.families.execution_modes.resynchronised import check_resynchronised_tokens
+from pytest_llminfer.families.execution_modes.texts import promised_invariance, refuse_flat, resynchronised
 from pytest_llminfer.families.execution_modes.variants import Variant
 from pytest_llminfer.families.kv_cache.pool import check_kv_pool
 
 if TYPE_CHECKING:
     from pytest_llminfer.baselines.expectations import Baseline
     from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.families.execution_modes.unrounded import Unrounded
     from pytest_llminfer.families.execution_modes.variants import KVVariants
     from pytest_llminfer.families.tokens.observe import Greedy
     from pytest_llminfer.plugin.judging import Judge
@@ -68,9 +66,9 @@ UNQUANTIZED, QUANTIZED = (
 
 
 @pytest.fixture(scope="module")
-def execution_modes(engine: Engine) -> ExecutionModes:
+def execution_modes(engine: Engine, llminfer_unrounded: Unrounded) -> ExecutionModes:
     """How undecided texts go on, decoded in a batch and alone."""
-    return ExecutionModes.ask(engine)
+    return ExecutionModes.ask(engine, llminfer_unrounded)
 
 
 @pytest.fixture(scope="module")
@@ -82,46 +80,25 @@ def prefixes(engine: Engine) -> PrefixAnswers:
 @pytest.mark.llminfer_needs("score_top")
 def test_decode_gives_what_prefill_gives(execution_modes: ExecutionModes, judge: Judge) -> None:
     """Every answer, decoded over the cache, against the same tokens in one pass."""
-    judge(
-        check_execution_modes(
-            candidate=execution_modes.decode_from_prefill(),
-            noise=execution_modes.noise_of_decode(),
-            dtype=execution_modes.dtype,
-            claim="decoding gives the distributions that prefill gives for the same tokens",
-        )
-    )
+    judge(execution_modes.decode_from_prefill().judged("decoding gives the distributions that prefill gives for the same tokens"))
 
 
 @pytest.mark.llminfer_needs("score", "score:decode")
 def test_forced_decode_gives_what_prefill_gives(execution_modes: ExecutionModes, judge: Judge) -> None:
     """Given tokens fed one by one from the first on, where the engine can be made to."""
-    judge(
-        check_execution_modes(
-            candidate=execution_modes.teacher_forced_from_prefill(),
-            noise=execution_modes.noise_of_decode(),
-            dtype=execution_modes.dtype,
-            claim="teacher-forced decode gives the same log-probabilities as prefill",
-            unit="k3",
-        )
-    )
+    found = execution_modes.teacher_forced_from_prefill()
+    judge(found.judged("teacher-forced decode gives the same log-probabilities as prefill"))
 
 
 @pytest.mark.llminfer_needs("score_top")
 def test_a_batch_changes_no_more_than_rounding(
     engine: Engine, greedy: Greedy, execution_modes: ExecutionModes, baseline: Baseline, judge: Judge
 ) -> None:
-    """Distributions against the noise of prefill; tokens to their end, near ties resynchronised. Both noises are kept."""
+    """Distributions, and tokens to their end, near ties resynchronised. The noise of decode and of prefill is kept."""
     baseline.keep(
         "kv_noise", observed=execution_modes.noise_floors(), n=sum(len(answer.token_ids) for answer in execution_modes.batched)
     )
-    judge(
-        check_execution_modes(
-            candidate=execution_modes.noise_of_decode(),
-            noise=execution_modes.noise_of_prefill(),
-            dtype=execution_modes.dtype,
-            claim="decoding in a batch gives the distributions of each prompt alone",
-        )
-    )
+    judge(execution_modes.alone_from_batch().judged("decoding in a batch gives the distributions of each prompt alone"))
     judge(
         check_resynchronised_tokens(
             candidate=greedy.one_by_one,
@@ -129,6 +106,7 @@ def test_a_batch_changes_no_more_than_rounding(
             teacher_forced=resynchronised(engine, greedy.prompts, greedy.one_by_one, greedy.batched, greedy.noise),
             dtype=greedy.dtype,
             noise=greedy.noise,
+            rms=greedy.rms,
             claim="decoding in a batch gives the tokens of each prompt alone, near ties aside",
         )
     )
@@ -153,15 +131,11 @@ def test_a_cached_prefix_changes_no_more_than_rounding(
     prefixes: PrefixAnswers, execution_modes: ExecutionModes, judge: Judge
 ) -> None:
     """Decoded answers over a cached prefix against those computed anew, for repeated prompts and for changed ones."""
-    for which, found in (("repeated", prefixes.kl_of_repeated()), ("changed", prefixes.kl_of_changed())):
-        judge(
-            check_execution_modes(
-                candidate=found,
-                noise=execution_modes.noise_of_decode(),
-                dtype=execution_modes.dtype,
-                claim=f"answers to {which} prompts over a cached prefix are those that are computed anew",
-            )
-        )
+    for which, found in (
+        ("repeated", prefixes.of_repeated(execution_modes)),
+        ("changed", prefixes.of_changed(execution_modes)),
+    ):
+        judge(found.judged(f"answers to {which} prompts over a cached prefix are those that are computed anew"))
 
 
 @asked_for
@@ -182,17 +156,11 @@ def test_a_variant_gives_the_same_answers(
             teacher_forced=found.teacher_forced,
             dtype=greedy.dtype,
             noise=greedy.noise,
+            rms=greedy.rms,
             claim=f"{variant} gives the tokens of the cell, near ties aside",
         )
     )
-    judge(
-        check_execution_modes(
-            candidate=kl_of_answers(found.open_ended, execution_modes.batched),
-            noise=execution_modes.noise_of_decode(),
-            dtype=greedy.dtype,
-            claim=f"{variant} gives the distributions of the cell",
-        )
-    )
+    judge(execution_modes.from_batch(found.open_ended).judged(f"{variant} gives the distributions of the cell"))
 
 
 @asked_for

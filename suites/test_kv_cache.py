@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llminfer.families.execution_modes.rounding import check_rounding
 from pytest_llminfer.families.kv_cache.check import check_cache_prefix, check_cache_shape
 from pytest_llminfer.families.kv_cache.pool import check_kv_pool
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
@@ -14,6 +15,7 @@ from pytest_llminfer.families.tokens.observe import MAX_TOKENS, TOP
 
 if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
+    from pytest_llminfer.families.execution_modes.unrounded import Unrounded
     from pytest_llminfer.families.tokens.observe import Greedy
     from pytest_llminfer.plugin.judging import Judge
 
@@ -23,13 +25,19 @@ CACHE_PATHS = [pytest.param(path, marks=pytest.mark.llminfer_needs(f"generate:{p
 
 @pytest.mark.llminfer_needs("generate:logprobs")
 @pytest.mark.parametrize("cache_path", CACHE_PATHS)
-def test_greedy_tokens_do_not_depend_on_the_cache(engine: Engine, greedy: Greedy, judge: Judge, cache_path: str) -> None:
+def test_greedy_tokens_do_not_depend_on_the_cache(
+    engine: Engine, greedy: Greedy, llminfer_unrounded: Unrounded, judge: Judge, cache_path: str
+) -> None:
     """The engine's own generation equals one that recomputes every prefix, and a hand-written loop over the cache."""
     reference = engine.generate(greedy.prompts, max_tokens=MAX_TOKENS, logprobs=TOP, cache_path=cache_path)
     runs: Any = {"candidate": greedy.batched, "reference": reference, "dtype": engine.info.dtype}
     claim = f"greedy generation gives the {{}} of cache path {cache_path!r}"
     judge(check_same_greedy_tokens(**runs, noise=greedy.noise, claim=claim.format("tokens")))
-    judge(check_same_distributions(**runs, claim=claim.format("probabilities")))
+    errors = llminfer_unrounded.of_answers(greedy.prompts, greedy.batched, reference)
+    if errors is not None:
+        judge(check_rounding(errors=errors, dtype=greedy.dtype, claim=claim.format("probabilities")))
+    else:
+        judge(check_same_distributions(**runs, claim=claim.format("probabilities")))
 
 
 @pytest.mark.llminfer_needs("kv_cache")

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     Prompt = Sequence[int] | str | Sequence[Mapping[str, str]]
 
 __all__ = ["MAX_DEATHS", "Engine", "Launch"]
-
 T = TypeVar("T")
-
 _ON_ALL = ("run", "layout", "memory", "ranks", "kv_pool", "reset_prefix_cache")
 """Requests to every replica, since one's answer need not hold for the others."""
 
@@ -177,9 +175,8 @@ class Engine(TimedQuestions):
         return prepared
 
     def _with_text(self, generation: Generation) -> Generation:
-        if generation.text is not None or not self.model.has_tokenizer:
-            return generation
-        return replace(generation, text=self.model.decode(generation.token_ids))
+        known = generation.text is not None or not self.model.has_tokenizer
+        return generation if known else replace(generation, text=self.model.decode(generation.token_ids))
 
     def score(self, sequences: Sequence[Sequence[int]], *, cache_path: str = "prefill") -> list[np.ndarray]:
         """Per sequence the log-probabilities (T-1,) in nats of its tokens, each given those before it."""
@@ -194,6 +191,11 @@ class Engine(TimedQuestions):
         """
         answers = self._deal("score_top", [list(ids) for ids in sequences], field="sequences", answer="scores", top=top, last=last)
         return [Scores.from_message(answer) for answer in answers]
+
+    def score_listed(self, sequences: Sequence[Sequence[int]], listed: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Per sequence float64 (T, k) in nats, of ``listed`` tokens (T, k) at its last T positions, in a wider dtype."""
+        items = [{"token_ids": list(ids), "listed": tokens} for ids, tokens in zip(sequences, listed, strict=True)]
+        return self._deal("score_listed", items, field="sequences", answer="logprobs")
 
     def layout(self) -> Layout:
         """Every stored tensor of the model, tied ones once, and which names are tied.
@@ -234,11 +236,9 @@ class Engine(TimedQuestions):
 
         config: of a model with random weights from ``seed`` in ``dtype``, made once and kept; None for the served model.
         """
-        made: Any = {"config": None if config is None else dict(config), "dtype": dtype, "seed": seed}
+        made: Any = {"config": config and dict(config), "dtype": dtype, "seed": seed, "sequences": [list(ids) for ids in sequences]}
         made |= {"candidate": candidate.to_dict(), "reference": (reference or CachePath()).to_dict()}
-        return CachePathComparisons.from_message(
-            self._ask("compare_cache_paths", sequences=[list(ids) for ids in sequences], **made)
-        )
+        return CachePathComparisons.from_message(self._ask("compare_cache_paths", **made))
 
     def kv_pool(self) -> KVPool:
         """The paged KV cache of a replica: that with the fewest blocks, which is the one that fills first."""

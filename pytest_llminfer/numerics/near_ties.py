@@ -123,6 +123,41 @@ def measured_noise(first: Sequence[Generation], second: Sequence[Generation], *,
     return min(largest, MOST_NOISE[torch_dtype(dtype)])
 
 
+def rms_noise(first: Sequence[Generation], second: Sequence[Generation], *, dtype: str) -> float:
+    """The root mean square, in nats, of what two benign runs of the same prompts differ by in one logit, capped by dtype.
+
+    Over the tokens that both list, centred at each position, at every position before the first at which they choose differently.
+    0.0 without log-probabilities.
+    """
+    squares, values = 0.0, 0
+    for ours, theirs in zip(first, second, strict=True):
+        for position, (own, other) in enumerate(zip(ours.token_ids, theirs.token_ids, strict=False)):
+            if own != other:
+                break
+            here, there = _listed(ours, position), _listed(theirs, position)
+            errors = [here[token] - there[token] for token in here.keys() & there.keys()]
+            if len(errors) > 1:
+                middle = math.fsum(errors) / len(errors)
+                squares += math.fsum((error - middle) ** 2 for error in errors)
+                values += len(errors) - 1
+    return min(math.sqrt(squares / values) if values else 0.0, MOST_NOISE[torch_dtype(dtype)])
+
+
+def turning_probability(answer: Generation, position: int, *, rms: float, dtype: str, factor: float = 1.0) -> float:
+    """How likely rounding is to turn this choice: Phi(-gap / s), s = sqrt(2) ``rms`` (docs/methods.md#near-ties).
+
+    gap: of the logits of the two likeliest tokens. rms: in nats, of what rounding makes of one logit, from
+    :func:`rms_noise`; at least what storing it in ``dtype`` on both sides makes. factor: how many times that is taken. 0.0 where
+    fewer than two tokens are listed.
+    """
+    listed = sorted(_listed(answer, position).values(), reverse=True)
+    if len(listed) < 2:  # noqa: PLR2004 - a gap is between two
+        return 0.0
+    # A stored logit is off by up to half a step, evenly: step / sqrt(12), on each of the two sides.
+    least = _tolerance((answer, answer), position, dtype) / STEPS / math.sqrt(6)
+    return 0.5 * math.erfc((listed[0] - listed[1]) / (2 * factor * max(rms, least)))
+
+
 def _listed(answer: Generation, position: int) -> dict[int, float]:
     if answer.top_ids is None or answer.top_logprobs is None:
         return {}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.families.accuracy.observe import Answered, QuestionSet
     from pytest_llminfer.families.accuracy.run import AccuracyRun
     from pytest_llminfer.families.divergence.observe import Divergence, TeacherForced
+    from pytest_llminfer.families.execution_modes.unrounded import Unrounded
     from pytest_llminfer.families.execution_modes.variants import KVVariants
     from pytest_llminfer.families.kv_equivalence.observe import KVEquivalence
     from pytest_llminfer.families.memory.observe import MemoryProfile
@@ -46,6 +47,16 @@ def llminfer_greedy(llminfer_engine: Engine, pytestconfig: pytest.Config) -> Gre
     answers = llminfer_engine.once(Greedy.ask)
     single_answers(pytestconfig).keep_greedy(llminfer_engine.spec, answers)
     return answers
+
+
+@pytest.fixture(scope="session")
+def llminfer_unrounded(llminfer_engine: Engine, launch_engine: Callable[..., Engine]) -> Iterator[Unrounded]:
+    """What this cell's weights predict without the rounding of its dtype."""
+    from pytest_llminfer.families.execution_modes.unrounded import Unrounded
+
+    found = Unrounded(llminfer_engine, launch_engine)
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pytest_llminfer.spec import EngineSpec
 
 
+_HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
+
+
 class Launcher:
     """Called with a cell, its model and the engine's arguments; returns a loaded engine."""
 
@@ -44,8 +47,16 @@ class Launcher:
         model: Model,
         engine_args: Mapping[str, Any] | None = None,
         variables: Mapping[str, str] | None = None,
+        *,
+        beside: bool = False,
     ) -> Engine:
-        """Load an engine. ``variables`` are set in the workers' environment only."""
+        """Load an engine. ``variables`` are set in the workers' environment only. beside: on the processor, next to an engine that
+        holds the accelerators.
+        """
+        if beside:
+            engine = Engine(*self._launches(spec, model, engine_args or {}, {**(variables or {}), **_HIDDEN}))
+            self._engines.append(engine)
+            return engine
         pool = Pool(
             visible_gpus(),
             timeout=max(self._timeout, WAIT_SECONDS),

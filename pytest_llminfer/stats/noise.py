@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from functools import lru_cache
 from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,48 @@ def lower_prediction_bound(values: Sequence[float], *, alpha: float, floor: floa
     return fmean(values) - max(spread, floor)
 
 
+def mean_limits(values: Sequence[float], *, level: float) -> tuple[float, float]:
+    """The lower and the upper limit of the mean, each one-sided at ``level``: mean -+ t(level, n - 1) s / sqrt(n).
+
+    With few values they hold their level where a percentile bootstrap does not: over 8 prompts that misses its nominal 1 % in 4 to
+    18 % of draws (docs/methods.md#served-dtype). (-infinity, infinity) for a single value, of which nothing is known.
+
+    Raises:
+        ValueError: no values.
+    """
+    n = len(values)
+    centre = fmean(values) if n else math.nan
+    if n < 2:  # noqa: PLR2004 - a standard deviation needs two
+        if not n:
+            raise ValueError("limits of the mean of no values")
+        return -math.inf, math.inf
+    half = student_t_quantile(level, n - 1) * stdev(values) / math.sqrt(n)
+    return centre - half, centre + half
+
+
+def difference_limits(ours: Sequence[float], theirs: Sequence[float], *, level: float) -> tuple[float, float]:
+    """The lower and the upper limit of mean(ours) - mean(theirs), each one-sided at ``level``; spreads may differ (Welch 1947).
+
+    (-infinity, infinity) where a side has a single value.
+
+    Raises:
+        ValueError: a side without values.
+    """
+    sides = [list(map(float, side)) for side in (ours, theirs)]
+    if not all(sides):
+        raise ValueError("limits of the difference from no values")
+    centre = fmean(sides[0]) - fmean(sides[1])
+    if min(map(len, sides)) < 2:  # noqa: PLR2004 - a standard deviation needs two
+        return -math.inf, math.inf
+    parts = [stdev(side) ** 2 / len(side) for side in sides]
+    if not sum(parts):
+        return centre, centre
+    # Welch and Satterthwaite's degrees of freedom, rounded down to a tenth: a limit that is a little wider, and known already.
+    degrees = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
+    half = student_t_quantile(level, max(1.0, math.floor(10 * degrees) / 10)) * math.sqrt(sum(parts))
+    return centre - half, centre + half
+
+
 def student_t_cdf(t: float, degrees: float) -> float:
     """P(T <= t) of Student's distribution, through the incomplete beta function (Abramowitz and Stegun 26.7.1)."""
     square = t * t
@@ -52,7 +94,7 @@ def student_t_cdf(t: float, degrees: float) -> float:
     return 1 - tail if t >= 0 else tail
 
 
-@functools.cache
+@lru_cache(maxsize=1024)
 def student_t_quantile(probability: float, degrees: float) -> float:
     """The t below which a Student variable with ``degrees`` degrees of freedom falls with ``probability``.
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pytest_llminfer.engines.engine import Engine
-from pytest_llminfer.families.execution_modes.check import check_execution_modes, kl_of_answers
+from pytest_llminfer.families.execution_modes.check import check_execution_modes
+from pytest_llminfer.families.execution_modes.divergences import kl_of_answers
 from pytest_llminfer.families.execution_modes.variants import KVVariants, Variant
 from pytest_llminfer.families.kv_cache.pool import check_kv_pool
 from pytest_llminfer.families.tokens.observe import Greedy

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.families.execution_modes.check import check_execution_modes
-from pytest_llminfer.families.execution_modes.observe import refuse_flat
+from pytest_llminfer.families.execution_modes.texts import refuse_flat
 from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome, Verdict
@@ -54,12 +54,13 @@ def test_predictions_are_peaked_and_tell_tokens_apart(measured: Any) -> None:
 def test_a_faulty_cache_shows_where_plain_weights_hide_it(measured: Any, fault: str) -> None:
     assert judged(measured, "drawn", fault).outcome is Outcome.FAIL
     assert mean(measured, "drawn", fault) > 0.02
-    assert judged(measured, "plain", fault).outcome is Outcome.PASS
+    assert judged(measured, "plain", fault).outcome is not Outcome.FAIL
 
 
 def test_rounding_is_not_amplified_as_by_branches_that_write_everywhere(measured: Any) -> None:
-    assert judged(measured, "drawn", "prefill").outcome is Outcome.PASS
-    assert judged(measured, "drawn", "rounding").outcome is Outcome.PASS
+    # A batch changes next to nothing here, so that without fp32 beside it what else rounding may make is not known.
+    assert judged(measured, "drawn", "prefill").outcome is not Outcome.FAIL
+    assert judged(measured, "drawn", "rounding").outcome is not Outcome.FAIL
     assert judged(measured, "dense", "rounding").outcome is not Outcome.PASS
     assert mean(measured, "dense", "rounding") > 4 * mean(measured, "drawn", "rounding")
 

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,22 @@ import pytest
 
 from pytest_llminfer.engines.engine import Engine, Launch
 from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineError, OutOfMemoryError, UnsupportedError
-from pytest_llminfer.families.execution_modes.check import check_execution_modes
-from pytest_llminfer.families.execution_modes.observe import ExecutionModes, PrefixAnswers
+from pytest_llminfer.families.execution_modes.observe import ExecutionModes
+from pytest_llminfer.families.execution_modes.prefix_answers import PrefixAnswers
 from pytest_llminfer.families.execution_modes.prefixes import check_prefix_hits
+from pytest_llminfer.families.execution_modes.unrounded import Unrounded
 from pytest_llminfer.families.kv_cache.pool import check_kv_pool
 from pytest_llminfer.families.tokens.check import check_same_greedy_tokens
 from pytest_llminfer.models.model import Model
 from pytest_llminfer.observations.generation import Generation, Sampling
 from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.verdict import Outcome, Verdict
+from tests.support.engines import beside as of_the_tests
 from tests.support.faults import ranks as rank_faults
 from tests.support.paths import PROBES as FOLDER
 from tests.support.present import present
 
+beside = of_the_tests.beside
 MODEL = Model("reference")
 MAX_TOKENS, TOP = 48, 20
 POOL_TOKENS = 4096
@@ -106,14 +109,13 @@ def test_a_wrong_weight_is_seen_in_the_tokens(single: Engine, prompts: list[list
         single.run(f"{PROBES}::fails")
 
 
-def test_a_stale_prefix_is_caught_by_its_counts_and_by_its_answers(single: Engine) -> None:
-    noise = ExecutionModes.ask(single).noise_of_decode()
+def test_a_stale_prefix_is_caught_by_its_counts_and_by_its_answers(single: Engine, beside: Callable[..., Engine]) -> None:
+    unrounded = Unrounded(single, beside)
+    modes = ExecutionModes.ask(single, unrounded)
 
     def outcomes() -> Any:
         found = PrefixAnswers.ask(single)
-        distributions = check_execution_modes(
-            candidate=found.kl_of_changed(), noise=noise, dtype="bf16", claim="the answers are the same"
-        )
+        distributions = found.of_changed(modes).judged("the answers are the same")
         return check_prefix_hits(found=found.cached, block=single.kv_pool().block_size), distributions
 
     assert [verdict.outcome for verdict in outcomes()] == [Outcome.PASS, Outcome.PASS]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.errors import UnsupportedError
-from pytest_llminfer.families.execution_modes.observe import FLATTEST, refuse_flat
+from pytest_llminfer.families.execution_modes.texts import FLATTEST, refuse_flat
 from pytest_llminfer.observations.generation import Generation
 from pytest_llminfer.spec import EngineSpec
 

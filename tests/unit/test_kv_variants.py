@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.errors import EngineError, UnsupportedError
-from pytest_llminfer.families.execution_modes.observe import TEXTS, open_texts, prefix_prompts
+from pytest_llminfer.families.execution_modes.prefix_answers import PREFIX_PROMPTS, prefix_prompts
+from pytest_llminfer.families.execution_modes.texts import TEXTS, open_texts
 from pytest_llminfer.families.execution_modes.variants import LONG_TOKENS, WIDE_PROMPTS, KVVariants, Sizes, Variant, long_prompts
 from pytest_llminfer.families.tokens.observe import Greedy
 from pytest_llminfer.models.model import Model
@@ -164,7 +165,7 @@ def test_a_long_context_needs_a_gpu_and_a_model_that_has_it() -> None:
 def test_prompts_of_the_prefix_tests_begin_differently_and_hold_whole_blocks(block: int) -> None:
     for model in (MODEL, Model("qwen2.5-7b", weights="dummy")):
         prompts = prefix_prompts(model, block)
-        assert len(prompts) == len({prompt[0] for prompt in prompts}) == len({len(prompt) for prompt in prompts}) == 4
+        assert len(prompts) == len({prompt[0] for prompt in prompts}) == len({len(prompt) for prompt in prompts}) == PREFIX_PROMPTS
         assert all((len(prompt) - 1) // block >= 2 for prompt in prompts)
 
 

@@ -9,12 +9,12 @@ from pytest_llminfer.stats.prior_bound import distance_above, pooled_spread
 
 
 def test_one_value_has_the_known_spread() -> None:
-    assert pooled_spread([5.0], prior=0.03) == (pytest.approx(0.03), 8)
+    assert pooled_spread([5.0], prior=0.03) == pytest.approx((0.03, 8))
 
 
 def test_own_values_take_over_as_they_become_many() -> None:
     few, many = [0.0, 0.2], [0.0, 0.2] * 500
-    assert pooled_spread(few, prior=0.03) == (pytest.approx(math.sqrt((8 * 0.03**2 + 0.02) / 9)), 9)
+    assert pooled_spread(few, prior=0.03) == pytest.approx((math.sqrt((8 * 0.03**2 + 0.02) / 9), 9))
     assert pooled_spread(many, prior=0.03)[0] == pytest.approx(0.1, rel=0.01)
 
 

@@ -43,7 +43,7 @@ def test_the_same_again_passes_from_one_session_on() -> None:
     verdict = check(on_gpu())
     assert verdict.outcome is Outcome.PASS
     assert verdict.key == "2,667 tok/s"
-    assert verdict.smallest_detectable == "accelerator's busy seconds +1.5%; host's part over a frozen step +5.9%"
+    assert verdict.smallest_detectable == "accelerator's busy seconds +1.5%; host's part over a frozen step +8.3%"
 
 
 @pytest.mark.parametrize("slower", [1.02, 1.05, 1.10])
@@ -56,10 +56,39 @@ def test_slower_kernels_fail_after_two_fresh_starts(slower: float) -> None:
 
 
 def test_a_slower_host_part_fails_on_the_same_host_alone() -> None:
-    slow = on_gpu(rest=1.15)
+    slow = on_gpu(rest=1.2)
     assert check(slow, slow, slow).outcome is Outcome.FAIL
-    elsewhere = on_gpu(rest=1.15, host=replace(XEON, reference_seconds=1.2 * XEON.reference_seconds))
+    elsewhere = on_gpu(rest=1.2, host=replace(XEON, reference_seconds=1.2 * XEON.reference_seconds))
     assert check(elsewhere).outcome is Outcome.PASS
+
+
+# Wall seconds, busy seconds, frozen step, ln of the step over it, h, and kernels, copies, waits and launches in as many steps: three
+# clean starts of vLLM 0.25.1 on one H200 (tools/speed_on_gpu.py).
+VLLM_STARTS = {
+    "prefill": [
+        (31.1643e-3, 10.92997e-3, 8.0026e-3, 1.4748, 1.0131, (8, 1944, 288, 18, 2088)),
+        (20.8139e-3, 10.87915e-3, 4.1177e-3, 1.5634, 0.7528, (8, 1823, 278, 17, 1885)),
+        (23.4787e-3, 10.95041e-3, 5.8911e-3, 1.5416, 0.7840, (8, 1952, 288, 18, 1808)),
+    ],
+    "decode": [
+        (2.2509e-3, 1.52987e-3, 4.9622e-3, -0.8036, -1.9114, (16, 2254, 111, 19, 526)),
+        (3.0801e-3, 1.52707e-3, 7.8890e-3, -0.9152, -1.6395, (16, 2262, 111, 19, 526)),
+        (2.4708e-3, 1.52779e-3, 5.0450e-3, -0.8517, -1.6419, (16, 2262, 111, 19, 526)),
+    ],
+}
+
+
+@pytest.mark.parametrize("phase", VLLM_STARTS)
+def test_clean_starts_that_hide_the_host_behind_graphs_pass_beside_each_other(phase: str) -> None:
+    starts = [
+        Session(wall, 12, over, own, replace(XEON, reference_seconds=2e-3), Device(busy, 4e12, *counts))
+        for wall, busy, _, over, own, counts in VLLM_STARTS[phase]
+    ]
+    for record in starts:
+        for start in starts:
+            assert check(start, recorded=[record]).outcome is Outcome.PASS
+    # The host's part alone would not: it moved by more than a real slowdown does.
+    assert max(own for *_, own, _ in VLLM_STARTS[phase]) - min(own for *_, own, _ in VLLM_STARTS[phase]) > math.log(1.15)
 
 
 def test_one_fresh_start_that_is_fast_again_clears_a_slow_one() -> None:
@@ -174,7 +203,8 @@ OLD = {"sessions": [{"tokens_per_second": 8 / 3e-3, "rounds": 5, "calibration": 
 
 def test_a_record_of_wall_time_stays_one() -> None:
     (old,) = sessions(OLD, WORKLOADS["decode"])
-    assert old == Session(pytest.approx(3e-3), 5)
+    assert old == Session(old.step_seconds, 5)
+    assert old.step_seconds == pytest.approx(3e-3)
     same = check(on_gpu(), recorded=[old])
     assert same.outcome is Outcome.PASS
     assert "only bare wall times are recorded" in same.details[0]
@@ -230,7 +260,7 @@ def test_a_session_is_made_of_blocks_between_frozen_steps() -> None:
     assert session.host_over_reference == pytest.approx(math.log(5 / 4))
     assert session.host == Host("Xeon", 3e-3, "torch-1")
     assert session.device is not None
-    assert (session.device.busy_seconds, session.host_share) == (pytest.approx(1e-3), pytest.approx(5 / 6))
+    assert (session.device.busy_seconds, session.host_share) == pytest.approx((1e-3, 5 / 6))
 
 
 def test_a_host_that_hides_behind_its_accelerator_has_a_hundredth() -> None:

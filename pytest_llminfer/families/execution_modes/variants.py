@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.datasets.load import SYNTHETIC, load
 from pytest_llminfer.errors import EngineError, UnsupportedError
-from pytest_llminfer.families.execution_modes.observe import continued, open_texts, resynchronised
+from pytest_llminfer.families.execution_modes.texts import continued, open_texts, resynchronised
 from pytest_llminfer.families.tokens.observe import MAX_TOKENS, TOP
 
 if TYPE_CHECKING:

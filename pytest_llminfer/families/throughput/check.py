@@ -22,9 +22,13 @@ _RECORD = "record this host's speed with --update-baselines: it is kept beside w
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What of a session may be judged by the recorded ones. remarks: what was not, and why.
+    """What of a session may be judged by the recorded ones.
 
-    only_doubt: a part beyond its limit is no proof, since nothing is known of the host that it was recorded on.
+    Attributes:
+        parts: Parts of a step that are judged.
+        counts: What was counted on both sides; empty where one was not traced.
+        remarks: What was not compared, and why; counts that grew.
+        only_doubt: Whether a part beyond its limit is no proof, since nothing is known of the host that it was recorded on.
     """
 
     parts: tuple[Part, ...]

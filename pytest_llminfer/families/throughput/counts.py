@@ -17,7 +17,13 @@ _SHOWN, _NAME_LENGTH = 4, 80
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many a step: now, and the most that any recorded session had."""
+    """How many a step.
+
+    Attributes:
+        name: What is counted.
+        now: How many a step in this start.
+        recorded: The most that any recorded session had.
+    """
 
     name: str
     now: float

@@ -30,7 +30,13 @@ def read(expected: Mapping[str, Any], *, workload: Workload) -> Mapping[str, Any
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A speed and the record that judges it. on_cpu: whether the engine computes on the host's processor."""
+    """A speed and the record that judges it.
+
+    Attributes:
+        speed: What was measured in this session.
+        expected: The recorded entry.
+        on_cpu: Whether the engine computes on the host's processor.
+    """
 
     speed: Speed
     expected: Mapping[str, Any]

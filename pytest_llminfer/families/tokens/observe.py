@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_llminfer.numerics.near_ties import measured_noise
+from pytest_llminfer.numerics.near_ties import measured_noise, rms_noise
 from pytest_llminfer.observations.generation import Generation, Sampling
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ class Greedy:
         one_by_one = [engine.generate([prompt], max_tokens=MAX_TOKENS, logprobs=TOP)[0] for prompt in prompts]
         dtype = engine.info.dtype
         return cls(prompts, batched, one_by_one, measured_noise(batched, one_by_one, dtype=dtype), dtype)
+
+    @property
+    def rms(self) -> float:
+        """The root mean square in nats of what the two ways differ by in one logit."""
+        return rms_noise(self.batched, self.one_by_one, dtype=self.dtype)
 
     @property
     def conditions(self) -> dict[str, Any]:

@@ -32,9 +32,9 @@ class Backend(Protocol):
 
     capabilities: frozenset[str]
     """Names of the requests that are answered: ``generate``, ``generate:loop``, ``generate:no_cache``, ``generate:messages``,
-    ``generate:logprobs``, ``score``, ``score:decode``, ``score_top``, ``layout``, ``memory``, ``kv_cache``, ``kv_pool``, ``ranks``,
-    ``settings``, ``calibrate``, ``reference_step``, ``trace``, ``run``, ``compare_cache_paths``, ``cache_counters``,
-    ``reset_prefix_cache``; of a server also ``talk`` and ``serving:stop``. Known after ``load``."""
+    ``generate:logprobs``, ``score``, ``score:decode``, ``score_top``, ``score_listed``, ``layout``, ``memory``, ``kv_cache``,
+    ``kv_pool``, ``ranks``, ``settings``, ``calibrate``, ``reference_step``, ``trace``, ``run``, ``compare_cache_paths``,
+    ``cache_counters``, ``reset_prefix_cache``; of a server also ``talk`` and ``serving:stop``. Known after ``load``."""
 
     def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
         """Remember the arguments. ``model_path``: a folder with config.json, or the id of a model that the engine fetches."""
@@ -67,6 +67,13 @@ class Backend(Protocol):
         """``{"scores": [fields of Scores, …]}`` for the ``last`` tokens of each sequence, by the engine's own prefill, in batches.
 
         A sequence has at least ``last + 2`` tokens.
+        """
+
+    def score_listed(self, *, sequences: Sequence[Message]) -> Message:
+        """``{"logprobs": [float64 (T, k), …]}``: what the same weights give without the rounding of the served dtype.
+
+        Of each ``{"token_ids": [...], "listed": (T, k)}`` the log-probabilities in nats of the listed tokens at the last T
+        positions, computed in a wider dtype than is served: float32, or float64 of a model that is served in float32.
         """
 
     def layout(self) -> Message:

@@ -16,8 +16,11 @@ _STARTS = (
     *("hipLaunch", "hipExtLaunch", "hipModuleLaunch", "hipExtModuleLaunch", "hipMemcpy", "hipMemset"),
     *_REPLAYS,
 )
-_WAITS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cuStreamSynchronize", "cuCtxSynchronize")
-_WAITS += ("cuEventSynchronize", "hipDeviceSynchronize", "hipStreamSynchronize", "hipEventSynchronize")
+_WAITS = (
+    *("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize"),
+    *("cuStreamSynchronize", "cuCtxSynchronize", "cuEventSynchronize"),
+    *("hipDeviceSynchronize", "hipStreamSynchronize", "hipEventSynchronize"),
+)
 _NAME_LENGTH = 160
 
 

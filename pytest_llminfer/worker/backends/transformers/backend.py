@@ -39,6 +39,7 @@ class TransformersBackend:
         {
             *("generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode", "score_top"),
             *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "reference_step", "run", "compare_cache_paths"),
+            "score_listed",
         }
     )
 
@@ -57,7 +58,9 @@ class TransformersBackend:
         """Look at the arguments and files, import the framework, load the model."""
         check_parallelism(self._spec)
         if self._spec.tp > 1:
-            self.capabilities = self.capabilities - {"compare_cache_paths"}
+            self.capabilities = self.capabilities - {"compare_cache_paths", "score_listed"}
+        if self._spec.quantized:
+            self.capabilities = self.capabilities - {"score_listed"}
         arguments = Arguments.read(self._engine_args)
         if is_local(self._model_path):
             configuration = read_configuration(self._model_path)
@@ -105,6 +108,15 @@ class TransformersBackend:
         requests.check_tokens(sequences, least=last + 2, **self._live.limits)
         params = {"sequences": sequences, "top": top, "last": last}
         return self._by_all("score_top", params, lambda: {"scores": self._live.score_top(sequences, top, last)})[0]
+
+    def score_listed(self, *, sequences: Sequence[Message]) -> Message:
+        """Listed tokens, by prefill in a wider dtype than is served."""
+        if "score_listed" not in self.capabilities:
+            raise UnsupportedError(f"{self._spec} is not computed in a wider dtype", "use quantization=none and tp=1")
+        ids = [entry["token_ids"] for entry in sequences]
+        for entry in sequences:
+            requests.check_tokens([entry["token_ids"]], least=len(entry["listed"]) + 1, **self._live.limits)
+        return {"logprobs": self._live.score_listed(ids, [entry["listed"] for entry in sequences])}
 
     def layout(self) -> Message:
         """Every stored tensor, as it is stored now; of a split model what each rank holds."""

@@ -29,9 +29,10 @@ from pytest_llminfer.worker.backends.transformers import (
     settings,
     sharding,
     storage,
+    upcast,
 )
 from pytest_llminfer.worker.backends.transformers.cache_paths import positions
-from pytest_llminfer.worker.backends.transformers.faults import inference
+from pytest_llminfer.worker.backends.transformers.faults import inference, out_of_memory_named
 from pytest_llminfer.worker.backends.transformers.group import own_rank
 from pytest_llminfer.worker.backends.transformers.parallelism import check_heads
 from pytest_llminfer.worker.backends.transformers.random_model import RandomModels
@@ -184,6 +185,13 @@ class LiveModel:
         with inference(f"scoring {len(sequences)} sequences"):
             batches = scoring.batches(sequences, max_batch_tokens=self.max_batch_tokens)
             return scoring.score_top(self.model, sequences, batches, top=top, last=last, progress=self.progress)
+
+    def score_listed(self, sequences: Sequence[Sequence[int]], listed: Sequence[Any]) -> list[Any]:
+        """Log-probabilities (T, k) of the listed tokens of each sequence, in a wider dtype than is served."""
+        with out_of_memory_named(f"scoring {len(sequences)} sequences in a wider dtype"):
+            return upcast.score_listed(
+                self.model, sequences, listed, max_batch_tokens=self.max_batch_tokens, progress=self.progress
+            )
 
     def cache_report(self, prompt: Sequence[int], extend: int) -> dict[str, Any]:
         """The fields of ``CacheReport``."""
