@@ -1,4 +1,4 @@
-"""What became of one question; the verdicts on many are in ``sequential_accuracy`` and ``answers``. Standard library only."""
+"""What became of one question; the verdicts on many are in ``check`` and ``answers``. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from typing import Literal
 
 Gate = Literal["flexible", "strict"]
 """The reading of an answer that counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an engine said to one question, before anybody judges it: the fields of :class:`Answer`, and the text."""
+
+    text: str
+    truncated: bool
+    tokens: int
+    off_argmax: float | None
+    unlikely: int
 
 
 @dataclass(frozen=True, slots=True)
