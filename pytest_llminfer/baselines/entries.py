@@ -18,11 +18,11 @@ class Entry:
 
     Attributes:
         engine: As in ``--engine``.
-        quantization: How weights are stored.
-        dtype: As it was asked for, so ``auto`` stays ``auto``: what it came to is a condition of the record; a default that moves
+        quantization: In the words of a cell.
+        dtype: As requested, so ``auto`` stays ``auto``: what it resolved to is a condition of the record, and a default that moves
             is a difference, not another entry.
-        kv_dtype: Of the KV cache, likewise.
-        words: Of serving and parallelism (``tp2``), where the expectation depends on them.
+        kv_dtype: As requested, likewise.
+        words: Words of serving and parallelism (``tp2``) where the expectation depends on them; otherwise empty.
     """
 
     engine: str

@@ -10,9 +10,10 @@ from pytest_llminfer.engines.capabilities import engines_that_answer
 from pytest_llminfer.engines.probes import locate
 from pytest_llminfer.engines.replica import MAX_DEATHS, Launch, Replica
 from pytest_llminfer.engines.replicas import SharedProgress, at_once, collect, deal, first_of_equal, of_the_fullest
+from pytest_llminfer.engines.timing import TimedQuestions
 from pytest_llminfer.errors import EngineError, UnsupportedError
 from pytest_llminfer.observations.cache_paths import CachePathComparisons
-from pytest_llminfer.observations.engine import Calibration, EngineInfo, Rank
+from pytest_llminfer.observations.engine import EngineInfo, Rank
 from pytest_llminfer.observations.generation import Generation, Sampling, Scores
 from pytest_llminfer.observations.kv_cache import CacheCounters, CacheReport, KVPool
 from pytest_llminfer.observations.layout import Layout
@@ -34,7 +35,7 @@ _ON_ALL = ("run", "layout", "memory", "ranks", "kv_pool", "reset_prefix_cache")
 """Requests to every replica, since one's answer need not hold for the others."""
 
 
-class Engine:
+class Engine(TimedQuestions):
     """One loaded cell: typed requests to its workers. No framework is imported here.
 
     With several replicas prompts are split over all of them, and answers come back in order. launches: one a replica.
@@ -261,10 +262,6 @@ class Engine:
     def settings(self) -> dict[str, Any]:
         """The resolved configuration and the engine's own defaults."""
         return dict(self._ask("settings"))
-
-    def calibrate(self) -> Calibration:
-        """What the device can do right now, measured in about a second."""
-        return Calibration.from_message(self._ask("calibrate"))
 
     def talk(self, requests: Sequence[Mapping[str, Any]], *, concurrency: int = 1) -> list[dict[str, Any]]:
         """What a served engine answers over HTTP, one answer a request, ``concurrency`` of them under way at a time."""

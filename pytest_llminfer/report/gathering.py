@@ -55,12 +55,12 @@ class Phase:
 
 @dataclass(slots=True)
 class AgainstRecords:
-    """What became of a cell's tests that a record decides.
+    """What became of those tests of a cell that a record decides.
 
     Attributes:
-        compared: Whether one was held against a record, or made one.
-        missing: The records that were not found.
-        unasked: How many were skipped before they asked for one.
+        compared: Whether at least one was judged by a record, or made one.
+        missing: Keys of the records that were not found; empty if none was missing.
+        unasked: How many tests were skipped before they looked for a record.
     """
 
     compared: bool = False

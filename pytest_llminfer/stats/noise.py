@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING
@@ -51,6 +52,7 @@ def student_t_cdf(t: float, degrees: float) -> float:
     return 1 - tail if t >= 0 else tail
 
 
+@functools.cache
 def student_t_quantile(probability: float, degrees: float) -> float:
     """The t below which a Student variable with ``degrees`` degrees of freedom falls with ``probability``.
 

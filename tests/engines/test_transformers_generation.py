@@ -41,7 +41,7 @@ def test_the_loaded_model_is_reported(fp32: Worker) -> None:
     info = fp32.info
     assert (info["dtype"], info["kv_dtype"], info["device_count"], info["end_token_ids"]) == ("fp32", "fp32", 1, [2])
     assert info["device_name"]
-    assert frozenset(info["capabilities"]) == possible_capabilities(EngineSpec("transformers"))
+    assert frozenset(info["capabilities"]) | {"trace"} == possible_capabilities(EngineSpec("transformers"))
     assert {"engine", "torch", "python"} <= set(info["versions"])
     assert set(info["load_seconds"]) == {"import", "load"}
 

@@ -14,7 +14,10 @@ from pytest_llminfer.spec import EngineSpec
 from pytest_llminfer.worker.backends.openai.discovery import Offer, capabilities
 
 # What a backend adds to its own once it knows how the engine was started.
-ADDED = {"vllm": {"cache_counters", "reset_prefix_cache", "score:decode"}}
+ADDED = {
+    "vllm": {"cache_counters", "reset_prefix_cache", "score:decode", "trace"},
+    **{name: {"trace"} for name in ("transformers", "sglang", "simulated")},
+}
 PROFILES = [each for each in map(profile, BUILT_IN) if each.capabilities is not None]
 
 

@@ -74,7 +74,7 @@ def test_version_and_help(llminfer: Callable[..., CompletedProcess[str]]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "name a subcommand: checkpoint, doctor, env, memory"),
+        ((), "name a subcommand: baselines, checkpoint, doctor, env, memory"),
         (("doctr",), "Did you mean 'doctor'?"),
         (("env",), "required: list|create|remove"),
         (("env", "create", "vllm"), "'vllm' names no environment; write one distribution and one version"),

@@ -135,9 +135,9 @@ def test_a_snapshot_is_filed_under_its_repository_with_all_that_is_beside_it(tmp
     reference = side_files.refer("divergence", content)
     for commit in commits:
         where = "" if commit == commits[2] else "~/.cache/huggingface/hub/models--Qwen--Qwen3-0.6B/snapshots/"
-        record = old(name, f"pytest --model={where}{commit}")
-        record["expected"]["side_file"] = reference
-        model = folder(tmp_path, "divergence", {name: record}, model=f"any/{commit}").parent
+        before = old(name, f"pytest --model={where}{commit}")
+        before["expected"]["side_file"] = reference
+        model = folder(tmp_path, "divergence", {name: before}, model=f"any/{commit}").parent
         (model / reference["name"]).write_bytes(content)
     past = {"record": "r", "date": "d", "outcomes": "1", "p_value": 0.5, "log_e": 0.0}
     (tmp_path / "any" / commits[0] / "ledger.jsonl").write_text(json.dumps({"entry": name, **past}))

@@ -21,7 +21,7 @@ SMALL_CHUNK = 64
 FULL = frozenset(
     {
         *("generate", "generate:no_cache", "generate:logprobs", "score", "score_top"),
-        *("layout", "memory", "ranks", "settings", "calibrate", "run"),
+        *("layout", "memory", "ranks", "settings", "calibrate", "reference_step", "run"),
     }
 )
 """Capabilities of every engine of this package that runs here."""

@@ -37,7 +37,7 @@ PROFILE = Profile(
     backend="pytest_llminfer.worker.backends.simulated.backend:SimulatedBackend",
     takes_gpus=False,
     for_tests=True,
-    capabilities=FULL | LOOP,
+    capabilities=FULL | LOOP | {"trace"},
     dummy_weights="host",
     # A fault is injected to be found, so no record may tell that it is there.
     operational_args=frozenset(_FAULTS),

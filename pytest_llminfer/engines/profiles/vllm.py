@@ -26,7 +26,7 @@ PROFILE = Profile(
     takes_gpus=True,
     capacity_args=frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes"}),
     has_transformers=True,
-    capabilities=FULL | {"kv_pool", "cache_counters", "reset_prefix_cache", "score:decode"},
+    capabilities=FULL | {"kv_pool", "cache_counters", "reset_prefix_cache", "score:decode", "trace"},
     dummy_weights="device",
     repacks=True,
     # Whatever a bitsandbytes checkpoint has, its scales are unpacked at load time (dequantize_dq): 4.5 bits a weight in memory.

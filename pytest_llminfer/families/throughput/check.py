@@ -1,249 +1,204 @@
-"""Throughput against recorded sessions: calibrated, by a prediction bound, and no louder than the record allows."""
+"""Throughput against recorded sessions: the accelerator's part on any host, the host's part on its own, and what was counted."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from statistics import fmean, median
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING
 
-from pytest_llminfer.observations.engine import Calibration
-from pytest_llminfer.stats.noise import lower_prediction_bound, median_and_mad
+from pytest_llminfer.families.throughput import counts, parts
+from pytest_llminfer.families.throughput.parts import MOST_CORRECTION, Part, State
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-Yardstick = Literal["matmul_flops_per_second", "copy_bytes_per_second", "python_loops_per_second"]
+    from pytest_llminfer.families.throughput.session import Session
 
-CUDA_DRIFT = 0.03
-CPU_DRIFT = 0.50
-CUDA_SHORTFALL = 0.10
-CPU_SHORTFALL = 0.50
-"""How far the device's own rate may lie below that of the slowest recorded session: beyond it, dividing by the rate would
-excuse a slowdown of the engine's own (a slower matrix product in a new build, fewer threads), and nothing can be said."""
-ENOUGH_SESSIONS = 5
-_FEW_DROP = 0.20
-_FEW_SLACK = 0.05
-_SUSPICION = (0.05, 0.01)
-_FAILURE = (0.01, 0.02)
-"""False alarms of the bound, and its least distance below the mean as a share (docs/methods.md#prediction-bound)."""
-_AGAIN = "start the engine afresh at least four times and measure again"
+_LOOK = "look at what changed (kernels, graphs, attention backend, versions), or record the new speed if it is meant"
+_RECORD = "record this host's speed with --update-baselines: it is kept beside what is recorded"
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """A recorded session.
+class Comparison:
+    """What of a session may be judged by the recorded ones. remarks: what was not, and why.
 
-    Attributes:
-        tokens_per_second: Median over its rounds.
-        rounds: How many rounds there were.
-        calibration: The device's own rates beside it, geometric means of those before and after.
+    only_doubt: a part beyond its limit is no proof, since nothing is known of the host that it was recorded on.
     """
 
-    tokens_per_second: float
-    rounds: int
-    calibration: Calibration
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON for a baseline."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> Session:
-        """The inverse of :meth:`to_dict`."""
-        return cls(float(entry["tokens_per_second"]), int(entry["rounds"]), Calibration.from_message(entry["calibration"]))
+    parts: tuple[Part, ...]
+    counts: tuple[counts.Count, ...]
+    remarks: tuple[str, ...]
+    only_doubt: bool = False
 
 
-def summarise_session(*, rounds: Sequence[float], before: Calibration, after: Calibration) -> Session:
-    """What is recorded of this session: the calibration is the geometric mean of the one before and the one after.
+def compare(
+    *, sessions: Sequence[Session], recorded: Sequence[Session], on_cpu: bool, untraced: str = "", new_kernels: str = ""
+) -> Comparison:
+    """What may be compared of this start (the first of ``sessions``) and of fresh ones after it.
 
-    Raises:
-        ValueError: no rounds.
+    on_cpu: whether the engine computes on the host's processor. untraced: why nothing is known of the accelerator, in words.
+    new_kernels: those that run more often than in the record, by name.
     """
-    between = {name: math.sqrt(value * getattr(after, name)) for name, value in asdict(before).items()}
-    return Session(median_and_mad(rounds)[0], len(rounds), Calibration(**between))
+    first = sessions[0]
+    counted = counts.compare(first, recorded)
+    more = [count for count in counted if count.grew]
+    remarks = [str(count) for count in more]
+    if more and new_kernels:
+        remarks.append(f"kernels that are new or run more often: {new_kernels}")
+    known = [session for session in recorded if session.host is not None]
+    if recorded and not known:
+        remarks.append(
+            "only bare wall times are recorded, of a host that nobody knows: record this session with --update-baselines"
+        )
+        return Comparison((parts.wall(sessions, recorded),), (), tuple(remarks), only_doubt=not on_cpu)
+    if untraced:
+        remarks.append(f"the accelerator's part is not judged: {untraced}")
+    mine = parts.of_this_host(first, known, on_cpu=on_cpu)
+    found = [parts.kernels(sessions, known)]
+    if known and not mine:
+        remarks.append(_another_host(first, known))
+        found.append(parts.host(sessions, known, parts.ANOTHER_HOST) if more else None)
+    elif first.device is None or all(entry.device is None for entry in mine):
+        found.append(parts.over_reference(sessions, mine, parts.PROCESSOR if on_cpu else parts.UNTRACED))
+    else:
+        found.append(parts.host(sessions, mine))
+    judged = tuple(replace(part, strict=bool(more)) for part in found if part is not None)
+    return Comparison(judged, counted, tuple(remarks))
 
 
-def drift(*, before: Calibration, after: Calibration, yardstick: Yardstick) -> float:
-    """How far the device's own rate moved during the measurement, as a share either way."""
-    return abs(math.expm1(math.log(getattr(after, yardstick) / getattr(before, yardstick))))
-
-
-def shortfall(session: Session, sessions: Sequence[Session], yardstick: Yardstick) -> float:
-    """How far the device's own rate lies below the slowest recorded one, as a share; 0 where it does not."""
-    slowest = min((getattr(entry.calibration, yardstick) for entry in sessions), default=0.0)
-    return max(0.0, 1 - getattr(session.calibration, yardstick) / slowest) if slowest else 0.0
-
-
-def is_suspicious(*, session: Session, sessions: Sequence[Session], yardstick: Yardstick) -> bool:
-    """Suspicion (docs/methods.md#prediction-bound): slower than 19 of 20 clean sessions, so worth four fresh starts.
-
-    With fewer than five recorded sessions: more than 5 % slower than the slowest of them.
-    """
-    if len(sessions) < ENOUGH_SESSIONS:
-        return bool(sessions) and _relative(session, sessions, yardstick).slowest < 1 - _FEW_SLACK
-    return _log_rate(session, yardstick) < _bound(sessions, yardstick, _SUSPICION)
+def _another_host(session: Session, recorded: Sequence[Session]) -> str:
+    own = session.host
+    others = [entry.host for entry in recorded if entry.host is not None]
+    if own is None or own.cpu not in {other.cpu for other in others}:
+        return "another host than any recorded one, by its processor: its part of a step is not judged"
+    near = min((other.reference_seconds for other in others), key=lambda seconds: abs(math.log(own.reference_seconds / seconds)))
+    ratio = own.reference_seconds / near
+    return f"another host than any recorded one (a frozen step takes {ratio:.2f} times as long): its part of a step is not judged"
 
 
 def check_throughput(
     *,
-    rounds: Sequence[float],
-    before: Calibration,
-    after: Calibration,
     sessions: Sequence[Session],
+    recorded: Sequence[Session],
     metric: str,
-    yardstick: Yardstick,
-    drift_bound: float = CUDA_DRIFT,
-    shortfall_bound: float = CUDA_SHORTFALL,
+    tokens_per_step: float,
+    on_cpu: bool,
+    untraced: str = "",
+    new_kernels: str = "",
 ) -> Verdict:
-    """Whether a rate is what the recorded sessions lead one to expect of this device, as fast as it is right now.
+    """Whether a step takes as long as in the recorded sessions.
 
-    rounds: tokens per second of each round, after warm-up. before, after: the device's own rates around them. sessions: the
-    record, same hardware. metric: what was measured, in words ("decode throughput, batch 8"). yardstick: the rate of
-    the device that bounds the metric; both sides are divided by it. drift_bound: CUDA_DRIFT or CPU_DRIFT; shortfall_bound:
-    CUDA_SHORTFALL or CPU_SHORTFALL.
+    sessions: of this start of the engine, and of fresh starts that were made because it was suspicious. metric: what was measured,
+    in words ("decode throughput, batch 8"). tokens_per_step: what makes tokens a second of seconds a step. The rest as in
+    :func:`compare`.
 
-    INVALID if the yardstick drifted more than that, or lies that far below its slowest record. At or above the recorded
-    median: PASS whatever the number of sessions. With five sessions or more: FAIL below the 1 % prediction bound (at least
-    2 % off the mean), INCONCLUSIVE below the 5 % one (at least 1 %): start afresh, measure again. With fewer, only more
-    than 20 % below the median can FAIL, more than 5 % below the slowest session is INCONCLUSIVE, and PASS claims no
-    more than 20 %.
+    FAIL: a part is slower than its limit in this start and in every fresh one; on a processor only if bare wall time grew too.
+    INCONCLUSIVE: suspicious, and no fresh start was made; or nothing may be compared. INVALID: the accelerator's own rate is more
+    than 10 % below its slowest record. A count that grew while no part did is told, and fails nothing.
     """
-    if not rounds or min(rounds) <= 0:
-        return _nothing(metric, rounds)
-    session = summarise_session(rounds=rounds, before=before, after=after)
-    moved = drift(before=before, after=after, yardstick=yardstick)
-    relative = _relative(session, sessions, yardstick) if sessions else None
-    slower = shortfall(session, sessions, yardstick)
-    if moved > drift_bound:
-        outcome, advice = Outcome.INVALID, "free the device of other work, let it cool, and measure again"
-        reason = f"the device's own rate moved by {moved:.1%} during the measurement ({yardstick}, at most {drift_bound:.0%})"
-    elif slower > shortfall_bound:
-        outcome = Outcome.INVALID
-        advice = "look at threads, clocks, throttling and the framework's build; on another machine record a baseline of its own"
-        reason = (
-            f"the device's own rate is {slower:.0%} below the slowest recorded one ({yardstick}, at most {shortfall_bound:.0%})"
-        )
-    elif relative is None:
-        outcome, reason, advice = Outcome.INCONCLUSIVE, "no recorded session to compare with", "record a baseline"
-    else:
-        outcome, reason, advice = _decide(session, sessions, yardstick, relative)
-    drifted = f"{yardstick}, before and after; at most {drift_bound:.0%}"
-    measurements = [
-        replace(_rate(metric, rounds), baseline=median(entry.tokens_per_second for entry in sessions) if sessions else None),
-        Measurement("device drift", 100 * moved, "%", 2, drifted, limit=100 * drift_bound),
-    ]
-    if relative:
-        spread = f"calibrated; slowest recorded session {100 * relative.slowest_session:.1f} %, raw {100 * relative.raw:.1f} %"
-        limit = 100 * _least_share(sessions, yardstick)
-        measurements.append(Measurement("of the recorded median", 100 * relative.median, "%", len(sessions), spread, 100.0, limit))
-    threshold, smallest = _threshold(sessions, yardstick)
+    comparison = compare(sessions=sessions, recorded=recorded, on_cpu=on_cpu, untraced=untraced, new_kernels=new_kernels)
+    outcome, reason, advice = _decide(comparison, sessions, recorded, on_cpu=on_cpu)
+    rate = tokens_per_step / sessions[0].step_seconds
+    before = median(tokens_per_step / session.step_seconds for session in recorded) if recorded else None
+    wall = Measurement(metric, rate, "tokens/s", sessions[0].blocks, "wall time, the median of the blocks", baseline=before)
     return Verdict(
         outcome=outcome,
-        claim=f"{metric} has not dropped by more than {smallest} against the recorded sessions",
-        key=f"{session.tokens_per_second:,.0f} tok/s",
-        measurements=tuple(measurements),
-        threshold=threshold,
-        threshold_source=f"{len(sessions)} recorded session{'s' * (len(sessions) != 1)}, divided by {yardstick}",
-        smallest_detectable=f"a drop of {smallest}",
+        claim=f"{metric}: no part of a step has become slower than in the recorded sessions",
+        key=f"{rate:,.0f} tok/s",
+        measurements=(
+            wall,
+            *map(_measurement, comparison.parts),
+            *map(_counted, comparison.counts),
+            *_context(sessions[0], recorded),
+        ),
+        threshold="; ".join(f"{part.name} at most {part.limit:.1%} slower" for part in comparison.parts) or "nothing is compared",
+        threshold_source=f"{len(recorded)} recorded session{'s' * (len(recorded) != 1)}, and how far starts are known to spread",
+        smallest_detectable="; ".join(f"{part.name} +{part.limit:.1%}" for part in comparison.parts) or "nothing",
         advice=advice,
-        details=(reason,) if reason else (),
+        details=tuple(line for line in (reason, *comparison.remarks) if line),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Relative:
-    """This session's rate as a share of recorded rates, calibrated unless said otherwise.
-
-    Attributes:
-        median: Share of the recorded median.
-        slowest: Share of the slowest recorded session.
-        slowest_session: The slowest recorded session as a share of the recorded median.
-        raw: Share of the recorded median without calibration.
-    """
-
-    median: float
-    slowest: float
-    slowest_session: float
-    raw: float
-
-
-def _log_rate(session: Session, yardstick: Yardstick) -> float:
-    return math.log(session.tokens_per_second / getattr(session.calibration, yardstick))
-
-
-def _relative(session: Session, sessions: Sequence[Session], yardstick: Yardstick) -> _Relative:
-    own, recorded = _log_rate(session, yardstick), [_log_rate(entry, yardstick) for entry in sessions]
-    centre, slowest = median(recorded), min(recorded)
-    raw = session.tokens_per_second / median(entry.tokens_per_second for entry in sessions)
-    return _Relative(math.exp(own - centre), math.exp(own - slowest), math.exp(slowest - centre), raw)
-
-
-def _bound(sessions: Sequence[Session], yardstick: Yardstick, stage: tuple[float, float]) -> float:
-    alpha, floor = stage
-    return lower_prediction_bound([_log_rate(entry, yardstick) for entry in sessions], alpha=alpha, floor=-math.log1p(-floor))
-
-
-def _decide(session: Session, sessions: Sequence[Session], yardstick: Yardstick, relative: _Relative) -> tuple[Outcome, str, str]:
-    """Outcome, reason and advice of a fair comparison."""
-    if relative.median >= 1:
+def _decide(
+    comparison: Comparison, sessions: Sequence[Session], recorded: Sequence[Session], *, on_cpu: bool
+) -> tuple[Outcome, str, str]:
+    """Outcome, reason and advice."""
+    if is_throttled(sessions[0], recorded):
+        fallen = _shortfall(sessions[0], recorded)
+        reason = f"the accelerator's own rate is {fallen:.0%} below the slowest recorded one, at most {MOST_CORRECTION:.0%}"
+        return Outcome.INVALID, reason, "look at clocks, power limits and other work on the accelerator, and measure again"
+    if not comparison.parts:
+        return Outcome.INCONCLUSIVE, "nothing is recorded that this session may be compared with", _RECORD
+    slow = [part for part in comparison.parts if part.state is not State.STEADY]
+    if not slow:
         return Outcome.PASS, "", ""
-    if len(sessions) < ENOUGH_SESSIONS:
-        return _decide_with_few(len(sessions), relative)
-    rate = _log_rate(session, yardstick)
-    if rate < _bound(sessions, yardstick, _FAILURE):
-        advice = f"{_AGAIN}; if it stays, look at what changed, or record the new speed if it is meant"
-        return Outcome.FAIL, _share(relative), advice
-    if rate < _bound(sessions, yardstick, _SUSPICION):
-        return Outcome.INCONCLUSIVE, f"{_share(relative)}: slower than 19 of 20 clean sessions would be", _AGAIN
-    return Outcome.PASS, "", ""
+    return _decide_slow(slow, comparison, sessions, recorded, on_cpu=on_cpu)
 
 
-def _decide_with_few(n: int, relative: _Relative) -> tuple[Outcome, str, str]:
-    more = f"the baseline has {n} session{'s' * (n != 1)}; it needs {ENOUGH_SESSIONS} to judge less than {_FEW_DROP:.0%}"
-    if relative.median < 1 - _FEW_DROP:
-        return Outcome.FAIL, _share(relative), f"{_AGAIN}; {more}"
-    if relative.slowest < 1 - _FEW_SLACK:
-        reason = f"{_share(relative)}, and more than {_FEW_SLACK:.0%} slower than the slowest session"
-        return Outcome.INCONCLUSIVE, reason, f"{_AGAIN}; {more}"
-    return Outcome.PASS, "", ""
+def _decide_slow(
+    slow: Sequence[Part], comparison: Comparison, sessions: Sequence[Session], recorded: Sequence[Session], *, on_cpu: bool
+) -> tuple[Outcome, str, str]:
+    reason = "; ".join(f"{part.name} {part.change:+.1%}, at most {part.limit:+.1%}" for part in slow)
+    if comparison.only_doubt:
+        return Outcome.INCONCLUSIVE, reason, _RECORD
+    if all(part.state is State.SUSPICIOUS for part in slow):
+        return Outcome.INCONCLUSIVE, reason, "start the engine afresh twice and measure again"
+    raw = parts.wall(sessions, [session for session in recorded if session.host is not None] or recorded)
+    if on_cpu and raw.change <= 0:
+        reason += f", but bare wall time {raw.change:+.1%}: this host runs otherwise than the recorded one did"
+        return Outcome.INCONCLUSIVE, reason, f"measure again while the machine has nothing else to do, or {_RECORD}"
+    return Outcome.FAIL, reason, _LOOK
 
 
-def _share(relative: _Relative) -> str:
-    return f"{relative.median:.1%} of the recorded median, after calibration"
+def is_throttled(session: Session, recorded: Sequence[Session]) -> bool:
+    """Whether the accelerator's own rate is so far below its record that no comparison is fair; a fresh start changes nothing."""
+    return _shortfall(session, recorded) > MOST_CORRECTION
 
 
-def _threshold(sessions: Sequence[Session], yardstick: Yardstick) -> tuple[str, str]:
-    """What separates PASS from FAIL, and the drop against the record that FAIL needs."""
-    if len(sessions) < ENOUGH_SESSIONS:
-        return f"{1 - _FEW_DROP:.0%} of the recorded median", f"{_FEW_DROP:.0%}"
-    centre = fmean(_log_rate(entry, yardstick) for entry in sessions)
-    drop = -math.expm1(_bound(sessions, yardstick, _FAILURE) - centre)
-    return f"{1 - drop:.1%} of the recorded mean (1 % prediction bound, at least {_FAILURE[1]:.0%} below)", f"{drop:.1%}"
+def _shortfall(session: Session, recorded: Sequence[Session]) -> float:
+    """How far the accelerator's own rate lies below the slowest recorded one, as a share."""
+    slowest = min((entry.device.rate for entry in recorded if entry.device is not None), default=0.0)
+    return max(0.0, 1 - session.device.rate / slowest) if session.device is not None and slowest else 0.0
 
 
-def _least_share(sessions: Sequence[Session], yardstick: Yardstick) -> float:
-    """The share of the recorded median below which a fair comparison is a FAIL."""
-    if len(sessions) < ENOUGH_SESSIONS:
-        return 1 - _FEW_DROP
-    return math.exp(_bound(sessions, yardstick, _FAILURE) - median(_log_rate(entry, yardstick) for entry in sessions))
-
-
-def _rate(metric: str, rounds: Sequence[float]) -> Measurement:
-    centre, deviation = median_and_mad(rounds)
-    return Measurement(metric, centre, "tokens/s", len(rounds), f"MAD {deviation:,.3g} tokens/s")
-
-
-def _nothing(metric: str, rounds: Sequence[float]) -> Verdict:
-    return Verdict(
-        outcome=Outcome.FAIL,
-        claim=f"{metric} was measured",
-        key="nothing measured",
-        measurements=(Measurement("rounds", len(rounds), "rounds"),),
-        threshold="at least one round, each faster than 0 tokens/s",
-        threshold_source="a rate",
-        smallest_detectable="exact",
-        advice="look at why the rounds produced no tokens",
-        details=("nothing was compared: no rounds, or a round without tokens",),
+def _measurement(part: Part) -> Measurement:
+    starts = f"{len(part.starts) - 1} fresh starts, the faster" if len(part.starts) > 1 else "one start"
+    return Measurement(
+        f"{part.name}, slower than recorded",
+        100 * part.change,
+        "%",
+        len(part.recorded),
+        starts,
+        baseline=0.0,
+        limit=100 * part.limit,
     )
+
+
+def _counted(count: counts.Count) -> Measurement:
+    return Measurement(f"{count.name} a step", count.now, baseline=count.recorded, limit=count.recorded * (1 + counts.MORE))
+
+
+def _context(session: Session, recorded: Sequence[Session]) -> list[Measurement]:
+    """What the parts were made of: the accelerator's seconds, the host's share, the frozen step."""
+    found = []
+    if session.device is not None:
+        known = [1e3 * entry.device.busy_seconds for entry in recorded if entry.device is not None]
+        found.append(
+            Measurement(
+                "busy a step",
+                1e3 * session.device.busy_seconds,
+                "ms",
+                session.device.steps,
+                baseline=median(known) if known else None,
+            )
+        )
+        found.append(Measurement("host's share of a step", 100 * session.host_share, "%"))
+    if session.host is not None:
+        hosts = [1e3 * entry.host.reference_seconds for entry in recorded if entry.host is not None]
+        seconds = 1e3 * session.host.reference_seconds
+        found.append(
+            Measurement("frozen step", seconds, "ms", session.blocks + 1, session.host.reference, median(hosts) if hosts else None)
+        )
+    return found

@@ -1,50 +1,38 @@
-"""Measure an engine's speed with pytest-benchmark: fixed lengths, fresh prompts, and the device's own rates before and after."""
+"""Measure an engine's speed: blocks of fixed work with a frozen step between them, and what its accelerator does in a few steps."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llminfer.engines.launchers.local import default_threads
-from pytest_llminfer.errors import EngineError, UnsupportedError
-from pytest_llminfer.families.throughput.check import (
-    CPU_DRIFT,
-    CPU_SHORTFALL,
-    CUDA_DRIFT,
-    CUDA_SHORTFALL,
-    Session,
-    drift,
-    is_suspicious,
-    shortfall,
-    summarise_session,
-)
-from pytest_llminfer.observations.engine import Calibration
+from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.families.throughput.session import Session, summarise_session
+from pytest_llminfer.hardware import processor_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_llminfer.engines.engine import Engine
-    from pytest_llminfer.families.throughput.check import Yardstick
+    from pytest_llminfer.observations.speed import StepTrace
 
-ROUNDS, WARM_UP_ROUNDS, FRESH_STARTS = 5, 1, 4
-ATTEMPTS = 4
-"""Measurements of one start of the engine at most, until the device's own rate holds still for one."""
+BLOCKS, WARM_UP_BLOCKS, FRESH_STARTS = 12, 1, 2
+TRACED_STEPS = 8
+"""At least; a trace of all steps of a block would take longer to read than the block takes."""
 KEPT_SESSIONS = 40
-HOST_BOUND_BYTES = 2**30
-"""Below this many bytes of weights a GPU waits for the host at every step, so the host is the yardstick."""
+"""Of one processor's model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What one round asks for: ``batch`` prompts of ``prompt_tokens``, each continued by exactly ``new_tokens``.
+    """What one block asks for: ``batch`` prompts of ``prompt_tokens``, each continued by exactly ``new_tokens``.
+
+    A step is one forward pass over the batch, and makes one new token of each prompt.
 
     Attributes:
         phase: ``prefill`` counts prompt tokens per second, ``decode`` generated ones.
-        batch: Prompts of a round.
+        batch: Prompts of a block.
         prompt_tokens: Tokens of each prompt.
         new_tokens: Tokens generated for each prompt.
     """
@@ -56,8 +44,18 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Tokens that a round's rate counts."""
+        """Tokens of a block that its rate counts."""
         return self.batch * (self.prompt_tokens if self.phase == "prefill" else self.new_tokens)
+
+    @property
+    def traced_tokens(self) -> int:
+        """New tokens of a prompt while the accelerator is traced."""
+        return min(self.new_tokens, 2 * TRACED_STEPS)
+
+    @property
+    def traced_batches(self) -> int:
+        """Batches that are traced, so that there are steps enough."""
+        return -(-TRACED_STEPS // self.traced_tokens)
 
 
 WORKLOADS = {"prefill": Workload("prefill", 8, 256, 1), "decode": Workload("decode", 8, 16, 64)}
@@ -68,47 +66,107 @@ class Speed:
     """What was measured of one workload.
 
     Attributes:
-        workload: What each round asked for.
-        rounds: Tokens per second of each round.
-        before: The device's own rates before the rounds.
-        after: The device's own rates after them.
-        yardstick: Name of the rate that bounds the workload, a field of ``Calibration``.
-        drift_bound: How far that rate may move during the measurement, as a share.
-        shortfall_bound: How far it may lie below the slowest recorded one, as a share.
+        workload: What each block asked for.
+        session: The session as it is recorded.
+        kernels: Name of a kernel to how often it ran in the traced steps; empty where nothing was traced.
+        untraced: Why nothing was traced; empty where something was, and on a CPU.
     """
 
     workload: Workload
-    rounds: tuple[float, ...]
-    before: Calibration
-    after: Calibration
-    yardstick: Yardstick
-    drift_bound: float
-    shortfall_bound: float
-
-    def is_suspicious(self, recorded: Sequence[Session]) -> bool:
-        """Whether this is slower than a clean session would be, and worth fresh starts."""
-        session = summarise_session(rounds=self.rounds, before=self.before, after=self.after)
-        return is_suspicious(session=session, sessions=recorded, yardstick=self.yardstick)
-
-    def is_fair(self, recorded: Sequence[Session] = ()) -> bool:
-        """Whether the device's own rate stayed within its bound meanwhile, and is not below what it was in every recorded session.
-
-        A session that is not would spoil the record.
-        """
-        session = summarise_session(rounds=self.rounds, before=self.before, after=self.after)
-        moved = drift(before=self.before, after=self.after, yardstick=self.yardstick)
-        return moved <= self.drift_bound and shortfall(session, recorded, self.yardstick) <= self.shortfall_bound
+    session: Session
+    kernels: Mapping[str, int]
+    untraced: str = ""
 
     def record(self, previous: Mapping[str, Any] | None) -> dict[str, Any]:
-        """This session, a steady one, appended to those recorded so far, of which the last 39 are kept."""
-        session = summarise_session(rounds=self.rounds, before=self.before, after=self.after)
-        earlier = list(previous["sessions"]) if previous else []
-        return {"sessions": [*earlier[-KEPT_SESSIONS + 1 :], session.to_dict()]}
+        """This session, appended to those recorded so far, of which the last 40 of each processor's model are kept."""
+        entries = [*(previous["sessions"] if previous else []), self.session.to_dict()]
+        by_cpu: dict[str, list[int]] = {}
+        for number, entry in enumerate(entries):
+            by_cpu.setdefault((entry.get("host") or {}).get("cpu", ""), []).append(number)
+        kept = {number for numbers in by_cpu.values() for number in numbers[-KEPT_SESSIONS:]}
+        return {"sessions": [entry for number, entry in enumerate(entries) if number in kept], "kernels": dict(self.kernels)}
 
 
-def sessions(expected: Mapping[str, Any]) -> list[Session]:
+def sessions(expected: Mapping[str, Any], workload: Workload) -> list[Session]:
     """The recorded sessions of a baseline."""
-    return [Session.from_dict(entry) for entry in expected["sessions"]]
+    sizes = {"batch_tokens": workload.tokens, "steps": workload.new_tokens}
+    return [Session.from_dict(entry, **sizes) for entry in expected["sessions"]]
+
+
+def measure(engine: Engine, workload: Workload, benchmark: Any = None) -> Speed:
+    """Time twelve blocks of distinct prompts, so that no prefix cache can help, then trace the accelerator.
+
+    The trace comes last: it slows the host. benchmark: the fixture of pytest-benchmark, which shows the same blocks with the way to
+    the worker and back; None measures without it.
+    """
+    wanted = WARM_UP_BLOCKS + BLOCKS + workload.traced_batches
+    batches = _batches(engine, workload, wanted)
+    blocks: list[float] = []
+    references: list[float] = []
+    which = ""
+
+    def reference() -> None:
+        nonlocal which
+        answer = engine.reference_step()
+        which = answer.version
+        references.append(answer.seconds)
+
+    def block(prompts: list[list[int]]) -> None:
+        blocks.append(engine.time_generation(prompts, new_tokens=workload.new_tokens) / workload.new_tokens)
+
+    def before() -> tuple[tuple[list[list[int]]], dict[str, Any]]:
+        reference()
+        return (next(batches),), {}
+
+    if benchmark is None:
+        for _ in range(WARM_UP_BLOCKS + BLOCKS):
+            block(*before()[0])
+    else:
+        benchmark.extra_info.update(asdict(workload), tokens_per_round=workload.tokens, cell=str(engine.spec))
+        benchmark.pedantic(block, setup=before, rounds=BLOCKS, warmup_rounds=WARM_UP_BLOCKS)
+    reference()
+    trace, untraced = _trace(engine, list(batches), workload)
+    session = summarise_session(
+        blocks=blocks[WARM_UP_BLOCKS:],
+        references=references[WARM_UP_BLOCKS:],
+        cpu=processor_name(),
+        reference=which,
+        trace=trace,
+        rate=_rate(engine, workload) if trace else 0.0,
+    )
+    return Speed(workload, session, trace.names if trace else {}, untraced)
+
+
+def _batches(engine: Engine, workload: Workload, count: int) -> Iterator[list[list[int]]]:
+    prompts = iter(engine.model.sample_prompts(count * workload.batch, workload.prompt_tokens))
+    return iter([list(islice(prompts, workload.batch)) for _ in range(count)])
+
+
+def _trace(engine: Engine, batches: list[list[list[int]]], workload: Workload) -> tuple[StepTrace | None, str]:
+    """What the accelerator did, or why nothing is known of it."""
+    if not engine.supports("trace"):
+        return None, "" if engine.info.device == "cpu" else f"{engine.spec.engine} shows nothing of what its accelerator does"
+    try:
+        return engine.trace(batches, new_tokens=workload.traced_tokens), ""
+    except UnsupportedError as error:
+        return None, str(error)
+
+
+def _rate(engine: Engine, workload: Workload) -> float:
+    """What bounds the phase: arithmetic in prefill, reading the weights in decode."""
+    rates = engine.calibrate()
+    return rates.matmul_flops_per_second if workload.phase == "prefill" else rates.copy_bytes_per_second
+
+
+class Undecided(Protocol):
+    """A speed that fresh starts may tell more about."""
+
+    @property
+    def speed(self) -> Speed:
+        """Of the first start."""
+
+    def undecided(self, fresh: Sequence[Session]) -> bool:
+        """Whether one more fresh start could tell more."""
 
 
 class Throughput:
@@ -119,7 +177,6 @@ class Throughput:
 
     def __init__(self, engine: Engine, benchmark: Any) -> None:
         self._engine, self._benchmark = engine, benchmark
-        self._unused: Iterator[list[list[int]]] = iter(())
         self._measured: dict[Workload, Speed] = {}
 
     @property
@@ -128,113 +185,34 @@ class Throughput:
         return {"threads": default_threads()} if self._engine.info.device == "cpu" else {}
 
     def __call__(self, workload: Workload) -> Speed:
-        """Warm up, then measure five rounds of distinct prompts, so that no prefix cache can help.
+        """The speed of this start of the engine.
 
         Raises:
             UnsupportedError: pytest-benchmark is switched off, as it is under pytest-xdist.
         """
         if workload not in self._measured:
-            self._measured[workload] = self._measure(workload)
+            if self._benchmark is not None and self._benchmark.disabled:
+                raise UnsupportedError(
+                    "pytest-benchmark is switched off (as it is under pytest-xdist)",
+                    "run the throughput tests with -n0 and without --benchmark-disable",
+                )
+            self._measured[workload] = measure(self._engine, workload, self._benchmark)
         return self._measured[workload]
 
-    def _measure(self, workload: Workload) -> Speed:
-        if self._benchmark is not None and self._benchmark.disabled:
-            raise UnsupportedError(
-                "pytest-benchmark is switched off (as it is under pytest-xdist)",
-                "run the throughput tests with -n0 and without --benchmark-disable",
-            )
-        before = self._engine.calibrate()
-        self._unused = iter(_batches(self._engine, workload, attempts=ATTEMPTS))
-        if self._benchmark is None:
-            _, *seconds = [self._one_round(workload, prompts) for prompts in islice(self._unused, WARM_UP_ROUNDS + ROUNDS)]
-            return self._speed(workload, seconds, before, self._engine.calibrate())
-
-        def fresh() -> tuple[tuple[list[list[int]]], dict[str, Any]]:
-            return (next(self._unused),), {}
-
-        self._benchmark.extra_info.update(asdict(workload), tokens_per_round=workload.tokens, cell=str(self._engine.spec))
-        one_round = partial(self._one_round, workload)
-        self._benchmark.pedantic(one_round, setup=fresh, rounds=ROUNDS, warmup_rounds=WARM_UP_ROUNDS)
-        return self._speed(workload, self._benchmark.stats.stats.data, before, self._engine.calibrate())
-
-    def observe(
-        self, engine: Engine, previous: Mapping[str, Any] | None, *, workload: Workload, refuse: Callable[[Speed], None]
-    ) -> dict[str, Any]:
-        """This session's speed, appended to those recorded so far.
-
-        refuse: called with a speed during which the device's own rate moved: it would spoil the record.
-        """
+    def observe(self, engine: Engine, previous: Mapping[str, Any] | None, *, workload: Workload) -> dict[str, Any]:
+        """This session's speed, appended to those recorded so far."""
         other = self if engine is self._engine else Throughput(engine, None)
-        steady = other.fair(other(workload))
-        if not steady.is_fair():
-            refuse(steady)
-        return steady.record(previous)
+        return other(workload).record(previous)
 
-    def fair(self, speed: Speed, recorded: Sequence[Session] = ()) -> Speed:
-        """``speed`` if the device held still for it, or else what is measured again until it does; three times at most.
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the engine computes on the host's processor."""
+        return self._engine.info.device == "cpu" and not self._engine.supports("trace")
 
-        Other work on the host comes and goes within seconds, and pytest-benchmark keeps only the first measurement.
-        """
-        while not speed.is_fair(recorded) and (batches := list(islice(self._unused, ROUNDS))):
-            before = self._engine.calibrate()
-            seconds = [self._one_round(speed.workload, prompts) for prompts in batches]
-            speed = self._speed(speed.workload, seconds, before, self._engine.calibrate())
-        return speed
-
-    def confirm(self, workload: Workload) -> Speed:
-        """Measure on four fresh starts of the engine, which show one unlucky start (docs/methods.md#prediction-bound).
-
-        A round of the answer is the median of one start; its calibration is the median over the starts.
-        """
-        seconds, before, after = [], [], []
-        for _ in range(FRESH_STARTS):
+    def confirm(self, judged: Undecided) -> list[Session]:
+        """Sessions of fresh starts of the engine: two at most, and none that could tell nothing more."""
+        found: list[Session] = []
+        while len(found) < FRESH_STARTS and judged.undecided(found):
             self._engine.restart()
-            warm_up, *batches = _batches(self._engine, workload)
-            self._one_round(workload, warm_up)
-            before.append(self._engine.calibrate())
-            seconds.append(median(self._one_round(workload, prompts) for prompts in batches))
-            after.append(self._engine.calibrate())
-        return self._speed(workload, seconds, _median_rates(before), _median_rates(after))
-
-    def _one_round(self, workload: Workload, prompts: list[list[int]]) -> float:
-        """Seconds of one round.
-
-        Raises:
-            EngineError: the engine did not keep the output length, so that rates mean nothing.
-        """
-        start = time.perf_counter()
-        answers = self._engine.generate(prompts, max_tokens=workload.new_tokens, ignore_eos=True)
-        seconds = time.perf_counter() - start
-        if any(len(answer.token_ids) != workload.new_tokens for answer in answers):
-            raise EngineError(f"{self._engine.spec} did not generate exactly {workload.new_tokens} tokens a prompt, though told to")
-        return seconds
-
-    def _speed(self, workload: Workload, seconds: Sequence[float], before: Calibration, after: Calibration) -> Speed:
-        on_cpu = self._engine.info.device == "cpu"
-        return Speed(
-            workload=workload,
-            rounds=tuple(workload.tokens / duration for duration in seconds),
-            before=before,
-            after=after,
-            yardstick=_yardstick(self._engine, workload),
-            drift_bound=CPU_DRIFT if on_cpu else CUDA_DRIFT,
-            shortfall_bound=CPU_SHORTFALL if on_cpu else CUDA_SHORTFALL,
-        )
-
-
-def _median_rates(calibrations: Sequence[Calibration]) -> Calibration:
-    names = asdict(calibrations[0])
-    return Calibration(**{name: median(getattr(calibration, name) for calibration in calibrations) for name in names})
-
-
-def _batches(engine: Engine, workload: Workload, *, attempts: int = 1) -> list[list[list[int]]]:
-    prompts = engine.model.sample_prompts((WARM_UP_ROUNDS + attempts * ROUNDS) * workload.batch, workload.prompt_tokens)
-    return [prompts[start : start + workload.batch] for start in range(0, len(prompts), workload.batch)]
-
-
-def _yardstick(engine: Engine, workload: Workload) -> Yardstick:
-    """What bounds this workload: arithmetic in prefill, reading the weights in decode, the host where the weights are small."""
-    host_bytes = HOST_BOUND_BYTES if engine.info.device != "cpu" or workload.phase == "decode" else 0
-    if engine.memory().weights_bytes < host_bytes:
-        return "python_loops_per_second"
-    return "matmul_flops_per_second" if workload.phase == "prefill" else "copy_bytes_per_second"
+            found.append(measure(self._engine, judged.speed.workload).session)
+        return found

@@ -33,8 +33,8 @@ class Backend(Protocol):
     capabilities: frozenset[str]
     """Names of the requests that are answered: ``generate``, ``generate:loop``, ``generate:no_cache``, ``generate:messages``,
     ``generate:logprobs``, ``score``, ``score:decode``, ``score_top``, ``layout``, ``memory``, ``kv_cache``, ``kv_pool``, ``ranks``,
-    ``settings``, ``calibrate``, ``run``, ``compare_cache_paths``, ``cache_counters``, ``reset_prefix_cache``; of a server also
-    ``talk`` and ``serving:stop``. Known after ``load``."""
+    ``settings``, ``calibrate``, ``reference_step``, ``trace``, ``run``, ``compare_cache_paths``, ``cache_counters``,
+    ``reset_prefix_cache``; of a server also ``talk`` and ``serving:stop``. Known after ``load``."""
 
     def __init__(self, spec: EngineSpec, model_path: str, engine_args: Mapping[str, Any], progress: Progress) -> None:
         """Remember the arguments. ``model_path``: a folder with config.json, or the id of a model that the engine fetches."""
@@ -114,6 +114,12 @@ class Backend(Protocol):
 
     def calibrate(self) -> Message:
         """The fields of ``Calibration``, measured now, in about a second."""
+
+    def reference_step(self) -> Message:
+        """The fields of ``ReferenceStep``: a frozen decode step, measured now in the first rank's process, in about 0.1 seconds."""
+
+    def trace(self, *, batches: Sequence[Sequence[Sequence[int]]], sampling: Message) -> Message:
+        """The fields of ``StepTrace``: what the first rank's accelerator does while each batch of prompts is generated for."""
 
     def run(self, *, path: str, function: str, arguments: Message) -> Message:
         """``{"result": …}``: the user's ``function`` from the file ``path``, called with the live model and ``arguments``."""

@@ -58,6 +58,22 @@ def median_seconds(action: Callable[[], object], *, budget_seconds: float = 0.3,
     return statistics.median(times)
 
 
+def mean_seconds(step: Callable[[], object], *, budget_seconds: float = 0.1, least: int = 5, warm_up: int = 3) -> float:
+    """Mean seconds of ``step`` over about ``budget_seconds`` and ``least`` steps, after ``warm_up`` steps that do not count.
+
+    The mean, as of the work beside which it is measured: what slows a share of the time slows both.
+    """
+    for _ in range(warm_up):
+        step()
+    start = now = time.perf_counter()
+    done = 0
+    while done < least or now - start < budget_seconds:
+        step()
+        done += 1
+        now = time.perf_counter()
+    return (now - start) / done
+
+
 def python_loops_per_second() -> float:
     """Turns of a fixed interpreter loop: what bounds a small model, whose kernels are shorter than their calls."""
 

@@ -30,7 +30,8 @@ class LlamacppBackend:
     capabilities = frozenset(
         {
             "generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode", "score_top",
-            "layout", "memory", "kv_cache", "kv_pool", "ranks", "settings", "calibrate", "run",
+            "layout", "memory", "kv_cache", "kv_pool", "ranks", "settings", "calibrate",
+            "reference_step", "run",
         }
     )  # fmt: skip
 
@@ -139,6 +140,10 @@ class LlamacppBackend:
     def calibrate(self) -> Message:
         """What the host can do right now."""
         return dict(self._part("calibration").measure())
+
+    def reference_step(self) -> Message:
+        """A frozen decode step of NumPy in this process."""
+        return dict(importlib.import_module("pytest_llminfer.worker.backends.speed.reference_numpy").measure())
 
     def run(self, *, path: str, function: str, arguments: Message) -> Message:
         """The user's function, called with the live ``llama_cpp.Llama``, whose cache is empty."""

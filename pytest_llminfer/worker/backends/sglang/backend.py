@@ -30,7 +30,7 @@ class SglangBackend:
     capabilities = frozenset(
         {
             *("generate", "generate:no_cache", "generate:logprobs", "score", "score_top"),
-            *("layout", "memory", "kv_pool", "ranks", "settings", "calibrate", "run"),
+            *("layout", "memory", "kv_pool", "ranks", "settings", "calibrate", "reference_step", "run"),
             *("cache_counters", "reset_prefix_cache"),
         }
     )
@@ -69,6 +69,8 @@ class SglangBackend:
         self._live = live.LiveEngine.start(self._spec, given, self._progress)
         seconds = {"import": imported - started, "load": time.perf_counter() - imported}
         self._facts = self._live.ask("facts")[0]
+        if self._facts["device"] == "cuda":
+            self.capabilities = self.capabilities | {"trace"}
         if not self._facts.pop("keeps_prefixes"):
             self.capabilities = self.capabilities - {"reset_prefix_cache"}
         reports.check_pool(self._engine_args.get("max_total_tokens"), self.kv_pool())
@@ -240,6 +242,17 @@ class SglangBackend:
     def calibrate(self) -> Message:
         """The device's rates in the first scheduler; the interpreter's here, since a scheduler's own loop competes with it."""
         return {**self._live.ask("calibrate")[0], "python_loops_per_second": host.python_loops_per_second()}
+
+    def reference_step(self) -> Message:
+        """A frozen decode step of torch in the first scheduler."""
+        return self._live.ask("reference_step")[0]
+
+    def trace(self, *, batches: Sequence[Sequence[Sequence[int]]], sampling: Message) -> Message:
+        """What the first scheduler gives its GPU to do while SGLang generates for each batch."""
+        self._live.ask("trace_start")
+        for prompts in batches:
+            self.generate(prompts=prompts, sampling=sampling)
+        return self._live.ask("trace_stop", steps=len(batches) * sampling["max_tokens"])[0]
 
     def run(self, *, path: str, function: str, arguments: Message) -> Message:
         """The user's function, called in every scheduler with its share of the model; the first rank's result.

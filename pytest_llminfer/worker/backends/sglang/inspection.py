@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_llminfer.worker.backends import probe
+from pytest_llminfer.worker.backends.speed import reference_torch
+from pytest_llminfer.worker.backends.speed.device_trace import DeviceTrace
 from pytest_llminfer.worker.backends.transformers import calibration, faults, layout, memory, storage
 
 if TYPE_CHECKING:
@@ -115,6 +117,21 @@ class Inspection:
     def answer_calibrate(self) -> dict[str, Any]:
         """What the device can do beside the engine."""
         return calibration.measure(self._device, self._scheduler.model_config.dtype)
+
+    def answer_reference_step(self) -> dict[str, Any]:
+        """A frozen decode step on this rank's device; nothing but in the first rank."""
+        return {} if any(self._ranks.values()) else dict(reference_torch.measure(self._device))
+
+    def answer_trace_start(self) -> dict[str, Any]:
+        """Begin to trace what the first rank's device does."""
+        if not any(self._ranks.values()):
+            self._trace = DeviceTrace(self._device)
+            self._trace.start()
+        return {}
+
+    def answer_trace_stop(self, *, steps: int) -> dict[str, Any]:
+        """The fields of ``StepTrace`` since it began."""
+        return {} if any(self._ranks.values()) else self._trace.stop(steps=steps)
 
     def answer_run(self, *, path: str, function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The user's function with the live model of this rank."""

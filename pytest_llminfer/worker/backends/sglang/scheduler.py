@@ -75,6 +75,8 @@ def _answer_beside_the_event_loop(scheduler_class: Any, listener: socket.socket,
     scheduler_class.run_event_loop = run_event_loop
 
 
+_IN_TURN = ("memory", "reference_step", "trace_start", "trace_stop")
+"""Answered by the loop's own thread: what its rounds hold or compute would be counted with it."""
 _IDLE_ROUNDS = 3
 _PATIENCE = 5.0
 """Seconds after which a loop counts as idle that keeps its last batch for good, as that of a pipeline's stage does."""
@@ -130,7 +132,7 @@ def _serve(listener: socket.socket, inspection: Inspection, turns: Turns) -> Non
         while (question := read_message(stream)) is not None:
             try:
                 answer = functools.partial(inspection.answer, question["method"], question["params"])
-                reply = {"result": turns.run(answer) if question["method"] == "memory" else answer()}
+                reply = {"result": turns.run(answer) if question["method"] in _IN_TURN else answer()}
             except BaseException as error:  # noqa: BLE001 - whatever goes wrong is an answer: the scheduler lives on
                 reply = {"error": describe(error)}
             write_message(stream, reply)

@@ -16,11 +16,13 @@ from pytest_llminfer.worker.backends import probe, requests
 from pytest_llminfer.worker.backends.batching import plan_batches
 from pytest_llminfer.worker.backends.host import median_seconds, processor_name, python_loops_per_second
 from pytest_llminfer.worker.backends.simulated import generation, scoring
+from pytest_llminfer.worker.backends.simulated.clock import Clock
 from pytest_llminfer.worker.backends.simulated.faults import Faults
 from pytest_llminfer.worker.backends.simulated.llama import Llama
 from pytest_llminfer.worker.backends.simulated.profile import Profile
 from pytest_llminfer.worker.backends.simulated.shape import Shape
 from pytest_llminfer.worker.backends.simulated.weights import random_weights, read_weights
+from pytest_llminfer.worker.backends.speed import reference_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,13 +35,16 @@ _MATMUL_SIZE, _COPY_BYTES = 512, 32 << 20
 
 
 class SimulatedBackend:
-    """A Llama in float32. ``engine_args``: ``max_batch_tokens``, and ``fault`` with its arguments (see ``faults.FAULTS``)."""
+    """A Llama in float32. ``engine_args``: ``max_batch_tokens``, and ``fault`` with its arguments (see ``faults.FAULTS``).
+
+    With ``accelerator`` it tells the time by a modelled clock, as an accelerator and its host would (see ``clock.Clock``).
+    """
 
     capabilities = frozenset(
         {
             *("generate", "generate:loop", "generate:no_cache", "generate:logprobs"),
             *("score", "score:decode", "score_top"),
-            *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "run"),
+            *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "reference_step", "run"),
         }
     )
 
@@ -62,7 +67,10 @@ class SimulatedBackend:
         start = time.perf_counter()
         self._check_spec()
         given = self._engine_args.pop("max_batch_tokens", None)
+        modelled = bool(self._engine_args.pop("accelerator", False))
         self._faults = Faults.read(self._engine_args)
+        self._clock = Clock(self._faults) if modelled else None
+        self.capabilities = type(self).capabilities | ({"trace"} if modelled else set())
         self._max_batch_tokens = self._faults.default(MAX_BATCH_TOKENS) if given is None else given
         self._progress("loading", 0, 1)
         shape = Shape.read(read_configuration(self._model_path))
@@ -106,7 +114,8 @@ class SimulatedBackend:
         outputs = request.outputs()
         self._faults.change_answers(outputs, prompts, self._model.shape.vocab_size)
         self._faults.linger(time.perf_counter() - start)
-        return {"outputs": outputs}
+        steps = max(len(output["token_ids"]) for output in outputs)
+        return {"outputs": outputs, **({"seconds": self._clock.seconds(steps)} if self._clock is not None else {})}
 
     def score(self, *, sequences: Sequence[Sequence[int]], cache_path: str = "prefill") -> Message:
         """Log-probabilities of given tokens; cache path ``decode`` feeds them one by one, and is where a damaged cache shows."""
@@ -191,7 +200,10 @@ class SimulatedBackend:
         }
 
     def calibrate(self) -> Message:
-        """What NumPy can do right now."""
+        """What NumPy can do right now, or the modelled accelerator."""
+        if self._clock is not None:
+            rate = self._clock.rate()
+            return {"matmul_flops_per_second": 150 * rate, "copy_bytes_per_second": rate, "python_loops_per_second": 1e7}
         left, right = np.random.default_rng(0).standard_normal((2, _MATMUL_SIZE, _MATMUL_SIZE), np.float32)
         source = np.ones(_COPY_BYTES, np.uint8)
         target = np.empty_like(source)
@@ -200,6 +212,18 @@ class SimulatedBackend:
             "copy_bytes_per_second": 2 * _COPY_BYTES / median_seconds(lambda: np.copyto(target, source)),
             "python_loops_per_second": python_loops_per_second(),
         }
+
+    def reference_step(self) -> Message:
+        """A frozen step of NumPy, or of the modelled clock."""
+        return self._clock.reference_step() if self._clock is not None else dict(reference_numpy.measure())
+
+    def trace(self, *, batches: Sequence[Sequence[Sequence[int]]], sampling: Message) -> Message:
+        """What the modelled accelerator does while it generates for each batch."""
+        if self._clock is None:
+            raise UnsupportedError("the simulated engine has no accelerator", "start it with the engine argument accelerator=true")
+        for prompts in batches:
+            self.generate(prompts=prompts, sampling=sampling)
+        return self._clock.trace(len(batches) * sampling["max_tokens"])
 
     def run(self, *, path: str, function: str, arguments: Message) -> Message:
         """The user's function, called with the live :class:`~pytest_llminfer.worker.backends.simulated.llama.Llama`."""

@@ -31,6 +31,12 @@ FAULTS = {
     "drop_answer": "the last answer of the request is missing",
     "leak": "fault_bytes are kept for ever at every generate request",
     "slow": "generation takes fault_factor times as long",
+    "slow_kernels": "the accelerator takes fault_factor times as long, by the simulated clock",
+    "slow_clocks": "the same, and so it does for whatever else it is asked",
+    "add_kernels": "the accelerator runs more kernels, which take no time",
+    "slow_host": "the host takes fault_factor times as long for a step, by the simulated clock",
+    "other_host": "the same, and so it does for a frozen step",
+    "lost_graph": "kernels are launched one by one, and the host takes fault_factor times as long",
     "crash": "the process dies of SIGSEGV in generate",
     "exit": "the process exits with status 3 in generate",
     "hang": "generate never answers",
@@ -84,7 +90,8 @@ class Faults:
         for given, value in engine_args.items():
             if given not in arguments:
                 raise BadInputError(
-                    f"unknown engine argument {given!r} for the simulated engine; valid: {', '.join(arguments)}, max_batch_tokens"
+                    f"unknown engine argument {given!r} for the simulated engine; "
+                    f"valid: {', '.join(arguments)}, max_batch_tokens, accelerator"
                 )
             kind = type(getattr(cls(), arguments[given]))
             if not isinstance(value, (int, float) if kind is float else kind):
@@ -136,6 +143,10 @@ class Faults:
                 raise OutOfMemoryError(f"out of memory while generating: {error}") from error
         if self.active("leak"):
             self.leaked.append(np.ones(self.bytes, np.uint8))
+
+    def stretch(self, name: str) -> float:
+        """What seconds are multiplied with while this fault acts: ``factor``, otherwise 1."""
+        return self.factor if self.active(name) else 1.0
 
     def linger(self, seconds: float) -> None:
         """Take ``factor`` times as long as the ``seconds`` that the work took."""

@@ -38,7 +38,7 @@ class TransformersBackend:
     capabilities = frozenset(
         {
             *("generate", "generate:loop", "generate:no_cache", "generate:logprobs", "score", "score:decode", "score_top"),
-            *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "run", "compare_cache_paths"),
+            *("layout", "memory", "kv_cache", "ranks", "settings", "calibrate", "reference_step", "run", "compare_cache_paths"),
         }
     )
 
@@ -76,6 +76,7 @@ class TransformersBackend:
             self._import_framework(needed)
             live = importlib.import_module("pytest_llminfer.worker.backends.transformers.live")
             self._live = live.LiveModel.load(self._spec, self._model_path, arguments, self._progress, started=started)
+            self.capabilities = self.capabilities | self._live.capabilities
             return {**self._live.information(*needed), "capabilities": sorted(self.capabilities)}
 
         params = {"spec": self._spec.to_dict(), "model_path": self._model_path, "engine_args": dict(self._engine_args)}
@@ -158,6 +159,17 @@ class TransformersBackend:
     def calibrate(self) -> Message:
         """What the device can do right now."""
         return dict(self._live.calibrate())
+
+    def reference_step(self) -> Message:
+        """A frozen decode step of torch on this device."""
+        return self._live.reference_step()
+
+    def trace(self, *, batches: Sequence[Sequence[Sequence[int]]], sampling: Message) -> Message:
+        """What this process gives its GPU to do while it generates for each batch."""
+        for prompts in batches:
+            requests.check_tokens(prompts, extra=sampling["max_tokens"], **self._live.limits)
+        params = {"batches": batches, "sampling": sampling}
+        return self._by_all("trace", params, lambda: self._live.trace(batches, sampling))[0]
 
     def run(self, *, path: str, function: str, arguments: Message) -> Message:
         """The user's function, called with the live model (a ``torch.nn.Module``) whose parameters need no gradient.

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.worker.backends.packages import versions
 from pytest_llminfer.worker.backends.requests import check_tokens
+from pytest_llminfer.worker.backends.speed import reference_torch
+from pytest_llminfer.worker.backends.speed.device_trace import DeviceTrace
 from pytest_llminfer.worker.backends.transformers import (
     cache,
     calibration,
@@ -245,6 +247,24 @@ class LiveModel:
         """KV heads of a layer of the whole model."""
         text = self.model.config.get_text_config()
         return getattr(text, "num_key_value_heads", None) or int(text.num_attention_heads)
+
+    @property
+    def capabilities(self) -> set[str]:
+        """What this device answers: only what a GPU does can be traced."""
+        return {"trace"} if self.device.type == "cuda" else set()
+
+    def reference_step(self) -> dict[str, Any]:
+        """The fields of ``ReferenceStep``."""
+        with inference("timing a reference step"):
+            return reference_torch.measure(self.device)
+
+    def trace(self, batches: Sequence[Sequence[Sequence[int]]], sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of ``StepTrace``."""
+        device_trace = DeviceTrace(self.device)
+        device_trace.start()
+        for prompts in batches:
+            self.generate(prompts, sampling, 0, "engine")
+        return device_trace.stop(steps=len(batches) * sampling["max_tokens"])
 
     def calibrate(self) -> dict[str, float]:
         """The fields of ``Calibration``."""

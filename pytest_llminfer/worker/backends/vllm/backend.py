@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _CAPABILITIES = frozenset(
     {
         "generate", "generate:no_cache", "generate:logprobs", "score", "score_top", "layout", "memory", "kv_pool", "ranks",
-        "settings", "calibrate", "run",
+        "settings", "calibrate", "reference_step", "run",
     }
 )  # fmt: skip
 
@@ -149,6 +149,16 @@ class VllmBackend:
     def calibrate(self) -> Message:
         """What the first rank's device can do now."""
         return self._live.calibrate()
+
+    def reference_step(self) -> Message:
+        """A frozen decode step of torch in the first rank's process."""
+        return self._live.reference_step()
+
+    def trace(self, *, batches: Sequence[Sequence[Sequence[int]]], sampling: Message) -> Message:
+        """What the first rank gives its GPU to do while vLLM generates for each batch."""
+        for prompts in batches:
+            requests.check_tokens(prompts, extra=sampling["max_tokens"], **self._live.limits)
+        return self._live.trace(batches, sampling)
 
     def run(self, *, path: str, function: str, arguments: Message) -> Message:
         """The user's function, called in every rank with its live model (a ``torch.nn.Module``); the first rank's result."""

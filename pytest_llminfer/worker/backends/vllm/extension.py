@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from pytest_llminfer.worker.backends import probe
+from pytest_llminfer.worker.backends.speed import reference_torch
+from pytest_llminfer.worker.backends.speed.device_trace import DeviceTrace
 from pytest_llminfer.worker.backends.transformers import calibration
 from pytest_llminfer.worker.backends.transformers.device import device_id, driver_version
 from pytest_llminfer.worker.backends.transformers.storage import StorageCount
@@ -19,6 +21,8 @@ from pytest_llminfer.worker.protocol.failures import describe
 
 # This module is imported right before vLLM makes its worker: what is in use now is the zero of the peaks.
 _BOOKS = rank_memory.Books()
+_TRACES: list[DeviceTrace] = []
+"""The one that is being taken."""
 
 
 class RankExtension:
@@ -89,6 +93,21 @@ class _Questions:
         if self._worker.rank != 0:
             return {}
         return calibration.measure(self._device, self._worker.model_config.dtype)
+
+    def reference_step(self) -> dict[str, Any]:
+        """A frozen decode step on this rank's device; nothing but in the first rank."""
+        return dict(reference_torch.measure(self._device)) if self._worker.rank == 0 else {}
+
+    def trace_start(self) -> dict[str, Any]:
+        """Begin to trace what the first rank's device does."""
+        if self._worker.rank == 0:
+            _TRACES.append(DeviceTrace(self._device))
+            _TRACES[-1].start()
+        return {}
+
+    def trace_stop(self, *, steps: int) -> dict[str, Any]:
+        """The fields of ``StepTrace`` since it began."""
+        return _TRACES.pop().stop(steps=steps) if _TRACES else {}
 
     def run(self, *, path: str, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The user's function, called with the live model of this rank."""

@@ -54,6 +54,7 @@ class LiveEngine:
         """What this engine answers because of how it was started; without a prefix cache there is nothing to empty."""
         found = {
             "score:decode": self.decode,
+            "trace": self._ranks[0]["device"] != "cpu",
             "reset_prefix_cache": bool(self._config.cache_config.enable_prefix_caching),
             "cache_counters": bool(getattr(self.llm.llm_engine, "log_stats", False)),
         }
@@ -200,6 +201,17 @@ class LiveEngine:
     def calibrate(self) -> dict[str, Any]:
         """What the first rank's device can do now."""
         return self._ask("calibrate")[0]
+
+    def reference_step(self) -> dict[str, Any]:
+        """A frozen decode step in the first rank."""
+        return self._ask("reference_step")[0]
+
+    def trace(self, batches: Sequence[Sequence[Sequence[int]]], sampling: dict[str, Any]) -> dict[str, Any]:
+        """What the first rank's device does while vLLM generates for each batch."""
+        self._ask("trace_start")
+        for prompts in batches:
+            self.generate(prompts, sampling, 0, cached=True)
+        return self._ask("trace_stop", steps=len(batches) * sampling["max_tokens"])[0]
 
     def run(self, path: str, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The user's function, in every rank; the first one's result."""
