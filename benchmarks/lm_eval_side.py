@@ -50,6 +50,8 @@ MAX_TOKENS = 256
 OPTIONS = ("--engine=transformers", "--model=reference", "--quantization=none", "--dataset=synthetic")
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *OPTIONS)
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+VERSION_1 = {"strict": "####@1", "flexible": "last-number@1"}
+"""The versions of the readings that are lm-eval's; later ones read more."""
 READINGS = {"strict-match": "strict", "flexible-extract": "flexible"}
 
 GENERATING = f"""
@@ -192,10 +194,10 @@ def compare(theirs: LmEval, model: Model, problems: Sequence[Problem], setting: 
         same += their_text == ours
         for name, reading in READINGS.items():
             their_grade = samples[problem.id][name]["exact_match"] == 1
-            if getattr(grade(problem, their_text), reading) != their_grade:
+            if getattr(grade(problem, their_text, VERSION_1), reading) != their_grade:
                 sys.exit(f"{form}: {problem.id} is graded {their_grade} by lm-eval ({name}) and otherwise by us:\n{their_text}")
             found.theirs[name] += their_grade
-            found.ours[name] += getattr(grade(problem, ours), reading)
+            found.ours[name] += getattr(grade(problem, ours, VERSION_1), reading)
     return Scores(found.n, found.theirs, found.ours, same)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -74,7 +73,8 @@ class Bench:
     def __init__(self, questions: int) -> None:
         self.model, self.dataset = Model("reference"), load("synthetic")
         self.questions = QuestionSet(self.dataset, self.model, questions)
-        expected = json.loads((BASELINES / "gsm8k.json").read_text())["entries"][ENTRY]["expected"]
+        record = json.loads((BASELINES / "gsm8k.json").read_text())["entries"][ENTRY]
+        expected, self.extractors = record["expected"], record["conditions"]["extractors"]
         ids = [problem.id for problem in self.dataset.ordered(20260101)]
         self.recorded: Recorded = unpack(expected, ids[: expected["questions"]])
         self.count = questions
@@ -97,14 +97,13 @@ class Bench:
     def judge(
         self, engine: Engine, change: Callable[[list[Any]], list[Any]] | None = None, *, seed: int = 0, tolerated: float = 0.0
     ) -> Row:
-        """The verdicts on one run; ``change``: made of the answers of each chunk. ``seed``: of the order within a chunk."""
-        test = AccuracyTest(self.recorded, questions=self.count, margin=tolerated or 0.02, tolerated=tolerated)
+        """The verdicts on one run; ``change``: made of the answers of each chunk. ``seed``: of the order."""
+        test = AccuracyTest(self.recorded.shuffled(seed), questions=self.count, margin=tolerated or 0.02, tolerated=tolerated)
         answers: dict[str, Answer] = {}
         verdict = None
         for upto in test.chunks:
             ids = list(test.order[len(answers) : upto])
-            random.Random(seed).shuffle(ids)  # noqa: S311 - an order, no secret
-            answers |= self.questions.graded(engine, ids, watched=len(answers) < WATCHED)
+            answers |= self.questions.graded(engine, ids, watched=len(answers) < WATCHED, extractors=self.extractors)
             if change:
                 answers = dict(zip(answers, change(list(answers.values())), strict=True))
             if verdict := test.look(answers):

@@ -181,6 +181,16 @@ class Baseline:
         key = self._key(family, per_hardware=per_hardware, per_parallelism=per_parallelism, by=by, unquantized=unquantized)
         return self._look_up(key, own=self._is_own(by, unquantized=unquantized))[1] is not None
 
+    def conditions(self, family: str, *, unquantized: bool = False) -> dict[str, Any]:
+        """Of the record that :meth:`expected` judges by; empty where there is none, and where this run makes it anew."""
+        spec, own = self._engine.spec, self._is_own("", unquantized=unquantized)
+        key = self._key(family, per_hardware=False, per_parallelism=False, by="", unquantized=unquantized)
+        writes = own and not (spec.parallel or spec.serve)
+        if self._recording.mode not in ("", "new") and writes and key not in self._session.records:
+            return {}
+        _, record = self._look_up(key, own=own)
+        return dict(record.conditions) if record is not None else {}
+
     def versions(self, family: str, *, per_hardware: bool = False, per_parallelism: bool = False) -> dict[str, str]:
         """Of the engine and its packages when what :meth:`expected` finds was recorded; empty where nothing is."""
         key = self._key(family, per_hardware=per_hardware, per_parallelism=per_parallelism, by="", unquantized=False)

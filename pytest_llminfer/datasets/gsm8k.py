@@ -1,20 +1,23 @@
 """Problems in GSM8K's format, and how a model's answer to one is read and graded.
 
-The two ways of reading are those of lm-evaluation-harness (tasks/gsm8k/gsm8k.yaml): ``strict`` takes the number of the first
-``#### <number>``; ``flexible`` takes the last thing in the text that looks like a number. Unlike there, numbers are compared
-by value: 18, 18.00, $18 and 18. are the same answer.
+There are two readings: ``strict`` takes the number of the first ``#### <number>``; ``flexible`` takes the last number of the text.
+Numbers are compared by value: 18, 18.00 and 18. are the same answer. Version 1 of both finds what lm-evaluation-harness
+(tasks/gsm8k/gsm8k.yaml) finds, and stays as it is; version 2 (``readings``) is that of new records. A record is judged by the
+versions that it was made with.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
 
+from pytest_llminfer.datasets import readings
 from pytest_llminfer.errors import DatasetError
 
-EXTRACTORS = {"strict": "####@1", "flexible": "last-number@1"}
-"""Name and version of each way of reading an answer; a change of behaviour is a new version, and baselines record it."""
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
@@ -43,11 +46,15 @@ class Graded:
         strict: Whether the number after the first ``####`` is right.
         flexible: Whether the last number of the text is right.
         format_miss: Whether ``#### <number>`` is missing.
+        read_strict: The number that the strict reading found; None without one.
+        read_flexible: The number that the flexible reading found; None without one.
     """
 
     strict: bool
     flexible: bool
     format_miss: bool
+    read_strict: Decimal | None = field(default=None, compare=False)
+    read_flexible: Decimal | None = field(default=None, compare=False)
 
 
 def extract_strict(text: str) -> Decimal | None:
@@ -64,22 +71,44 @@ def extract_flexible(text: str) -> Decimal | None:
     return _number(last[0]) if last else None
 
 
-def gold(problem: Problem) -> Decimal:
+STRICT: dict[str, Callable[[str], Decimal | None]] = {"####@1": extract_strict, "####@2": readings.extract_strict}
+FLEXIBLE: dict[str, Callable[[str], Decimal | None]] = {
+    "last-number@1": extract_flexible,
+    "last-number@2": readings.extract_flexible,
+}
+"""By name and version; a change of behaviour is a new version, and baselines record it."""
+
+EXTRACTORS = {"strict": "####@2", "flexible": "last-number@2"}
+"""Those of new records."""
+
+_GOLD = {"####@1": extract_strict, "####@2": readings.extract_gold}
+
+
+def knows(extractors: Mapping[str, str]) -> bool:
+    """Whether answers can be read by these versions."""
+    return extractors.get("strict") in STRICT and extractors.get("flexible") in FLEXIBLE
+
+
+def gold(problem: Problem, extractors: Mapping[str, str] = EXTRACTORS) -> Decimal:
     """The right answer.
 
     Raises:
         DatasetError: the solution has no ``#### <number>``.
     """
-    value = extract_strict(problem.answer)
+    value = _GOLD[extractors["strict"]](problem.answer)
     if value is None:
-        raise DatasetError(f"the answer of {problem.id} has no line '#### <number>'; add one, or leave the problem out")
+        raise DatasetError(
+            f"the answer of {problem.id} has no line '#### <number>', or one that goes on as something else; "
+            "write a whole or decimal number there, or leave the problem out"
+        )
     return value
 
 
-def grade(problem: Problem, text: str) -> Graded:
-    """Compare a model's ``text`` with the right answer of ``problem``."""
-    right, strict = gold(problem), extract_strict(text)
-    return Graded(strict=strict == right, flexible=extract_flexible(text) == right, format_miss=strict is None)
+def grade(problem: Problem, text: str, extractors: Mapping[str, str] = EXTRACTORS) -> Graded:
+    """Compare a model's ``text`` with the right answer of ``problem``, by these versions of the readings."""
+    right, strict = gold(problem, extractors), STRICT[extractors["strict"]](text)
+    flexible = FLEXIBLE[extractors["flexible"]](text)
+    return Graded(strict == right, flexible == right, strict is None, read_strict=strict, read_flexible=flexible)
 
 
 def _number(text: str) -> Decimal | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.datasets.fingerprint import fingerprint, items_sha256
-from pytest_llminfer.datasets.gsm8k import Problem, extract_strict
+from pytest_llminfer.datasets.gsm8k import Problem
+from pytest_llminfer.datasets.readings import extract_gold
 from pytest_llminfer.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def _problem(place: str, row: object) -> Problem:
     for key in ("question", "answer"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise DatasetError(f"{place}: no text in {key!r}; {_FORMAT}")
-    if extract_strict(row["answer"]) is None:
-        raise DatasetError(f"{place}: no '#### <number>' in 'answer'; {_FORMAT}")
+    if extract_gold(row["answer"]) is None:
+        raise DatasetError(f"{place}: no '#### <number>' in 'answer', or one that goes on as something else; {_FORMAT}")
     return Problem(_id(place, row), row["question"], row["answer"])
 
 

@@ -91,7 +91,7 @@ FORMS = {
         PromptForm("zero-shot", version=1, chat=True, question=ZERO_SHOT),
         PromptForm(
             "5-shot",
-            version=1,
+            version=2,  # 1 sent no stop strings, and counted the tokens after one
             chat=False,
             question=FEW_SHOT_QUESTION,
             example=FEW_SHOT_EXAMPLE,

@@ -24,6 +24,7 @@ class Sampling(FromMessage):
         seed: Seed of the draw; of no effect where decoding is greedy.
         stop_token_ids: Tokens that end an answer beside the model's own end tokens; empty for none.
         ignore_eos: Whether the model's end tokens do not end an answer, for fixed output lengths.
+        stop: Strings before which an answer ends; empty for none.
     """
 
     max_tokens: int
@@ -34,12 +35,12 @@ class Sampling(FromMessage):
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a message, and for a baseline's fingerprint."""
-        return {
-            entry.name: list(value) if isinstance(value := getattr(self, entry.name), tuple) else value for entry in fields(self)
-        }
+        """Plain data for a message, and for a baseline's fingerprint, which has no ``stop`` where there is none."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "stop" or self.stop}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,10 +90,12 @@ class SessionReport:
         )
         if folder is not None:
             from pytest_llminfer.errors import BadInputError
-            from pytest_llminfer.report.files import write
+            from pytest_llminfer.report.files import write, write_answers
 
             try:
                 write(folder, self._result)
+                if answers := self._answers(gathering):
+                    write_answers(folder, answers)
             except BadInputError as error:
                 self._lines.append(f"ERROR: {error}")
                 self._fail_if_told(session, self._lines)
@@ -104,6 +106,12 @@ class SessionReport:
     def _fail_if_told(self, session: pytest.Session, lines: Sequence[str]) -> None:
         if any(line.startswith("ERROR") for line in lines):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _answers(self, gathering: Gathering) -> list[dict[str, Any]]:
+        """What the cells answered, a row a question."""
+        from pytest_llminfer.families.accuracy.section import ANSWERS
+
+        return [{"cell": note["cell"], **row} for note in gathering.notes(ANSWERS) for row in note["rows"]]
 
     def _settle(self, gathering: Gathering) -> list[str]:
         from pytest_llminfer.families.accuracy import section

@@ -136,16 +136,18 @@ GROUPS = (
             Option("--dataset", "synthetic, openai/gsm8k, or a JSONL or Parquet file in GSM8K's format", "NAME", "synthetic"),
             Option(
                 "--gsm8k-questions",
-                "how many questions are asked, or 'all'; unless given all on a GPU, 300 on a CPU and of a server that runs "
-                "elsewhere",
+                "how many questions are asked at most, or 'all'; unless given all on a GPU, 1,000 on a CPU and of a server "
+                "that runs elsewhere",
                 "N",
             ),
             Option("--gsm8k-form", "how questions are put: zero-shot, or the published 5-shot", "FORM", "zero-shot"),
-            Option("--gsm8k-concurrency", "questions in flight at once; an eighth of all unless given", "N"),
+            Option("--gsm8k-concurrency", "questions in flight at once; unless given an eighth of all on a GPU, else 32", "N"),
+            Option("--gsm8k-order", "seed of the order in which questions are asked; drawn anew each session unless given", "SEED"),
             Option("--gsm8k-runs", "how often each question is asked for a baseline", "K", "4"),
             Option(
                 "--accuracy-margin",
-                "the drop in points that a PASS rules out; 2, or 4 for four bits against sixteen, unless given",
+                "the drop in points that a PASS rules out; unless given 2, or 6 for four bits against sixteen, and more where the "
+                "record supports no less",
                 "POINTS",
             ),
             Option("--full", "ask all questions, though the verdict is reached earlier"),
@@ -186,7 +188,11 @@ GROUPS = (
                 "other weights too",
                 choices=("all", "new", "replace"),
             ),
-            Option("--llminfer-report", "folder for results.json: all that the session found, as data", "DIR"),
+            Option(
+                "--llminfer-report",
+                "folder for results.json, all that the session found, as data, and answers.jsonl, what was answered",
+                "DIR",
+            ),
             Option("--llminfer-strict", "a missing baseline or an inconclusive verdict fails"),
         ),
     ),

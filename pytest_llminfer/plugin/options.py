@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from pytest_llminfer.baselines.settings import BaselineSettings
-from pytest_llminfer.families.accuracy.settings import AccuracySettings
+from pytest_llminfer.families.accuracy.settings import ANSWERS_FILE, AccuracySettings
 from pytest_llminfer.families.divergence.settings import DivergenceSettings
 from pytest_llminfer.families.execution_modes.settings import ExecutionModesSettings
 from pytest_llminfer.families.layout.settings import CheckpointSettings
@@ -179,11 +179,19 @@ def resolve(config: pytest.Config) -> Options:
             margin=read.optional("accuracy_margin", values.points),
             full=read.is_on("full"),
             run_history=read.is_on("run_history"),
+            order=read.optional("gsm8k_order", values.positive),
+            answers_file=_answers_file(config),
         ),
         divergence=DivergenceSettings(limits=read.one("divergence_limits", values.limits, without="{}")),
         execution_modes=ExecutionModesSettings(kv_variants=read.is_on("kv_variants")),
         checkpoints=CheckpointSettings(paths=read.listed("checkpoint")),
     )
+
+
+def _answers_file(config: pytest.Config) -> str:
+    """Where a verdict says that the answers are: as the folder of the report was named."""
+    folder = config.getoption("llminfer_report", None) or config.getini("llminfer_report")
+    return f"{folder}/{ANSWERS_FILE}" if folder else ""
 
 
 def _model_names(read: _Reader) -> dict[str, str]:

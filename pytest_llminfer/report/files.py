@@ -1,16 +1,19 @@
-"""The result of a session as a file, ``results.json``."""
+"""The result of a session as files: ``results.json``, and ``answers.jsonl`` where questions were answered."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.baselines.document import replace_file
 from pytest_llminfer.errors import BadInputError
+from pytest_llminfer.families.accuracy.settings import ANSWERS_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from pytest_llminfer.report.result import SessionResult
 
 RESULTS = "results.json"
@@ -33,6 +36,22 @@ def write(folder: Path, result: SessionResult) -> Path:
         replace_file(path, text)
     except OSError as error:
         raise BadInputError(f"{path} cannot be written: {error.strerror or error}; {_kept_elsewhere(text)}") from error
+    return path
+
+
+def write_answers(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write what was answered into ``folder``: a JSON object a line. What an earlier session left there is replaced.
+
+    Raises:
+        BadInputError: it cannot be written there.
+    """
+    path = folder / ANSWERS_FILE
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be written: {error.strerror or error}") from error
     return path
 
 

@@ -27,7 +27,7 @@ SECTIONS = {"parallelism": parallelism, "accuracy": accuracy, "memory": memory}
 _NOTED = {"parallelism": parallelism.PARALLELISM, "accuracy": accuracy.EVIDENCE, "memory": memory.MEMORY}
 
 
-_KNOWN = {VERDICT, LOADED, DECIDED_BY_RECORD, SIDE_FILE, *_NOTED.values(), RECORD, USED, MISSING}
+_KNOWN = {VERDICT, LOADED, DECIDED_BY_RECORD, SIDE_FILE, accuracy.ANSWERS, *_NOTED.values(), RECORD, USED, MISSING}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.stats import sign_flips
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 _NODES = 256
 """Of Gauss-Legendre quadrature over q: exact for K = 1 up to 510 changed questions, since the integrand is a polynomial."""
+
+_UNIT = 48
+"""Steps of a change of one question from right to wrong."""
 
 _JUDGED = (1, 2, 3, 4, 6)
 """First past runs that are judged; from 8 on every power of two, and one and a half of it."""
@@ -38,7 +43,8 @@ class Drift:
     Attributes:
         past_runs: How many past runs there are.
         log_e: Natural logarithm of the pooled e-value over all of them.
-        needed: The ``log_e`` that proves a drift at the last judged past run, in nats.
+        log_p: Natural logarithm of the p-value with the question as the unit, at most 0.
+        needed: What both ``log_e`` and ``-log_p`` must reach to prove a drift at the last judged past run, in nats.
         judged_at: Past runs at which the evidence was judged, counted from 1.
         proven_at: The past run at which a drift was proven; None where it was not, or where later past runs have outweighed the
             evidence.
@@ -46,6 +52,7 @@ class Drift:
 
     past_runs: int
     log_e: float
+    log_p: float
     needed: float
     judged_at: tuple[int, ...]
     proven_at: int | None
@@ -75,7 +82,7 @@ def log_e_of_pairs(lost: int, won: int) -> float:
     """:func:`log_e` of one run beside one, of which so many pairs changed sides."""
     from pytest_llminfer.stats.exchangeable import Tally
 
-    return log_e(Tally(lost + won, 1, (0, lost + won, 0), lost, lost, won, lost, won))
+    return log_e(Tally((0, lost), (won, 0)))
 
 
 def pooled_log_e(right_counts: Sequence[int], runs: int, asked: Sequence[int], right: Sequence[int]) -> float:
@@ -132,6 +139,11 @@ def drift_verdict(right_counts: Sequence[int], runs: int, past_runs: Sequence[Se
 
     past_runs: for each, the outcome of every question in the order of ``right_counts``, None where it was not asked.
 
+    Two things must prove it. The pooled e-value takes the record's own noise for all the noise there is, and every past run for one
+    of its own. An engine that repeats one draw is one observation, however many nights it runs, and another kernel decides near
+    ties anew: so the questions must prove it too, each counted once, by the exact test of sign flips of what its past runs lost in
+    the mean (:func:`p_value_of_questions`). The evidence is the smaller of the two, in nats.
+
     The pooled e-value has a mean of at most 1 at every past run, but is no martingale over past runs: what is exchangeable is
     conditioned on anew as runs arrive, so that Ville's inequality does not cover its maximum. The false alarms of all past runs
     are therefore shared out: alpha / (j (j + 1)), which adds up to alpha over all j, to the j-th judged past run, and only past
@@ -139,11 +151,10 @@ def drift_verdict(right_counts: Sequence[int], runs: int, past_runs: Sequence[Se
     for 5.1 nats beyond 1/alpha, where a share for every past run (6 alpha / (pi m)^2) would ask for 9.5.
 
     What was proven stands for as long as the evidence of all past runs is still what it took: one bad past run, or a drift that is
-    mended, is outweighed by the past runs that follow. That only takes alarms away, and hardly those of a drift that lasts: one of
-    1 point (d = 3 %, K = 4) once proven was so at 98 % of the later past runs, by 40 simulated run history of 64 past runs.
+    mended, is outweighed by the past runs that follow.
     """
     asked, right = [0] * len(right_counts), [0] * len(right_counts)
-    judged, found, value, taken = judged_runs(len(past_runs)), None, 0.0, 0.0
+    judged, found, value, log_p, taken = judged_runs(len(past_runs)), None, 0.0, 0.0, 0.0
     for number, outcomes in enumerate(past_runs, 1):
         for position, outcome in zip(range(len(right_counts)), outcomes, strict=True):
             if outcome is not None:
@@ -151,11 +162,25 @@ def drift_verdict(right_counts: Sequence[int], runs: int, past_runs: Sequence[Se
                 right[position] += outcome
         if number in judged or number == len(past_runs):
             value = pooled_log_e(right_counts, runs, asked, right)
-            if found is not None and value < taken:
+            log_p = math.log(max(p_value_of_questions(right_counts, runs, asked, right), 1e-300))
+            if found is not None and min(value, -log_p) < taken:
                 found = None
-        if found is None and number in judged and value >= log_e_needed(judged.index(number) + 1, alpha):
+        if found is None and number in judged and min(value, -log_p) >= log_e_needed(judged.index(number) + 1, alpha):
             found, taken = number, log_e_needed(judged.index(number) + 1, alpha)
-    return Drift(len(past_runs), value, log_e_needed(max(1, len(judged)), alpha), judged, found)
+    return Drift(len(past_runs), value, log_p, log_e_needed(max(1, len(judged)), alpha), judged, found)
+
+
+def p_value_of_questions(right_counts: Sequence[int], runs: int, asked: Sequence[int], right: Sequence[int]) -> float:
+    """The p-value of sign flips of D_i = s_i / K - (share of right answers in the past runs that asked question i).
+
+    The question is the unit: runs that are copies of each other say what one of them says. D_i is taken to the nearest
+    1/48, which is exact for 1, 2, 3, 4, 6, 8, 12, 16, 24 and 48 runs on either side.
+    """
+    table: Counter[int] = Counter()
+    for before, past_runs, now in zip(right_counts, asked, right, strict=True):
+        if past_runs:
+            table[round(_UNIT * (before / runs - now / past_runs))] += 1
+    return sign_flips.p_value(table)
 
 
 @lru_cache(maxsize=1)

@@ -11,12 +11,13 @@ NumPy is imported where an array is needed, not with the module.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.stats import paired, sequential
+from pytest_llminfer.stats import paired
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,41 +25,64 @@ if TYPE_CHECKING:
 _STEPS = 80
 """Halvings of an interval of length 2: below the spacing of doubles."""
 
-_SUPPORTED = NormalDist().inv_cdf(0.9)
-"""A margin is supported if a run without a drop passes in nine of ten cases."""
-
-_ABOVE = 1 + 1e-9
-"""Equal runs reach a boundary exactly or not at all: the factor keeps rounding from deciding."""
-
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """The outcomes of one new run beside K recorded ones, as the sums that the statistics need.
+    """The outcomes of one new run beside K recorded ones, by how many of those were right.
 
     Attributes:
-        n: Questions.
-        runs: Recorded runs, K; at least 1.
-        by_wrong: (K + 2,) how many questions have w wrong answers among the K + 1 runs, for w = 0 … K + 1.
-        wrong_now: Wrong answers of the new run to the questions with 0 < w < K + 1.
-        right_before: Right answers of all K recorded runs together, 0 … K n.
-        right_now: Right answers of the new run, 0 … n.
-        lost: Questions that most recorded runs have right and the new one has wrong; a tie among the recorded runs does not count.
-        won: Questions that most recorded runs have wrong and the new one has right; a tie does not count.
+        missed: (K + 1,) how many questions with s = 0 … K right recorded answers the new run has wrong.
+        held: (K + 1,) how many of them it has right.
     """
 
-    n: int
-    runs: int
-    by_wrong: tuple[int, ...]
-    wrong_now: int
-    right_before: int
-    right_now: int
-    lost: int
-    won: int
+    missed: tuple[int, ...]
+    held: tuple[int, ...]
+
+    @property
+    def n(self) -> int:
+        """Questions."""
+        return sum(self.missed) + sum(self.held)
+
+    @property
+    def runs(self) -> int:
+        """K."""
+        return len(self.missed) - 1
+
+    @property
+    def by_wrong(self) -> tuple[int, ...]:
+        """How many questions have w wrong answers among the K + 1 runs, for w = 0 … K + 1."""
+        wrong, right = (*reversed(self.missed),), (*reversed(self.held),)
+        return tuple(below + above for below, above in zip((*right, 0), (0, *wrong), strict=True))
+
+    @property
+    def wrong_now(self) -> int:
+        """Wrong answers of the new run in the questions with 0 < w < K + 1."""
+        return sum(self.missed[1:])
+
+    @property
+    def right_before(self) -> int:
+        """Right answers in all K runs together (0 … K n)."""
+        return sum(s * (wrong + right) for s, (wrong, right) in enumerate(zip(self.missed, self.held, strict=True)))
+
+    @property
+    def right_now(self) -> int:
+        """Right answers of the new run."""
+        return sum(self.held)
+
+    @property
+    def lost(self) -> int:
+        """Questions that most recorded runs have right and the new one wrong; a tie among the recorded runs is none."""
+        return sum(count for s, count in enumerate(self.missed) if 2 * s > self.runs)
+
+    @property
+    def won(self) -> int:
+        """Questions that most recorded runs have wrong and the new one right."""
+        return sum(count for s, count in enumerate(self.held) if 2 * s < self.runs)
 
     @property
     def informative(self) -> int:
         """Questions that the K + 1 runs do not all answer alike."""
-        return self.n - self.by_wrong[0] - self.by_wrong[-1]
+        return self.n - self.missed[0] - self.held[-1]
 
     @property
     def expected(self) -> float:
@@ -70,6 +94,20 @@ class Tally:
         """V: of :attr:`wrong_now` around :attr:`expected`."""
         total = self.runs + 1
         return sum(w * (total - w) * count for w, count in enumerate(self.by_wrong)) / total**2
+
+    @property
+    def changes(self) -> dict[int, int]:
+        """K D_i, with D_i = s_i / K - Y_i, to the number of questions where it is so; without those where it is 0."""
+        table: Counter[int] = Counter()
+        for s, (wrong, right) in enumerate(zip(self.missed, self.held, strict=True)):
+            table[s] += wrong
+            table[s - self.runs] += right
+        return {change: count for change, count in table.items() if change and count}
+
+    @property
+    def squares(self) -> float:
+        """The sum of D_i squared: the variance of the sum of D_i where each was as likely to have the other sign."""
+        return sum(change**2 * count for change, count in self.changes.items()) / self.runs**2
 
 
 def tally(right_counts: Sequence[int], runs: int, right_now: Sequence[bool]) -> Tally:
@@ -87,26 +125,12 @@ def tally(right_counts: Sequence[int], runs: int, right_now: Sequence[bool]) -> 
         if not 0 <= count <= runs:
             raise ValueError(f"{count} right answers in {runs} runs is impossible")
         (held if right else missed)[count] += 1
-    return from_counts(missed, held)
+    return Tally(tuple(missed), tuple(held))
 
 
 def from_counts(missed: Sequence[int], held: Sequence[int]) -> Tally:
     """The tally from how many questions with s = 0 … K recorded right answers the new run has wrong (missed), and right (held)."""
-    runs = len(missed) - 1
-    by_wrong = [0] * (runs + 2)
-    for right_before, (wrong, right) in enumerate(zip(missed, held, strict=True)):
-        by_wrong[runs - right_before + 1] += wrong
-        by_wrong[runs - right_before] += right
-    return Tally(
-        n=sum(missed) + sum(held),
-        runs=runs,
-        by_wrong=tuple(by_wrong),
-        wrong_now=sum(missed[1:]),
-        right_before=sum(s * (missed[s] + held[s]) for s in range(runs + 1)),
-        right_now=sum(held),
-        lost=sum(count for s, count in enumerate(missed) if 2 * s > runs),
-        won=sum(count for s, count in enumerate(held) if 2 * s < runs),
-    )
+    return Tally(tuple(missed), tuple(held))
 
 
 def p_value(counts: Tally) -> float:
@@ -128,14 +152,10 @@ def p_value(counts: Tally) -> float:
     return min(1.0, float(density[counts.wrong_now :].sum()))
 
 
-def z_fail(counts: Tally) -> float:
-    """(T - E) / sqrt(V): standard errors of wrong answers above what exchangeability leaves; 0.0 with none informative."""
-    variance = counts.variance
-    return (counts.wrong_now - counts.expected) / math.sqrt(variance) if variance else 0.0
-
-
 def drop(counts: Tally) -> tuple[float, float]:
-    """The drop in accuracy and its standard error, both as shares: mean(s / K - Y), ((K + 1) / K) sqrt(V) / n.
+    """The drop in accuracy and its standard error, both as shares: mean(D), sqrt(max(((K + 1) / K)^2 V, sum D^2)) / n.
+
+    The first variance is what the recorded runs differ in among themselves, the second what the new run differs from them in.
 
     Raises:
         ValueError: no questions.
@@ -143,13 +163,14 @@ def drop(counts: Tally) -> tuple[float, float]:
     if not counts.n:
         raise ValueError("the drop over no questions")
     estimate = (counts.right_before / counts.runs - counts.right_now) / counts.n
-    return estimate, (counts.runs + 1) / counts.runs * math.sqrt(counts.variance) / counts.n
+    variance = max(((counts.runs + 1) / counts.runs) ** 2 * counts.variance, counts.squares)
+    return estimate, math.sqrt(variance) / counts.n
 
 
-def z_pass(counts: Tally, margin: float) -> float:
+def z_below(counts: Tally, margin: float) -> float:
     """How many standard errors the drop lies below ``margin`` (a share), with the variance that the margin adds (0 < margin < 1).
 
-    (m n - sum D) / sqrt(((K + 1) / K)^2 V + n m (1 - m)); with K = 1 Tango's score, :func:`paired.tango_z`.
+    (m n - sum D) / sqrt(max(((K + 1) / K)^2 V, sum D^2) + n m (1 - m)); with K = 1 Tango's score, :func:`paired.tango_z`.
     """
     if counts.runs == 1:
         lost, won = counts.wrong_now, counts.by_wrong[1] - counts.wrong_now
@@ -162,7 +183,7 @@ def z_pass(counts: Tally, margin: float) -> float:
 def drop_upper_bound(counts: Tally, confidence: float = 0.95) -> float:
     """The largest drop (a share) that is not ruled out, one-sided: every margin above it passes; 1.0 for n = 0.
 
-    The greater root of :func:`z_pass` = the normal quantile, a quadratic equation in the margin; with K = 1 Tango's limit.
+    The greater root of :func:`z_below` = the normal quantile, a quadratic equation in the margin; with K = 1 Tango's limit.
     Where the run is so much better that no drop is left, the negative limit estimate + z SE.
     """
     if not counts.n:
@@ -212,30 +233,6 @@ def smallest_detectable_drop(n: int, runs: int, discordance: float, alpha: float
         low, high = (low, middle) if spread <= middle * math.sqrt(n) else (middle, high)
     fewest = math.floor(-math.log(alpha) / math.log(runs + 1)) + 1
     return min(1.0, max(high, fewest / n))
-
-
-def smallest_margin(n: int, runs: int, discordance: float, looks: int = sequential.LOOKS) -> float:
-    """The smallest margin (a share) at which a run without a drop passes in nine of ten cases, at the last of ``looks``.
-
-    The m at which :func:`z_pass` of a run whose drop is 1.28 SE0, as no more than one in ten is, reaches the boundary of PASS
-    (2.226 at each of 8 looks): (m - 1.28 SE0) / sqrt(SE0^2 + m (1 - m) / n) with SE0 = sqrt(d/2 (1 + 1/K) / n); with K = 1
-    Tango's variance in the root (docs/methods.md#sizes). 1.0 for n = 0.
-    """
-    if n == 0:
-        return 1.0
-    looks = min(looks, n)
-    needed = _ABOVE * sequential.boundary(sequential.PASS_ALPHA, looks, looks=looks, shape=sequential.POCOCK)
-    error = math.sqrt(discordance / 2 * (1 + 1 / runs) / n)
-    low, high = 0.0, 1.0
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        if runs == 1:
-            changed = max(discordance, _SUPPORTED * error)
-            variance = paired.score_variance((changed + _SUPPORTED * error) / 2, (changed - _SUPPORTED * error) / 2, middle) / n
-        else:
-            variance = error**2 + middle * (1 - middle) / n
-        low, high = (low, middle) if middle - _SUPPORTED * error >= needed * math.sqrt(variance) else (middle, high)
-    return high
 
 
 @lru_cache(maxsize=8192)

@@ -1,9 +1,8 @@
 """Looks at a run while it is under way: boundaries that keep the false alarms of all looks together, and the order of questions.
 
 The walk of a Gaussian sum over equal chunks crosses the boundary z_k = C (looks / k)^(1/2 - shape) at any of its looks with
-probability alpha (Wang and Tsiatis (1987), Biometrics 43, p. 193). Shape 0.25 spends little early and is used for FAIL;
-shape 0.5, Pocock's constant boundary, is used for PASS (docs/methods.md#looks, docs/methods.md#pass). NumPy is imported where an
-array is needed.
+probability alpha (Wang and Tsiatis (1987), Biometrics 43, p. 193). Shape 0.25, which spends little early, is used for FAIL
+(docs/methods.md#looks). NumPy is imported where an array is needed.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LOOKS = 8
-PASS_ALPHA = 0.05
 WANG_TSIATIS = 0.25
-POCOCK = 0.5
 
 _NODES = 96
 _BELOW = 7.0
@@ -73,22 +70,9 @@ def chunks(n: int, looks: int = LOOKS) -> tuple[int, ...]:
     return tuple(math.ceil(n * look / looks) for look in range(1, looks + 1))
 
 
-def stratified_order(right_counts: Sequence[int], runs: int, seed: int) -> tuple[int, ...]:
-    """Positions 0 … n - 1 in the order in which to ask, so that every stretch holds the same mixture of questions.
-
-    Three kinds of questions: right in every recorded run, in some, in none. Each is shuffled (by SHA-256 of seed and
-    position, the same on every machine) and spread evenly, so that any two chunks of one length differ by at most two
-    questions of a kind.
-    """
-    kinds: dict[int, list[int]] = {}
-    for position, count in enumerate(right_counts):
-        kinds.setdefault((count > 0) + (count == runs), []).append(position)
-    placed: list[tuple[float, bytes, int]] = []
-    for kind, positions in kinds.items():
-        start = int.from_bytes(_hash(seed, -1 - kind)[:6]) / 2**48
-        drawn = sorted((_hash(seed, position), position) for position in positions)
-        placed += [((rank + start) / len(drawn), key, position) for rank, (key, position) in enumerate(drawn)]
-    return tuple(position for _, _, position in sorted(placed))
+def shuffled(ids: Sequence[str], seed: int) -> tuple[str, ...]:
+    """``ids`` in an order drawn by ``seed``: sorted by SHA-256 of seed and id, the same on every machine."""
+    return tuple(sorted(ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()))
 
 
 @lru_cache(maxsize=65536)
@@ -152,8 +136,3 @@ def _legendre() -> tuple[Any, Any]:
     import numpy as np
 
     return np.polynomial.legendre.leggauss(_NODES)
-
-
-@lru_cache(maxsize=16384)
-def _hash(seed: int, position: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{position}".encode()).digest()

@@ -5,43 +5,46 @@ from __future__ import annotations
 import json
 import re
 
-import power_in_methods
 import pytest
+import simulated_runs
 
 from pytest_llminfer.stats import codebooks, sequential
 from tests.support.paths import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "methods.md").read_text()
+MEASURED = json.loads((REPOSITORY / "benchmarks" / "power_of_shipped.json").read_text())
 
 
-def text(cells: tuple[str, ...]) -> str:
-    return " / ".join(cell or "–" for cell in cells)
+def shown(setting: simulated_runs.Setting, names: str) -> list[float]:
+    return [MEASURED[str(setting)][name][0] for name in names.split()]
 
 
-@pytest.mark.parametrize("runs", [1, 4])
-def test_power_at_the_end_is_that_which_the_benchmark_is_held_to(runs: int) -> None:
-    row = [text(cells) for (of, _), cells in power_in_methods.AT_THE_END.items() if of == runs]
-    assert f"| **exact, K = {runs}, α = .01** | {' | '.join(row)} |" in PAGE
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(", ")]
 
 
-@pytest.mark.parametrize("setting", power_in_methods.WITH_LOOKS, ids=str)
-def test_power_with_looks_is_that_which_the_benchmark_is_held_to(setting: tuple[int, float, float]) -> None:
-    runs, discordance, margin = setting
-    row = [" / ".join(cell for cell in cells if cell) for cells in power_in_methods.WITH_LOOKS[setting]]
-    assert f"| {runs} | {100 * discordance:g} % | {100 * margin:g} | {' | '.join(row)} |" in PAGE
+def test_power_is_that_which_the_benchmark_last_measured() -> None:
+    settings = simulated_runs.settings()["nothing changed, and drops"]
+    rows = re.findall(
+        r"^\| (\d) \| (\d+) % \| (\d) \| ([\d., ]+) \| ([\d., ]+) \| ([\d., ]+) \| ([\d., ]+) \|$", PAGE, re.MULTILINE
+    )
+    assert len(rows) == len(settings) / 4
+    names = ("asked pass fail", "asked pass fail", "pass fail", "asked fail")
+    for number, (runs, discordance, margin, *columns) in enumerate(rows):
+        for setting, wanted, column in zip(settings[4 * number : 4 * number + 4], names, columns, strict=True):
+            assert (setting.runs, setting.margin, setting.noise.recorded) == (int(runs), int(margin) / 100, int(discordance) / 100)
+            assert numbers(column) == pytest.approx(shown(setting, wanted), abs=0.51 if "asked" in wanted else 0.051)
 
 
-def test_power_by_the_rules_in_use_is_that_which_the_benchmark_last_measured() -> None:
-    measured = json.loads((REPOSITORY / "benchmarks" / "power_of_shipped.json").read_text())
-    rows = re.findall(r"^\| (\d) \| (\d) % \| (\d) \| ([\d., ]+) \| ([\d., ]+) \| ([\d., ]+) \| ([\d., ]+) \|$", PAGE, re.MULTILINE)
-    assert len(rows) == len(measured) / 4
-    for runs, discordance, margin, *columns in rows:
-        for drop, names, column in zip(
-            (0, 2, 3, 5), ("asked pass fail", "asked pass fail", "fail", "asked fail"), columns, strict=True
-        ):
-            cell = measured[f"K={runs} d= {discordance}.0 m={margin} drop={drop}"]
-            for name, shown in zip(names.split(), column.split(", "), strict=True):
-                assert float(shown) == round(cell[name][0], len(shown.partition(".")[2]))
+def test_rates_under_near_ties_decided_anew_are_those_measured() -> None:
+    settings = simulated_runs.settings()["near ties decided anew, nothing lost"]
+    rows = re.findall(r"^\| ([\d.]+) % \| ([\d.]+) %(, drawn anew)? \| ([\d., ]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == len(settings) / 2
+    for (recorded, anew, redrawn, column, alone), ours, theirs in zip(rows, settings[::2], settings[1::2], strict=True):
+        assert (ours.noise.recorded, ours.noise.rerolled) == pytest.approx((float(recorded) / 100, float(anew) / 100))
+        assert (ours.noise.redrawn, theirs.alone) == (bool(redrawn), True)
+        assert numbers(column) == pytest.approx(shown(ours, "asked pass fail"), abs=0.51)
+        assert float(alone) == pytest.approx(MEASURED[str(theirs)]["fail"][0], abs=0.006)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.001, 0.05])

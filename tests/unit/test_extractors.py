@@ -1,4 +1,4 @@
-"""What the two readings of an answer hold for any text, and that no text makes them slow."""
+"""What version 1 of the two readings of an answer holds for any text, and that no text makes it slow."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pytest_llminfer.datasets.gsm8k import Graded, Problem, extract_flexible, extract_strict, grade
 
+VERSION_1 = {"strict": "####@1", "flexible": "last-number@1"}
 MARKS = "$,.-"
 NEAR_NUMBERS = st.text(alphabet="#### $,.-0123456789\n a\u0663\uff13\u2212\u00b2", max_size=60)
 TEXTS = st.one_of(st.text(), NEAR_NUMBERS)
@@ -105,7 +106,7 @@ def test_flexible_is_the_documented_number(text: str) -> None:
 
 @given(TEXTS)
 def test_any_text_has_a_grade(text: str) -> None:
-    graded = grade(Problem("one", "How many?", "#### 18"), text)
+    graded = grade(Problem("one", "How many?", "#### 18"), text, VERSION_1)
     assert isinstance(graded, Graded)
     assert graded.strict == (extract_strict(text) == 18)
     assert graded.format_miss == (extract_strict(text) is None)

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pytest_llminfer.datasets.gsm8k import EXTRACTORS, Graded, Problem, extract_flexible, extract_strict, gold, grade
+from pytest_llminfer.datasets.gsm8k import EXTRACTORS, Graded, Problem, extract_flexible, extract_strict, gold, grade, knows
 from pytest_llminfer.errors import DatasetError
+
+VERSION_1 = {"strict": "####@1", "flexible": "last-number@1"}
 
 
 def problem(answer: str = "2 + 16 = 18\n#### 18") -> Problem:
@@ -105,5 +107,16 @@ def test_gold_is_exact() -> None:
     assert gold(problem("#### 1,234.10")) == Decimal("1234.1")
 
 
-def test_extractors_are_versioned() -> None:
-    assert EXTRACTORS == {"strict": "####@1", "flexible": "last-number@1"}
+def test_extractors_are_versioned_and_old_ones_kept() -> None:
+    assert EXTRACTORS == {"strict": "####@2", "flexible": "last-number@2"}
+    assert knows(EXTRACTORS)
+    assert knows(VERSION_1)
+    assert not knows({"strict": "####@3", "flexible": "last-number@1"})
+    assert not knows({})
+
+
+def test_an_answer_is_read_by_the_versions_that_its_record_was_made_with() -> None:
+    assert grade(problem("#### 9500"), "#### 9{,}500", VERSION_1) == Graded(strict=False, flexible=False, format_miss=False)
+    assert grade(problem("#### 9500"), "#### 9{,}500") == Graded(strict=True, flexible=True, format_miss=False)
+    assert grade(problem("#### 12"), "pages 10-12", VERSION_1).flexible is False
+    assert grade(problem("#### 12"), "pages 10-12").flexible is True

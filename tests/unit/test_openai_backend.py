@@ -43,6 +43,10 @@ def test_known_engines_get_every_sampling_field_and_unknown_servers_only_those_a
     assert (body["presence_penalty"], body["frequency_penalty"]) == (0.0, 0.0)
     assert body["ignore_eos"] is False
     assert body["stop_token_ids"] == []
+    assert "stop" not in body
+    generate(load(), [[1]], stop=["Question:", "</s>"])
+    assert fake.bodies[-1]["stop"] == ["Question:", "</s>"]
+    fake.bodies[1:] = []
 
     fake.models[0]["owned_by"] = "somebody"
     backend = load()

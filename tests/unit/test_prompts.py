@@ -64,7 +64,7 @@ def test_a_question_may_hold_braces() -> None:
 
 def test_conditions_tell_forms_and_examples_apart() -> None:
     base = FIVE.conditions(solved(5))
-    assert base["prompt_form"] == "5-shot@1"
+    assert base["prompt_form"] == "5-shot@2"
     assert base["stop"] == ["Question:", "</s>", "<|im_end|>"]
     assert base["examples_sha256"] != FIVE.conditions(solved(6)[1:])["examples_sha256"]
     assert base["examples_sha256"] != FIVE.conditions(solved(5)[::-1])["examples_sha256"]

@@ -62,7 +62,7 @@ def test_a_slower_host_part_fails_on_the_same_host_alone() -> None:
     assert check(elsewhere).outcome is Outcome.PASS
 
 
-# Wall seconds, busy seconds, frozen step, ln of the step over it, h, and kernels, copies, waits and launches in as many steps: three
+# Wall seconds, busy seconds, frozen step, ln of the step over it, h, and (steps, kernels, copies, waits, launches): three
 # clean starts of vLLM 0.25.1 on one H200 (tools/speed_on_gpu.py).
 VLLM_STARTS = {
     "prefill": [

@@ -1,4 +1,4 @@
-"""What became of one question; the verdicts on many are in ``sequential_accuracy`` and ``answers``. Standard library only."""
+"""What became of one question; the verdicts on many are in ``check`` and ``answers``. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,26 @@ from typing import Literal
 
 Gate = Literal["flexible", "strict"]
 """The reading of an answer that counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an engine answered to one question, before it is graded.
+
+    Attributes:
+        text: The answer, up to the first stop string.
+        truncated: Whether it was cut off at the token limit.
+        tokens: Generated tokens.
+        off_argmax: Largest distance in nats of a chosen token's log-probability from the likeliest of its step; None where the
+            engine gives no log-probabilities.
+        unlikely: How many chosen tokens lie beyond a tie with the likeliest.
+    """
+
+    text: str
+    truncated: bool
+    tokens: int
+    off_argmax: float | None
+    unlikely: int
 
 
 @dataclass(frozen=True, slots=True)

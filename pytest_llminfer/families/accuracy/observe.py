@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.datasets.few_shot import load_examples
 from pytest_llminfer.datasets.fingerprint import prompts_sha256
-from pytest_llminfer.datasets.gsm8k import EXTRACTORS, Problem, grade
+from pytest_llminfer.datasets.gsm8k import EXTRACTORS, Problem
 from pytest_llminfer.datasets.load import SYNTHETIC, Dataset
 from pytest_llminfer.datasets.prompts import FORMS, PromptForm
 from pytest_llminfer.errors import InvalidSpecError, UnsupportedError
-from pytest_llminfer.families.accuracy import sampler
-from pytest_llminfer.families.accuracy.grading import Answer
+from pytest_llminfer.families.accuracy import reading, sampler
+from pytest_llminfer.families.accuracy.grading import Answer, Reply
 from pytest_llminfer.families.accuracy.record import ORDER_SEED, pack
 from pytest_llminfer.observations.generation import Generation, Sampling
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.models.model import Model
 
-CPU_QUESTIONS = 300
+MOST_QUESTIONS = 1000
+"""Asked at most where no accelerator answers them, unless told otherwise: a clean run stops after a fourth of them."""
 RUNS = 4
 """Of a baseline: more gain little (docs/methods.md#sizes)."""
 WARM_UP_PROMPTS, WARM_UP_TOKENS, WARM_UP_ANSWER = 16, 64, 4
@@ -73,33 +75,40 @@ class Asking:
 
     def __init__(self, questions: QuestionSet, engine: Engine, *, whole: bool) -> None:
         self._questions, self._engine, self._whole = questions, engine, whole
-        self._answers: dict[str, Answer] = {}
+        self._replies: dict[str, Reply] = {}
+        self._shown: set[str] = set()
         self._seconds = 0.0
 
-    def ask(self, ids: Sequence[str], following: Sequence[str] = ()) -> Answered:
+    def ask(self, ids: Sequence[str], following: Sequence[str] = (), *, extractors: Mapping[str, str] = EXTRACTORS) -> Answered:
         """The answers to the questions with these ids, in their order; the seconds are those of all that was asked so far.
 
-        ``following``: asked along where fewer are left than are to be in flight at once.
+        ``following``: asked along where fewer are left than are to be in flight at once. ``extractors``: that read the answers.
         """
         wanted = self._questions.ids(self._engine) if self._whole else ids
-        missing = [name for name in dict.fromkeys([*wanted, *ids]) if name not in self._answers]
+        missing = [name for name in dict.fromkeys([*wanted, *ids]) if name not in self._replies]
         if missing:
-            if at_once := self._questions.concurrency:
-                more = [name for name in following if name not in self._answers and name not in missing]
+            if at_once := self._questions.at_once(self._engine):
+                more = [name for name in following if name not in self._replies and name not in missing]
                 missing += more[: -len(missing) % at_once]
-            if not self._answers:
+            if not self._replies:
                 self._warm_up()
             started = time.perf_counter()
-            fresh = self._questions.graded(self._engine, missing, watched=len(self._answers) < WATCHED)
+            fresh = self._questions.replies(self._engine, missing, watched=len(self._replies) < WATCHED)
             self._seconds += time.perf_counter() - started
-            self._answers |= fresh
-        return Answered({name: self._answers[name] for name in ids}, self._seconds)
+            self._replies |= fresh
+        return Answered({name: self._questions.grade(name, self._replies[name], extractors) for name in ids}, self._seconds)
 
     def some(self) -> Answered:
         """What was answered so far; all questions where nothing was, or where times are compared."""
-        if self._whole or not self._answers:
+        if self._whole or not self._replies:
             return self.ask(self._questions.ids(self._engine))
-        return Answered(dict(self._answers), self._seconds)
+        return self.ask(list(self._replies))
+
+    def unshown(self, extractors: Mapping[str, str]) -> list[dict[str, Any]]:
+        """What was answered since this was last asked, in words, for whoever reads the answers: a row a question, as plain data."""
+        fresh = {name: reply for name, reply in self._replies.items() if name not in self._shown}
+        self._shown |= fresh.keys()
+        return [self._questions.show(name, reply, extractors) for name, reply in fresh.items()]
 
     def _warm_up(self) -> None:
         """What an engine compiles for its first batch is no part of the time; other prompts, so that no prefix is cached."""
@@ -114,7 +123,7 @@ class Asking:
 class QuestionSet:
     """The questions of a dataset in their fixed order, worded for one model.
 
-    ``limit``: how many are asked; None means all on an accelerator and 300 on a CPU. ``runs``: how often each is asked for a
+    ``limit``: how many are asked; None means all on an accelerator and 1,000 on a CPU. ``runs``: how often each is asked for a
     record. ``form``: of ``datasets.prompts.FORMS``; ``source``: the dataset's name or path, where solved examples are looked for.
     ``concurrency``: how many are put to the engine at once; None for as many as are wanted. ``whole``: whether all are asked as
     soon as one is, so that times can be compared between cells.
@@ -139,7 +148,9 @@ class QuestionSet:
         self._source = source
         self._whole = whole
         self._asking: dict[Engine, Asking] = {}
-        self.sampling = Sampling(max_tokens=MAX_TOKENS.get(dataset.name, DEFAULT_MAX_TOKENS))
+        self.sampling = Sampling(max_tokens=MAX_TOKENS.get(dataset.name, DEFAULT_MAX_TOKENS), stop=self._form.stop)
+        self.order_seed = secrets.randbits(32)
+        """Of the order in which this session's runs ask, unless another is given."""
 
     @cached_property
     def _problems(self) -> dict[str, Problem]:
@@ -165,8 +176,11 @@ class QuestionSet:
             texts = [self._model.render_chat(text) for text in texts]
         return dict(zip(self._texts, self._model.encode_many(texts, start=not self._form.chat), strict=True))
 
-    def conditions(self, engine: Engine) -> dict[str, Any]:
-        """What must be equal for two runs to be compared; the number of questions need not be."""
+    def conditions(self, engine: Engine, extractors: Mapping[str, str] = EXTRACTORS) -> dict[str, Any]:
+        """What must be equal for two runs to be compared; the number of questions need not be.
+
+        extractors: by which this run's answers are read.
+        """
         if self._by_messages(engine):
             text = "\n".join(self._texts.values())
             prompts, template = hashlib.sha256(text.encode()).hexdigest(), "the server's"
@@ -179,8 +193,8 @@ class QuestionSet:
             "order_seed": ORDER_SEED,
             "prompts_sha256": prompts,
             "chat_template_sha256": template,
-            "extractors": EXTRACTORS,
-            "sampling": self.sampling.to_dict(),
+            "extractors": dict(extractors),
+            "sampling": replace(self.sampling, stop=()).to_dict(),
             **self._form.conditions(self._examples),
         }
 
@@ -194,7 +208,7 @@ class QuestionSet:
 
     def count(self, engine: Engine) -> int:
         """How many questions this engine is asked."""
-        default = len(self._problems) if engine.info.device not in ("cpu", "remote") else CPU_QUESTIONS
+        default = len(self._problems) if engine.info.device not in ("cpu", "remote") else MOST_QUESTIONS
         return min(self._limit or default, len(self._problems))
 
     @property
@@ -216,15 +230,39 @@ class QuestionSet:
         """Whether what the engine chooses can be held against its own distribution, step by step."""
         return self.sampling.temperature == 0 and engine.supports("generate:logprobs")
 
-    def graded(self, engine: Engine, ids: Sequence[str], *, watched: bool = False) -> dict[str, Answer]:
+    def at_once(self, engine: Engine) -> int | None:
+        """How many questions an engine is asked at least, where so many are left; None for as many as are wanted.
+
+        On an accelerator a chunk of an eighth: a few dozen would leave it idle, and cost as much time.
+        """
+        if self.concurrency is None and engine.info.device not in ("cpu", "remote"):
+            return -(-self.count(engine) // 8)
+        return self.concurrency
+
+    def graded(
+        self, engine: Engine, ids: Sequence[str], *, watched: bool = False, extractors: Mapping[str, str] = EXTRACTORS
+    ) -> dict[str, Answer]:
         """The graded answers to these questions, asked now, by id; ``watched``: with log-probabilities, where the engine can."""
+        found = self.replies(engine, ids, watched=watched)
+        return {name: self.grade(name, reply, extractors) for name, reply in found.items()}
+
+    def replies(self, engine: Engine, ids: Sequence[str], *, watched: bool = False) -> dict[str, Reply]:
+        """What the engine says to these questions, asked now, by id; as :meth:`graded`."""
         asked: dict[str, Any] = {"logprobs": sampler.TOP} if watched and self.watches_sampler(engine) else {}
         prompts = self.prompts(engine, ids)
         step = self.concurrency or max(len(prompts), 1)
         parts = [engine.generate(prompts[start : start + step], self.sampling, **asked) for start in range(0, len(prompts), step)]
         generations = [generation for part in parts for generation in part]
         dtype = engine.info.dtype
-        return {name: self._grade(self._problems[name], given, dtype) for name, given in zip(ids, generations, strict=True)}
+        return {name: self._reply(given, dtype) for name, given in zip(ids, generations, strict=True)}
+
+    def grade(self, name: str, reply: Reply, extractors: Mapping[str, str] = EXTRACTORS) -> Answer:
+        """What a reply to the question of this id is worth."""
+        return reading.grade(self._problems[name], reply, extractors)
+
+    def show(self, name: str, reply: Reply, extractors: Mapping[str, str]) -> dict[str, Any]:
+        """The question of this id and a reply to it, for whoever reads the answers."""
+        return reading.show(self._problems[name], reply, extractors)
 
     def record(self, engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:
         """What a baseline holds of this engine: ``runs`` runs over the questions asked, no fewer than before unless limited.
@@ -237,19 +275,13 @@ class QuestionSet:
         runs += [self.graded(engine, _shuffled(ids, number)) for number in range(1, self.runs)]
         return pack(ids, runs)
 
-    def _grade(self, problem: Problem, generation: Generation, dtype: str) -> Answer:
+    def _reply(self, generation: Generation, dtype: str) -> Reply:
         text, stopped = self._form.read(generation.text or "")
-        graded = grade(problem, text)
         off_argmax, unlikely = sampler.off_argmax(generation, dtype=dtype) or (None, 0)
-        return Answer(
-            strict=graded.strict,
-            flexible=graded.flexible,
-            format_miss=graded.format_miss,
-            truncated=generation.finish_reason == "length" and not stopped,
-            tokens=len(generation.token_ids),
-            off_argmax=off_argmax,
-            unlikely=unlikely,
-        )
+        # An engine that knows no stop strings goes past them: what it says after one is no part of the answer.
+        tokens = len(self._model.encode(text)) if stopped else len(generation.token_ids)
+        truncated = generation.finish_reason == "length" and not stopped
+        return Reply(text, truncated, tokens, off_argmax, unlikely)
 
 
 def _shuffled(ids: Sequence[str], number: int) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.families.accuracy.recorded import Recorded, recorded_runs
-from pytest_llminfer.stats import exchangeable, sequential
+from pytest_llminfer.stats import betting, sequential, sign_flips
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.families.accuracy.grading import Answer
 
 ORDER_SEED = 20260101
-"""Of the fixed permutation of the questions, and of the order in which a judged run asks them."""
+"""Of the fixed permutation of the questions, of which a record holds the first."""
 
 MOST_RUNS = 15
 """One hexadecimal digit."""
@@ -57,13 +57,12 @@ def unpack(expected: Mapping[str, Any], ids: Sequence[str]) -> Recorded:
     counts = {
         field: dict(zip(asked, (int(digit, 16) for digit in expected[name]), strict=True)) for name, field in _COLUMNS.items()
     }
-    order = sequential.stratified_order(list(counts["flexible"].values()), runs, ORDER_SEED)
     return Recorded(
         runs=runs,
         **counts,
         mean_tokens=_number(expected.get("mean_tokens")),
         self_discordance=_number(expected.get("self_discordance")),
-        order=tuple(asked[position] for position in order),
+        order=sequential.shuffled(asked, ORDER_SEED),
     )
 
 
@@ -73,6 +72,6 @@ def _number(value: Any) -> float | None:
 
 def _planned(n: int, runs: int, discordance: float) -> dict[str, float]:
     return {
-        "smallest_detectable_drop": round(exchangeable.smallest_detectable_drop(n, runs, discordance), 6),
-        "smallest_margin": math.ceil(1e6 * exchangeable.smallest_margin(n, runs, discordance)) / 1e6,
+        "smallest_detectable_drop": round(sign_flips.smallest_detectable_drop(n, runs, discordance), 6),
+        "smallest_margin": math.ceil(1e6 * betting.smallest_margin(n, runs, discordance)) / 1e6,
     }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.stats import exchangeable, sequential
-from pytest_llminfer.stats.flips import NEAR_COPIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.families.accuracy.grading import Answer, Gate
 
 _SHOWN_IDS = 10
+_HIDDEN = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,23 @@ class Recorded:
             return self.self_discordance
         return exchangeable.self_discordance(list(self.strict.values()), self.runs)
 
-    def are_near_copies(self, gate: Gate) -> bool:
-        """Whether the runs differ so little that they say nothing of the noise that a harmless change makes."""
-        discordance = self.discordance(gate)
-        return self.runs > 1 and discordance is not None and discordance < NEAR_COPIES
+    @property
+    def gate(self) -> Gate:
+        """The reading that counts: flexible, unless it finds fewer right answers than strict by more than 2 points.
+
+        So it is of a model that goes on after its ``#### <number>``: by the last number, right answers would count as wrong, and
+        their loss would not show.
+        """
+        hidden = sum(self.strict.values()) - sum(self.flexible.values())
+        return "strict" if hidden > _HIDDEN * self.runs * len(self.flexible) else "flexible"
+
+    def shuffled(self, seed: int) -> Recorded:
+        """The same runs, to be asked in an order drawn anew by ``seed``, the same on every machine."""
+        return replace(self, order=sequential.shuffled(self.order, seed))
 
 
 def recorded_runs(runs: Sequence[Mapping[str, Answer]], seed: int) -> Recorded:
-    """What K runs over the same questions leave in a record; ``seed``: of the stratified order.
+    """What K runs over the same questions leave in a record; ``seed``: of the order in which they are asked again.
 
     Raises:
         ValueError: no runs, or runs over different questions.
@@ -84,7 +93,7 @@ def recorded_runs(runs: Sequence[Mapping[str, Answer]], seed: int) -> Recorded:
         truncated=count("truncated"),
         mean_tokens=fmean(lengths) or None,
         self_discordance=exchangeable.self_discordance(right, len(runs)) if len(runs) > 1 else None,
-        order=tuple(ids[position] for position in sequential.stratified_order(right, len(runs), seed)),
+        order=sequential.shuffled(ids, seed),
     )
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 EVIDENCE = "llminfer_evidence"
+ANSWERS = "llminfer_answers"
+"""What a cell answered: ``{"cell", "rows"}``, a row a question."""
 ALPHA = 0.01
 _HEADER: tuple[str, ...] = ("cell", "against", "asked", "p-value", "over tests", "e-value", "verdict")
 

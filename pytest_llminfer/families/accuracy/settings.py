@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ANSWERS_FILE = "answers.jsonl"
+"""In the folder of the report: what the session's cells answered, a line a question."""
+
 
 @dataclass(frozen=True, slots=True)
 class AccuracySettings:
@@ -18,6 +21,8 @@ class AccuracySettings:
         margin: The drop, as a share, that a PASS rules out; None for the family's own.
         full: Whether all questions are asked though the verdict is reached earlier.
         run_history: Whether this run's evidence is added to the run history.
+        order: Seed of the order in which questions are asked; None draws a new order each session.
+        answers_file: Where the session's answers are written, as it is shown; empty where they are not.
     """
 
     dataset: str
@@ -28,3 +33,5 @@ class AccuracySettings:
     margin: float | None = None
     full: bool = False
     run_history: bool = False
+    order: int | None = None
+    answers_file: str = ""

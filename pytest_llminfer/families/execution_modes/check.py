@@ -48,13 +48,13 @@ class Comparison:
     """What two execution modes made of the same tokens.
 
     Attributes:
-        divergence: Per prompt (T,) in nats, in ``unit``.
-        noise: The same between two benign modes, whose prompts may be others.
-        dtype: Of the logits.
-        errors: Of both modes from the unrounded weights; None where those cannot be had.
-        missing: Why they cannot.
-        kv_dtype: Of a quantized cache in the candidate mode alone.
-        unit: KL or k3.
+        divergence: Per prompt (T,), divergence in nats at each position, in ``unit``.
+        noise: The same between two benign modes, whose prompts may be others; empty where ``errors`` are known.
+        dtype: Of the logits, in the words of a cell.
+        errors: Squared errors of both modes against the same weights without rounding; None where those cannot be had.
+        missing: Why there are no errors; empty where there are.
+        kv_dtype: Of a quantized cache that only the candidate mode has; empty for none.
+        unit: ``KL`` or ``k3``.
     """
 
     divergence: Sequence[np.ndarray]
@@ -150,16 +150,16 @@ def check_execution_modes(
 
 @dataclass(frozen=True)
 class _Judged:
-    """What the means of the prompts say.
+    """The outcome of a comparison with the noise.
 
     Attributes:
-        outcome: Of the limits alone.
-        bound: Nats that the divergence may have.
+        outcome: PASS, FAIL or INCONCLUSIVE.
+        bound: Largest divergence that passes, in nats.
         limits: Lower and upper 99 % limit of ``scale``.
-        scale: What the limits are of, in words.
-        source: Where the bound comes from.
-        widening: By how much a difference must exceed the bound to be told from it.
-        lines: What the verdict says of it.
+        scale: What the limits are of, as a phrase.
+        source: Where the bound comes from, as a phrase.
+        widening: Factor by which a divergence must exceed the bound to be distinguished from it.
+        lines: Details for the verdict; empty for none.
     """
 
     outcome: Outcome

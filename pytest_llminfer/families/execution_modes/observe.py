@@ -43,7 +43,7 @@ class ExecutionModes:
         texts: Token ids of each text.
         batched: Continuations of all texts in one request, in their order.
         alone: Continuations of each text in a request of its own, in the same order.
-        unrounded: The cell's weights in a wider dtype than it serves.
+        unrounded: What the cell's weights predict without rounding.
     """
 
     engine: Engine

@@ -29,7 +29,7 @@ class PrefixAnswers:
     """Answers to the same prompts with and without a cached prefix: first the prompts, then each with one token changed.
 
     Attributes:
-        prompts: Token ids of each, changed ones included.
+        prompts: Token ids of these prompts, in the order of the answers.
         cached: How much of each prompt was found in the prefix cache.
         fresh: Answers right after the cache was emptied.
         found: Answers over what the cache held, in the same order.

@@ -36,12 +36,12 @@ _LARGEST_LOG = 700.0
 
 @dataclass(frozen=True)
 class Errors:
-    """Squared errors of two execution modes from the unrounded weights, at the same positions of the same prompts.
+    """Squared errors of two modes against the unrounded weights, at the same positions, in nats squared.
 
     Attributes:
-        candidate: Per prompt (T,) in nats², of the mode under test.
-        reference: The same of the reference mode.
-        source: How the unrounded predictions were made, for the verdict.
+        candidate: Per prompt (T,), of the mode under test.
+        reference: Per prompt (T,), of the reference mode.
+        source: How the unrounded predictions were made, as a phrase.
     """
 
     candidate: Sequence[np.ndarray]

@@ -62,6 +62,7 @@ class Dialect:
             "top_p": sampling["top_p"],
             "seed": sampling["seed"],
             **self.neutral,
+            **({"stop": list(sampling["stop"])} if sampling.get("stop") else {}),
         }
         for name, neutral in (("top_k", -1), ("repetition_penalty", 1.0), ("ignore_eos", False), ("stop_token_ids", [])):
             value = sampling[name] if name != "stop_token_ids" else list(sampling[name])
