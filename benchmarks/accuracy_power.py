@@ -115,7 +115,8 @@ def main(arguments: Any) -> int:
     """The tables asked for; how many of their rows are out of bounds."""
     started, seeds, wrong = time.perf_counter(), itertools.count(arguments.seed), 0
     print(f"{arguments.runs:,} runs a setting, alpha .01")
-    tables, found = settings(), {}
+    tables = settings()
+    found: dict[Any, Any] = {}
     with ProcessPoolExecutor(arguments.processes) as pool:
         for number, (title, rows) in enumerate(tables.items(), 1):
             if number in arguments.tables:
@@ -125,11 +126,11 @@ def main(arguments: Any) -> int:
             print(f"\nTable {len(tables) + 1}: 90 past runs against one record, alpha .01")
             wrong += drifts(pool, max(PIECES, arguments.runs // 5))
     if arguments.pin:
-        rows = {
+        pinned = {
             setting: {name: [round(seen.value(name), 2), round(seen.error(name), 2)] for name in COLUMNS}
             for setting, seen in found.items()
         }
-        PINNED.write_text(json.dumps(rows, indent=1) + "\n")
+        PINNED.write_text(json.dumps(pinned, indent=1) + "\n")
     print(f"\n{wrong} rows out of bounds; {time.perf_counter() - started:.0f} s")
     return wrong
 

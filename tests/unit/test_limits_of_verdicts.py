@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pytest_llminfer.families.accuracy.answers import check_flips
-from pytest_llminfer.families.accuracy.check import ALPHA, MARGIN, check_accuracy_at_once
+from pytest_llminfer.families.accuracy.check import MARGIN, check_accuracy_at_once
 from pytest_llminfer.families.accuracy.grading import Answer
 from pytest_llminfer.families.accuracy.recorded import recorded_runs
 from pytest_llminfer.families.divergence.check import RATIO, Limits, check_divergence, check_divergence_ratio
@@ -20,6 +20,7 @@ from pytest_llminfer.families.throughput.session import Host, Session
 from pytest_llminfer.observations.generation import Scores
 from pytest_llminfer.observations.layout import Parameter
 from pytest_llminfer.observations.memory import MemoryReport
+from pytest_llminfer.stats.decision import ALPHA
 from pytest_llminfer.verdict import Measurement, Outcome, Verdict
 
 MIB = 2**20

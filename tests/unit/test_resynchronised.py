@@ -112,9 +112,9 @@ def drawn(rng: np.random.Generator, prompts: int, rms: float) -> tuple[list[Gene
         for gap in (gaps, after):
             own = -np.log1p(np.exp(-np.abs(gap)))
             swapped = gap < 0
-            ids = np.stack([np.arange(LENGTH), RIVAL + np.arange(LENGTH)], axis=1)
+            ids = np.stack([np.arange(LENGTH), RIVAL + np.arange(LENGTH)], axis=1).astype(np.int32)
             ids[swapped] = ids[swapped][:, ::-1]
-            sides.append((ids.astype(np.int32), np.stack([own, own - np.abs(gap)], axis=1).astype(np.float32)))
+            sides.append((ids, np.stack([own, own - np.abs(gap)], axis=1).astype(np.float32)))
         (ids, logprobs), (other_ids, other) = sides
         theirs = Generation(tuple(ids[:, 0].tolist()), "length", top_ids=ids, top_logprobs=logprobs)
         ours = Generation(tuple(other_ids[:, 0].tolist()), "length", top_ids=other_ids, top_logprobs=other)

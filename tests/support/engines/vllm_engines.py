@@ -77,8 +77,8 @@ def beside_fp32(engine: Engine, prompts: list[list[int]], reference: Any) -> dic
     assert max(scores.min() for scores in prefill) < -10
 
     def judged(candidate: Any, other: Any) -> Verdict:
-        sides = [[np.square(ours - wide) for ours, wide in zip(side, exact, strict=True)] for side in (candidate, other)]
-        return check_rounding(errors=Errors(*sides, "beside fp32"), dtype="bf16", claim="no farther from fp32 than the other")
+        own, theirs = ([np.square(ours - wide) for ours, wide in zip(side, exact, strict=True)] for side in (candidate, other))
+        return check_rounding(errors=Errors(own, theirs, "beside fp32"), dtype="bf16", claim="no farther from fp32 than the other")
 
     return {
         "decode from prefill": judged(decode, prefill),
