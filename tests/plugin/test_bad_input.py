@@ -120,7 +120,7 @@ def test_an_engine_argument_that_does_not_exist(pytester: pytest.Pytester, run: 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "How many?", "answer": "Many."}, "DatasetError: *rows.jsonl, line 2: no '#### <number>' in 'answer'; *"),
+        ({"question": "How many?", "answer": "Many."}, "DatasetError: *rows.jsonl, line 2: no '#### <number>' in 'answer'*; *"),
         ({"question": "How many?"}, "DatasetError: *rows.jsonl, line 2: no text in 'answer'; *"),
     ],
 )

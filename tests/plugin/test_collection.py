@@ -200,8 +200,8 @@ def test_a_live_engine_answers_what_was_said_of_it_before_it_started(
 
         def test_engine(engine):
             answered, possible = set(engine.info.capabilities), possible_capabilities(engine.spec)
-            # A server shows what it offers when it is asked: this one takes token ids, and scores none.
-            assert answered == possible - ({"generate:messages", "score_top"} if engine.spec.serve else set())
+            # A server shows what it offers when it is asked: this one takes token ids, and scores none. No accelerator is here.
+            assert answered == possible - ({"generate:messages", "score_top"} if engine.spec.serve else {"trace"})
         """
     )
     run(*arguments).assert_outcomes(passed=1)
