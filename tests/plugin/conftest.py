@@ -9,9 +9,15 @@ import pytest
 MODES = {"plain": (), "n0": ("-n0",), "n2": ("-n2",)}
 
 
-@pytest.fixture(params=list(MODES))
+@pytest.fixture(params=["plain", "n2"])
 def mode(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Without pytest-xdist's option, with -n0, and with two processes."""
+    """Without pytest-xdist's option, and with two processes."""
+    return MODES[request.param]
+
+
+@pytest.fixture(params=list(MODES))
+def every_mode(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """With -n0 as well: pytest-xdist is there and distributes nothing, so the life of one record stands for all."""
     return MODES[request.param]
 
 

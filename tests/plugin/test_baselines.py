@@ -64,10 +64,10 @@ def test_missing_fails_when_strict(pytester: pytest.Pytester, run: Callable[...,
 
 @pytest.mark.parametrize("how", ["--update-baselines", "--update-baselines=new"])
 def test_record_then_pass_then_fail(
-    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...], how: str
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], every_mode: tuple[str, ...], how: str
 ) -> None:
     project(pytester, 5)
-    result = run(how, *mode)
+    result = run(how, *every_mode)
     result.assert_outcomes(skipped=1)
     assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(["simulated *skip recorded", "baselines: 1 recorded in *answer.json"])
@@ -77,9 +77,9 @@ def test_record_then_pass_then_fail(
     assert {"commit", "date", "command", "n", "hardware", "versions"} <= set(entry["provenance"])
     assert str(pytester.path) not in (pytester.path / FILE).read_text()
 
-    run(*mode).assert_outcomes(passed=1)
+    run(*every_mode).assert_outcomes(passed=1)
     project(pytester, 4)
-    run(*mode).assert_outcomes(failed=1)
+    run(*every_mode).assert_outcomes(failed=1)
 
 
 def test_new_keeps_what_is_recorded_and_all_replaces_it(
