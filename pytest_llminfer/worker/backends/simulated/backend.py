@@ -114,7 +114,7 @@ class SimulatedBackend:
         outputs = request.outputs()
         self._faults.change_answers(outputs, prompts, self._model.shape.vocab_size)
         self._faults.linger(time.perf_counter() - start)
-        steps = max(len(output["token_ids"]) for output in outputs)
+        steps = max((len(output["token_ids"]) for output in outputs), default=0)
         return {"outputs": outputs, **({"seconds": self._clock.seconds(steps)} if self._clock is not None else {})}
 
     def score(self, *, sequences: Sequence[Sequence[int]], cache_path: str = "prefill") -> Message:
