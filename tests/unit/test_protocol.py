@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,14 @@ def test_numpy_scalars_become_plain_numbers() -> None:
     write_message(stream, {"a": np.float32(0.5), "b": np.int64(3)})
     stream.seek(0)
     assert read_message(stream) == {"a": 0.5, "b": 3}
+
+
+def test_a_message_is_written_while_another_thread_imports_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    monkeypatch.setitem(sys.modules, "numpy", types.ModuleType("numpy"))  # as far as an import is when it begins
+    write_message(stream, {"id": 1, "words": ["a", 2.5]})
+    stream.seek(0)
+    assert read_message(stream) == {"id": 1, "words": ["a", 2.5]}
 
 
 def test_arrays_of_objects_are_refused() -> None:

@@ -71,12 +71,12 @@ def _take_arrays(value: Any, buffers: list[Any]) -> Any:
         # Nearly all that is sent is lists of token ids: one look at their types instead of a call for each.
         plain = _PLAIN.issuperset(map(type, value))
         return value if plain else [_take_arrays(item, buffers) for item in value]
+    # Not imported, or by another thread just now: then nothing can be an array yet.
     numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return value
-    if isinstance(value, numpy.generic):
+    scalar, array = (getattr(numpy, name, ()) for name in ("generic", "ndarray"))
+    if isinstance(value, scalar):
         return value.item()
-    if isinstance(value, numpy.ndarray):
+    if isinstance(value, array):
         if value.dtype.hasobject:
             raise TypeError("an array of Python objects cannot be sent")
         buffers.append(value)
