@@ -97,10 +97,11 @@ def test_another_template_is_invalid(short: Bench, engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("fault", ["shift_positions", "lose_a_block", "round_weights"])
-def test_a_fault_in_the_model_fails_accuracy(short: Bench, engine: Engine, fault: str) -> None:
+def test_a_fault_in_the_model_fails_accuracy(bench: Bench, short: Bench, engine: Engine, fault: str) -> None:
     engine.run(f"{FAULTS}::{fault}")
     try:
-        row = short.judge(engine)
+        # Positions off by one lose little more than a point, and take most of 1,000 questions to prove.
+        row = (bench if fault == "shift_positions" else short).judge(engine)
         assert row.caught
         assert row.outcomes["accuracy"] is Outcome.FAIL
     finally:
