@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_llminfer.families.divergence.check import KINDS, LIMITS
-from pytest_llminfer.families.execution_modes.rounding import LEVEL, check_rounding, exp, not_compared, problems_of
+from pytest_llminfer.families.execution_modes.rounding import LEVEL, advice_for, check_rounding, exp, not_compared, problems_of
 from pytest_llminfer.models.shape import torch_dtype
 from pytest_llminfer.numerics.near_ties import MOST_NOISE as MOST_LOGIT_NOISE
 from pytest_llminfer.stats.noise import difference_limits, mean_limits
@@ -140,8 +140,7 @@ def check_execution_modes(
         f"prompts; no prompt beyond {GROSS_FACTOR * bound:.3g}",
         threshold_source=judged.source,
         smallest_detectable=f"a {unit} of {bound * max(1.0, judged.widening):.3g} nats",
-        advice="run the same in fp32 (--dtype=fp32), where a bug stands out from rounding by seven orders of magnitude; "
-        "then look at block tables, positions and cache writes",
+        advice=advice_for(dtype),
         details=first_offenders(
             [*lines, *(f"prompt {number}: {unit} {means[number]:.3g} nats" for number in shown if outcome is not Outcome.PASS)]
         ),

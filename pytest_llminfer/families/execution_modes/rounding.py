@@ -34,6 +34,14 @@ GROSS_FACTOR = 100.0
 _LARGEST_LOG = 700.0
 
 
+def advice_for(dtype: str) -> str:
+    """What to do about an execution mode that differs: fp32 first, unless that is what was compared."""
+    look = "look at block tables, positions and cache writes"
+    if torch_dtype(dtype) == "float32":
+        return look
+    return f"run the same in fp32 (--dtype=fp32), where a bug stands out from rounding by seven orders of magnitude; then {look}"
+
+
 @dataclass(frozen=True)
 class Errors:
     """Squared errors of two modes against the unrounded weights, at the same positions, in nats squared.
@@ -100,8 +108,7 @@ def check_rounding(*, errors: Errors, dtype: str, claim: str) -> Verdict:
         threshold=f"R <= {largest:g} by its 99 % limits over prompts; no prompt beyond {GROSS_FACTOR:g}",
         threshold_source=f"docs/methods.md#served-dtype, {torch_dtype(dtype)}",
         smallest_detectable=f"R = {largest * ratio / low:.3g}" if low else "nothing: one prompt has no limits",
-        advice="run the same in fp32 (--dtype=fp32), where a bug stands out from rounding by seven orders of magnitude; "
-        "then look at block tables, positions and cache writes",
+        advice=advice_for(dtype),
         details=first_offenders(
             [*lines, *(f"prompt {number}: R {ratios[number]:.3g}" for number in worst if outcome is not Outcome.PASS)]
         ),
