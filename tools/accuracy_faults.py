@@ -95,15 +95,28 @@ class Bench:
                 engine.close()
 
     def judge(
-        self, engine: Engine, change: Callable[[list[Any]], list[Any]] | None = None, *, seed: int = 0, tolerated: float = 0.0
+        self,
+        engine: Engine,
+        change: Callable[[list[Any]], list[Any]] | None = None,
+        *,
+        seed: int = 0,
+        tolerated: float = 0.0,
+        known: dict[str, Answer] | None = None,
     ) -> Row:
-        """The verdicts on one run; ``change``: made of the answers of each chunk. ``seed``: of the order."""
+        """The verdicts on one run.
+
+        change: made of the answers of each chunk. seed: of the order. known: answers that this engine has given; what is not among
+        them is asked and added.
+        """
+        known = {} if known is None else known
         test = AccuracyTest(self.recorded.shuffled(seed), questions=self.count, margin=tolerated or 0.02, tolerated=tolerated)
         answers: dict[str, Answer] = {}
         verdict = None
         for upto in test.chunks:
             ids = list(test.order[len(answers) : upto])
-            answers |= self.questions.graded(engine, ids, watched=len(answers) < WATCHED, extractors=self.extractors)
+            new = [name for name in ids if name not in known]
+            known |= self.questions.graded(engine, new, watched=len(answers) < WATCHED, extractors=self.extractors) if new else {}
+            answers |= {name: known[name] for name in ids}
             if change:
                 answers = dict(zip(answers, change(list(answers.values())), strict=True))
             if verdict := test.look(answers):

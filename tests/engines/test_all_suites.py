@@ -74,15 +74,14 @@ def check_cells(result: pytest.RunResult, single: str, spreads: tuple[str, ...],
 
 
 def test_vllm_on_one_gpu_and_on_two(suites: Callable[..., pytest.RunResult], vllm_python: str) -> None:
-    result = suites(f"--engine=vllm@{vllm_python}", "--gpus=2")
+    # Replicas are workers of their own whatever the engine: those of transformers stand for all. A start of vLLM takes a minute.
+    result = suites(f"--engine=vllm@{vllm_python}", "--tp=1,2")
     at = f"@{vllm_python}"
-    check_cells(result, "vllm", ("-dp2", "-tp2"), at)
+    check_cells(result, "vllm", ("-tp2",), at)
     assert passed(result, "test_every_parameter_is_stored_as_declared", f"vllm{at}")
     assert passed(result, "test_pool_is_as_large_as_its_blocks", f"vllm{at}")
     assert passed(result, "test_pool_is_as_large_as_its_blocks", f"vllm-tp2{at}")
-    result.stdout.re_match_lines(
-        [r"cell +parallelism +questions", r"vllm.* single ", r"vllm.* dp2 ", r"vllm.* tp2 ", "engine loads: 4"]
-    )
+    result.stdout.re_match_lines([r"cell +parallelism +questions", r"vllm.* single ", r"vllm.* tp2 ", "engine loads: 2"])
 
 
 def test_sglang_on_one_gpu_and_on_two(suites: Callable[..., pytest.RunResult], sglang_python: str) -> None:
