@@ -45,19 +45,29 @@ def heal(model: Any) -> None:
 
 
 def _install(model: Any, action: Callable[[], object] | None) -> None:
-    """Have ``action`` run once a step. vLLM's forward pass may be a captured graph: the logits are computed after it, outside."""
+    """Have ``action`` run once a step.
+
+    vLLM's forward pass may be a captured graph: the logits are computed after it, outside. In transformers ``generate`` reads the
+    signature of ``forward`` and prepares fewer inputs for a wrapper, 5 % of a decode step: a hook leaves it as it is.
+    """
     if not hasattr(model, _SLOT):
         slot: list[Callable[[], object]] = []
         setattr(model, _SLOT, slot)
-        name = "compute_logits" if hasattr(model, "compute_logits") else "forward"
-        original = getattr(model, name)
 
-        def slowed(*args: Any, **kwargs: Any) -> Any:
+        def act(*_: Any) -> None:
             for each in slot:
                 each()
-            return original(*args, **kwargs)
 
-        setattr(model, name, slowed)
+        if hasattr(model, "compute_logits"):
+            original = model.compute_logits
+
+            def slowed(*args: Any, **kwargs: Any) -> Any:
+                act()
+                return original(*args, **kwargs)
+
+            model.compute_logits = slowed
+        else:
+            model.register_forward_pre_hook(act)
     getattr(model, _SLOT)[:] = [action] if action else []
 
 
