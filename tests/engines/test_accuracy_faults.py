@@ -104,12 +104,12 @@ def test_another_template_is_invalid(short: Bench, engine: Engine) -> None:
     assert Outcome.INVALID in (outcomes["format"], outcomes["length"], outcomes["truncated"])
 
 
-@pytest.mark.parametrize("fault", ["shift_positions", "lose_a_block", "round_weights"])
-def test_a_fault_in_the_model_fails_accuracy(bench: Bench, short: Bench, engine: Engine, fault: str) -> None:
+# Positions off by one lose one point, half the margin: test_suites has the gates that are red for them.
+@pytest.mark.parametrize("fault", ["lose_a_block", "round_weights"])
+def test_a_fault_in_the_model_fails_accuracy(short: Bench, engine: Engine, fault: str) -> None:
     engine.run(f"{FAULTS}::{fault}")
     try:
-        # Positions off by one lose little more than a point, and take most of 1,000 questions to prove.
-        row = (bench if fault == "shift_positions" else short).judge(engine)
+        row = short.judge(engine)
         assert row.caught
         assert row.outcomes["accuracy"] is Outcome.FAIL
     finally:
