@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import lru_cache
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
+
+from pytest_llminfer.stats import paired
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_STEPS = 60
 
 
 def p_value(table: Mapping[int, int]) -> float:
@@ -48,21 +47,10 @@ def p_value(table: Mapping[int, int]) -> float:
 def smallest_detectable_drop(n: int, runs: int, discordance: float, alpha: float = 0.01, power: float = 0.8) -> float:
     """The drop (a share) that both exact tests over n questions, of sign flips and of exchangeability, report with ``power``.
 
-    Model A (docs/methods.md#model-a), normal approximation, of the sign flips, which ask for more: z_alpha sqrt(d/2 (1 + 1/K) +
-    drop) + z_power sqrt(d/2 (1 + 1/K) + drop - drop^2) = drop sqrt(n). Never less than the fewest pure losses that are significant,
-    7 questions at 1 %; 1.0 where no drop is.
+    Of the two the sign flips ask for more: what McNemar's test asks for at a discordance of d/2 (1 + 1/K), which is what model A
+    (docs/methods.md#model-a) leaves of a discordance d between two runs beside K recorded ones. 1.0 where no drop is seen.
     """
-    if n == 0:
-        return 1.0
-    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha), NormalDist().inv_cdf(power)
-    benign = discordance / 2 * (1 + 1 / runs)
-    low, high = 0.0, 1.0
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        spread = z_alpha * math.sqrt(benign + middle) + z_power * math.sqrt(max(0.0, benign + middle - middle**2))
-        low, high = (low, middle) if spread <= middle * math.sqrt(n) else (middle, high)
-    fewest = math.floor(-math.log2(alpha)) + 1
-    return min(1.0, max(high, fewest / n))
+    return paired.smallest_detectable_drop(n=n, discordance=discordance / 2 * (1 + 1 / runs), alpha=alpha, power=power)
 
 
 @lru_cache(maxsize=8192)
