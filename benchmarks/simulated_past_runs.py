@@ -21,19 +21,17 @@ FALSE_ALARMS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """K recorded runs, noise, a drift (a share); frozen: every night repeats the outcomes of the first, as a deterministic engine
-    does.
-    """
+    """K recorded runs, noise, a drift (a share); frozen: every past run repeats the first, as a deterministic engine does."""
 
     runs: int
     noise: Noise
     drop: float = 0.0
     frozen: bool = False
-    nights: int = 90
+    past_runs: int = 90
 
     def __str__(self) -> str:
         words = f"K={self.runs} d={100 * self.noise.recorded:g} rerolled={100 * self.noise.rerolled:g} drift={100 * self.drop:g}"
-        return words + " frozen nights" * self.frozen
+        return words + " frozen" * self.frozen
 
 
 HISTORIES = (
@@ -60,27 +58,27 @@ def first_proofs(task: tuple[History, int, int]) -> dict[str, list[int]]:
     history, count, seed = task
     rng = np.random.default_rng(seed)
     found: dict[str, list[int]] = {POOLED: [], BOTH: []}
-    judged = evalues.judged_runs(history.nights)
+    judged = evalues.judged_runs(history.past_runs)
     for _ in range(count):
         questions = Questions(rng, history.noise, history.drop)
         right = questions.recorded(history.runs)
         telling = (questions.before % 1 != 0) | (questions.before != questions.after)
         right, new = right[telling].tolist(), np.zeros(int(telling.sum()), dtype=int)
         outcomes, first = questions.new()[telling], dict.fromkeys(found, 0)
-        for night in range(1, history.nights + 1):
+        for number in range(1, history.past_runs + 1):
             new += outcomes
             if not history.frozen:
                 outcomes = questions.new()[telling]
-            if night not in judged:
+            if number not in judged:
                 continue
-            needed, asked = evalues.log_e_needed(judged.index(night) + 1, 0.01), [night] * len(right)
+            needed, asked = evalues.log_e_needed(judged.index(number) + 1, 0.01), [number] * len(right)
             if evalues.pooled_log_e(right, history.runs, asked, new.tolist()) >= needed:
-                first[POOLED] = first[POOLED] or night
+                first[POOLED] = first[POOLED] or number
                 if evalues.p_value_of_questions(right, history.runs, asked, new.tolist()) <= math.exp(-needed):
-                    first[BOTH] = night
+                    first[BOTH] = number
                     break
-        for rule, night in first.items():
-            found[rule].append(night)
+        for rule, number in first.items():
+            found[rule].append(number)
     return found
 
 
@@ -92,12 +90,12 @@ def drifts(pool: ProcessPoolExecutor, histories: int) -> int:
         parts = list(pool.map(first_proofs, tasks))
         columns = []
         for rule in (POOLED, BOTH):
-            first = [night for part in parts for night in part[rule]]
-            share = 100 * sum(night > 0 for night in first) / len(first)
+            first = [number for part in parts for number in part[rule]]
+            share = 100 * sum(number > 0 for number in first) / len(first)
             error = 100 * math.sqrt((share / 100 + 1e-3) * (1 - share / 100 + 1e-3) / len(first))
             text = f"{rule}: {share:.1f} ±{error:.1f} %"
             if history.drop:
-                text += f", median past run {statistics.median(night or math.inf for night in first):g}"
+                text += f", median past run {statistics.median(number or math.inf for number in first):g}"
             elif rule == BOTH and share > FALSE_ALARMS + 2 * error:
                 text, wrong = f"{text} FALSE ALARMS", wrong + 1
             columns.append(text)

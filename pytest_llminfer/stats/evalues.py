@@ -140,7 +140,7 @@ def drift_verdict(right_counts: Sequence[int], runs: int, past_runs: Sequence[Se
     past_runs: for each, the outcome of every question in the order of ``right_counts``, None where it was not asked.
 
     Two things must prove it. The pooled e-value takes the record's own noise for all the noise there is, and every past run for one
-    of its own. An engine that repeats one draw is one observation, however many nights it runs, and another kernel decides near
+    of its own. An engine that repeats one draw is one observation, however often it runs, and another kernel decides near
     ties anew: so the questions must prove it too, each counted once, by the exact test of sign flips of what its past runs lost in
     the mean (:func:`p_value_of_questions`). The evidence is the smaller of the two, in nats.
 

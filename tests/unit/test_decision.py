@@ -79,14 +79,14 @@ def test_four_bits_pass_the_margin_that_they_need() -> None:
     assert found.outcomes["fail"] <= 0.01 * RUNS
 
 
-def test_frozen_nights_are_one_observation() -> None:
+def test_frozen_runs_are_one_observation() -> None:
     """A deterministic engine repeats one draw: the pooled e-value alone calls it drifting in a fifth of histories."""
-    frozen = simulated_past_runs.first_proofs((History(4, Noise(0.03), frozen=True, nights=48), 60, 3))
-    called = {rule: sum(night > 0 for night in nights) for rule, nights in frozen.items()}
+    frozen = simulated_past_runs.first_proofs((History(4, Noise(0.03), frozen=True, past_runs=48), 60, 3))
+    called = {rule: sum(number > 0 for number in first) for rule, first in frozen.items()}
     assert called[POOLED] >= 6
     assert called[BOTH] <= 2
-    drifting = simulated_past_runs.first_proofs((History(4, Noise(0.03), 0.02, nights=24), 30, 3))
-    assert sum(night > 0 for night in drifting[BOTH]) >= 24
+    drifting = simulated_past_runs.first_proofs((History(4, Noise(0.03), 0.02, past_runs=24), 30, 3))
+    assert sum(number > 0 for number in drifting[BOTH]) >= 24
 
 
 @pytest.mark.parametrize("questions", [1, 3, 9, 100, 300, 1000, 1319])

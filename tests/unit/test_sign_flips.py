@@ -48,11 +48,11 @@ def test_what_is_detectable_is_that_of_mcnemar_with_less_noise(discordance: floa
     assert sign_flips.smallest_detectable_drop(0, 4, discordance) == 1.0
 
 
-@pytest.mark.parametrize("nights", [1, 2, 4, 16, 48])
-def test_a_night_that_is_repeated_says_no_more_than_one(nights: int) -> None:
+@pytest.mark.parametrize("times", [1, 2, 4, 16, 48])
+def test_a_run_that_is_repeated_says_no_more_than_one(times: int) -> None:
     before, lost = [4] * 900 + [2] * 40 + [0] * 60, 12
     now = [number >= lost and number < 900 for number in range(1000)]
-    asked, right = [nights] * 1000, [nights * ok for ok in now]
+    asked, right = [times] * 1000, [times * ok for ok in now]
     once = exchangeable.tally(before, 4, now)
     found = evalues.p_value_of_questions(before, 4, asked, right)
     assert found == pytest.approx(sign_flips.p_value(once.changes), rel=1e-9)
