@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CORES := $(shell nproc 2>/dev/null || echo 2)
-# An engine under test has one thread (tests/support/engines).
+# An engine under test has one thread (tests/engines/conftest.py).
 PROCESSES ?= $(CORES)
 # What `make suites` tests unless ARGS says otherwise.
 ARGS_OF_SUITES := $(or $(ARGS),--quantization=none$(comma)int8$(comma)nf4)

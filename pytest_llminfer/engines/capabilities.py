@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pytest_llminfer.engines.profiles import loaded, profile
+from pytest_llminfer.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from pytest_llminfer.spec import EngineSpec
@@ -30,6 +31,28 @@ def possible_capabilities(spec: EngineSpec) -> frozenset[str] | None:
 def engines_that_answer(capability: str) -> tuple[str, ...]:
     """The engines whose profile says that they answer this request, by its name in ``EngineInfo.capabilities``."""
     return tuple(each.name for each in loaded() if each.capabilities is not None and capability in each.capabilities)
+
+
+class Answers(Protocol):
+    """A loaded engine, as far as what it answers is concerned."""
+
+    def supports(self, capability: str) -> bool:
+        """Whether it answers this request."""
+
+
+def need(engine: Answers, capability: str, without: str) -> None:
+    """Refuse to ask what an engine cannot answer.
+
+    Args:
+        engine: A loaded one.
+        capability: A name in ``EngineInfo.capabilities``.
+        without: What the engine lacks, as a sentence for whoever reads why a test was skipped.
+
+    Raises:
+        UnsupportedError: it does not answer it; the engines that do are named.
+    """
+    if not engine.supports(capability):
+        raise UnsupportedError(without, f"engines that do: {', '.join(engines_that_answer(capability)) or 'none'}")
 
 
 def every_capability() -> frozenset[str]:

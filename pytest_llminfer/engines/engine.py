@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_llminfer.engines.capabilities import engines_that_answer
+from pytest_llminfer.engines.capabilities import need
 from pytest_llminfer.engines.probes import locate
 from pytest_llminfer.engines.replica import MAX_DEATHS, Launch, Replica
 from pytest_llminfer.engines.replicas import SharedProgress, at_once, collect, deal, first_of_equal, of_the_fullest
@@ -78,9 +78,7 @@ class Engine(TimedQuestions):
         return sum(replica.loads for replica in self._replicas)
 
     def _need(self, capability: str) -> None:
-        if capability not in self._replicas[0].info.capabilities:
-            others = ", ".join(engines_that_answer(capability)) or "none"
-            raise UnsupportedError(f"{self.spec.engine} cannot answer {capability!r}", f"engines that do: {others}")
+        need(self, capability, f"{self.spec.engine} cannot answer {capability!r}")
 
     def _ask(self, method: str, *, capability: str = "", **params: Any) -> Any:
         """The first replica's answer; a list of all answers where every replica is asked."""

@@ -10,7 +10,7 @@ import numpy as np
 from pytest_llminfer.baselines import side_files
 from pytest_llminfer.datasets.fingerprint import prompts_sha256
 from pytest_llminfer.datasets.prompts import ZERO_SHOT
-from pytest_llminfer.engines.capabilities import engines_that_answer
+from pytest_llminfer.engines.capabilities import need
 from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.divergence.check import LIMITS, SAME_WEIGHTS, Limits, compare, kind_of
@@ -64,6 +64,15 @@ def _text(model: Model, turns: Sequence[Problem]) -> str:
     return model.render_chat([{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)])
 
 
+def need_predictions(engine: Engine) -> None:
+    """Refuse an engine that does not tell what it predicts for given tokens.
+
+    Raises:
+        UnsupportedError: it does not.
+    """
+    need(engine, "score_top", f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')")
+
+
 @dataclass(frozen=True)
 class TeacherForced:
     """The sequences, and what the engine predicts at their positions, all of them in one request.
@@ -87,11 +96,7 @@ class TeacherForced:
         Raises:
             UnsupportedError: the engine does not tell what it predicts for given tokens.
         """
-        if not engine.supports("score_top"):
-            raise UnsupportedError(
-                f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')",
-                f"engines that do: {', '.join(engines_that_answer('score_top'))}",
-            )
+        need_predictions(engine)
         sequences = teacher_forced_sequences(engine.model, dataset)
         return cls(engine, dataset, sequences, engine.score_top(sequences, top=TOP, last=POSITIONS))
 

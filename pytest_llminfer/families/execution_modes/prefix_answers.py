@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_llminfer.datasets.load import SYNTHETIC, load
-from pytest_llminfer.engines.capabilities import engines_that_answer
-from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.engines.capabilities import need
 from pytest_llminfer.families.execution_modes.divergences import kl_of_answers
 from pytest_llminfer.families.execution_modes.prefixes import CachedTokens, whole_blocks
 from pytest_llminfer.families.tokens.observe import TOP
@@ -47,13 +46,9 @@ class PrefixAnswers:
         Raises:
             UnsupportedError: the engine keeps no prefixes, or does not tell how much of one it found.
         """
-        if not engine.supports("reset_prefix_cache"):
-            raise UnsupportedError(
-                f"{engine.spec} keeps no prefixes that could be forgotten ('reset_prefix_cache')",
-                f"engines that do: {', '.join(engines_that_answer('reset_prefix_cache'))}",
-            )
-        prompts = prefix_prompts(engine.model, engine.kv_pool().block_size)
+        need(engine, "reset_prefix_cache", f"{engine.spec} keeps no prefixes that could be forgotten ('reset_prefix_cache')")
         block = engine.kv_pool().block_size
+        prompts = prefix_prompts(engine.model, block)
         late = [whole_blocks(len(prompt) - 1, block) - 1 for prompt in prompts]
         changed = [_changed(prompt, position) for prompt, position in zip(prompts, late, strict=True)]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_llminfer.datasets.load import SYNTHETIC, load
-from pytest_llminfer.engines.capabilities import engines_that_answer
 from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
+from pytest_llminfer.families.divergence.observe import need_predictions
 from pytest_llminfer.families.execution_modes.resynchronised import prompts_with_ties
 from pytest_llminfer.families.tokens.observe import TOP
 
@@ -50,11 +50,7 @@ def score_answers(engine: Engine, prompts: Sequence[Sequence[int]], answers: Seq
     Raises:
         UnsupportedError: the engine does not tell what it predicts for given tokens.
     """
-    if not engine.supports("score_top"):
-        raise UnsupportedError(
-            f"{engine.spec.engine} does not tell what it predicts for given tokens ('score_top')",
-            f"engines that do: {', '.join(engines_that_answer('score_top'))}",
-        )
+    need_predictions(engine)
     found: dict[int, Scores] = {}
     for length in sorted({len(answer.token_ids) for answer in answers}):
         numbers = [number for number, answer in enumerate(answers) if len(answer.token_ids) == length]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.engines.capabilities import engines_that_answer
+from pytest_llminfer.engines.capabilities import need
 from pytest_llminfer.errors import BadInputError, UnsupportedError
 from pytest_llminfer.families.kv_equivalence.check import Compared, check_cache_paths, check_first_layer, repeated
 from pytest_llminfer.families.kv_equivalence.receptive_field import check_reach
@@ -226,11 +226,7 @@ class KVEquivalence:
         self._judge(check_reach(changes=found, position=position, reach=reach, claim=claim))
 
     def _need(self) -> None:
-        if not self._engine.supports("compare_cache_paths"):
-            raise UnsupportedError(
-                f"{self._engine.spec} cannot answer 'compare_cache_paths'",
-                f"engines that do: {', '.join(engines_that_answer('compare_cache_paths'))}",
-            )
+        need(self._engine, "compare_cache_paths", f"{self._engine.spec} cannot answer 'compare_cache_paths'")
 
     def _config(self, config: str | Mapping[str, Any]) -> Mapping[str, Any]:
         if not isinstance(config, str):

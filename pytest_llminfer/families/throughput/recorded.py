@@ -44,9 +44,10 @@ class Judged:
 
     def undecided(self, fresh: Sequence[Session]) -> bool:
         """Whether one more fresh start could tell more: a part is slow in this start, and in every fresh one so far."""
-        comparison = compare(**self._sides(fresh), untraced=self.speed.untraced)
-        if is_throttled(self.speed.session, self._sides(())["recorded"]):
+        sides = self._sides(fresh)
+        if is_throttled(self.speed.session, sides["recorded"]):
             return False
+        comparison = compare(**sides, untraced=self.speed.untraced)
         wanted = State.SLOWER if fresh else State.SUSPICIOUS
         return not comparison.only_doubt and any(part.state is wanted for part in comparison.parts)
 
