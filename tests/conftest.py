@@ -24,6 +24,8 @@ def _inner_sessions_without_what_they_do_not_use() -> Iterator[None]:
     """Sessions that tests start need no plugin of other tests; hypothesis alone is imported whole at the end of each process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:anyio")
+        # Without kept bytecode every session and every worker compiles this package anew: a third of a short session.
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         yield
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from pytest_llminfer.worker.backends.base import Message, Progress
     from pytest_llminfer.worker.backends.transformers.live import LiveModel
 
+_COMPUTED_IN_ANY_DTYPE = ("nf4", "fp4")
+"""Formats whose kernels take activations in float32; those of LLM.int8() compute in 16 bits."""
+
 
 class TransformersBackend:
     """One model of Hugging Face transformers, on the first visible GPU or on the CPU; with tp=N on the first N, or in N processes.
@@ -59,7 +62,7 @@ class TransformersBackend:
         check_parallelism(self._spec)
         if self._spec.tp > 1:
             self.capabilities = self.capabilities - {"compare_cache_paths", "score_listed"}
-        if self._spec.quantized:
+        if self._spec.quantized and self._spec.quantization not in _COMPUTED_IN_ANY_DTYPE:
             self.capabilities = self.capabilities - {"score_listed"}
         arguments = Arguments.read(self._engine_args)
         if is_local(self._model_path):

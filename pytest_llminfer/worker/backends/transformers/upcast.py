@@ -70,6 +70,10 @@ class Upcast:
         """A tied parameter is made once: its names share the wide one as they share the narrow one."""
         made: dict[int, Any] = {}
         for module in modules:
+            if getattr(module, "compute_dtype", None) is not None:
+                # Codes and scales stay as they are: what bitsandbytes multiplies them by, and adds up in, is wide.
+                kept.append((module.__dict__, "compute_dtype", module.compute_dtype))
+                module.compute_dtype = self._dtype
             for entries in (module._parameters, module._buffers):  # noqa: SLF001 - the entries that an attribute is read from
                 for name, tensor in entries.items():
                     if tensor is None or not tensor.is_floating_point() or tensor.dtype == self._dtype:
