@@ -14,7 +14,14 @@ from tests.support.paths import BASELINES, SUITES
 QUESTIONS = 40
 # Of several processes: what they answer, hold and are. Their speed on a few cores says nothing, and what one cache, one pool and
 # one run after another do is asked of the engine on one GPU.
-OF_ONE_GPU = ("tokens_per_second", "left_behind", "execution_modes", "greedy_tokens_do_not_depend", "chat", "accuracy_has_not_dropped")
+OF_ONE_GPU = (
+    "tokens_per_second",
+    "left_behind",
+    "execution_modes",
+    "greedy_tokens_do_not_depend",
+    "chat",
+    "accuracy_has_not_dropped",
+)
 CHOSEN = f"not ((dp2 or tp2) and ({' or '.join(OF_ONE_GPU)}))"
 CHOSEN_SUITES = (
     "chat",

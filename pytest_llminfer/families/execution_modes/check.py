@@ -35,8 +35,8 @@ MOST_NOISE = {"float32": 1.6e-10, "float16": 1.4e-4, "bfloat16": 7.1e-3}
 """Nats of KL. The most that a benign execution mode made on a network of random weights, which is the noisiest
 (docs/methods.md#served-dtype): a fault in both of the execution modes that measure the noise must not widen its own limit."""
 GROSS_FACTOR = 100.0
-"""How many times the limit one prompt alone may be off, or the floor of the dtype where that is larger. Benign ones were off by 2 times in bfloat16, 4 with a cache of fp8, at the
-most (reference model); a fault that strikes few prompts is otherwise lost among the others."""
+"""How many times the limit one prompt alone may be off, or the floor of the dtype where that is larger. Benign ones were off by 2
+times in bfloat16, 4 with a cache of fp8, at the most (reference model); a fault that strikes few prompts is otherwise lost."""
 _OFFSET = 0.1
 """Of the noise, added to every value before its logarithm: what is far below the noise is not told from 0."""
 _NO_NOISE = 1e-13
@@ -113,7 +113,9 @@ def check_execution_modes(
         lines.append(f"{gross} of {len(means)} prompts are off by more than {judged.gross:.3g} nats")
     elif odd := int((means > GROSS_FACTOR * max(bound, _NO_NOISE)).sum()):
         outcome = Outcome.INCONCLUSIVE if outcome is Outcome.PASS else outcome
-        lines.append(f"{odd} of {len(means)} prompts are off by more than {GROSS_FACTOR:g} times the limit, which rounding may make")
+        lines.append(
+            f"{odd} of {len(means)} prompts are off by more than {GROSS_FACTOR:g} times the limit, which rounding may make"
+        )
     slope, slopes = _slope(candidate)
     if rounding.mean() > n0:
         lines.append(f"the two benign execution modes differ by {rounding.mean():.3g} nats, of which {most:.3g} are taken as noise")
