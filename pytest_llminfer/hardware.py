@@ -170,6 +170,20 @@ def parse_cpuinfo(text: str) -> str:
     return " ".join(found.group(1).split()) if found else ""
 
 
+_CHOOSE_KERNELS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16"),
+    *("asimd", "asimdhp", "asimddp", "bf16", "sve"),
+)
+"""Flags of x86-64 and of ARM64 by which oneDNN, PyTorch and llama.cpp choose the kernel that multiplies."""
+
+
+def parse_instruction_sets(text: str) -> tuple[str, ...]:
+    """The instruction sets in the text of /proc/cpuinfo that choose the kernels of an engine, in a fixed order."""
+    found = re.search(r"^(?:flags|Features)[ \t]*:(.*)$", text, re.MULTILINE)
+    flags = set(found.group(1).split()) if found else set()
+    return tuple(name for name in _CHOOSE_KERNELS if name in flags)
+
+
 def _ask_nvidia_smi(*words: str, environ: Mapping[str, str], timeout_seconds: float) -> str:
     """What nvidia-smi prints; empty where it is missing, fails, or is silent for too long."""
     try:
@@ -199,11 +213,22 @@ def _ask_nvidia_smi(*words: str, environ: Mapping[str, str], timeout_seconds: fl
 
 def processor_name() -> str:
     """The processor's model name, as the kernel or else the platform gives it."""
+    return parse_cpuinfo(_cpuinfo()) or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """This processor's instruction sets that choose kernels; empty where the kernel does not tell.
+
+    A name such as "AMD EPYC" stands for generations of processors, which round otherwise.
+    """
+    return parse_instruction_sets(_cpuinfo())
+
+
+def _cpuinfo() -> str:
     try:
-        name = parse_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        name = ""
-    return name or platform.processor() or platform.machine()
+        return ""
 
 
 def usable_cores() -> int:

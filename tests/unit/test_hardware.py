@@ -16,6 +16,7 @@ from pytest_llminfer.hardware import (
     detect,
     device_bytes,
     parse_cpuinfo,
+    parse_instruction_sets,
     parse_nvidia_smi,
     processor_name,
     slug,
@@ -130,6 +131,20 @@ def test_the_key_and_header_without_an_accelerator() -> None:
 )
 def test_the_processor_is_read_from_cpuinfo(text: str, name: str) -> None:
     assert parse_cpuinfo(text) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("flags\t\t: fpu avx512_bf16 avx2 sse avx512f\nflags\t\t: amx_bf16\n", ("avx2", "avx512f", "avx512_bf16")),
+        ("model name\t: AMD EPYC\nflags\t\t: fpu avx2\n", ("avx2",)),
+        ("Features\t: fp asimd evtstrm bf16\n", ("asimd", "bf16")),
+        ("flags\t\t: avx2x\n", ()),
+        ("", ()),
+    ],
+)
+def test_instruction_sets_that_choose_kernels_are_read_from_cpuinfo(text: str, names: tuple[str, ...]) -> None:
+    assert parse_instruction_sets(text) == names
 
 
 def stand_in(directory: Path, script: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pytest_llminfer.engines.capabilities import need
 from pytest_llminfer.engines.profiles import profile
 from pytest_llminfer.errors import UnsupportedError
 from pytest_llminfer.families.divergence.check import LIMITS, SAME_WEIGHTS, Limits, compare, kind_of
+from pytest_llminfer.hardware import instruction_sets
 from pytest_llminfer.observations.generation import Scores
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_llminfer.datasets.load import Dataset
     from pytest_llminfer.engines.engine import Engine
     from pytest_llminfer.models.model import Model
+    from pytest_llminfer.observations.engine import EngineInfo
 
 FAMILY = "divergence"
 PROMPTS, POSITIONS, TOP = 32, 128, 20
@@ -118,7 +120,7 @@ class Recorded:
     Attributes:
         scores: Its distributions, by sequence.
         noise: Mean KL in nats between two execution modes of the recorded cell.
-        device: Exact name of the device on which it was made.
+        device: On what it was made, as :func:`device_of` says it.
     """
 
     scores: list[Scores]
@@ -164,7 +166,7 @@ class Divergence:
     def same_setting(self, record: Recorded) -> bool:
         """Whether the record was made on such a device, and this cell is not parallel or served."""
         spec, info = self._engine.spec, self._engine.info
-        return record.device == info.device_name and not (spec.parallel or spec.serve)
+        return record.device == device_of(info) and not (spec.parallel or spec.serve)
 
     def noise_of(self, record: Recorded) -> float:
         """The KL in nats that a benign run with the same weights may show against the record: more on another device."""
@@ -213,11 +215,16 @@ class Divergence:
         found = engine.once(TeacherForced.ask, self._teacher_forced.dataset)
         names = ("logprobs", "top_ids", "top_logprobs")
         return {
-            "device": engine.info.device_name,
+            "device": device_of(engine.info),
             "mean_logprob": float(np.mean([scores.logprobs.mean() for scores in found.scores])),
             "noise_kl": found.noise(),
             **self._baseline.attach(FAMILY, {name: np.stack([getattr(scores, name) for scores in found.scores]) for name in names}),
         }
+
+
+def device_of(info: EngineInfo) -> str:
+    """The device by its exact name, a processor with the instruction sets that choose its kernels: others round otherwise."""
+    return " ".join((info.device_name, *instruction_sets())) if info.device == "cpu" else info.device_name
 
 
 def _facts(expected: Mapping[str, Any]) -> tuple[float, str, dict[str, Any]]:
