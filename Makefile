@@ -35,12 +35,10 @@ lint: $(VENV)/.test
 benchmarks: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-# The plugin on the oldest pytest that it supports: every hook. What a faulty engine does to a suite, and pytest-xdist, are no matter
-# of pytest's version, and `make test` has them.
-OF_THE_PLUGIN := not n2 and not accuracy_suite and not divergence_suite and not serving_suite
+# The plugin on the oldest pytest that it supports.
 test-oldest: $(VENV)-oldest/.done
 	$(VENV)-oldest/bin/python -m pytest -c /dev/null --rootdir=. --import-mode=importlib -p pytester -p no:cacheprovider \
-		tests/plugin -k "$(OF_THE_PLUGIN)" -n $(CORES) --dist=loadfile $(ARGS)
+		tests/plugin -n $(CORES) --dist=loadfile $(ARGS)
 
 # That pytest alone is its own: all else, this package and the engines included, is what the other environment has.
 $(VENV)-oldest/.done: $(VENV)/.test
