@@ -15,9 +15,10 @@ import warnings
 import weakref
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from pytest_llminfer.engines.launchers import guardian
 from pytest_llminfer.engines.request_frame import encode
 from pytest_llminfer.errors import WORKER_ERRORS, EngineDiedError, EngineError, EngineHungError, EngineStartError
-from pytest_llminfer.worker.protocol.frames import MAGIC, ProtocolError, read_message
+from pytest_llminfer.worker.protocol.frames import MAGIC, SCRATCH, ProtocolError, read_message
 from pytest_llminfer.worker.protocol.shared_memory import named_by_group, ownerless, unname
 
 if TYPE_CHECKING:
@@ -168,6 +169,9 @@ class WorkerProcess:
                 ResourceWarning,
                 stacklevel=2,
             )
+        if self._folder:
+            # Children that left the group, as Ray's daemons do.
+            guardian.end(SCRATCH, str(self._folder))
         unname(ownerless(self.process.pid, since=self._started))
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -14,17 +14,44 @@ import psutil
 import pytest
 
 PROBES = """
+    import ctypes
+    import os
     import pathlib
+    import signal
     import subprocess
     import time
 
     def spawn(model):
         return subprocess.Popen(["sleep", "600"]).pid
 
-    def spawn_and_hang(model):
-        pathlib.Path("pid.part").write_text(str(spawn(model)))
+    def told(*pids):
+        pathlib.Path("pid.part").write_text(" ".join(map(str, pids)))
         pathlib.Path("pid.part").rename("pid")
+
+    def spawn_and_hang(model):
+        told(spawn(model))
         time.sleep(600)
+
+    def hold_the_lock(model):
+        told(os.getpid())
+        ctypes.PyDLL(None).sleep(600)
+
+    def stop(model):
+        told(os.getpid())
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def leave_the_group(model):
+        return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
+
+    def fork_twice(model):
+        reads, writes = os.pipe()
+        if not os.fork():
+            os.setsid()
+            if not (pid := os.fork()):
+                time.sleep(600)
+            os.write(writes, str(pid).encode())
+            os._exit(0)
+        return int(os.read(reads, 20))
 """
 TEST = """
     import pathlib, time
@@ -128,3 +155,52 @@ def test_children_of_the_worker_end_with_it(pytester: pytest.Pytester, run: Call
     run("-p", "no:cacheprovider", "--import-mode=prepend").assert_outcomes(passed=1)
     pid = int((pytester.path / "pid").read_text())
     assert wait_until(lambda: not psutil.pid_exists(pid) or gone(psutil.Process(pid)))
+
+
+@pytest.mark.parametrize("probe", ["hold_the_lock", "stop"])
+def test_a_worker_that_cannot_run_python_does_not_outlive_a_killed_pytest(pytester: pytest.Pytester, probe: str) -> None:
+    """Its thread that waits for the end of the pipe does not run: of a GPU it would hold the memory."""
+    pytester.makepyfile(
+        probes=PROBES, test_stuck=f"from probes import {probe}\n\ndef test_stuck(engine):\n    engine.run({probe})\n"
+    )
+    options = ["-q", "-p", "no:cacheprovider", "--engine=simulated", "--import-mode=prepend", f"--basetemp={pytester.path}/logs"]
+    process = subprocess.Popen([sys.executable, "-m", "pytest", *options], cwd=pytester.path)
+    try:
+        assert wait_until((pytester.path / "pid").exists)
+        worker = psutil.Process(int((pytester.path / "pid").read_text()))
+        folder = Path(worker.environ()["TMPDIR"])
+        assert folder.is_dir()
+    finally:
+        process.kill()
+        process.wait()
+    assert wait_until(lambda: gone(worker) and not folder.exists(), seconds=20)
+
+
+@pytest.mark.parametrize("probe", ["leave_the_group", "fork_twice"])
+def test_children_that_left_the_group_of_the_worker_end_with_it(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], probe: str
+) -> None:
+    """As the daemons of Ray do."""
+    pytester.makepyfile(
+        probes=PROBES,
+        test_children=f"from probes import {probe}, told\n\ndef test_spawn(engine):\n    told(engine.run({probe}))\n",
+    )
+    run("--import-mode=prepend").assert_outcomes(passed=1)
+    pid = int((pytester.path / "pid").read_text())
+    assert wait_until(lambda: not psutil.pid_exists(pid) or gone(psutil.Process(pid)), seconds=5)
+
+
+def test_the_guardian_ends_with_its_session(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    pytester.makepyfile(
+        """
+        import os, pathlib
+        import psutil
+
+        def test_guarded(engine):
+            guardians = [child for child in psutil.Process().children() if "guardian.py" in " ".join(child.cmdline())]
+            pathlib.Path("pid").write_text(" ".join(str(child.pid) for child in guardians))
+        """
+    )
+    run().assert_outcomes(passed=1)
+    (pid,) = map(int, (pytester.path / "pid").read_text().split())
+    assert wait_until(lambda: not psutil.pid_exists(pid) or gone(psutil.Process(pid)), seconds=5)

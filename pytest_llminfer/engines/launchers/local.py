@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llminfer.engines.launchers import guardian
 from pytest_llminfer.errors import EngineStartError
 from pytest_llminfer.hardware import processor_name, usable_cores
 from pytest_llminfer.worker.protocol.frames import PROCESSOR, SCRATCH
@@ -36,7 +37,8 @@ def start(environment: str, variables: Mapping[str, str], log: Path, folder: Pat
     Its temporary files go into ``folder``, but what PyTorch compiled stays where the next worker finds it.
 
     Another interpreter does not inherit our PYTHONPATH: what it names is built for this one.
-    It leads a process group of its own, so that one signal ends it with all its children, and Ctrl-C reaches only pytest.
+    It leads a process group of its own, so that one signal ends it with all its children, and Ctrl-C reaches only pytest. Where
+    pytest is killed, the guardian ends what does not end itself.
     Its standard output and error go to ``log``.
 
     Raises:
@@ -45,7 +47,12 @@ def start(environment: str, variables: Mapping[str, str], log: Path, folder: Pat
     interpreter = environment or sys.executable
     dropped = {"PYTHONHOME"} if _is_own(interpreter) else {"PYTHONHOME", "PYTHONPATH"}
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
-    own = {"OMP_NUM_THREADS": default_threads(), "PYTHONUNBUFFERED": "1", PROCESSOR: processor_name()}
+    own = {
+        "OMP_NUM_THREADS": default_threads(),
+        "PYTHONUNBUFFERED": "1",
+        PROCESSOR: processor_name(),
+        guardian.SESSION: guardian.session(),
+    }
     settings = {**inherited, **own, **variables}
     if folder:
         settings.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}")

@@ -1,0 +1,119 @@
+"""Ends the processes of engines that left their worker's group, and those that a killed pytest left behind.
+
+Whoever starts a session of his own or forks twice keeps the variables that he was started with: by them he is found. The guardian
+is a process beside pytest that waits for pytest's end; it needs the standard library alone. Without ``/proc`` nothing is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+SESSION = "LLMINFER_SESSION"
+"""The variable by which the guardian finds the processes of one pytest process."""
+GRACE_SECONDS = 5.0
+"""A worker that runs Python ends itself once pytest is gone, and cleans up."""
+KILL_SECONDS = 5.0
+_LOOK_SECONDS = 0.05
+
+_lock = threading.Lock()
+_guarded: dict[int, str] = {}
+"""Process id of a pytest process, its own alone, to the session that its guardian watches: a forked one needs another."""
+_pipes: list[subprocess.Popen[bytes]] = []
+"""Guardians, whose pipe from here ends with this process."""
+
+
+def session() -> str:
+    """The session of this process, whose guardian is started with the first call."""
+    with _lock:
+        pid = os.getpid()
+        if pid not in _guarded:
+            name = f"{pid}-{secrets.token_hex(8)}"
+            with contextlib.suppress(OSError):
+                _pipes.append(
+                    subprocess.Popen(  # noqa: S603 - this interpreter and this file
+                        [sys.executable, "-I", "-S", __file__, name],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                        cwd="/",
+                        start_new_session=True,
+                    )
+                )
+            _guarded[pid] = name
+        return _guarded[pid]
+
+
+def started_with(variable: str, value: str) -> list[int]:
+    """Ids of the processes of this user, but for this one, that were started with ``variable`` set to ``value``."""
+    wanted = f"{variable}={value}".encode()
+    return [pid for pid in _processes() if wanted in _variables(pid)]
+
+
+def end(variable: str, value: str, *, seconds: float = KILL_SECONDS) -> list[int]:
+    """Kill those that were started with the variable, again until none is left or the time has passed; ids of those that stay."""
+    deadline = time.monotonic() + seconds
+    while (found := started_with(variable, value)) and time.monotonic() < deadline:
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_LOOK_SECONDS)
+    return found
+
+
+def _processes() -> list[int]:
+    try:
+        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and int(entry.name) != os.getpid()]
+    except OSError:
+        return []
+
+
+def _variables(pid: int) -> list[bytes]:
+    """What a process was started with; empty for another user's, and for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _folders(pids: list[int], variable: str) -> set[Path]:
+    start = f"{variable}=".encode()
+    return {Path(os.fsdecode(entry[len(start) :])) for pid in pids for entry in _variables(pid) if entry.startswith(start)}
+
+
+def watch(name: str) -> None:
+    """Wait for the end of the pipe on standard input, then for the session's processes, and end those that stay, files included."""
+    while sys.stdin.buffer.read(1):
+        pass
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (left := started_with(SESSION, name)) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+    if not left:
+        return
+    # The engine's own package, read from where this file lies; nothing of it is needed before there is something to do.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+    from pytest_llminfer.worker.protocol.frames import SCRATCH
+    from pytest_llminfer.worker.protocol.shared_memory import named_by_group, unname
+
+    folders = _folders(left, SCRATCH)
+    groups = set()
+    for pid in left:
+        with contextlib.suppress(OSError):
+            groups.add(os.getpgid(pid))
+    named = [file for group in groups for file in named_by_group(group, since=0.0)]
+    end(SESSION, name)
+    unname(named)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1])
