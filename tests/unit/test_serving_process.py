@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 from pytest_llminfer.errors import BadInputError, EngineDiedError, EngineStartError, OutOfMemoryError, UnsupportedError
 from pytest_llminfer.observations.generation import Sampling
 from pytest_llminfer.spec import EngineSpec
+from pytest_llminfer.worker.backends.serving import backend
 from pytest_llminfer.worker.backends.serving.backend import ServedBackend
 from pytest_llminfer.worker.backends.serving.command import Command, flags, private_file
-from pytest_llminfer.worker.backends.serving.process import ServerProcess, free_port, is_running
+from pytest_llminfer.worker.backends.serving.process import PortTakenError, ServerProcess, free_port, is_running
 from tests.support.paths import REFERENCE
 from tests.support.present import present
 
@@ -72,6 +74,56 @@ def test_it_is_waited_for_stays_in_the_group_and_stops(
     said = capfd.readouterr().err
     assert "the key is ***" in said
     assert KEY not in said
+
+
+@pytest.fixture
+def foreign() -> Iterator[int]:
+    """The port of a server of somebody else, which says that it is well whoever asks."""
+    with HTTPServer(("127.0.0.1", 0), Well) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+class Well(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("then", ["import time; time.sleep(60)", "raise SystemExit('address in use')"])
+def test_what_answers_on_a_port_that_was_taken_is_not_the_server(foreign: int, then: str) -> None:
+    command = Command((sys.executable, "-c", then), {})
+    server = ServerProcess(command, variables={}, key=KEY, address=f"http://127.0.0.1:{foreign}")
+    try:
+        with pytest.raises(PortTakenError, match=rf"process {os.getpid()} answers at http://127.0.0.1:{foreign}, where"):
+            ready(server)
+    finally:
+        server.stop()
+
+
+def served_on(monkeypatch: pytest.MonkeyPatch, ports: list[int]) -> ServedBackend:
+    monkeypatch.setattr(backend, "free_port", lambda: ports.pop(0))
+    return ServedBackend(EngineSpec("simulated", serve=True), str(REFERENCE), {}, lambda *_: None)
+
+
+def test_a_port_that_was_taken_is_given_up_for_another(monkeypatch: pytest.MonkeyPatch, foreign: int) -> None:
+    ports = [foreign, free_port()]
+    server = served_on(monkeypatch, ports)
+    try:
+        assert server.load()["device"] == "cpu"
+        assert not ports
+    finally:
+        server.close()
+    server = served_on(monkeypatch, [foreign] * 3)
+    with pytest.raises(EngineStartError, match=f"process {os.getpid()} answers at .*; 3 ports were taken one after another"):
+        server.load()
 
 
 @pytest.mark.parametrize(
@@ -166,8 +218,8 @@ def serve() -> Iterator[Callable[..., ServedBackend]]:
         return backends[-1]
 
     yield serve
-    for backend in backends:
-        backend.close()
+    for served in backends:
+        served.close()
 
 
 def generate(backend: ServedBackend, max_tokens: int = 4) -> list[int]:

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
+from pytest_llminfer.errors import BadInputError, EngineError, EngineStartError, UnsupportedError
 from pytest_llminfer.worker.backends.host import accelerator_name, processor_name
 from pytest_llminfer.worker.backends.openai.arguments import NAMES
 from pytest_llminfer.worker.backends.openai.backend import OpenaiBackend
 from pytest_llminfer.worker.backends.packages import require
 from pytest_llminfer.worker.backends.serving.command import Order
-from pytest_llminfer.worker.backends.serving.process import ServerProcess, free_port
+from pytest_llminfer.worker.backends.serving.process import PortTakenError, ServerProcess, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pytest_llminfer.worker.backends.serving.command import Command
 
 SERVERS = ("llamacpp", "sglang", "simulated", "vllm")
+_PORTS = 3
+"""How many are tried."""
 VARIABLES = "server_variables"
 """The engine argument with environment variables for the server alone."""
 _SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
@@ -91,9 +93,18 @@ class ServedBackend(OpenaiBackend):
         return self._arguments.model or Path(self._model_path).name
 
     def _start(self, gpu: str, key: str) -> tuple[Command, str]:
-        """A live server, and its address."""
+        """A live server, and its address; on another port where one was taken before the server could bind it."""
+        taken = ""
+        for _ in range(_PORTS):
+            try:
+                return self._start_on(free_port(), gpu, key)
+            except PortTakenError as error:
+                taken = str(error)
+                self.close()
+        raise EngineStartError(f"{taken}; {_PORTS} ports were taken one after another, each before the server could bind it")
+
+    def _start_on(self, port: int, gpu: str, key: str) -> tuple[Command, str]:
         engine = importlib.import_module(f"pytest_llminfer.worker.backends.serving.{self._spec.engine}")
-        port = free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="llminfer-server-")
         order = Order(
             spec=self._spec,

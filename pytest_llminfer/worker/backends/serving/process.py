@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import deque
 from pathlib import Path
@@ -19,6 +20,7 @@ from pytest_llminfer.errors import EngineDiedError, EngineError, EngineStartErro
 from pytest_llminfer.worker.backends import shared_memory
 from pytest_llminfer.worker.backends.openai.keys import redact
 from pytest_llminfer.worker.backends.serving.command import clean_environment, missing_interpreter
+from pytest_llminfer.worker.backends.serving.listening import sockets_of, sockets_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,6 +43,10 @@ _OUT_OF_MEMORY = (
 _REFUSED_STATUS = 2
 _HEALTHY, _DENIED = 200, 401
 _READ_BYTES = 1 << 16
+
+
+class PortTakenError(EngineStartError):
+    """Another process listens where the server was told to."""
 
 
 def free_port() -> int:
@@ -93,11 +99,12 @@ class ServerProcess:
         """Wait until ``/health`` or the list of models answers. Output of the server counts as progress, its existence does not.
 
         Raises:
-            EngineStartError, OutOfMemoryError: it ended before.
+            EngineStartError, OutOfMemoryError: it ended before. PortTakenError: what answers is not this server.
         """
         told, last = -1, -_TOLD_SECONDS
         while True:
             if not self.alive:
+                self._prove_itself()
                 raise self.death("before it answered", EngineStartError)
             if self._heard != told and time.monotonic() - last > _TOLD_SECONDS:
                 told, last = self._heard, time.monotonic()
@@ -105,7 +112,17 @@ class ServerProcess:
             if self._answers("/health") or self._answers("/v1/models"):
                 break
             time.sleep(_LOOK_SECONDS)
+        self._prove_itself()
         progress("starting the server", 1, 1)
+
+    def _prove_itself(self) -> None:
+        """Between choosing a port and binding it another process may take it, and answer in this server's place."""
+        listening = sockets_on(urllib.parse.urlsplit(self._address).port or 0)
+        if foreign := listening - sockets_of([self.pid, *descendants(self.pid)]):
+            others = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+            holders = [pid for pid in others if foreign & sockets_of([pid])]
+            who = f"process {holders[0]}" if holders else "a process of another user"
+            raise PortTakenError(f"{who} answers at {self._address}, where the server that was started should listen")
 
     def unname_shared_memory(self) -> None:
         """Unlink the shared memory of its processes, which then goes with the last of them, also when they are killed."""
