@@ -125,10 +125,8 @@ class Model:
 
     @cached_property
     def _compiled_template(self) -> ChatTemplate:
-        try:
-            from pytest_llminfer.models.chat import ChatTemplate
-        except ModuleNotFoundError:
-            raise BadInputError("chat templates need the package jinja2: pip install 'pytest-llminfer[suites]'") from None
+        from pytest_llminfer.models.chat import ChatTemplate
+
         if not self.chat_template:
             raise BadInputError(f"the model {self.name} has no chat template: use completion prompts")
         return ChatTemplate(self.chat_template, file=self._template_file)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.families.chat.check import check_conversations
 from pytest_llminfer.models.chat import ChatTemplate
 from pytest_llminfer.models.chat_forms import CHATML, CONVERSATIONS, LLAMA3, ZEPHYR, differs, form_of
@@ -65,6 +66,26 @@ STOCK = {
 
 def render(source: str, messages: Sequence[dict[str, str]], **tokens: Any) -> str:
     return ChatTemplate(source, file=Path("chat_template.jinja")).render(messages, TOKENS | tokens)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+            r"takes more than \d+ s for one conversation",
+        ),
+        ("{{ '%0999999999d' % 1 }}", "takes more than 1024 MiB"),
+        ("{{ 'x' * 10**10 }}", "takes more than 1024 MiB"),
+        ("{{ [1] * 10**9 }}", "takes more than 1024 MiB"),
+    ],
+)
+def test_a_template_can_neither_hold_up_nor_exhaust_pytest(source: str, said: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(BadInputError, match=rf"^the chat template in chat_template\.jinja {said}; fetch the file again"):
+        render(source, messages)
+    # The next one finds a process that answers.
+    assert render(TEMPLATES["ChatML"], messages) == CHATML.write(messages)
 
 
 def departure(source: str, messages: Sequence[dict[str, str]], rendered: Any, **tokens: Any) -> str:
