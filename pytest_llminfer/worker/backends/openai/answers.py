@@ -19,7 +19,41 @@ _REASONS = {
     "length": "length",
     "max_tokens": "length",
 }
+_SPOKEN = ("message", "delta")
+_OBJECTS = (*_SPOKEN, "logprobs")
 _ID = re.compile(r"token_id:(\d+)$")
+
+
+def oddity(reply: Any) -> str:
+    """Where a reply or a chunk of one is of no shape that an answer has, as a phrase; empty where it is sound."""
+    if not isinstance(reply, dict):
+        return f"a reply is a JSON object, not {_kind(reply)}"
+    choices = reply.get("choices")
+    if choices is None or choices == []:
+        return ""
+    if not isinstance(choices, list) or not isinstance(choices[0], dict):
+        return f"choices is a list of objects, not {_kind(choices)}"
+    choice = choices[0]
+    spoken = [choice.get(name) for name in _SPOKEN]
+    texts = [(choice, "text"), (choice, "finish_reason"), *((each, "content") for each in spoken if isinstance(each, dict))]
+    wrong = [
+        *(f"{name} is an object, not {_kind(choice[name])}" for name in _OBJECTS if not isinstance(choice.get(name), dict | None)),
+        *(f"{name} is text, not {_kind(each[name])}" for each, name in texts if not isinstance(each.get(name), str | None)),
+    ]
+    ids = choice.get("token_ids")
+    if ids is not None and not (isinstance(ids, list) and all(isinstance(token, int) for token in ids)):
+        wrong.append("token_ids is a list of whole numbers or nothing")
+    if not wrong:
+        try:
+            _steps(choice.get("logprobs") or {})
+        except (AttributeError, KeyError, TypeError, ValueError):
+            wrong.append("logprobs are not those of completions or of chats")
+    return wrong[0] if wrong else ""
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 class Answer:

@@ -27,7 +27,7 @@ def scores(reply: Message, sequence: Sequence[int], *, top: int, last: int) -> d
     Raises:
         EngineError: the server did not return them for every position, or for other tokens.
     """
-    steps = (reply["choices"][0].get("prompt_logprobs") or [])[1:]
+    steps = _steps(reply)
     if len(steps) != len(sequence) - 1 or any(str(token) not in step for token, step in zip(sequence[1:], steps, strict=True)):
         raise EngineError(f"a server was asked about a prompt of {len(sequence)} tokens and told {len(steps)} positions, or others")
     rows = [sorted(step.items(), key=lambda entry: entry[1]["rank"])[:top] for step in steps[-last:]]
@@ -37,3 +37,17 @@ def scores(reply: Message, sequence: Sequence[int], *, top: int, last: int) -> d
         "top_ids": np.array([[int(token) for token, _ in row] for row in rows], np.int32),
         "top_logprobs": np.array([[entry["logprob"] for _, entry in row] for row in rows], np.float32),
     }
+
+
+def _steps(reply: Message) -> list[dict[str, dict[str, float]]]:
+    """Of every token but the first what was predicted, token id to ``{"logprob", "rank"}``; empty where they are not so."""
+    choices = reply.get("choices") or [{}]
+    steps = choices[0].get("prompt_logprobs")
+    sound = isinstance(steps, list) and all(
+        isinstance(step, dict)
+        and all(
+            isinstance(entry, dict) and {"logprob", "rank"} <= entry.keys() and token.isdigit() for token, entry in step.items()
+        )
+        for step in steps[1:]
+    )
+    return steps[1:] if sound and isinstance(steps, list) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from urllib.parse import urlsplit
 import openai
 
 from pytest_llminfer.errors import TransportError
+from pytest_llminfer.worker.backends.openai.answers import oddity
+from pytest_llminfer.worker.backends.openai.events import EventStream
 from pytest_llminfer.worker.backends.openai.keys import is_loopback, redact
 
 if TYPE_CHECKING:
@@ -19,9 +22,13 @@ if TYPE_CHECKING:
     from pytest_llminfer.worker.backends.openai.arguments import Arguments
 
 NO_KEY = "none"
+LONGEST_PAUSE = 60.0
+"""Seconds between two attempts: what the library waits at the most where a server says Retry-After."""
 MOST_FAILURES = 16
 """Failed requests after which the rest of a batch is not asked any more: the server is broken, and retries take time."""
 _SHOWN = 400
+_BODY_SHOWN = 200
+_OK = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,28 +81,35 @@ class Transport:
 
     async def fetch(self, path: str, **options: Any) -> Any:
         """:meth:`get`, from within the loop."""
-        return await self._guarded(lambda: self._client.get(path, cast_to=object, options=options))
+        return await self._guarded(lambda: self._client.get(path, cast_to=object, options=options), **options)
 
     async def post(self, path: str, body: Mapping[str, Any], **options: Any) -> Any:
-        """What POST answers; ``Failure`` where it does not."""
-        return await self._guarded(lambda: self._client.post(path, cast_to=object, body=self._whole(body), options=options))
+        """What POST answers; ``Failure`` where it does not, or not as the interface has it."""
+        reply = await self._guarded(
+            lambda: self._client.post(path, cast_to=object, body=self._whole(body), options=options), **options
+        )
+        return reply if isinstance(reply, Failure) else self._shaped(reply)
 
     async def stream(self, path: str, body: Mapping[str, Any], **options: Any) -> AsyncIterator[Any]:
         """The chunks of a streamed answer; a ``Failure`` ends them."""
         try:
-            chunks = await self._client.post(
-                path,
-                cast_to=object,
-                body={**self._whole(body), "stream": True},
-                stream=True,
-                stream_cls=openai.AsyncStream[object],
-                options=options,
-            )
-            async with chunks:
-                async for chunk in chunks:
-                    yield chunk
+            async with asyncio.timeout(self._seconds(**options)):
+                chunks = await self._client.post(
+                    path,
+                    cast_to=object,
+                    body={**self._whole(body), "stream": True},
+                    stream=True,
+                    stream_cls=EventStream,
+                    options=options,
+                )
+                async with chunks:
+                    async for chunk in chunks:
+                        shaped = self._shaped(chunk)
+                        yield shaped
+                        if isinstance(shaped, Failure):
+                            return
         except Exception as error:  # noqa: BLE001 - as below
-            yield self._failure(error)
+            yield self._failure(error, **options)
 
     async def all(
         self, jobs: Sequence[Callable[[], Awaitable[Any]]], *, concurrency: int, done: Callable[[int], None]
@@ -135,13 +149,29 @@ class Transport:
         """``body`` with the user's own fields; one that is null there is left out."""
         return {name: value for name, value in {**body, **self._arguments.extra_body}.items() if value is not None}
 
-    async def _guarded(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+    async def _guarded(self, ask: Callable[[], Awaitable[Any]], **options: Any) -> Any:
         try:
-            return await ask()
+            # The library's own limit is on silence: a server that sends a byte at a time never meets it.
+            async with asyncio.timeout(self._seconds(**options)):
+                return await ask()
         except Exception as error:  # noqa: BLE001 - what the library raises is no one class, and each ends one request alone
-            return self._failure(error)
+            return self._failure(error, **options)
 
-    def _failure(self, error: Exception) -> Failure:
+    def _seconds(self, **options: Any) -> float:
+        """What a request may take in all: every attempt its time, and the pauses between them."""
+        retries = options.get("max_retries", self._arguments.max_retries)
+        return float(self._arguments.timeout * (retries + 1) + LONGEST_PAUSE * retries)
+
+    def _shaped(self, reply: Any) -> Any:
+        """``reply``, or a failure that shows the start of it where it is of no shape that an answer has."""
+        if not (odd := oddity(reply)):
+            return reply
+        start = reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False)
+        return Failure("UnexpectedReply", _OK, self._shown(f"{odd}; the reply begins: {start[:_BODY_SHOWN]}"))
+
+    def _failure(self, error: Exception, **options: Any) -> Failure:
+        if isinstance(error, TimeoutError):
+            return Failure("Timeout", 0, f"no whole answer within {self._seconds(**options):g} s")
         status = getattr(error, "status_code", 0)
         cause = error.__cause__
         text = str(error) or type(error).__name__
@@ -152,7 +182,11 @@ class Transport:
             text = f"{text} - {body.get('detail') or body.get('error') or body}"
         elif isinstance(error, openai.APIConnectionError) and cause is not None and str(cause):
             text = f"{text} ({type(cause).__name__}: {cause})"
-        return Failure(type(error).__name__, int(status or 0), " ".join(self.redact(text).split())[:_SHOWN])
+        return Failure(type(error).__name__, int(status or 0), self._shown(text))
+
+    def _shown(self, text: str) -> str:
+        """On one line, without the key."""
+        return " ".join(self.redact(text).split())[:_SHOWN]
 
 
 def refuse_failures(results: Sequence[Any], *, server: str, what: str) -> None:
