@@ -10,7 +10,7 @@ from pytest_llminfer.engines.profiles import loaded
 from pytest_llminfer.families.chat.check import check_conversations
 from pytest_llminfer.families.chat.observe import conversations_of, observe, recorded_ids
 from pytest_llminfer.families.probes import bundled_probe
-from pytest_llminfer.families.serving.observe import Exchange
+from pytest_llminfer.families.serving.observe import Exchange, answered
 from pytest_llminfer.models.chat_forms import TODAY
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def test_conversations_have_the_recorded_tokens(
 def test_the_server_counts_the_same_tokens(engine: Engine, conversations: Conversations, judge: Judge) -> None:
     """A server applies the template itself, and says how many tokens came of it: a doubled beginning shows in the count."""
     expected = conversations.counts_today(engine.model)
-    counts: list[Any] = [reply.usage.get("prompt_tokens") for reply in Exchange(engine).chat(list(expected), max_tokens=1)]
+    replies = answered(Exchange(engine).chat(list(expected), max_tokens=1))
+    counts: list[Any] = [reply.usage.get("prompt_tokens") for reply in replies]
     if None in counts:
         pytest.skip("this server does not say how many tokens a prompt has; one that sends usage does")
     judge(

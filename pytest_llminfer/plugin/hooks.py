@@ -137,7 +137,7 @@ def pytest_runtest_makereport(
         from pytest_llminfer.plugin import judging
 
         judging.tell_loads(item)
-        judging.without_traceback(call, item.config, strict=settings_of(item.config).session.strict)
+        judging.without_traceback(call, item, strict=settings_of(item.config).session.strict)
     return (yield)
 
 

@@ -73,17 +73,23 @@ def status(report: pytest.TestReport) -> tuple[str, str, tuple[str, dict[str, bo
     return WORDS["inconclusive"] if "inconclusive" in outcomes else None
 
 
-def without_traceback(call: pytest.CallInfo[Any], config: pytest.Config, *, strict: bool) -> None:
+def without_traceback(call: pytest.CallInfo[Any], item: pytest.Item, *, strict: bool) -> None:
     """Errors of this package are complete in one message.
 
     What an engine cannot do, and what was recorded instead of judged, is a skip with that reason; so is a missing baseline, unless
-    ``strict``.
+    ``strict``. A request without an answer is INVALID: what it would have said is not known.
     """
     if call.excinfo is None:
         return
-    from pytest_llminfer.errors import BaselineRecordedError, LlminferError, MissingBaselineError, UnsupportedError
+    from pytest_llminfer.errors import (
+        BaselineRecordedError,
+        LlminferError,
+        MissingBaselineError,
+        TransportError,
+        UnsupportedError,
+    )
 
-    error = call.excinfo.value
+    error, config = call.excinfo.value, item.config
     if not isinstance(error, LlminferError):
         return
     reason = working(str(error), config)
@@ -91,6 +97,26 @@ def without_traceback(call: pytest.CallInfo[Any], config: pytest.Config, *, stri
         told: BaseException = pytest.fail.Exception(reason, pytrace=False)
     elif isinstance(error, (UnsupportedError, BaselineRecordedError, MissingBaselineError)):
         told = pytest.skip.Exception(reason, _use_item_location=True)
+    elif isinstance(error, TransportError):
+        verdict = _unanswered(reason)
+        item.user_properties.append((VERDICT, json.dumps({**verdict.to_dict(), "fatal": True})))
+        told = pytest.fail.Exception(str(verdict), pytrace=False)
     else:
         told = pytest.fail.Exception(f"{type(error).__name__}: {reason}", pytrace=False)
     call.excinfo = pytest.ExceptionInfo.from_exception(told.with_traceback(error.__traceback__))
+
+
+def _unanswered(reason: str) -> Verdict:
+    from pytest_llminfer.verdict import Outcome, Verdict
+
+    return Verdict(
+        outcome=Outcome.INVALID,
+        claim="every request was answered",
+        key="not answered",
+        measurements=(),
+        threshold="no failed request",
+        threshold_source="a request without an answer is no wrong answer",
+        smallest_detectable="exact",
+        advice="look at the server's log; ask fewer at a time (engine argument 'concurrency'), or wait and run again",
+        details=(reason,),
+    )

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import pytest
+
+from tests.support.engines import openai_backends
+from tests.support.openai_server import Fake
+from tests.support.paths import SUITES
+
+fake = openai_backends.fake
 
 TESTS = """
     from pytest_llminfer.verdict import Measurement, Outcome, Verdict
@@ -84,3 +91,17 @@ def test_a_plain_assertion_shows_in_the_table_too(
     result = run(*mode)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*assert 1 == 2", "simulated *FAIL"])
+
+
+@pytest.mark.parametrize(("status", "said"), [(502, "InternalServerError: *502*"), (400, "BadRequestError: *400*")])
+def test_a_server_that_fails_is_invalid_and_no_skip(
+    fake: Fake, pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], status: int, said: str
+) -> None:
+    pytest.importorskip("openai")
+    sound = fake.answer
+    fake.answer = lambda path, body: (status, {"error": "down"}) if "chat" in path else sound(path, body)
+    shutil.copy(SUITES / "test_chat.py", pytester.path)
+    result = run("-k", "counts", '--engine-args={"max_retries": 0}', engine=f"openai@{fake.address}")
+    result.assert_outcomes(errors=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["INVALID: every request was answered", f"  * of * requests failed; first: {said}"])

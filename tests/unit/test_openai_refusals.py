@@ -173,3 +173,39 @@ def test_a_wrong_key_and_none_are_told_apart_from_the_right_one(
     ]  # fmt: skip
     with pytest.raises(BadInputError, match=r"a request has no 'enpoint'.*'endpoint'"):
         load().talk(requests=[{"enpoint": "models"}])
+
+
+def test_what_a_test_sets_is_not_overridden(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
+    with pytest.raises(
+        BadInputError, match=r"extra_body holds 'temperature': 0.9, which a test sets to 0.0; leave it out, or give null"
+    ):
+        load(extra_body={"temperature": 0.9})
+    # The same value, none at all and a field of the server's own are no contradiction.
+    backend = load(extra_body={"temperature": 0.0, "seed": None, "provider": {"order": ["a"]}})
+    generate(backend, [[5]])
+    assert {name: fake.bodies[-1].get(name) for name in ("temperature", "seed", "provider")} == {
+        "temperature": 0.0,
+        "seed": None,
+        "provider": {"order": ["a"]},
+    }
+
+
+def test_a_key_that_a_server_repeats_is_nowhere(
+    fake: Fake, load: Callable[..., openai_backends.Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    fake.models[0]["note"] = f"you sent Bearer {KEY}"
+    fake.models[0]["nested"] = {KEY: [KEY, 1]}
+    sound = fake.answer
+
+    def echo(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, message = sound(path, body)
+        message["choices"][0]["text"] = f"the key is {KEY}"
+        return status, message
+
+    fake.answer = echo
+    backend = load()
+    settings = backend.settings()
+    assert settings["resolved"]["note"] == "you sent Bearer ***"
+    assert KEY not in json.dumps(settings)
+    assert generate(backend, [[5]])[0]["text"] == "the key is ***"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.errors import TransportError
 from pytest_llminfer.families.serving.latency import REQUESTS, record
 from pytest_llminfer.observations.serving import Reply
 
@@ -28,6 +29,18 @@ def timed_replies(engine: Engine) -> list[Reply]:
 def observe(engine: Engine, previous: Mapping[str, Any] | None) -> dict[str, Any]:
     """This session's latencies, appended to those that are recorded."""
     return record(engine.once(timed_replies), previous)
+
+
+def answered(replies: Sequence[Reply]) -> Sequence[Reply]:
+    """The replies, every one of which came.
+
+    Raises:
+        TransportError: how many requests failed, and the first reason.
+    """
+    failed = [reply for reply in replies if reply.status != OK]
+    if failed:
+        raise TransportError(f"{len(failed)} of {len(replies)} requests failed; first: {failed[0].error}")
+    return replies
 
 
 class Exchange:

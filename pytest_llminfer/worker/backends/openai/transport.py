@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import openai
 
-from pytest_llminfer.errors import TransportError
+from pytest_llminfer.errors import BadInputError, TransportError
 from pytest_llminfer.worker.backends.openai.answers import oddity
 from pytest_llminfer.worker.backends.openai.events import EventStream
 from pytest_llminfer.worker.backends.openai.keys import is_loopback, redact
@@ -84,20 +84,28 @@ class Transport:
         return await self._guarded(lambda: self._client.get(path, cast_to=object, options=options), **options)
 
     async def post(self, path: str, body: Mapping[str, Any], **options: Any) -> Any:
-        """What POST answers; ``Failure`` where it does not, or not as the interface has it."""
-        reply = await self._guarded(
-            lambda: self._client.post(path, cast_to=object, body=self._whole(body), options=options), **options
-        )
+        """What POST answers; ``Failure`` where it does not, or not as the interface has it.
+
+        Raises:
+            BadInputError: the user's own fields hold another value for one that the request sets.
+        """
+        whole = self._whole(body)
+        reply = await self._guarded(lambda: self._client.post(path, cast_to=object, body=whole, options=options), **options)
         return reply if isinstance(reply, Failure) else self._shaped(reply)
 
     async def stream(self, path: str, body: Mapping[str, Any], **options: Any) -> AsyncIterator[Any]:
-        """The chunks of a streamed answer; a ``Failure`` ends them."""
+        """The chunks of a streamed answer; a ``Failure`` ends them.
+
+        Raises:
+            BadInputError: as :meth:`post`.
+        """
+        whole = self._whole({**body, "stream": True})
         try:
             async with asyncio.timeout(self._seconds(**options)):
                 chunks = await self._client.post(
                     path,
                     cast_to=object,
-                    body={**self._whole(body), "stream": True},
+                    body=whole,
                     stream=True,
                     stream_cls=EventStream,
                     options=options,
@@ -147,13 +155,19 @@ class Transport:
 
     def _whole(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """``body`` with the user's own fields; one that is null there is left out."""
+        for name, value in self._arguments.extra_body.items():
+            if value is not None and name in body and body[name] != value:
+                raise BadInputError(
+                    f"extra_body holds {name!r}: {value!r}, which a test sets to {body[name]!r}; leave it out, or give null to "
+                    "send none"
+                )
         return {name: value for name, value in {**body, **self._arguments.extra_body}.items() if value is not None}
 
     async def _guarded(self, ask: Callable[[], Awaitable[Any]], **options: Any) -> Any:
         try:
             # The library's own limit is on silence: a server that sends a byte at a time never meets it.
             async with asyncio.timeout(self._seconds(**options)):
-                return await ask()
+                return self._without_key(await ask())
         except Exception as error:  # noqa: BLE001 - what the library raises is no one class, and each ends one request alone
             return self._failure(error, **options)
 
@@ -162,8 +176,21 @@ class Transport:
         retries = options.get("max_retries", self._arguments.max_retries)
         return float(self._arguments.timeout * (retries + 1) + LONGEST_PAUSE * retries)
 
+    def _without_key(self, reply: Any) -> Any:
+        """A server may repeat the key anywhere, and what it says is shown and recorded."""
+        if not self.has_key:
+            return reply
+        if isinstance(reply, str):
+            return self.redact(reply)
+        if isinstance(reply, list):
+            return [self._without_key(each) for each in reply]
+        if isinstance(reply, dict):
+            return {self.redact(str(name)): self._without_key(value) for name, value in reply.items()}
+        return reply
+
     def _shaped(self, reply: Any) -> Any:
         """``reply``, or a failure that shows the start of it where it is of no shape that an answer has."""
+        reply = self._without_key(reply)
         if not (odd := oddity(reply)):
             return reply
         start = reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False)
