@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
 import threading
 import time
 from pathlib import Path
@@ -113,9 +116,23 @@ class Pool:
             )
 
     def _turn(self) -> IO[bytes] | None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._folder.stat().st_uid != os.getuid():
-            raise EngineStartError(f"the folder of GPU locks {self._folder} is another user's; name one of your own with {LOCKS}")
+        with contextlib.suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700, parents=True)
+        # The folder itself, not what a link of somebody else's names: files in it are opened.
+        found = self._folder.lstat()
+        wrong = (
+            "is a link"
+            if stat.S_ISLNK(found.st_mode)
+            else "is no folder"
+            if not stat.S_ISDIR(found.st_mode)
+            else "is another user's"
+            if found.st_uid != os.getuid()
+            else "can be written by everybody"
+            if found.st_mode & stat.S_IWOTH
+            else ""
+        )
+        if wrong:
+            raise EngineStartError(f"the folder of GPU locks {self._folder} {wrong}; name one of your own with {LOCKS}")
         return _locked(self._folder / "turn.lock")
 
     def _try(self, count: int) -> dict[str, IO[bytes]]:
@@ -189,10 +206,14 @@ def _id(gpu: Gpu) -> str:
 
 
 def _locked(path: Path) -> IO[bytes] | None:
-    """The file, locked until it is closed; None while another has it."""
+    """The file, locked until it is closed; None while another has it. It is never emptied, and never what a link names."""
     import fcntl  # not on every platform, where a session without engines must do without it
 
-    lock = path.open("wb")
+    try:
+        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
+    except OSError as error:
+        why = "is a link" if error.errno == errno.ELOOP else f"cannot be opened ({error.strerror})"
+        raise EngineStartError(f"the lock {path} {why}; remove it, or name another folder with {LOCKS}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -210,3 +210,33 @@ def test_a_folder_of_another_user_is_refused(pool: Pool, monkeypatch: pytest.Mon
     monkeypatch.setattr("os.getuid", lambda: -1)
     with pytest.raises(EngineStartError, match="is another user's; name one of your own with LLMINFER_LOCKS"):
         pool.lease(1).ids()
+
+
+def test_links_in_place_of_the_folder_or_of_a_lock_are_not_followed(tmp_path: Path) -> None:
+    """As another user can lay them out in /tmp: a file of ours was emptied by them."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    linked = tmp_path / "linked"
+    linked.symlink_to(elsewhere)
+    with pytest.raises(EngineStartError, match=r"linked is a link; name one of your own with LLMINFER_LOCKS"):
+        Pool(GPUS, folder=linked).lease(1).ids()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    with pytest.raises(EngineStartError, match=r"dangling is a link; name"):
+        Pool(GPUS, folder=tmp_path / "dangling").lease(1).ids()
+    with pytest.raises(EngineStartError, match=r"victim is no folder; name"):
+        Pool(GPUS, folder=victim).lease(1).ids()
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    with pytest.raises(EngineStartError, match=r"open can be written by everybody; name"):
+        Pool(GPUS, folder=open_to_all).lease(1).ids()
+    for name in ("turn.lock", f"{GPUS[0].uuid}.lock"):
+        (elsewhere / name).symlink_to(victim)
+        with pytest.raises(EngineStartError, match=rf"the lock .*{name} is a link; remove it, or name another folder"):
+            Pool(GPUS, folder=elsewhere).lease(1).ids()
+        (elsewhere / name).unlink()
+    assert victim.read_text() == "precious"
+    assert not list(elsewhere.glob("GPU*"))
+    Pool(GPUS, folder=elsewhere).lease(1).release()
