@@ -5,12 +5,20 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
+from pytest_llminfer.printable import bounded, printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
 class LlminferError(Exception):
-    """Base of every error that this package raises on purpose; shown to the user without a traceback."""
+    """Base of every error that this package raises on purpose; shown to the user without a traceback.
+
+    What an engine or a server says in it is shown as it can be: bounded, and with no character that a terminal obeys.
+    """
+
+    def __str__(self) -> str:
+        return printable(bounded(super().__str__()))
 
 
 class InvalidSpecError(LlminferError, ValueError):

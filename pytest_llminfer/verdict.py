@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from pytest_llminfer.printable import bounded, printable
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -139,7 +141,7 @@ class Verdict:
         lines.append(f"  smallest effect this could have seen: {self.smallest_detectable}")
         if self.outcome is not Outcome.PASS and self.advice:
             lines.append(f"  what to do: {self.advice}")
-        return "\n".join(lines)
+        return printable(bounded("\n".join(lines)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold: what crosses processes, and stands in reports."""

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from pytest_llminfer.engines.launchers import guardian
 from pytest_llminfer.engines.request_frame import encode
 from pytest_llminfer.errors import WORKER_ERRORS, EngineDiedError, EngineError, EngineHungError, EngineStartError
+from pytest_llminfer.printable import bounded
 from pytest_llminfer.worker.protocol.frames import MAGIC, SCRATCH, ProtocolError, read_message
 from pytest_llminfer.worker.protocol.shared_memory import named_by_group, ownerless, unname
 
@@ -35,6 +36,8 @@ KILL_SECONDS = 30.0
 LOOK_SECONDS = 1.0
 """How often a silent process is looked at, and how long an ended one's last message may take to be read."""
 LAST_LINES = 15
+_LAST_BYTES, _LINE = 1 << 16, 1000
+"""A log may have grown to gigabytes, or its last line."""
 _FOREIGN_BYTES = 100
 _ALWAYS_TAKEN = 1 << 15
 """Bytes that fit into an empty pipe, of which Linux makes 64 KiB, beside a small request that has not been read."""
@@ -229,8 +232,13 @@ class WorkerProcess:
         )
 
     def _last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").rstrip().splitlines() if self.log.exists() else []
-        return "\n".join(f"    {line}" for line in lines[-LAST_LINES:]) or "    (none)"
+        try:
+            with self.log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_BYTES))
+                lines = log.read().decode(errors="replace").rstrip().splitlines()
+        except OSError:
+            lines = []
+        return "\n".join(f"    {bounded(line, _LINE)}" for line in lines[-LAST_LINES:]) or "    (none)"
 
 
 def how_it_ended(status: int | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
+from pytest_llminfer.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -31,7 +33,10 @@ def width(text: str) -> int:
 
 
 def writable(text: str, encoding: str) -> str:
-    """``text`` with what ``encoding`` (the terminal's) does not have replaced: ``≤`` by ``<=``, the unknown by ``?``."""
+    """``text`` with what ``encoding`` (the terminal's) does not have replaced: ``≤`` by ``<=``, the unknown by ``?``.
+
+    What the terminal would obey stands as its escape.
+    """
 
     def letter(character: str) -> str:
         try:
@@ -40,6 +45,7 @@ def writable(text: str, encoding: str) -> str:
             return character if character.isascii() else _ASCII.get(character, "?")
         return character
 
+    text = printable(text)
     return text if text.isascii() else "".join(map(letter, text))
 
 

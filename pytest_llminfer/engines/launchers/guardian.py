@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -27,8 +26,8 @@ _LOOK_SECONDS = 0.05
 _lock = threading.Lock()
 _guarded: dict[int, str] = {}
 """Process id of a pytest process, its own alone, to the session that its guardian watches: a forked one needs another."""
-_pipes: list[subprocess.Popen[bytes]] = []
-"""Guardians, whose pipe from here ends with this process."""
+_pipes: list[int] = []
+"""Descriptors of the pipes to guardians, which end with this process, however it ends."""
 
 
 def session() -> str:
@@ -38,18 +37,28 @@ def session() -> str:
         if pid not in _guarded:
             name = f"{pid}-{secrets.token_hex(8)}"
             with contextlib.suppress(OSError):
-                _pipes.append(
-                    subprocess.Popen(  # noqa: S603 - this interpreter and this file
-                        [sys.executable, "-I", "-S", __file__, name],
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.DEVNULL,
-                        stderr=subprocess.DEVNULL,
-                        cwd="/",
-                        start_new_session=True,
-                    )
-                )
+                _start(name)
             _guarded[pid] = name
         return _guarded[pid]
+
+
+def _start(name: str) -> None:
+    """The guardian ends after this process, which therefore never waits for it."""
+    reads, writes = os.pipe()
+    try:
+        os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-I", "-S", __file__, name],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, reads, 0),
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+        )
+    finally:
+        os.close(reads)
+    _pipes.append(writes)
 
 
 def started_with(variable: str, value: str) -> list[int]:
@@ -116,4 +125,7 @@ def watch(name: str) -> None:
 
 
 if __name__ == "__main__":
+    # Out of pytest's group, which Ctrl-C reaches, and of its folder.
+    os.setsid()
+    os.chdir("/")
     watch(sys.argv[1])
