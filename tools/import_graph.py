@@ -17,7 +17,7 @@ PACKAGE = REPOSITORY / "pytest_llminfer"
 PAGE = REPOSITORY / "docs" / "architecture.md"
 BEGIN, END = "<!-- imports: begin -->", "<!-- imports: end -->"
 ORDER = (
-    ("spec", "verdict", "errors", "hardware"),
+    ("spec", "verdict", "errors", "hardware", "printable"),
     ("observations",),
     ("stats",),
     ("datasets",),
@@ -34,7 +34,7 @@ ORDER = (
     ("cli",),
 )
 """From top to bottom, as docs/architecture.md draws it."""
-WORKER_MAY = frozenset({"spec", "errors", "checkpoints", "worker"})
+WORKER_MAY = frozenset({"spec", "errors", "printable", "checkpoints", "worker"})
 LINKS = ("suites", "bundled_baselines")
 """Folders of the repository that the package holds by a link."""
 

@@ -1,1 +1,4 @@
-"""The process that hosts one engine replica. Imports the standard library, NumPy, the engine, ``spec``, ``errors`` and itself."""
+"""The process that hosts one engine replica.
+
+Imports the standard library, NumPy, the engine, ``spec``, ``errors``, ``printable``, ``checkpoints`` and itself.
+"""
