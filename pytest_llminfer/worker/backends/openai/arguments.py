@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 APIS = ("completions", "chat")
 NAMES = ("api", "concurrency", "extra_body", "extra_headers", "max_retries", "model", "timeout")
+_SECRET_NAME = re.compile(r"[\w-]*(?:auth|authorization|key|password|secret|token)", re.IGNORECASE)
+_SHORTEST_SECRET = 8
 _SECRET_WORDS = ("auth", "cookie", "key", "password", "secret", "token")
 
 
@@ -71,6 +74,16 @@ class Arguments:
             extra_body=_of(engine_args, "extra_body", dict, {}),
             extra_headers=headers,
         )
+
+
+def secrets_in(value: Any, name: str = "") -> list[str]:
+    """Every text of at least 8 characters that stands under the name of a secret, such as ``user_api_key``, at any depth."""
+    if isinstance(value, dict):
+        return [found for inner, each in value.items() for found in secrets_in(each, str(inner))]
+    if isinstance(value, list):
+        return [found for each in value for found in secrets_in(each, name)]
+    is_secret = isinstance(value, str) and len(value) >= _SHORTEST_SECRET and _SECRET_NAME.fullmatch(name)
+    return [value] if is_secret else []
 
 
 def closest(name: str, choices: Any) -> str:

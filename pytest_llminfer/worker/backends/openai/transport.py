@@ -13,6 +13,7 @@ import openai
 
 from pytest_llminfer.errors import BadInputError, TransportError
 from pytest_llminfer.worker.backends.openai.answers import oddity
+from pytest_llminfer.worker.backends.openai.arguments import secrets_in
 from pytest_llminfer.worker.backends.openai.events import EventStream
 from pytest_llminfer.worker.backends.openai.keys import is_loopback, redact
 
@@ -55,7 +56,8 @@ class Transport:
 
     def __init__(self, address: str, key: str, arguments: Arguments) -> None:
         self.address, self.has_key = address.rstrip("/"), bool(key)
-        self._key, self._arguments = key, arguments
+        self._arguments = arguments
+        self._secrets = [secret for secret in (key, *secrets_in(arguments.extra_body)) if secret]
         self._loop = asyncio.new_event_loop()
         # At its finer levels the library writes whole requests into the log.
         logging.getLogger("openai").setLevel(logging.WARNING)
@@ -150,8 +152,8 @@ class Transport:
             self._loop.close()
 
     def redact(self, text: str) -> str:
-        """``text`` without the key."""
-        return redact(text, self._key)
+        """``text`` without the key, and without secrets among the user's own fields."""
+        return redact(text, *self._secrets)
 
     def _whole(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """``body`` with the user's own fields; one that is null there is left out."""
@@ -167,7 +169,7 @@ class Transport:
         try:
             # The library's own limit is on silence: a server that sends a byte at a time never meets it.
             async with asyncio.timeout(self._seconds(**options)):
-                return self._without_key(await ask())
+                return self._without_secrets(await ask())
         except Exception as error:  # noqa: BLE001 - what the library raises is no one class, and each ends one request alone
             return self._failure(error, **options)
 
@@ -176,21 +178,21 @@ class Transport:
         retries = options.get("max_retries", self._arguments.max_retries)
         return float(self._arguments.timeout * (retries + 1) + LONGEST_PAUSE * retries)
 
-    def _without_key(self, reply: Any) -> Any:
+    def _without_secrets(self, reply: Any) -> Any:
         """A server may repeat the key anywhere, and what it says is shown and recorded."""
-        if not self.has_key:
+        if not self._secrets:
             return reply
         if isinstance(reply, str):
             return self.redact(reply)
         if isinstance(reply, list):
-            return [self._without_key(each) for each in reply]
+            return [self._without_secrets(each) for each in reply]
         if isinstance(reply, dict):
-            return {self.redact(str(name)): self._without_key(value) for name, value in reply.items()}
+            return {self.redact(str(name)): self._without_secrets(value) for name, value in reply.items()}
         return reply
 
     def _shaped(self, reply: Any) -> Any:
         """``reply``, or a failure that shows the start of it where it is of no shape that an answer has."""
-        reply = self._without_key(reply)
+        reply = self._without_secrets(reply)
         if not (odd := oddity(reply)):
             return reply
         start = reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False)
