@@ -55,7 +55,7 @@ class Arguments:
         """Refuse names that nothing would read, with the closest one that exists.
 
         Raises:
-            BadInputError: an unknown name, or a max_batch_tokens below 1.
+            BadInputError: an unknown name, a max_batch_tokens below 1, or trust in code of a checkpoint, which is never run.
         """
         known = (*OWN, *FROM_PRETRAINED)
         for name in engine_args:
@@ -66,6 +66,11 @@ class Arguments:
         max_batch_tokens = engine_args.get("max_batch_tokens")
         if max_batch_tokens is not None and (not isinstance(max_batch_tokens, int) or max_batch_tokens < 1):
             raise BadInputError(f"max_batch_tokens must be a whole number of at least 1, not {max_batch_tokens!r}")
+        if engine_args.get("trust_remote_code"):
+            raise BadInputError(
+                "trust_remote_code cannot be used: this engine runs no code that comes with a checkpoint. A server that you trust "
+                "with it can be asked by its address: --engine=openai@http://host:port/v1"
+            )
         return cls(
             max_batch_tokens=max_batch_tokens,
             repack_4bit_for_cpu=bool(engine_args.get("repack_4bit_for_cpu", False)),
