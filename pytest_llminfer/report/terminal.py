@@ -1,4 +1,4 @@
-"""The result of a session in the terminal: cells and families, then the further tables and the loads. Pure."""
+"""The result of a session in the terminal: cells and families, what is undecided, the further tables, and the loads. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pytest_llminfer.report.align import align, writable
 from pytest_llminfer.report.gathering import SECTIONS
 from pytest_llminfer.report.names import short_names
 from pytest_llminfer.report.table import TableEntry, merge, render_table
+from pytest_llminfer.verdict import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ def summary(result: SessionResult, columns: int, *, encoding: str = "utf-8") -> 
     sections = (row["cell"] for section in result.sections.values() for row in section)
     names = short_names([*rows, *sections, *(cell.id for cell in result.cells)])
     merged = {names[cell]: {family: merge(found) for family, found in row.items()} for cell, row in rows.items()}
-    further = (writable(line, encoding) for line in _further(result, names))
+    further = (writable(line, encoding) for line in (*_undecided(result), *_further(result, names)))
     return [*render_table(merged, families, columns, encoding=encoding), *further]
 
 
@@ -35,6 +36,16 @@ def entries(test: TestResult) -> list[TableEntry]:
     if test.outcome not in [entry.status for entry in found]:
         found.append(TableEntry(test.outcome, "recorded" if test.outcome == "skip" and test.baselines_recorded else ""))
     return found
+
+
+def _undecided(result: SessionResult) -> Iterator[str]:
+    """What an inconclusive verdict says: its test has not failed, so that nothing else shows it."""
+    for test in result.tests:
+        for verdict in test.verdicts:
+            if verdict.outcome is Outcome.INCONCLUSIVE and not test.failed:
+                yield ""
+                yield test.node_id
+                yield from (f"    {line}" for line in str(verdict).splitlines())
 
 
 def _further(result: SessionResult, names: Mapping[str, str]) -> Iterator[str]:

@@ -209,6 +209,16 @@ def test_the_terminal_shows_every_table_of_the_result() -> None:
     ]
 
 
+def test_an_inconclusive_verdict_is_told_where_its_test_did_not_fail() -> None:
+    undecided = gathered("call passed", notes=(judged(Outcome.INCONCLUSIVE),))
+    lines = summary(session(undecided), 80)
+    assert (lines[0], lines[2], lines[3]) == ("cell  speed", "vllm  inconclusive 12 tok/s", "")
+    assert lines[5:] == [f"    {line}" for line in str(undecided.tests()[0].verdicts[0]).splitlines()]
+    assert "INCONCLUSIVE: it is kept" in lines[5]
+    # A failure shows the message by itself, also where --llminfer-strict made it one.
+    assert len(summary(session(gathered("call failed", notes=(judged(Outcome.INCONCLUSIVE),))), 80)) == 3
+
+
 def test_cells_on_one_gpu_alone_are_no_table_of_parallelism() -> None:
     result = session(gathered("call passed", notes=(note(PARALLELISM, {**SPLIT, "parallelism": "single"}),)))
     assert result.sections == {}
