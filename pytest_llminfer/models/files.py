@@ -41,7 +41,7 @@ def find(name: str, weights: str) -> tuple[Path, str]:
         return SHAPES / name, str(SHAPES / name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder.resolve(), str(folder.resolve())
+        return folder.resolve(), str(_gguf_in(folder) or folder.resolve())
     if folder.suffix == ".gguf" and folder.is_file():
         return folder.parent.resolve(), str(folder.resolve())
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
@@ -50,6 +50,23 @@ def find(name: str, weights: str) -> tuple[Path, str]:
             f"an id such as Qwen/Qwen2.5-0.5B-Instruct, or a bundled shape ({', '.join(shapes)}) with --weights=dummy"
         )
     return _fetch_metadata(name), name
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """The GGUF file of a folder that holds one in place of a configuration.
+
+    Raises:
+        BadInputError: it holds several.
+    """
+    files = sorted(folder.glob("*.gguf"))
+    if not files or (folder / "config.json").is_file():
+        return None
+    if len(files) > 1:
+        shown = ", ".join(file.name for file in files)
+        raise BadInputError(
+            f"{folder} holds {len(files)} GGUF files and no config.json: name one of {shown}, as in --model={files[0]}"
+        )
+    return files[0].resolve()
 
 
 def is_here(name: str) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from pytest_llminfer.errors import BadInputError
 from pytest_llminfer.models import files
 from pytest_llminfer.models.model import Model
+from tests.support.paths import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +232,16 @@ def test_nothing_of_this_brings_a_framework() -> None:
     assert not {"torch", "transformers"} & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:
+    assets = REPOSITORY / "assets" / "gguf"
+    for name in ("reference-Q8_0.gguf", "tokenizer.json"):
+        (tmp_path / name).symlink_to(assets / name)
+    model = Model(str(tmp_path))
+    assert (Path(model.path).name, model.config["vocab_size"], model.has_tokenizer) == ("reference-Q8_0.gguf", 1024, True)
+    (tmp_path / "reference-F16.gguf").symlink_to(assets / "reference-F16.gguf")
+    with pytest.raises(
+        BadInputError, match=r"2 GGUF files and no config\.json: name one of reference-F16\.gguf, reference-Q8_0\.gguf, as"
+    ):
+        Model(str(tmp_path))

@@ -12,7 +12,7 @@ from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
 from tests.support.engines import openai_backends
 from tests.support.engines.openai_backends import generate
 from tests.support.openai_server import Fake
-from tests.support.paths import REFERENCE
+from tests.support.paths import REFERENCE, REPOSITORY
 
 pytest.importorskip("openai")
 
@@ -215,3 +215,10 @@ def test_text_is_sent_where_it_is_asked_for_and_means_the_same_tokens(
         )
     with pytest.raises(BadInputError, match=r"tokenizer\.json"):
         load(api="completions")
+
+
+def test_a_gguf_file_has_its_tokenizer_beside_it(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
+    fake.models[0]["owned_by"] = "me"
+    fake.answer = lambda *_: (200, {"choices": [{"text": "4", "finish_reason": "length"}]})
+    backend = load(str(REPOSITORY / "assets" / "gguf" / "reference-Q8_0.gguf"), api="completions")
+    assert (backend._offer.prompts, backend._configuration["vocab_size"], backend._end_tokens) == ("text", 1024, [2])

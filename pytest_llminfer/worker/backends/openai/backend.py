@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pytest_llminfer.checkpoints.gguf_model import config_from_gguf, read_gguf
 from pytest_llminfer.errors import BadInputError, EngineError, UnsupportedError
 from pytest_llminfer.spec import REFERENCE_MODEL, address_objection
 from pytest_llminfer.worker.backends import requests
@@ -84,7 +85,7 @@ class OpenaiBackend:
         imported = time.perf_counter()
         self._progress("connecting", 0, 1)
         self._transport = transport.Transport(address, key, self._arguments)
-        self._text = Text(self._model_path)
+        self._text = Text(_folder(self._model_path))
         self._served = discovery.find_model(
             self._transport,
             server=self._host,
@@ -259,15 +260,24 @@ class OpenaiBackend:
         return {"engine": self._engine_version}
 
 
+def _folder(model_path: str) -> Path:
+    """Where the tokenizer lies: beside a GGUF file, otherwise in the model's folder."""
+    path = Path(model_path)
+    return path.parent if path.suffix == ".gguf" else path
+
+
 def _configuration(model_path: str) -> dict[str, Any]:
-    """The model's config.json; empty for a model that is not here."""
-    file = Path(model_path) / "config.json"
+    """The model's config.json, or what a GGUF file says in its place; empty for a model that is not here."""
+    path = Path(model_path)
+    if path.suffix == ".gguf" and path.is_file():
+        return config_from_gguf(read_gguf(path))
+    file = path / "config.json"
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _end_tokens(model_path: str, configuration: Mapping[str, Any]) -> list[int]:
     """The ids that end an answer, as generation_config.json or config.json name them."""
-    file = Path(model_path) / "generation_config.json"
+    file = _folder(model_path) / "generation_config.json"
     generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     found = generation.get("eos_token_id", configuration.get("eos_token_id"))
     return sorted(found) if isinstance(found, list) else [found] if isinstance(found, int) else []

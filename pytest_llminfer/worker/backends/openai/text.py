@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llminfer.errors import BadInputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 class Text:
     """The tokenizer of a model folder; ``present`` is False where there is none, or the package tokenizers is missing."""
 
-    def __init__(self, model_path: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self._tokenizer: Any = None
-        file = Path(model_path) / "tokenizer.json"
+        file = folder / "tokenizer.json"
         if not file.is_file():
             return
         try:
