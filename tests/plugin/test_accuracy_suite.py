@@ -15,6 +15,21 @@ from tests.support.paths import SUITES
 RECORD = ("--update-baselines", "--gsm8k-runs=2", "--accuracy-margin=40")
 WORSE = '--engine-args={"fault": "swap_answers", "fault_rate": 0.9}'
 DROPPED = ("-k", "dropped")
+FAILING = """
+    import pathlib
+
+    import pytest
+    from pytest_llminfer.errors import TransportError
+
+    @pytest.fixture(scope="session")
+    def llminfer_engine(llminfer_engine):
+        def generate(prompts, *given, **fields):
+            with pathlib.Path("asked").open("a") as file:
+                file.write("x")
+            raise TransportError(f"1 of {len(prompts)} requests failed; first: HTTP 500")
+        llminfer_engine.generate = generate
+        return llminfer_engine
+"""
 QUESTIONS = {problem.question for problem in load("synthetic").problems}
 
 
@@ -94,23 +109,20 @@ def test_a_request_without_an_answer_is_invalid_also_while_a_record_is_made(
     gsm8k: Callable[..., pytest.RunResult], pytester: pytest.Pytester, arguments: tuple[str, ...]
 ) -> None:
     gsm8k(*RECORD, *DROPPED)
-    pytester.makeconftest(
-        """
-        import pytest
-        from pytest_llminfer.errors import TransportError
-
-        @pytest.fixture(scope="session")
-        def llminfer_engine(llminfer_engine):
-            def generate(prompts, *given, **fields):
-                raise TransportError(f"1 of {len(prompts)} requests failed; first: HTTP 500")
-            llminfer_engine.generate = generate
-            return llminfer_engine
-        """
-    )
+    pytester.makeconftest(FAILING)
     result = gsm8k(*arguments)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["INVALID: every question was answered", "*requests failed; first: HTTP 500"])
     result.stdout.no_fnmatch_line("*another exception occurred*")
+
+
+def test_failed_requests_are_paid_for_once(gsm8k: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
+    gsm8k(*RECORD)
+    pytester.makeconftest(FAILING)
+    result = gsm8k()
+    assert result.parseoutcomes()["errors"] >= 2
+    result.stdout.fnmatch_lines(["*requests failed; first: HTTP 500 (asked once in this session)"])
+    assert (pytester.path / "asked").read_text() == "x"
 
 
 def test_a_number_of_questions_bounds_a_record_and_full_asks_all_of_one(

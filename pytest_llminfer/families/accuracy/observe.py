@@ -14,7 +14,7 @@ from pytest_llminfer.datasets.fingerprint import prompts_sha256
 from pytest_llminfer.datasets.gsm8k import EXTRACTORS, Problem
 from pytest_llminfer.datasets.load import SYNTHETIC, Dataset
 from pytest_llminfer.datasets.prompts import FORMS, PromptForm
-from pytest_llminfer.errors import InvalidSpecError, UnsupportedError
+from pytest_llminfer.errors import InvalidSpecError, TransportError, UnsupportedError
 from pytest_llminfer.families.accuracy import reading, sampler
 from pytest_llminfer.families.accuracy.grading import Answer, Reply
 from pytest_llminfer.families.accuracy.record import ORDER_SEED, pack
@@ -78,22 +78,32 @@ class Asking:
         self._replies: dict[str, Reply] = {}
         self._shown: set[str] = set()
         self._seconds = 0.0
+        self._failure = ""
 
     def ask(self, ids: Sequence[str], following: Sequence[str] = (), *, extractors: Mapping[str, str] = EXTRACTORS) -> Answered:
         """The answers to the questions with these ids, in their order; the seconds are those of all that was asked so far.
 
         ``following``: asked along where fewer are left than are to be in flight at once. ``extractors``: that read the answers.
+
+        Raises:
+            TransportError: requests failed after all retries; the tests that follow are told so, and pay for no more.
         """
         wanted = self._questions.ids(self._engine) if self._whole else ids
         missing = [name for name in dict.fromkeys([*wanted, *ids]) if name not in self._replies]
+        if missing and self._failure:
+            raise TransportError(self._failure)
         if missing:
             if at_once := self._questions.at_once(self._engine):
                 more = [name for name in following if name not in self._replies and name not in missing]
                 missing += more[: -len(missing) % at_once]
-            if not self._replies:
-                self._warm_up()
-            started = time.perf_counter()
-            fresh = self._questions.replies(self._engine, missing, watched=len(self._replies) < WATCHED)
+            try:
+                if not self._replies:
+                    self._warm_up()
+                started = time.perf_counter()
+                fresh = self._questions.replies(self._engine, missing, watched=len(self._replies) < WATCHED)
+            except TransportError as error:
+                self._failure = f"{error} (asked once in this session)"
+                raise
             self._seconds += time.perf_counter() - started
             self._replies |= fresh
         return Answered({name: self._questions.grade(name, self._replies[name], extractors) for name in ids}, self._seconds)
