@@ -116,6 +116,7 @@ def test_a_request_without_an_answer_is_invalid_also_while_a_record_is_made(
     result.stdout.no_fnmatch_line("*another exception occurred*")
 
 
+@pytest.mark.fault("servers", "every request fails", "asked once a session")
 def test_failed_requests_are_paid_for_once(gsm8k: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
     gsm8k(*RECORD)
     pytester.makeconftest(FAILING)

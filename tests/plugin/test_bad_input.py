@@ -22,6 +22,7 @@ def refused(result: pytest.RunResult, message: str) -> None:
     assert "Traceback" not in result.stdout.str()
 
 
+@pytest.mark.fault("inputs", "a model that is not there", "one line")
 def test_a_model_path_that_does_not_exist(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
 ) -> None:
@@ -30,6 +31,7 @@ def test_a_model_path_that_does_not_exist(
 
 
 @pytest.mark.parametrize("engine", ["simulated", "transformers"])
+@pytest.mark.fault("inputs", "a safetensors file was cut", "one line")
 def test_a_truncated_safetensors_file(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], engine: str) -> None:
     pytester.makepyfile(TEST)
     model = pytester.path / "model"
@@ -44,6 +46,7 @@ def test_a_truncated_safetensors_file(pytester: pytest.Pytester, run: Callable[.
     assert weights.read_bytes() == content
 
 
+@pytest.mark.fault("inputs", "a safetensors file is something else", "one line")
 def test_safetensors_that_is_something_else(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TEST)
     model = pytester.path / "model"
@@ -52,6 +55,7 @@ def test_safetensors_that_is_something_else(pytester: pytest.Pytester, run: Call
     refused(run("--model=./model"), "BadInputError: */model.safetensors is no intact safetensors file (*); fetch it again")
 
 
+@pytest.mark.fault("inputs", "a model without safetensors, pickles included", "one line; nothing is unpickled")
 def test_a_model_without_weights(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TEST)
     model = pytester.path / "model"
@@ -85,6 +89,7 @@ def test_it(engine, prompts): pass
         ("chat_template.jinja", "{{ 1 + 'a' }}", "the chat template in *chat_template.jinja fails (TypeError: *); fetch *"),
     ],
 )
+@pytest.mark.fault("inputs", "tokenizer or template are damaged", "one line")
 def test_a_damaged_file_of_the_tokenizer(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], file: str, content: str, message: str
 ) -> None:
@@ -97,6 +102,7 @@ def test_a_damaged_file_of_the_tokenizer(
     assert "Error" not in result.stdout.str().partition("BadInputError: ")[0]
 
 
+@pytest.mark.fault("inputs", "a configuration without its vocabulary", "one line")
 def test_a_configuration_without_the_size_of_the_vocabulary(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
 ) -> None:
@@ -111,6 +117,7 @@ def test_a_configuration_without_the_size_of_the_vocabulary(
     )
 
 
+@pytest.mark.fault("inputs", "an engine argument with a slip", "one line with the closest one")
 def test_an_engine_argument_that_does_not_exist(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TEST)
     refused(run('--engine-args={"falt": "crash"}'), "BadInputError: *falt*")
@@ -124,6 +131,7 @@ def test_an_engine_argument_that_does_not_exist(pytester: pytest.Pytester, run: 
         ({"question": "How many?"}, "DatasetError: *rows.jsonl, line 2: no text in 'answer'; *"),
     ],
 )
+@pytest.mark.fault("inputs", "a dataset with a broken row", "one line with its number")
 def test_a_dataset_row_without_an_answer(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], row: dict[str, Any], message: str
 ) -> None:
@@ -133,6 +141,7 @@ def test_a_dataset_row_without_an_answer(
     refused(run("--dataset=rows.jsonl", "-k", "dropped"), message)
 
 
+@pytest.mark.fault("inputs", "a dataset that is not there", "one line")
 def test_a_dataset_that_does_not_exist(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     shutil.copy(SUITES / "test_accuracy.py", pytester.path)
     result = run("--dataset=gsm9k", "-k", "dropped")

@@ -49,6 +49,7 @@ def test_missing_is_a_visible_skip_that_names_the_way_out(
     assert not (pytester.path / "baselines").exists()
 
 
+@pytest.mark.fault("files", "--baselines names a folder that does not exist", "a usage error, nothing is recorded")
 def test_a_folder_that_is_not_there_is_a_usage_error(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     project(pytester, 5)
     result = run("--baselines=typo")
@@ -142,6 +143,7 @@ def test_entries_that_no_test_asked_for_are_reported(
     ],
 )
 @pytest.mark.parametrize("how", [(), ("--update-baselines",)])
+@pytest.mark.fault("files", "a session meets a broken baseline", "its tests fail with one line; the file stays")
 def test_a_broken_file_is_one_clear_line_and_stays_as_it_is(
     pytester: pytest.Pytester,
     run: Callable[..., pytest.RunResult],
@@ -161,6 +163,7 @@ def test_a_broken_file_is_one_clear_line_and_stays_as_it_is(
     assert path.read_text() == content
 
 
+@pytest.mark.fault("files", "a file lies where the folder should", "the test fails; the file stays")
 def test_a_file_where_the_folder_of_baselines_should_be_fails_the_test_and_stays(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
 ) -> None:
@@ -172,6 +175,7 @@ def test_a_file_where_the_folder_of_baselines_should_be_fails_the_test_and_stays
     assert (pytester.path / "baselines").read_text() == "a file where a folder is needed"
 
 
+@pytest.mark.fault("files", "a record cannot be written", "the session fails and names where it kept the record")
 def test_a_record_that_cannot_be_written_fails_the_session_and_is_kept_elsewhere(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
 ) -> None:
@@ -191,6 +195,7 @@ def test_a_record_that_cannot_be_written_fails_the_session_and_is_kept_elsewhere
     assert (pytester.path / FILE).read_text() == before
 
 
+@pytest.mark.fault("files", "pytest is killed after a test has recorded", "the record is there")
 def test_what_was_recorded_outlives_a_session_that_is_killed(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
 ) -> None:

@@ -24,6 +24,7 @@ def failing(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], fau
     return result
 
 
+@pytest.mark.fault("processes", "the engine crashes", "one test fails, the next one has a fresh worker")
 def test_a_crash_fails_the_test_and_the_next_one_gets_a_fresh_worker(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
 ) -> None:
@@ -34,6 +35,7 @@ def test_a_crash_fails_the_test_and_the_next_one_gets_a_fresh_worker(
     )
 
 
+@pytest.mark.fault("processes", "the engine exits", "one test fails with the status")
 def test_an_exit_fails_the_test_with_its_status(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
 ) -> None:
@@ -42,6 +44,7 @@ def test_an_exit_fails_the_test_with_its_status(
     result.stdout.fnmatch_lines(["*EngineDiedError: the engine's process exited with status * during 'generate'*"])
 
 
+@pytest.mark.fault("processes", "the engine hangs", "the test fails at --llminfer-timeout")
 def test_a_hang_ends_at_the_time_limit(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
 ) -> None:
@@ -52,12 +55,14 @@ def test_a_hang_ends_at_the_time_limit(
     )
 
 
+@pytest.mark.fault("processes", "the engine runs out of memory", "named as such")
 def test_out_of_memory_is_named(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]) -> None:
     result = failing(pytester, run, "out_of_memory", *mode)
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(["*OutOfMemoryError: *"])
 
 
+@pytest.mark.fault("processes", "the engine dies every time", "given up after three times")
 def test_an_engine_that_always_dies_is_given_up(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile("".join(f"def test_{n}(engine):\n    engine.generate([[5]], max_tokens=1)\n\n" for n in range(5)))
     result = run('--engine-args={"fault": "crash"}')
@@ -76,6 +81,7 @@ def wrapper(folder: Path, name: str, lines: str) -> Path:
 @pytest.mark.parametrize(
     ("second_start", "what"), [("exit 7", "EngineDiedError*exited with status 7"), ("sleep 600", "EngineHungError*said nothing")]
 )
+@pytest.mark.fault("processes", "an engine cannot be loaded again", "given up")
 def test_loads_that_fail_after_a_death_are_given_up(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], second_start: str, what: str
 ) -> None:
@@ -119,6 +125,7 @@ def test_a_load_that_fails_in_restart_is_told_and_tried_again(
     run(engine=f"simulated@{script}").assert_outcomes(passed=1)
 
 
+@pytest.mark.fault("processes", "an answer is missing", "an error, never a shorter comparison")
 def test_an_answer_that_is_missing_is_an_error(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], mode: tuple[str, ...]
 ) -> None:
@@ -136,6 +143,7 @@ def test_an_answer_that_is_missing_is_an_error(
     result.stdout.fnmatch_lines(["*EngineError: simulated: asked 3 prompts, 2 answers came back*"])
 
 
+@pytest.mark.fault("processes", "a test gives what cannot be sent", "named; the worker lives")
 def test_what_cannot_be_sent_is_named_and_the_worker_lives(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(
         """
@@ -157,6 +165,7 @@ def test_what_cannot_be_sent_is_named_and_the_worker_lives(pytester: pytest.Pyte
     result.stdout.fnmatch_lines(["*BadInputError: 'run' cannot be sent to the worker: arguments?'x'??1? is a PosixPath; *"])
 
 
+@pytest.mark.fault("processes", "the interpreter writes to standard output", "named with what it wrote")
 def test_an_interpreter_that_prints_is_named(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TESTS)
     script = wrapper(pytester.path, "chatty", "echo 'activating the environment'")
@@ -166,6 +175,7 @@ def test_an_interpreter_that_prints_is_named(pytester: pytest.Pytester, run: Cal
     result.stdout.fnmatch_lines([f"*EngineStartError: the interpreter wrote something else than messages to its {expected}*"])
 
 
+@pytest.mark.fault("processes", "the interpreter is too old", "one line")
 def test_a_python_that_is_too_old_is_named(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TESTS)
     code = "import runpy, sys; sys.version_info = (3, 9, 1); runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -186,6 +196,7 @@ def test_the_next_cell_runs_after_one_that_cannot_load(
     result.stdout.fnmatch_lines(["*EngineStartError: cannot start the interpreter */no/python: No such file or directory; *"])
 
 
+@pytest.mark.fault("processes", "the interpreter lacks the engine", "one line")
 def test_an_interpreter_that_lacks_the_engine_is_named(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TESTS)
     bare = pytester.path / "bare"
@@ -197,6 +208,7 @@ def test_an_interpreter_that_lacks_the_engine_is_named(pytester: pytest.Pytester
     assert "Traceback" not in result.stdout.str()
 
 
+@pytest.mark.fault("processes", "something that is no Python is given", "one line")
 def test_something_that_is_no_python_is_named(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(TESTS)
     result = run(engine="simulated@/bin/true")

@@ -97,6 +97,11 @@ def under_way(folder: Path, body: str) -> bool:
 
 @pytest.mark.parametrize("body", list(BODIES))
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.fault(
+    "processes",
+    "SIGINT, SIGTERM or SIGKILL to pytest: in a request, between two, while loading",
+    "no process and no temporary file is left",
+)
 def test_a_signal_to_pytest_ends_the_worker_and_its_children(pytester: pytest.Pytester, how: signal.Signals, body: str) -> None:
     pytester.makepyfile(probes=PROBES, test_long=TEST.format(body=BODIES[body]))
     fault = ["--engine-args", '{"fault": "hang_in_load"}'] if body == "while loading" else []
@@ -122,6 +127,7 @@ def test_a_signal_to_pytest_ends_the_worker_and_its_children(pytester: pytest.Py
         process.wait()
 
 
+@pytest.mark.fault("processes", "Ctrl-C while two replicas load", "both end")
 def test_an_interrupt_while_two_replicas_load_ends_both(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_long(engine): pass")
     options = ["-q", "-p", "no:cacheprovider", "--engine=simulated", "--dp=2", "--engine-args", '{"fault": "hang_in_load"}']
@@ -141,6 +147,7 @@ def test_an_interrupt_while_two_replicas_load_ends_both(pytester: pytest.Pyteste
         process.wait()
 
 
+@pytest.mark.fault("processes", "a worker has started a process", "it ends with the worker")
 def test_children_of_the_worker_end_with_it(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(
         probes=PROBES,
@@ -158,6 +165,11 @@ def test_children_of_the_worker_end_with_it(pytester: pytest.Pytester, run: Call
 
 
 @pytest.mark.parametrize("probe", ["hold_the_lock", "stop"])
+@pytest.mark.fault(
+    "processes",
+    "a worker is stopped or holds the lock of its interpreter, and pytest is killed",
+    "worker and files are gone within 20 s",
+)
 def test_a_worker_that_cannot_run_python_does_not_outlive_a_killed_pytest(pytester: pytest.Pytester, probe: str) -> None:
     """Its thread that waits for the end of the pipe does not run: of a GPU it would hold the memory."""
     pytester.makepyfile(
@@ -177,6 +189,7 @@ def test_a_worker_that_cannot_run_python_does_not_outlive_a_killed_pytest(pytest
 
 
 @pytest.mark.parametrize("probe", ["leave_the_group", "fork_twice"])
+@pytest.mark.fault("processes", "a process of the engine left the worker's group, or forked twice", "it ends with the worker")
 def test_children_that_left_the_group_of_the_worker_end_with_it(
     pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], probe: str
 ) -> None:

@@ -19,6 +19,9 @@ KEY, FIELD = "sk-CANARY-of-the-environment-0123456789", "CANARY-of-a-field-01234
 
 
 @pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.fault(
+    "secrets", "canaries in the key, in extra_body, in replies and errors", "in no terminal output, report or baseline"
+)
 def test_no_output_holds_a_secret(
     fake: Fake,
     pytester: pytest.Pytester,

@@ -94,6 +94,7 @@ def test_a_plain_assertion_shows_in_the_table_too(
 
 
 @pytest.mark.parametrize(("status", "said"), [(502, "InternalServerError: *502*"), (400, "BadRequestError: *400*")])
+@pytest.mark.fault("servers", "a server answers 502 or 400", "INVALID with count and first reason, exit status 1")
 def test_a_server_that_fails_is_invalid_and_no_skip(
     fake: Fake, pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], status: int, said: str
 ) -> None:

@@ -78,6 +78,11 @@ def test_the_format_is_made_for_review(value: Any, text: str) -> None:
         (b'{"schema": 2, "family": "f", "entries": {"e": {"expected": {}}}}', "has no 'conditions' object in the entry 'e'"),
     ],
 )
+@pytest.mark.fault(
+    "files",
+    "a baseline file is empty, cut, merged, of another encoding or shape",
+    "one line with file and way out; the file stays as it is",
+)
 def test_a_broken_file_is_one_clear_line_and_stays(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "f.json"
     path.write_bytes(content)
@@ -90,6 +95,7 @@ def test_a_broken_file_is_one_clear_line_and_stays(tmp_path: Path, content: byte
     assert path.read_bytes() == content
 
 
+@pytest.mark.fault("files", "a baseline of a newer version", "one line that asks for an upgrade")
 def test_a_newer_schema_asks_for_an_upgrade(tmp_path: Path) -> None:
     path = tmp_path / "f.json"
     path.write_text('{"schema": 3, "family": "f", "rows": []}')
@@ -146,6 +152,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "shared" / "f.json").read_text() == "1"
 
 
+@pytest.mark.fault("files", "writing fails half way", "the file is as it was")
 def test_a_write_that_fails_half_way_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "f.json").write_text("old")
 
@@ -170,6 +177,7 @@ def test_a_lock_is_exclusive_and_leaves_nothing_behind(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.fault("files", "a killed session left its lock", "the next session takes it")
 def test_a_lock_left_by_a_killed_session_is_taken(tmp_path: Path) -> None:
     (tmp_path / ".f.json.lock").write_text("")
     with locked(tmp_path / "f.json", timeout_seconds=0.05):

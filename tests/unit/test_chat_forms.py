@@ -80,6 +80,9 @@ def render(source: str, messages: Sequence[dict[str, str]], **tokens: Any) -> st
         ("{{ [1] * 10**9 }}", "takes more than 1024 MiB"),
     ],
 )
+@pytest.mark.fault(
+    "inputs", "a chat template loops, or makes a text of gigabytes", "ended at 10 s of processor time or 1 GiB, in one line"
+)
 def test_a_template_can_neither_hold_up_nor_exhaust_pytest(source: str, said: str) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     with pytest.raises(BadInputError, match=rf"^the chat template in chat_template\.jinja {said}; fetch the file again"):

@@ -175,6 +175,7 @@ def test_a_wrong_key_and_none_are_told_apart_from_the_right_one(
         load().talk(requests=[{"enpoint": "models"}])
 
 
+@pytest.mark.fault("servers", "extra_body holds what a test sets", "refused, with the way out")
 def test_what_a_test_sets_is_not_overridden(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
     with pytest.raises(
         BadInputError, match=r"extra_body holds 'temperature': 0.9, which a test sets to 0.0; leave it out, or give null"
@@ -190,6 +191,7 @@ def test_what_a_test_sets_is_not_overridden(fake: Fake, load: Callable[..., open
     }
 
 
+@pytest.mark.fault("secrets", "a server repeats the key in lists and answers", "taken out of every reply")
 def test_a_key_that_a_server_repeats_is_nowhere(
     fake: Fake, load: Callable[..., openai_backends.Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def streaming() -> Iterator[Callable[..., list[Any]]]:
 
 
 @pytest.mark.parametrize("name", LEGAL)
+@pytest.mark.fault("servers", "an event stream with retry, id, comments, a byte order mark, odd line breaks", "read")
 def test_legal_streams_are_read(streaming: Callable[..., list[Any]], name: str) -> None:
     assert streaming(LEGAL[name].encode()) == [ONE, TWO]
 
@@ -128,6 +129,9 @@ def test_no_stream_is_more_than_no_json(data: bytes) -> None:
         (b'data: {"choices": [{"delta": "x"}]}\n\n', "UnexpectedReply 200: delta is an object, not text; the reply begins: "),
     ],
 )
+@pytest.mark.fault(
+    "servers", "an event stream that is no JSON, or an error, or of another shape", "a failed request that shows the event"
+)
 def test_a_stream_that_is_not_legal_is_a_failed_request(streaming: Callable[..., list[Any]], sent: bytes, said: str) -> None:
     *before, last = streaming(b"data: " + json.dumps(ONE).encode() + b"\n\n" + sent)
     assert before == [ONE]
@@ -135,6 +139,7 @@ def test_a_stream_that_is_not_legal_is_a_failed_request(streaming: Callable[...,
     assert str(last).startswith(said)
 
 
+@pytest.mark.fault("servers", "a server sends a byte at a time", "the request fails at its time")
 def test_a_request_has_a_total_time(streaming: Callable[..., list[Any]]) -> None:
     """A comment every tenth of a second is no silence, and would go on for a minute."""
     started = time.monotonic()
@@ -156,6 +161,7 @@ WRONG: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("said", WRONG)
+@pytest.mark.fault("servers", "a reply of another shape, with status 200", "a failed request that shows its start")
 def test_a_reply_of_another_shape_is_a_failed_request_that_shows_it(
     fake: Fake, load: Callable[..., openai_backends.Loaded], said: str
 ) -> None:
@@ -167,6 +173,7 @@ def test_a_reply_of_another_shape_is_a_failed_request_that_shows_it(
         generate(backend, [[5]])
 
 
+@pytest.mark.fault("servers", "the same while loading", "one line")
 def test_a_reply_of_another_shape_while_loading_is_told(fake: Fake, load: Callable[..., openai_backends.Loaded]) -> None:
     fake.answer = lambda *_: (200, {"choices": [{"message": "4", "text": 4}]})
     with pytest.raises(
@@ -176,6 +183,7 @@ def test_a_reply_of_another_shape_while_loading_is_told(fake: Fake, load: Callab
 
 
 @pytest.mark.parametrize("steps", [None, "x", [None, "x"], [None, {"7": 1.0}], [None, {"seven": {"logprob": -1.0, "rank": 1}}]])
+@pytest.mark.fault("servers", "log-probabilities of a prompt of another shape", "one line")
 def test_scores_of_another_shape_are_told(steps: Any) -> None:
     from pytest_llminfer.errors import EngineError
 

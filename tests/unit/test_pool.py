@@ -206,12 +206,14 @@ def test_lock_folders_of_their_own_do_not_exclude_each_other(tmp_path: Path, mon
     assert Pool(GPUS).lease_now(1) is None
 
 
+@pytest.mark.fault("files", "the folder of GPU locks is another user's", "refused, with the variable that names another")
 def test_a_folder_of_another_user_is_refused(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getuid", lambda: -1)
     with pytest.raises(EngineStartError, match="is another user's; name one of your own with LLMINFER_LOCKS"):
         pool.lease(1).ids()
 
 
+@pytest.mark.fault("files", "links lie where the folder of GPU locks or a lock should", "refused; no file is emptied")
 def test_links_in_place_of_the_folder_or_of_a_lock_are_not_followed(tmp_path: Path) -> None:
     """As another user can lay them out in /tmp: a file of ours was emptied by them."""
     victim = tmp_path / "victim"

@@ -46,6 +46,7 @@ def test_nothing_that_a_terminal_obeys_is_left(text: str) -> None:
     assert printable(found) == found
 
 
+@pytest.mark.fault("secrets", "an engine, a server or a path holds terminal control", "shown as escapes")
 def test_errors_verdicts_and_tables_hold_none_of_it() -> None:
     assert str(BadInputError(f"the server says {OWNED}")) == f"the server says {SHOWN}"
     verdict = Verdict(Outcome.FAIL, "same", "1", (), "exact", "here", "exact", "", (OWNED,))
@@ -56,6 +57,7 @@ def test_errors_verdicts_and_tables_hold_none_of_it() -> None:
     assert writable(OWNED, "ascii") == SHOWN
 
 
+@pytest.mark.fault("processes", "an error of 10 MB", "its two ends are shown")
 def test_a_long_message_shows_its_ends() -> None:
     assert bounded("x" * MOST_CHARACTERS) == "x" * MOST_CHARACTERS
     shown = str(EngineError("start " + "x" * 10_000_000 + " end"))
@@ -65,6 +67,7 @@ def test_a_long_message_shows_its_ends() -> None:
     assert "[… 9,980,010 characters left out …]" in shown
 
 
+@pytest.mark.fault("processes", "a log of 3 GiB", "its last 64 KiB are read")
 def test_the_end_of_a_log_is_read_however_long_it_is(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as file:

@@ -98,6 +98,7 @@ class Well(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("then", ["import time; time.sleep(60)", "raise SystemExit('address in use')"])
+@pytest.mark.fault("servers", "another server answers on the port of ours", "never taken for ours")
 def test_what_answers_on_a_port_that_was_taken_is_not_the_server(foreign: int, then: str) -> None:
     command = Command((sys.executable, "-c", then), {})
     server = ServerProcess(command, variables={}, key=KEY, address=f"http://127.0.0.1:{foreign}")
@@ -113,6 +114,7 @@ def served_on(monkeypatch: pytest.MonkeyPatch, ports: list[int]) -> ServedBacken
     return ServedBackend(EngineSpec("simulated", serve=True), str(REFERENCE), {}, lambda *_: None)
 
 
+@pytest.mark.fault("servers", "a port was taken between choosing and binding", "another one is tried, three in all")
 def test_a_port_that_was_taken_is_given_up_for_another(monkeypatch: pytest.MonkeyPatch, foreign: int) -> None:
     ports = [foreign, free_port()]
     server = served_on(monkeypatch, ports)

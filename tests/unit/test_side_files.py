@@ -32,6 +32,7 @@ def test_arrays_come_back_and_the_bytes_do_not_depend_on_the_time(monkeypatch: p
     assert side_files.pack(arrays(0.25)) != content
 
 
+@pytest.mark.fault("files", "arrays beside a record that hold pickled objects", "refused in one line, never executed")
 def test_objects_are_refused() -> None:
     with pytest.raises(ValueError, match="allow_pickle"):
         side_files.pack({"objects": np.array([{}], dtype=object)})
@@ -44,6 +45,7 @@ def test_a_side_file_is_found_in_the_first_folder_that_has_it(tmp_path: Path) ->
     assert side_files.load(reference, [tmp_path / "first", tmp_path / "second"]) == content
 
 
+@pytest.mark.fault("files", "arrays beside a record are missing or were altered", "one line that names the file")
 def test_missing_and_altered_are_one_clear_line_each(tmp_path: Path) -> None:
     content = side_files.pack(arrays())
     reference = side_files.refer("divergence", content)
@@ -54,6 +56,7 @@ def test_missing_and_altered_are_one_clear_line_each(tmp_path: Path) -> None:
         side_files.load(reference, [tmp_path])
 
 
+@pytest.mark.fault("files", "the disk is full when arrays are written", "the record is not made, and the session says so")
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BaselineError, match=r"side file .* cannot be written"):
@@ -111,6 +114,11 @@ ODD_NAMES = (
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.fault(
+    "files",
+    "a record names arrays by an absolute, relative, hidden or odd path",
+    "refused; no file outside the folder is read or removed",
+)
 def test_no_name_in_a_record_leads_out_of_its_folder(tmp_path: Path, name: object) -> None:
     store, files = Store(tmp_path / "baselines"), side_files.SideFiles()
     folder = store.path(KEY).parent
@@ -128,6 +136,7 @@ def test_no_name_in_a_record_leads_out_of_its_folder(tmp_path: Path, name: objec
     assert [victim.read_text() for victim in victims] == ["mine", "mine"]
 
 
+@pytest.mark.fault("files", "a link lies where arrays should", "not followed")
 def test_a_link_in_the_place_of_a_side_file_is_not_followed(tmp_path: Path) -> None:
     content = side_files.pack(arrays())
     reference = side_files.refer("divergence", content)

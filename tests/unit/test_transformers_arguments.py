@@ -18,6 +18,9 @@ from pytest_llminfer.worker.backends.transformers.arguments import Arguments
         ({"max_batch_tokens": 0}, "max_batch_tokens must be a whole number of at least 1, not 0"),
     ],
 )
+@pytest.mark.fault(
+    "inputs", "engine arguments that do not exist, or trust in code of a checkpoint", "refused; code of a checkpoint is never run"
+)
 def test_what_cannot_be_used_is_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInputError, match=said):
         Arguments.read(given)

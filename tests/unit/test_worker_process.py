@@ -95,6 +95,7 @@ def test_a_worker_is_killed_once(start: Callable[..., WorkerProcess], monkeypatc
     assert not worker.alive
 
 
+@pytest.mark.fault("processes", "a killed process stays, in the kernel", "told, with what it may hold")
 def test_a_process_that_cannot_be_ended_is_told(start: Callable[..., WorkerProcess], monkeypatch: pytest.MonkeyPatch) -> None:
     worker = start(ANSWERING)
     monkeypatch.setattr(worker_process, "KILL_SECONDS", 0.2)
@@ -119,6 +120,7 @@ def test_an_ended_worker_says_so(start: Callable[..., WorkerProcess]) -> None:
         worker.request("layout", {}, timeout=5)
 
 
+@pytest.mark.fault("processes", "a worker dies between two requests", "the next request says so")
 def test_a_death_between_requests_is_reported(start: Callable[..., WorkerProcess]) -> None:
     worker = start("raise SystemExit(4)")
     worker.process.wait()
@@ -150,6 +152,7 @@ def test_what_holds_itself_is_refused(start: Callable[..., WorkerProcess]) -> No
         start(ANSWERING).request("run", {"x": endless}, timeout=5)
 
 
+@pytest.mark.fault("processes", "a worker dies and its child holds the pipe", "the death is seen")
 def test_a_death_is_seen_though_a_child_holds_the_pipe(start: Callable[..., WorkerProcess]) -> None:
     worker = start("import os, sys, time\nsys.stdin.buffer.read(1)\nif os.fork() == 0: time.sleep(100)\nos._exit(6)")
     begin = time.monotonic()
@@ -166,6 +169,7 @@ def test_a_child_that_left_the_group_does_not_block_the_end(start: Callable[...,
     assert time.monotonic() - begin < 7
 
 
+@pytest.mark.fault("processes", "a worker says nothing", "ended at the limit")
 def test_silence_ends_at_the_limit(start: Callable[..., WorkerProcess]) -> None:
     worker = start("import time; time.sleep(100)")
     begin = time.monotonic()
@@ -174,6 +178,7 @@ def test_silence_ends_at_the_limit(start: Callable[..., WorkerProcess]) -> None:
     assert 1.4 < time.monotonic() - begin < 5
 
 
+@pytest.mark.fault("processes", "a worker does not read", "ended at the limit")
 def test_a_request_that_is_not_read_ends_at_the_limit(start: Callable[..., WorkerProcess]) -> None:
     worker = start("import time; time.sleep(100)")
     begin = time.monotonic()
@@ -185,6 +190,7 @@ def test_a_request_that_is_not_read_ends_at_the_limit(start: Callable[..., Worke
 
 @pytest.mark.parametrize(("method", "error"), [("load", EngineStartError), ("layout", EngineError)])
 @pytest.mark.parametrize("then", ["", "; import time; time.sleep(100)"])
+@pytest.mark.fault("processes", "something else writes between messages", "quoted")
 def test_foreign_output_is_quoted(start: Callable[..., WorkerProcess], method: str, error: type[Exception], then: str) -> None:
     worker = start(f"import os; os.write(1, b'hello\\n'){then}")
     with pytest.raises(error, match=r"standard output before the worker took over: b'hello\\n', which was met") as caught:
@@ -202,12 +208,14 @@ def test_foreign_output_is_quoted_where_its_writer_has_ended_before_it_is_asked(
         worker.request("load", {}, timeout=20)
 
 
+@pytest.mark.fault("processes", "an answer is cut short", "a death")
 def test_an_answer_cut_short_is_a_death(start: Callable[..., WorkerProcess]) -> None:
     worker = start("import os; os.write(1, b'LLM1' + (1000).to_bytes(4, 'little') + b'{'); os._exit(7)")
     with pytest.raises(EngineDiedError, match="exited with status 7"):
         worker.request("layout", {}, timeout=20)
 
 
+@pytest.mark.fault("processes", "an answer is no message", "told")
 def test_an_answer_that_is_no_message_is_told(start: Callable[..., WorkerProcess]) -> None:
     worker = start("import os, time; os.write(1, b'LLM1' + (1).to_bytes(4, 'little') + b'{'); time.sleep(100)")
     with pytest.raises(EngineError, match="'layout'; the process was killed"):
@@ -235,6 +243,7 @@ def test_every_load_is_reported(launch: Callable[..., Engine]) -> None:
 
 
 @pytest.mark.parametrize(("ask", "answer"), [("generate", {"outputs": []}), ("score", {"logprobs": [1, 2]})])
+@pytest.mark.fault("processes", "an engine gives too many or too few answers", "an error")
 def test_a_wrong_number_of_answers_is_an_error(
     launch: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, ask: str, answer: Any
 ) -> None:
