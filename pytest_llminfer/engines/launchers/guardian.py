@@ -1,7 +1,8 @@
 """Ends the processes of engines that left their worker's group, and those that a killed pytest left behind.
 
-Whoever starts a session of his own or forks twice keeps the variables that he was started with: by them he is found. The guardian
-is a process beside pytest that waits for pytest's end; it needs the standard library alone. Without ``/proc`` nothing is found.
+A process that starts a session of its own or forks twice still has the environment that it was started with: by a variable there it
+is found. The guardian is a process beside pytest that waits for pytest's end; it needs the standard library alone.
+Without ``/proc`` nothing is found.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ GRACE_SECONDS = 5.0
 """A worker that runs Python ends itself once pytest is gone, and cleans up."""
 KILL_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
+_SCRATCH = "llminfer-"
+"""How the folders of temporary files begin: no other is removed."""
 
 _lock = threading.Lock()
 _guarded: dict[int, str] = {}
@@ -37,13 +40,13 @@ def session() -> str:
         if pid not in _guarded:
             name = f"{pid}-{secrets.token_hex(8)}"
             with contextlib.suppress(OSError):
-                _start(name)
+                _pipes.append(_start(name))
             _guarded[pid] = name
         return _guarded[pid]
 
 
-def _start(name: str) -> None:
-    """The guardian ends after this process, which therefore never waits for it."""
+def _start(name: str) -> int:
+    """The descriptor of the pipe to a guardian, which ends after this process: it is never waited for."""
     reads, writes = os.pipe()
     try:
         os.posix_spawn(
@@ -56,9 +59,12 @@ def _start(name: str) -> None:
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ],
         )
+    except OSError:
+        os.close(writes)
+        raise
     finally:
         os.close(reads)
-    _pipes.append(writes)
+    return writes
 
 
 def started_with(variable: str, value: str) -> list[int]:
@@ -95,7 +101,8 @@ def _variables(pid: int) -> list[bytes]:
 
 def _folders(pids: list[int], variable: str) -> set[Path]:
     start = f"{variable}=".encode()
-    return {Path(os.fsdecode(entry[len(start) :])) for pid in pids for entry in _variables(pid) if entry.startswith(start)}
+    found = {Path(os.fsdecode(entry[len(start) :])) for pid in pids for entry in _variables(pid) if entry.startswith(start)}
+    return {folder for folder in found if folder.name.startswith(_SCRATCH)}
 
 
 def watch(name: str) -> None:
