@@ -154,7 +154,8 @@ def test_what_has_no_line_end_is_kept_too(start: Callable[..., ServerProcess]) -
     server = start("import sys; sys.stdout.write('one\\n' + 'two' * 30000); sys.exit(1)")
     with pytest.raises(EngineStartError, match="exited with status 1") as caught:
         ready(server)
-    assert str(caught.value).endswith(f"    one\n    {'two' * 30000}")
+    assert "    one\n    twotwo" in str(caught.value)
+    assert str(caught.value).endswith("two" * 3000)
 
 
 def test_last_words_of_one_that_dies_do_not_hold_the_key(start: Callable[..., ServerProcess]) -> None:

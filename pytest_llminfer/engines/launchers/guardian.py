@@ -16,6 +16,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SESSION = "LLMINFER_SESSION"
 """The variable by which the guardian finds the processes of one pytest process."""
@@ -27,6 +31,7 @@ _SCRATCH = "llminfer-"
 """How the folders of temporary files begin: no other is removed."""
 
 _lock = threading.Lock()
+_resting = threading.Event()
 _guarded: dict[int, str] = {}
 """Process id of a pytest process, its own alone, to the session that its guardian watches: a forked one needs another."""
 _pipes: list[int] = []
@@ -73,10 +78,20 @@ def started_with(variable: str, value: str) -> list[int]:
     return [pid for pid in _processes() if wanted in _variables(pid)]
 
 
+@contextlib.contextmanager
+def resting() -> Iterator[None]:
+    """Within, :func:`end` ends nothing: who asks what an engine leaves behind must see it."""
+    _resting.set()
+    try:
+        yield
+    finally:
+        _resting.clear()
+
+
 def end(variable: str, value: str, *, seconds: float = KILL_SECONDS) -> list[int]:
     """Kill those that were started with the variable, again until none is left or the time has passed; ids of those that stay."""
     deadline = time.monotonic() + seconds
-    while (found := started_with(variable, value)) and time.monotonic() < deadline:
+    while (found := started_with(variable, value)) and time.monotonic() < deadline and not _resting.is_set():
         for pid in found:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

@@ -87,6 +87,6 @@ def check_idle(*, stops: Sequence[Stop], idle_bytes: int | None = None) -> Verdi
         threshold=f"no process, and the device within {TOLERANCE_BYTES // MIB} MiB of idle, {LIMIT_SECONDS:g} s after a stop",
         threshold_source="docs/methods.md#memory-gates",
         smallest_detectable=f"one process; on a device {TOLERANCE_BYTES // MIB} MiB",
-        advice="look at what the process is: one that left its group (setsid) is not ended with the worker",
+        advice="look at what the process is: one that left its group (setsid) is ended by this session, and by nobody else",
         details=first_offenders(lines),
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llminfer.engines.launchers import guardian
 from pytest_llminfer.families.shutdown.check import LIMIT_SECONDS, Leftover, Stop
 from pytest_llminfer.hardware import device_bytes
 
@@ -25,7 +28,7 @@ _STATE, _PARENT, _GROUP, _STARTED = 0, 1, 2, 19  # of proc(5)'s stat, counted be
 def stop_and_start(engine: Engine, *, rounds: int) -> list[Stop]:
     """Stop and reload the engine ``rounds`` times; what was seen after each stop. It is loaded when this returns.
 
-    The round in which a process is left over is the last: further rounds would show nothing new.
+    The round in which a process is left over is the last: further rounds would show nothing new. It is ended once it was seen.
     """
     stops = []
     for _ in range(rounds):
@@ -34,11 +37,15 @@ def stop_and_start(engine: Engine, *, rounds: int) -> list[Stop]:
         processes = process_tree(os.getpgid(rank.pid) for rank in ranks)
         held = sum(unique_bytes(pid) for pid, _ in processes)
         started = time.monotonic()
-        engine.close()
+        with guardian.resting():
+            engine.close()
         left = _wait(processes, started + LIMIT_SECONDS)
         seconds = time.monotonic() - started
         found = tuple(Leftover(pid, _name(pid), unique_bytes(pid)) for pid, _ in left)
         stops.append(Stop(held, seconds, found, _settled(devices, started + LIMIT_SECONDS) if devices else None))
+        for pid, _ in still_alive(left):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         engine.restart()
         if left:
             break
