@@ -23,7 +23,7 @@ KEEPER = """
     CODE = "import time; kept = bytearray(b'x') * (100 << 20); print('there', flush=True); time.sleep(600)"
 
     @pytest.fixture(scope="session")
-    def llminfer_engine(llminfer_engine):
+    def llminfer_engine(llminfer_engine, llminfer_engine_spec):  # pytest 8.4 looks no further than at what an override asks for
         llminfer_engine.prepare("conftest.py::keep_memory_after_the_end")
         return llminfer_engine
 
