@@ -119,19 +119,7 @@ class Pool:
         with contextlib.suppress(FileExistsError):
             self._folder.mkdir(mode=0o700, parents=True)
         # The folder itself, not what a link of somebody else's names: files in it are opened.
-        found = self._folder.lstat()
-        wrong = (
-            "is a link"
-            if stat.S_ISLNK(found.st_mode)
-            else "is no folder"
-            if not stat.S_ISDIR(found.st_mode)
-            else "is another user's"
-            if found.st_uid != os.getuid()
-            else "can be written by everybody"
-            if found.st_mode & stat.S_IWOTH
-            else ""
-        )
-        if wrong:
+        if wrong := _objection(self._folder.lstat()):
             raise EngineStartError(f"the folder of GPU locks {self._folder} {wrong}; name one of your own with {LOCKS}")
         return _locked(self._folder / "turn.lock")
 
@@ -203,6 +191,17 @@ def default_folder() -> Path:
 def _id(gpu: Gpu) -> str:
     """The UUID of a MIG slice, which has no index; the index of a whole GPU, which every engine reads."""
     return gpu.uuid if gpu.uuid.startswith("MIG-") else str(gpu.index)
+
+
+def _objection(found: os.stat_result) -> str:
+    """Why what lies in the place of the folder of locks cannot be it, as a phrase; empty where it can."""
+    if stat.S_ISLNK(found.st_mode):
+        return "is a link"
+    if not stat.S_ISDIR(found.st_mode):
+        return "is no folder"
+    if found.st_uid != os.getuid():
+        return "is another user's"
+    return "can be written by everybody" if found.st_mode & stat.S_IWOTH else ""
 
 
 def _locked(path: Path) -> IO[bytes] | None:

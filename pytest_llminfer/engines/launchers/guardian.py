@@ -88,15 +88,14 @@ def resting() -> Iterator[None]:
         _resting.clear()
 
 
-def end(variable: str, value: str, *, seconds: float = KILL_SECONDS) -> list[int]:
-    """Kill those that were started with the variable, again until none is left or the time has passed; ids of those that stay."""
-    deadline = time.monotonic() + seconds
+def end(variable: str, value: str) -> None:
+    """Kill those that were started with the variable, again until none is left or ``KILL_SECONDS`` have passed."""
+    deadline = time.monotonic() + KILL_SECONDS
     while (found := started_with(variable, value)) and time.monotonic() < deadline and not _resting.is_set():
         for pid in found:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(_LOOK_SECONDS)
-    return found
 
 
 def _processes() -> list[int]:
