@@ -114,7 +114,7 @@ class Transport:
                 )
                 async with chunks:
                     async for chunk in chunks:
-                        shaped = self._shaped(chunk)
+                        shaped = self._shaped(self._without_secrets(chunk))
                         yield shaped
                         if isinstance(shaped, Failure):
                             return
@@ -192,7 +192,6 @@ class Transport:
 
     def _shaped(self, reply: Any) -> Any:
         """``reply``, or a failure that shows the start of it where it is of no shape that an answer has."""
-        reply = self._without_secrets(reply)
         if not (odd := oddity(reply)):
             return reply
         start = reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False)
